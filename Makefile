@@ -1,0 +1,66 @@
+# Needs python3 with venv, and make; no root. Everything is installed into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+SOURCES = setup.py warmup_plugin recipes scripts tests
+
+# `make test PYTEST_ARGS="-m 'not integration'"` leaves the slow tests out.
+PYTEST_ARGS ?=
+
+.PHONY: help install test demo lint format doctor clean distclean
+
+help:
+	@echo "make install    create $(VENV) and install the package into it"
+	@echo "make doctor     check that training can run here"
+	@echo "make demo       train and compare two small models, about 6 minutes"
+	@echo "make test       run the tests"
+	@echo "make lint       run black, isort, flake8 and mypy"
+	@echo "make format     run black and isort and change the files"
+	@echo "make clean      remove build outputs and caches"
+	@echo "make distclean  remove $(VENV) as well"
+
+install: $(VENV)/.installed
+
+# Made anew whenever the dependencies may have changed.
+$(VENV)/.installed: setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 13) or sys.exit("error: Python 3.10, 3.11 or 3.12 is needed, but $(PYTHON) is %d.%d; name another one with `make PYTHON=python3.12`." % v[:2])'
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV). The first time, about 7 GB of PyTorch and CUDA libraries are fetched and unpacked: 3 to 4 minutes on a fast line."
+	$(PIP) install --editable '.[test]'
+	$(VENV)/bin/python -m warmup_plugin link-libsndfile
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --editable '.[test,dev]'
+	@touch $@
+
+# One thread: the models of the tests are too small to share their work.
+test: install
+	HF_HUB_OFFLINE=1 FAIRSEQ2_EXTENSION_TRACE=1 \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+demo: install
+	$(VENV)/bin/python scripts/demo.py
+
+doctor: install
+	$(VENV)/bin/python -m warmup_plugin doctor
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/black --check --quiet $(SOURCES)
+	$(VENV)/bin/isort --check --quiet $(SOURCES)
+	$(VENV)/bin/flake8 $(SOURCES)
+	$(VENV)/bin/mypy $(SOURCES)
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/isort --quiet $(SOURCES)
+	$(VENV)/bin/black --quiet $(SOURCES)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,11 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import sys
+
+from warmup_plugin.recipes.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())

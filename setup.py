@@ -1,0 +1,97 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+README = ROOT / "README.md"
+
+PRESETS = ROOT / "recipes" / "configs"
+
+
+def read_version() -> str:
+    """Reads the version, without importing a package that is not installed yet."""
+    text = (ROOT / "warmup_plugin" / "__init__.py").read_text(encoding="utf-8")
+
+    match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if match is None:
+        raise ValueError("`__version__` must be set in warmup_plugin/__init__.py.")
+
+    return match[1]
+
+
+class BuildWithPresets(build_py):
+    """
+    Puts the presets into the wheel.
+
+    A clone keeps them beside the recipes, where people look for them, and holds no
+    second copy; ``warmup_plugin/presets.py`` finds both.
+    """
+
+    def run(self) -> None:
+        super().run()
+
+        if self.editable_mode:
+            return
+
+        target = Path(self.build_lib, "warmup_plugin", "configs")
+
+        # A preset that was deleted may be left from an earlier build.
+        shutil.rmtree(target, ignore_errors=True)
+
+        for preset in PRESETS.rglob("*.yaml"):
+            copy = target / preset.relative_to(PRESETS)
+
+            copy.parent.mkdir(parents=True, exist_ok=True)
+
+            shutil.copyfile(preset, copy)
+
+
+setup(
+    name="warmup_plugin",
+    version=read_version(),
+    description="Warmup generations for fairseq2: a model writes a short text before its output and learns which texts help",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["warmup_plugin", "warmup_plugin.*"]),
+    package_data={"warmup_plugin": ["py.typed"]},
+    cmdclass={"build_py": BuildWithPresets},
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        # Pins torch as well. Other versions differ in what the recipes build on.
+        "fairseq2==0.8.1",
+        "sacrebleu>=2.4,<3",
+        "sentencepiece>=0.2.0",
+        # For the libsndfile it bundles: fairseq2 does not start without one.
+        "soundfile>=0.12",
+        "tensorboard",
+    ],
+    extras_require={
+        # setuptools: a test builds the wheel without a network.
+        "test": ["pytest>=8", "setuptools>=70.1"],
+        "dev": [
+            "black~=26.1",
+            "flake8>=7",
+            "isort>=6",
+            "mypy>=1.18",
+            "types-PyYAML",
+            "types-setuptools",
+        ],
+    },
+    entry_points={
+        "console_scripts": ["warmup-plugin = warmup_plugin.__main__:main"],
+        "fairseq2.extension": [
+            "warmup_plugin = warmup_plugin:setup_warmup_extension",
+        ],
+    },
+)

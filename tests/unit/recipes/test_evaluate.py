@@ -1,0 +1,324 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import warmup_plugin.recipes
+from warmup_plugin.recipes.evaluate import main
+
+_REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
+
+_HALF = [
+    line if i % 2 == 0 else "a dog stood there" for i, line in enumerate(_REFERENCES)
+]
+
+
+def _write(file: Path, lines: Sequence[str]) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    return str(file)
+
+
+class TestFileMode:
+    def test_main_scores_one_file(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        hyp, ref = _write(tmp_path / "h", _REFERENCES), _write(
+            tmp_path / "r", _REFERENCES
+        )
+
+        args = ["--hypotheses", hyp, "--references", ref, "--num-bootstrap", "20"]
+
+        assert main(args) == 0
+
+        out = capsys.readouterr().out
+
+        assert "100.00 [100.00, 100.00]" in out
+        assert "BLEU: nrefs:1|case:mixed|eff:no|tok:13a" in out
+        assert "20 sentences" in out
+        assert "paired" not in out
+
+    def test_main_tests_systems_against_first(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        half, right = _write(tmp_path / "half", _HALF), _write(
+            tmp_path / "right", _REFERENCES
+        )
+
+        out_file = tmp_path / "out" / "scores.json"
+
+        args = ["--hypotheses", half, right, "--references", right]
+
+        args += ["--target-lang", "de", "--json", str(out_file)]
+
+        assert main([*args, "--num-bootstrap", "100"]) == 0
+
+        assert f"p: paired bootstrap test against {half}" in capsys.readouterr().out
+
+        data = json.loads(out_file.read_text(encoding="utf-8"))
+
+        assert list(data["systems"]) == [half, right]
+        assert data["baseline"] == half
+        assert data["target_lang"] == "de"
+        assert data["num_sentences"] == 20
+        assert data["references"] == right
+        assert data["bootstrap"] == {"num_samples": 100, "seed": 12345}
+        assert data["versions"]["sacrebleu"].startswith("2.")
+
+        bleu, _ = data["systems"][half]
+
+        assert bleu["name"] == "BLEU"
+        assert bleu["ci_low"] < bleu["score"] < bleu["ci_high"]
+        assert "tok:13a" in bleu["signature"]
+
+        comparison = data["comparisons"][0]
+
+        assert (comparison["system"], comparison["metric"]) == (right, "BLEU")
+        assert comparison["p_value"] == pytest.approx(1 / 101)
+
+    @pytest.mark.parametrize(
+        "args,message",
+        [
+            ([], "There is nothing to score"),
+            (["--hypotheses", "h"], "needs `--references FILE`"),
+            (["run", "--hypotheses", "h"], "cannot be combined"),
+            (["run", "--references", "r"], "leave `--references` out"),
+            (["--hypotheses", "h", "--split", "test"], "`--split` belongs to a run"),
+            (["--hypotheses", "nope", "--references", "r"], "nope"),
+            (["--hypotheses", "h", "h", "--references", "r"], "h is given more than"),
+            (["--hypotheses", "h", "--references", "short"], "h has 20 lines but"),
+            (
+                ["--hypotheses", "h", "--references", "r", "--json", "h/x.json"],
+                "h/x.json cannot be written",
+            ),
+            (["nope"], "nope is not the directory of a training run"),
+        ],
+    )
+    def test_main_reports_bad_input_in_one_line(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        args: Sequence[str],
+        message: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        _write(tmp_path / "h", _HALF)
+        _write(tmp_path / "r", _REFERENCES)
+        _write(tmp_path / "short", _REFERENCES[:19])
+
+        assert main([*args, "--num-bootstrap", "5"]) == 2
+
+        err = capsys.readouterr().err
+
+        assert err.startswith("error: ")
+        assert message in err
+        assert err.count("\n") == 1
+
+    def test_module_imports_neither_torch_nor_fairseq2(self) -> None:
+        code = (
+            "import sys, warmup_plugin.recipes.evaluate; "
+            "sys.exit(not {'torch', 'fairseq2'}.isdisjoint(sys.modules))"
+        )
+
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+
+    _write(data / "test.xx", ["source"] * 20)
+    _write(data / "test.zh", _REFERENCES)
+    _write(data / "short.xx", ["source"] * 19)
+    _write(data / "short.zh", _REFERENCES[:19])
+
+    config = [
+        "model: {family: nllb}",
+        "dataset:",
+        f"  path: {data}",
+        "  format: plain",
+        "  source_lang: xx",
+        "  target_lang: zh",
+        "  source_field: null",
+        "  max_num_tokens: 10",
+    ]
+
+    _write(tmp_path / "run" / "config.yaml", config)
+
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
+    """Replaces the `generate` recipe by one that records its arguments."""
+    calls: list[Sequence[str]] = []
+
+    def generate(argv: Sequence[str]) -> int:
+        calls.append(argv)
+
+        run_dir, _, split, _, checkpoint = argv
+
+        if split == "short":
+            return 2
+
+        _write_translations(Path(run_dir), f"{split}.{checkpoint}")
+
+        return 0
+
+    module = ModuleType("warmup_plugin.recipes.generate")
+
+    setattr(module, "main", generate)
+
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(warmup_plugin.recipes, "generate", module, raising=False)
+
+    return calls
+
+
+def _write_translations(run_dir: Path, name: str) -> Path:
+    file = run_dir / "generate" / f"{name}.txt"
+
+    _write(file, _HALF)
+    _write(file.with_name(f"{file.name}.jsonl"), ["{}"] * 20)
+
+    return file
+
+
+class TestRunMode:
+    def test_main_generates_and_writes_scores(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        assert main([str(run_dir), "--num-bootstrap", "10"]) == 0
+
+        assert generate_calls == [
+            [str(run_dir), "--split", "test", "--checkpoint", "best"]
+        ]
+
+        text = (run_dir / "evaluate" / "test.best.json").read_text(encoding="utf-8")
+
+        data = json.loads(text)
+
+        assert list(data["systems"]) == [str(run_dir)]
+        assert data["target_lang"] == "zh"
+        assert "tok:zh" in data["systems"][str(run_dir)][0]["signature"]
+        assert data["num_sentences"] == 20
+        assert data["hypotheses"] == {
+            str(run_dir): str(run_dir / "generate" / "test.best.txt")
+        }
+        assert set(data["versions"]) == {"sacrebleu", "warmup_plugin"}
+
+    def test_main_reuses_translations(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        _write_translations(run_dir, "test.last")
+
+        args = [str(run_dir), "--checkpoint", "last", "--num-bootstrap", "0"]
+
+        assert main(args) == 0
+
+        assert generate_calls == []
+
+        assert (run_dir / "evaluate" / "test.last.json").is_file()
+
+    def test_main_generates_again_when_checkpoints_are_newer(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        file = _write_translations(run_dir, "test.best")
+
+        (run_dir / "checkpoints" / "step_2").mkdir(parents=True)
+
+        os.utime(file, (0, 0))
+
+        assert main([str(run_dir), "--num-bootstrap", "0"]) == 0
+
+        assert len(generate_calls) == 1
+
+    def test_main_takes_split_from_config(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        with (run_dir / "config.yaml").open("a") as fp:
+            fp.write("  test_split: short\n")
+
+        assert main([str(run_dir)]) == 2
+
+        assert generate_calls[0][2] == "short"
+
+    def test_main_compares_runs(
+        self,
+        run_dir: Path,
+        generate_calls: list[Sequence[str]],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        other_dir = run_dir.with_name("other")
+
+        text = (run_dir / "config.yaml").read_text()
+
+        _write(other_dir / "config.yaml", [text])
+
+        assert main([str(run_dir), str(other_dir), "--num-bootstrap", "10"]) == 0
+
+        assert len(generate_calls) == 2
+
+        assert "1.000" in capsys.readouterr().out
+
+        text = (other_dir / "evaluate" / "test.best.json").read_text(encoding="utf-8")
+
+        data = json.loads(text)
+
+        assert list(data["systems"]) == [str(other_dir)]
+        assert data["baseline"] == str(run_dir)
+        assert data["comparisons"][0]["p_value"] == 1.0
+
+    @pytest.mark.parametrize(
+        "args,message",
+        [
+            (["--split", "nope"], "has no `nope` split"),
+            (["--split", "short"], "cannot be translated"),
+        ],
+    )
+    def test_main_reports_bad_split(
+        self,
+        run_dir: Path,
+        generate_calls: list[Sequence[str]],
+        capsys: pytest.CaptureFixture[str],
+        args: Sequence[str],
+        message: str,
+    ) -> None:
+        assert main([str(run_dir), *args]) == 2
+
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "text,message",
+        [
+            ("a: [", "is not valid YAML"),
+            ("model: {}", "has no section `dataset`"),
+            ("- 1", "has no section `dataset`"),
+        ],
+    )
+    def test_main_reports_bad_config(
+        self,
+        run_dir: Path,
+        capsys: pytest.CaptureFixture[str],
+        text: str,
+        message: str,
+    ) -> None:
+        (run_dir / "config.yaml").write_text(text)
+
+        assert main([str(run_dir)]) == 2
+
+        assert message in capsys.readouterr().err

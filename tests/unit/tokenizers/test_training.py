@@ -1,0 +1,250 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.training import MAX_LINE_BYTES, train_tokenizer
+
+LINES = [
+    "A dog runs in the park.",
+    "Ein Hund läuft im Park.",
+    "Two men are talking.",
+    "Zwei Männer reden.",
+]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "text.txt", LINES * 20)
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    return path
+
+
+class TestTrainTokenizer:
+    def test_call_writes_special_tokens_at_their_indices(
+        self, tmp_path: Path, text: Path
+    ) -> None:
+        report = train_tokenizer([text], tmp_path / "t.model", vocab_size=40)
+
+        processor = SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+
+        pieces = [processor.id_to_piece(i) for i in range(5)]
+
+        assert pieces == ["<pad>", "<unk>", "<s>", "</s>", "<sep>"]
+        assert processor.is_control(4)
+        assert processor.vocab_size() == 40
+
+        assert report.path == tmp_path / "t.model"
+        assert report.vocab_size == 40
+        assert report.num_lines == 80
+
+    @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+    def test_call_is_deterministic(
+        self, tmp_path: Path, text: Path, model_type: str
+    ) -> None:
+        contents = set()
+
+        for name in ("a.model", "b.model"):
+            train_tokenizer(
+                [text], tmp_path / name, vocab_size=40, model_type=model_type
+            )
+
+            contents.add((tmp_path / name).read_bytes())
+
+        assert len(contents) == 1
+
+    def test_call_reads_all_inputs_and_gzip(self, tmp_path: Path, text: Path) -> None:
+        packed = tmp_path / "more.txt.gz"
+
+        with gzip.open(packed, "wt", encoding="utf-8") as fp:
+            fp.write("Жук\n" * 30)
+
+        train_tokenizer([text, packed], tmp_path / "t.model", vocab_size=45)
+
+        processor = SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+
+        assert processor.unk_id() not in processor.encode("Жук")
+
+    def test_call_counts_lines_that_are_left_out(
+        self, tmp_path: Path, text: Path
+    ) -> None:
+        extra = write_lines(
+            tmp_path / "extra.txt", ["", "  ", "x" * (MAX_LINE_BYTES + 1)]
+        )
+
+        report = train_tokenizer([text, extra], tmp_path / "t.model", vocab_size=40)
+
+        assert report.num_lines == 80
+        assert report.num_empty_lines == 2
+        assert report.num_long_lines == 1
+
+    def test_call_leaves_no_other_file_behind(self, tmp_path: Path, text: Path) -> None:
+        train_tokenizer([text], tmp_path / "t.model", vocab_size=40)
+
+        assert {p.name for p in tmp_path.iterdir()} == {"text.txt", "t.model"}
+
+    def test_call_replaces_only_when_forced(self, tmp_path: Path, text: Path) -> None:
+        output = tmp_path / "t.model"
+
+        output.write_text("precious")
+
+        with pytest.raises(WarmupError, match=r"exists already; .* `--force`\.$"):
+            train_tokenizer([text], output, vocab_size=40)
+
+        assert output.read_text() == "precious"
+
+        train_tokenizer([text], output, vocab_size=40, force=True)
+
+        assert SentencePieceProcessor(model_file=str(output)).vocab_size() == 40
+
+    def test_call_keeps_existing_output_when_training_fails(
+        self, tmp_path: Path, text: Path
+    ) -> None:
+        output = tmp_path / "t.model"
+
+        output.write_text("precious")
+
+        with pytest.raises(WarmupError):
+            train_tokenizer([text], output, vocab_size=4000, force=True)
+
+        assert output.read_text() == "precious"
+
+    def test_call_raises_error_when_vocabulary_is_too_large(
+        self, tmp_path: Path, text: Path
+    ) -> None:
+        output = tmp_path / "t.model"
+
+        with pytest.raises(WarmupError, match=r"4000 tokens is too large") as info:
+            train_tokenizer([text], output, vocab_size=4000)
+
+        # The number in the remedy must be one that works.
+        vocab_size = int(str(info.value).split("`--vocab-size` to ")[1].split()[0])
+
+        train_tokenizer([text], output, vocab_size=vocab_size)
+
+        with pytest.raises(WarmupError, match="too large"):
+            train_tokenizer([text], output, vocab_size=vocab_size + 1, force=True)
+
+    def test_call_raises_error_when_vocabulary_is_too_small(
+        self, tmp_path: Path, text: Path
+    ) -> None:
+        output = tmp_path / "t.model"
+
+        with pytest.raises(WarmupError, match=r"10 tokens has no room") as info:
+            train_tokenizer([text], output, vocab_size=10)
+
+        vocab_size = int(str(info.value).split("`--vocab-size` to ")[1].split()[0])
+
+        train_tokenizer([text], output, vocab_size=vocab_size)
+
+        with pytest.raises(WarmupError, match="has no room"):
+            train_tokenizer([text], output, vocab_size=vocab_size - 1, force=True)
+
+    @pytest.mark.parametrize(
+        "options,message",
+        [
+            ({"vocab_size": 5}, "vocabulary size must be at least 6"),
+            ({"model_type": "word"}, "`word` is not a known model type"),
+            ({"character_coverage": 0.5}, "coverage must be between 0.98 and 1"),
+            ({"normalization": "foo"}, "`foo` is not a known normalization"),
+            ({"num_threads": 0}, "number of threads must be at least 1"),
+        ],
+    )
+    def test_call_raises_error_when_option_is_wrong(
+        self, tmp_path: Path, text: Path, options: dict[str, object], message: str
+    ) -> None:
+        kwargs: dict[str, object] = {"vocab_size": 40, **options}
+
+        with pytest.raises(WarmupError, match=message):
+            train_tokenizer([text], tmp_path / "t.model", **kwargs)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("lines", [[], ["", " "], ["x" * 5000]])
+    def test_call_raises_error_when_there_is_no_text(
+        self, tmp_path: Path, lines: list[str]
+    ) -> None:
+        empty = write_lines(tmp_path / "empty.txt", lines)
+
+        with pytest.raises(WarmupError, match=r"empty\.txt.*`--input`\.$"):
+            train_tokenizer([empty], tmp_path / "t.model", vocab_size=40)
+
+    def test_call_raises_error_when_text_has_only_invisible_characters(
+        self, tmp_path: Path
+    ) -> None:
+        blank = write_lines(tmp_path / "blank.txt", ["\u200b", "\u0001"])
+
+        with pytest.raises(WarmupError, match=r"No line of .*blank\.txt"):
+            train_tokenizer([blank], tmp_path / "t.model", vocab_size=40)
+
+    def test_call_raises_error_of_reader_unchanged(
+        self, tmp_path: Path, text: Path
+    ) -> None:
+        bad = tmp_path / "bad.txt"
+
+        bad.write_bytes(b"good\nb\xffad\n")
+
+        # SentencePiece would wrap it in a `RuntimeError` with the place in the code.
+        with pytest.raises(WarmupError, match=r"^[^\n]*bad\.txt[^\n]*2[^\n]*$"):
+            train_tokenizer([text, bad], tmp_path / "t.model", vocab_size=40)
+
+        with pytest.raises(WarmupError, match=r"nope\.txt"):
+            train_tokenizer([tmp_path / "nope.txt"], tmp_path / "t", vocab_size=40)
+
+    def test_call_lets_keyboard_interrupt_through(
+        self, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(path: Path) -> None:
+            raise KeyboardInterrupt()
+
+        monkeypatch.setattr("warmup_plugin.data.text_pairs.iter_lines", interrupt)
+
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer([text], tmp_path / "t.model", vocab_size=40)
+
+    def test_call_raises_error_when_output_cannot_be_used(
+        self, tmp_path: Path, text: Path
+    ) -> None:
+        with pytest.raises(WarmupError, match=r"is a folder; name a file in it"):
+            train_tokenizer([text], tmp_path, vocab_size=40)
+
+        with pytest.raises(WarmupError, match=r"does not exist; .*`mkdir -p "):
+            train_tokenizer([text], tmp_path / "no" / "t.model", vocab_size=40)
+
+        with pytest.raises(WarmupError, match=r"is also an input"):
+            train_tokenizer([text], text, vocab_size=40, force=True)
+
+        with pytest.raises(WarmupError, match=r"`--input`"):
+            train_tokenizer([], tmp_path / "t.model", vocab_size=40)
+
+    def test_call_raises_error_when_folder_is_not_writable(
+        self, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Root may write anywhere, so permissions cannot be set for this test.
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+        with pytest.raises(WarmupError, match=r"is not writable"):
+            train_tokenizer([text], tmp_path / "t.model", vocab_size=40)
+
+    def test_call_raises_error_when_disk_is_full(
+        self, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(path: Path, content: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", fail)
+
+        with pytest.raises(WarmupError, match=r"\(No space left on device\)"):
+            train_tokenizer([text], tmp_path / "t.model", vocab_size=40)
+
+        assert {p.name for p in tmp_path.iterdir()} == {"text.txt"}

@@ -1,0 +1,155 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final
+
+from warmup_plugin import __version__
+from warmup_plugin.errors import WarmupError
+
+PROG: Final = "python -m warmup_plugin"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Names the module of a command, which is imported only when it runs."""
+
+    module: str
+    """A module with ``add_arguments()`` and ``run()``, or with ``main()``."""
+
+    help: str
+
+
+COMMANDS: Final = {
+    "doctor": Command(
+        "warmup_plugin.commands.doctor",
+        "check that training can run here",
+    ),
+    "link-libsndfile": Command(
+        "warmup_plugin.commands.link_libsndfile",
+        "give fairseq2 the libsndfile it needs where the system has none",
+    ),
+    "train-tokenizer": Command(
+        "warmup_plugin.commands.train_tokenizer",
+        "train a tokenizer from text files",
+    ),
+    "train": Command(
+        "warmup_plugin.recipes.train",
+        "train or resume a model",
+    ),
+    "generate": Command(
+        "warmup_plugin.recipes.generate",
+        "translate with a trained model",
+    ),
+    "evaluate": Command(
+        "warmup_plugin.recipes.evaluate",
+        "score translations",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs a command.
+
+    :param argv: The command and its arguments. If ``None``, those of the process.
+
+    :returns: The exit status: 2 for bad input, 130 when interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+
+    if args and args[0] in COMMANDS:
+        name, rest = args[0], args[1:]
+
+        return guard(lambda: _run(name, rest))
+
+    parser = _create_parser()
+
+    if not args:
+        parser.print_help()
+
+        return 2
+
+    # `--help`, `--version` and unknown commands all end here.
+    parser.parse_args(args)
+
+    return 2
+
+
+def guard(command: Callable[[], int]) -> int:
+    """Runs ``command`` and turns what a user can cause into an exit status."""
+    try:
+        status = command()
+
+        # A closed pipe may show only now.
+        sys.stdout.flush()
+
+        return status
+    except WarmupError as ex:
+        print(f"error: {ex}", file=sys.stderr)
+
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has left. Python would complain once more when
+        # it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+        return 141
+
+
+def _run(name: str, args: list[str]) -> int:
+    module = import_module(COMMANDS[name].module)
+
+    status: int
+
+    if hasattr(module, "main"):
+        status = module.main(args)
+    else:
+        parser = argparse.ArgumentParser(
+            prog=f"{PROG} {name}", description=module.DESCRIPTION
+        )
+
+        module.add_arguments(parser)
+
+        status = module.run(parser.parse_args(args))
+
+    return status
+
+
+def _create_parser() -> argparse.ArgumentParser:
+    width = max(len(name) for name in COMMANDS)
+
+    lines = [f"  {name:<{width}}  {cmd.help}" for name, cmd in COMMANDS.items()]
+
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        usage=f"{PROG} COMMAND ...",
+        description="Translation models that write a warmup before their output.",
+        epilog="commands:\n"
+        + "\n".join(lines)
+        + f"\n\n`{PROG} COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    parser.add_argument(
+        "command", choices=list(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS
+    )
+
+    parser.add_argument(
+        "--version", action="version", version=f"warmup_plugin {__version__}"
+    )
+
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

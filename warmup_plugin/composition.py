@@ -1,0 +1,81 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Everything that this package adds to fairseq2, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from fairseq2.recipe.cli import register_cli_error
+from fairseq2.recipe.component import register_component
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+
+from warmup_plugin.criteria.base import CriterionFactory
+from warmup_plugin.criteria.sft import create_sft_criterion
+from warmup_plugin.criteria.warmup import create_warmup_criterion
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.training import register_metric_descriptors
+from warmup_plugin.models.presets import register_presets
+from warmup_plugin.objectives import Objective, best_loss, elbo_loss, marginal_loss
+from warmup_plugin.tokenizers.spm import register_warmup_spm_family
+
+
+def register_warmup_plugin(container: DependencyContainer) -> None:
+    """Registers our components; called by fairseq2 once for each container."""
+    register_warmup_spm_family(container)
+
+    register_presets(container)
+
+    _register_objectives(container)
+
+    container.register_instance(CriterionFactory, create_sft_criterion, key="sft")
+    container.register_instance(CriterionFactory, create_warmup_criterion, key="warmup")
+
+    register_metric_descriptors(container)
+
+    register_cli_error(container, WarmupError, _handle_warmup_error)
+
+
+@dataclass(kw_only=True)
+class MarginalConfig:
+    """Configures the objective ``marginal``."""
+
+    control_variate: bool = True
+    """If ``True``, subtracts the leave-one-out baseline 1/K from the weights of the warmups' gradients."""
+
+
+@dataclass(kw_only=True)
+class NoConfig:
+    """Configures an objective without settings."""
+
+
+def _register_objectives(container: DependencyContainer) -> None:
+    def create_marginal(
+        resolver: DependencyResolver, config: MarginalConfig
+    ) -> Objective:
+        return partial(marginal_loss, control_variate=config.control_variate)
+
+    register_component(
+        container, Objective, "marginal", MarginalConfig, create_marginal
+    )
+
+    def register(name: str, objective: Objective) -> None:
+        factory: Callable[[DependencyResolver, NoConfig], Objective] = (
+            lambda resolver, config: objective
+        )
+
+        register_component(container, Objective, name, NoConfig, factory)
+
+    register("elbo", elbo_loss)
+    register("best", best_loss)
+
+
+def _handle_warmup_error(ex: WarmupError) -> int:
+    from fairseq2.logging import log
+
+    log.error(str(ex))
+
+    return 2

@@ -1,0 +1,215 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.gang import Gangs
+from fairseq2.metrics import MetricBag
+from fairseq2.metrics.common import add_seq2seq_batch_metrics
+from fairseq2.recipe.trainer import TrainUnit
+from fairseq2.utils.stopwatch import Stopwatch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+from fairseq2.metrics import Mean, Sum
+from typing_extensions import override
+
+from warmup_plugin.criteria.config import WarmupSection
+from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.models.conditional import ConditionalModel
+from warmup_plugin.objectives import Objective
+
+
+@final
+@dataclass(frozen=True)
+class CriterionContext:
+    """Holds what a criterion may need."""
+
+    model: ConditionalModel
+    """The bare model, for passes without gradient."""
+
+    dp_model: Module
+    """The model in its data parallel wrapper, for passes with gradient."""
+
+    layout: DecoderLayout
+
+    gangs: Gangs
+
+    label_smoothing: float
+
+    warmup: WarmupSection
+
+    objective: Objective
+
+    publish_every_n_steps: int | None
+    """Health figures that cost a pass are measured on these steps only."""
+
+
+@final
+@dataclass(frozen=True)
+class WeighedWarmup:
+    """Holds a sampled warmup to be shown to people."""
+
+    tokens: list[int]
+
+    weight: float
+    """Its share of the K candidates' likelihood."""
+
+    warmup_log_prob: float
+    """log P(c|x)."""
+
+    target_log_prob: float
+    """log P(y|c,x)."""
+
+
+class Criterion(ABC):
+    """Says what a training step minimises."""
+
+    @abstractmethod
+    def add_metrics(self, metric_bag: MetricBag) -> None:
+        """Adds the criterion's metrics, the same for training and validation."""
+
+    @abstractmethod
+    def compute_loss(
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, step_nr: int
+    ) -> Tensor:
+        """
+        Computes the loss of a training batch.
+
+        :returns: The sum over sources; fairseq2's trainer divides the gradients by the
+            number of target tokens of all ranks. *Shape:* scalar.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, num_shown: int
+    ) -> list[list[WeighedWarmup]]:
+        """
+        Updates the metrics with a validation batch.
+
+        :returns: The warmups drawn for the first ``num_shown`` sources of the batch;
+            nothing if the criterion draws none.
+        """
+
+    @property
+    @abstractmethod
+    def max_warmup_len(self) -> int | None:
+        """The most tokens of a warmup; ``None`` if the model writes none."""
+
+    @property
+    @abstractmethod
+    def draw_time(self) -> Stopwatch:
+        """The time spent drawing since the last reset."""
+
+
+@runtime_checkable
+class CriterionFactory(Protocol):
+    """
+    Creates a criterion; registered under the name that ``criterion.name`` takes::
+
+        container.register_instance(CriterionFactory, create_it, key="mine")
+    """
+
+    def __call__(self, context: CriterionContext) -> Criterion: ...
+
+
+def num_target_tokens(batch: Seq2SeqBatch) -> int:
+    """
+    Counts the tokens to predict.
+
+    fairseq2's ``Seq2SeqBatch.num_target_elements`` counts sources as well.
+    """
+    _, targets = batch.as_auto_regressive()
+
+    return targets.num_elements
+
+
+def update_batch_metrics(batch: Seq2SeqBatch, metric_bag: MetricBag) -> None:
+    """Counts the examples and tokens of ``batch``."""
+    num_targets = num_target_tokens(batch)
+
+    counts = {
+        "num_examples": batch.num_examples,
+        "num_elements": batch.num_source_elements + num_targets,
+        "num_source_elements": batch.num_source_elements,
+        "num_target_elements": num_targets,
+    }
+
+    for name, count in counts.items():
+        metric_bag.get(name, Sum).update(count)
+        metric_bag.get(f"total_{name}", Sum).update(count)
+
+    metric_bag.get("padding", Sum).update(batch.padding)
+
+
+@final
+class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
+    """Trains with a criterion."""
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        optimizer: Optimizer,
+        gangs: Gangs,
+        *,
+        on_step: Callable[[int], None],
+    ) -> None:
+        """
+        :param on_step: Called with its number when a step begins, on all ranks.
+        """
+        self._criterion = criterion
+        self._on_step = on_step
+        self._step_nr = 0
+        self._step_time = Stopwatch(device=gangs.device)
+
+        # fairseq2 tells when a step begins, not when it ends.
+        optimizer.register_step_post_hook(lambda *_: self._step_time.stop())
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        add_seq2seq_batch_metrics(metric_bag)
+
+        metric_bag.add("nll_loss", Mean())
+
+        self._criterion.add_metrics(metric_bag)
+
+    @override
+    def set_step_nr(self, step_nr: int) -> None:
+        self._on_step(step_nr)
+
+        self._step_nr = step_nr
+
+        self._step_time.stop()
+
+        self._step_time.start()
+
+    @override
+    def process_batch(
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag
+    ) -> tuple[Tensor, int]:
+        loss = self._criterion.compute_loss(batch, metric_bag, step_nr=self._step_nr)
+
+        update_batch_metrics(batch, metric_bag)
+
+        # The trainer divides by the tokens of all ranks and micro-batches; dividing
+        # here as well would scale the gradients twice.
+        return loss, num_target_tokens(batch)
+
+    @override
+    def process_metric_values(self, values: MutableMapping[str, object]) -> None:
+        step_time = self._step_time.get_elapsed_time()
+
+        draw_time = self._criterion.draw_time.get_elapsed_time()
+
+        if step_time > 0.0:
+            values["draw_share"] = draw_time / step_time
+
+        self._step_time.reset()
+
+        self._criterion.draw_time.reset()

@@ -1,0 +1,181 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any, cast, final
+
+import torch.distributed as dist
+from fairseq2.data.tokenizers import TokenDecoder
+from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.gang import Gang, Gangs
+from fairseq2.logging import log
+from fairseq2.metrics import Mean, MetricBag
+from fairseq2.metrics.common import add_seq2seq_batch_metrics
+from fairseq2.recipe.evaluator import EvalUnit
+from torch import Tensor
+from typing_extensions import override
+
+from warmup_plugin.criteria.base import (
+    Criterion,
+    WeighedWarmup,
+    update_batch_metrics,
+)
+from warmup_plugin.generation import BeamSearch
+from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.metrics.translation import score_translations
+
+
+def decode_tokens(decoder: TokenDecoder, tokens: list[int]) -> str:
+    """Turns token indices into text; no tokens into empty text."""
+    if not tokens:
+        return ""
+
+    # On the CPU whatever the default device of the recipe is.
+    return decoder(Tensor(tokens).long().cpu())
+
+
+def gather_objects(gang: Gang, item: Any) -> list[Any]:
+    """Collects one picklable object of every rank, in the order of the ranks."""
+    if gang.size == 1:
+        return [item]
+
+    items: list[Any] = [None] * gang.size
+
+    dist.all_gather_object(items, item, group=gang.as_process_group())
+
+    return items
+
+
+@final
+class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
+    """
+    Measures the loss of a development set, decodes it and reports BLEU and chrF++.
+
+    A few sources are logged with the warmups drawn for them and what was decoded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        criterion: Criterion,
+        search: BeamSearch,
+        layout: DecoderLayout,
+        decoder: TokenDecoder,
+        gangs: Gangs,
+        *,
+        target_lang: str | None,
+        num_shown: int,
+    ) -> None:
+        """
+        :param target_lang: The language that chooses sacreBLEU's tokenizer.
+        :param num_shown: The number of sources to log with their warmups.
+        """
+        self._name = name
+        self._criterion = criterion
+        self._search = search
+        self._layout = layout
+        self._decoder = decoder
+        self._gangs = gangs
+        self._target_lang = target_lang
+        self._num_shown = num_shown
+        self._step_nr = 0
+
+        # (index in the corpus, hypothesis, reference)
+        self._outputs: list[tuple[int, str, str]] = []
+
+        self._scores: dict[str, float] = {}
+
+        self._num_left_to_show = 0
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        add_seq2seq_batch_metrics(metric_bag)
+
+        metric_bag.add("nll_loss", Mean())
+
+        self._criterion.add_metrics(metric_bag)
+
+        self._outputs.clear()
+
+        self._num_left_to_show = self._num_shown
+
+    @override
+    def set_train_step_nr(self, step_nr: int) -> None:
+        self._step_nr = step_nr
+
+    @override
+    def process_batch(self, batch: Seq2SeqBatch, metric_bag: MetricBag) -> None:
+        shown = self._criterion.evaluate(
+            batch, metric_bag, num_shown=self._num_left_to_show
+        )
+
+        update_batch_metrics(batch, metric_bag)
+
+        prefixes = batch.target_seqs[:, : self._layout.prefix_len]
+
+        hypotheses = self._search(
+            batch.source_seqs, list(batch.source_seq_lens), prefixes
+        )
+
+        texts = [decode_tokens(self._decoder, h.target) for h in hypotheses]
+
+        example = cast(dict[str, Any], batch.example)
+
+        self._outputs.extend(zip(example["indices"], texts, example["targets"]))
+
+        # One rank's log is enough.
+        if self._gangs.root.rank != 0:
+            return
+
+        for n, warmups in enumerate(shown):
+            self._show(example["sources"][n], example["targets"][n], texts[n], warmups)
+
+            self._num_left_to_show -= 1
+
+    def _show(
+        self, source: str, reference: str, output: str, warmups: list[WeighedWarmup]
+    ) -> None:
+        lines = [f"source:    {source}", f"reference: {reference}"]
+
+        for warmup in sorted(warmups, key=lambda w: -w.weight):
+            text = decode_tokens(self._decoder, warmup.tokens)
+
+            lines.append(
+                f"warmup:    {text!r} (weight {warmup.weight:.3f}, log P(c|x) {warmup.warmup_log_prob:.2f}, log P(y|c,x) {warmup.target_log_prob:.2f})"
+            )
+
+        lines.append(f"output:    {output}")
+
+        log.info("Sampled warmups at step {}:\n{}", self._step_nr, "\n".join(lines))
+
+    @override
+    def finalize(self, metric_bag: MetricBag) -> None:
+        gathered = gather_objects(self._gangs.dp, self._outputs)
+
+        if self._gangs.root.rank != 0:
+            return
+
+        outputs = sorted(o for rank_outputs in gathered for o in rank_outputs)
+
+        scores = score_translations(
+            [hypothesis for _, hypothesis, _ in outputs],
+            [reference for _, _, reference in outputs],
+            target_lang=self._target_lang,
+            num_bootstrap=0,
+        )
+
+        self._scores = {"bleu": scores[0].score, "chrf": scores[1].score}
+
+        for score in scores:
+            log.info("{} {} at step {}: {:.2f} ({})", self._name, score.name, self._step_nr, score.score, score.signature)  # fmt: skip
+
+    @override
+    def process_metric_values(self, values: MutableMapping[str, object]) -> None:
+        values.update(self._scores)
+
+    @property
+    @override
+    def name(self) -> str | None:
+        return self._name

@@ -1,0 +1,685 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, cast, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from warmup_plugin.errors import WarmupError
+
+FORMATS: Final = ("auto", "plain", "tsv", "jsonl", "manifest")
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+@dataclass(kw_only=True)
+class TextPairsConfig:
+    """Configures where text pairs are and how their two sides are found."""
+
+    path: Path | None = None
+    """The folder of the data, with one file, or one pair of files, a split."""
+
+    format: str = "auto"
+    """
+    The format of the files. If ``plain``, ``{split}.{source_lang}`` and
+    ``{split}.{target_lang}``, one sentence a line; if ``tsv``, ``{split}.tsv``,
+    tab-separated without header and quotes; if ``jsonl``, ``{split}.jsonl``, one
+    object a line; if ``manifest``, the folder ``{split}`` with a ``MANIFEST`` as of
+    fairseq2 0.4; if ``auto``, whichever of them is there. The files of the first
+    three may be gzipped and then end in ``.gz``.
+    """
+
+    source_lang: str = "en"
+    """The language of the sources; the file ending in ``plain``."""
+
+    target_lang: str = "de"
+    """The language of the targets; the file ending in ``plain``."""
+
+    source_field: str = "source"
+    """
+    The JSON field of the source. Dots descend, as in ``translation.en``, unless the
+    object has a field of just that name.
+    """
+
+    target_field: str = "target"
+    """The JSON field of the target, read like ``source_field``."""
+
+    source_column: int = 0
+    """The TSV column of the source, counted from 0."""
+
+    target_column: int = 1
+    """The TSV column of the target, counted from 0."""
+
+
+@final
+class TextPairs:
+    """
+    Holds the text pairs of a split, every line of it, empty ones included.
+
+    The text is kept as UTF-8 in one buffer a side: tens of millions of ``str`` would
+    cost several times their text.
+    """
+
+    def __init__(self, split: str, origin: str) -> None:
+        """
+        :param split: The name of the split.
+        :param origin: The split as a message calls it, such as ``the `val` split of
+            `/data```.
+        """
+        self._split = split
+        self._origin = origin
+        self._sources = _TextColumn()
+        self._targets = _TextColumn()
+
+        # The first pair of each file and the file.
+        self._segments: list[tuple[int, Path]] = []
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def source(self, idx: int) -> str:
+        return self._sources.get(idx)
+
+    def target(self, idx: int) -> str:
+        return self._targets.get(idx)
+
+    def line_nr(self, idx: int) -> int:
+        """Returns the line of a pair in its file, counted from 1."""
+        start, _ = self._find_segment(idx)
+
+        return idx - start + 1
+
+    def location(self, idx: int) -> str:
+        """Returns the file and the line of a pair, for messages."""
+        start, file = self._find_segment(idx)
+
+        return f"line {idx - start + 1} of `{file}`"
+
+    def empty_mask(self) -> NDArray[np.bool_]:
+        """Returns ``True`` for each pair with at least one empty side."""
+        # A pair has an empty side if the shorter one is empty.
+        mask: NDArray[np.bool_] = (
+            np.minimum(self._sources.sizes(), self._targets.sizes()) == 0
+        )
+
+        return mask
+
+    def _find_segment(self, idx: int) -> tuple[int, Path]:
+        if idx < 0 or idx >= len(self):
+            raise IndexError(
+                f"`idx` must be greater than or equal to 0 and less than {len(self)}, but is {idx} instead."
+            )
+
+        for segment in reversed(self._segments):
+            if segment[0] <= idx:
+                return segment
+
+        raise AssertionError("A pair is always preceded by the start of its file.")
+
+    @property
+    def split(self) -> str:
+        return self._split
+
+    @property
+    def origin(self) -> str:
+        return self._origin
+
+
+@final
+class _TextColumn:
+    def __init__(self) -> None:
+        self._blob = bytearray()
+        self._offsets = array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def append(self, data: bytes) -> None:
+        self._blob += data
+        self._offsets.append(len(self._blob))
+
+    def get(self, idx: int) -> str:
+        if idx < 0:
+            raise IndexError(f"`idx` must not be negative, but is {idx} instead.")
+
+        return self._blob[self._offsets[idx] : self._offsets[idx + 1]].decode("utf-8")
+
+    def sizes(self) -> NDArray[np.int64]:
+        offsets: NDArray[np.int64] = np.array(self._offsets, dtype=np.int64)
+
+        return offsets[1:] - offsets[:-1]
+
+
+def read_split(config: TextPairsConfig, split: str) -> TextPairs:
+    """
+    Reads and checks the text pairs of a split.
+
+    fairseq2's own reader stops at a missing final newline and lets malformed UTF-8
+    through as unknown tokens, both without naming a line; this one names it.
+
+    :param config: Where the pairs are.
+    :param split: The name of the split, such as ``train``.
+
+    :returns: Every pair, in the order of the files, stripped of surrounding
+        whitespace.
+    """
+    _check_config(config)
+
+    root = _get_root(config)
+
+    format_, files = _find_files(config, root, split)
+
+    pairs = TextPairs(split, f"the `{split}` split of `{root}`")
+
+    if format_ == "plain":
+        _read_plain(pairs, files[0], files[1])
+    elif format_ == "tsv":
+        _read_tsv(pairs, files[0], config)
+    elif format_ == "jsonl":
+        _read_jsonl(pairs, files[0], config)
+    else:
+        _read_manifest(pairs, files[0])
+
+    return pairs
+
+
+def read_lines(path: Path) -> list[str]:
+    """
+    Reads and checks a file of one sentence a line, gzipped if it ends in ``.gz``.
+
+    :returns: The sentences, stripped of surrounding whitespace; empty lines are kept,
+        so that the line numbers of input and output agree.
+    """
+    return list(iter_lines(path))
+
+
+def iter_lines(path: Path) -> Iterator[str]:
+    """Reads a file like :func:`read_lines` without holding it in memory."""
+    for line in _iter_raw_lines(path):
+        yield line.strip()
+
+
+def _iter_raw_lines(path: Path) -> Iterator[str]:
+    """
+    Decodes the lines of a file.
+
+    Only a line feed ends a line: ``str.splitlines`` and text files in universal
+    newline mode also split at a form feed, U+0085 or U+2028, which shifts one side of
+    the pairs against the other.
+    """
+    line_nr = 0
+
+    try:
+        with _open_binary(path) as fp:
+            for data in fp:
+                line_nr += 1
+
+                bom_size = 0
+
+                if line_nr == 1 and data.startswith(_BOM):
+                    bom_size = len(_BOM)
+
+                    data = data[bom_size:]
+
+                try:
+                    line = data.decode("utf-8")
+                except UnicodeDecodeError as ex:
+                    column = bom_size + ex.start + 1
+
+                    raise _make_encoding_error(path, line_nr, column, data) from None
+
+                if line.endswith("\r\n"):
+                    yield line[:-2]
+                elif line.endswith("\n"):
+                    yield line[:-1]
+                else:
+                    yield line
+    except (EOFError, gzip.BadGzipFile, zlib.error) as ex:
+        raise WarmupError(
+            f"`{path}` is not a complete gzip file ({ex}, after line {line_nr}): copy or compress it again."
+        ) from None
+    except FileNotFoundError:
+        raise WarmupError(f"`{path}` does not exist: check the path.") from None
+    except OSError as ex:
+        raise WarmupError(
+            f"`{path}` cannot be read ({ex.strerror or ex}): check that it is a file and its permissions."
+        ) from None
+
+
+def _open_binary(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+
+    return path.open("rb")
+
+
+def _make_encoding_error(
+    path: Path, line_nr: int, column: int, data: bytes
+) -> WarmupError:
+    where = f"Line {line_nr} of `{path}` is not valid UTF-8 at byte {column}"
+
+    if line_nr == 1 and data.startswith(b"\x1f\x8b"):
+        remedy = "the file is gzipped, so let its name end in `.gz`"
+    elif line_nr == 1 and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        remedy = "convert the file, for example with `iconv -f utf-16 -t utf-8`"
+    else:
+        remedy = "correct the line or convert the file, for example with `iconv -f latin1 -t utf-8`"
+
+    return WarmupError(f"{where}: {remedy}.")
+
+
+def _check_config(config: TextPairsConfig) -> None:
+    if config.format not in FORMATS:
+        names = ", ".join(f"`{name}`" for name in FORMATS)
+
+        raise WarmupError(
+            f"`format` of the text pairs must be one of {names}, but is `{config.format}` instead."
+        )
+
+    if config.source_lang == config.target_lang:
+        raise WarmupError(
+            f"`source_lang` and `target_lang` of the text pairs must differ, but both are `{config.source_lang}`."
+        )
+
+    if config.source_field == config.target_field:
+        raise WarmupError(
+            f"`source_field` and `target_field` of the text pairs must differ, but both are `{config.source_field}`."
+        )
+
+    if config.source_column == config.target_column:
+        raise WarmupError(
+            f"`source_column` and `target_column` of the text pairs must differ, but both are {config.source_column}."
+        )
+
+    if config.source_column < 0 or config.target_column < 0:
+        raise WarmupError(
+            f"`source_column` and `target_column` of the text pairs count from 0, but are {config.source_column} and {config.target_column} instead."
+        )
+
+
+def _get_root(config: TextPairsConfig) -> Path:
+    if config.path is None:
+        raise WarmupError(
+            "The folder of the text pairs is not given: set `dataset.path`, for example with `--config dataset.path=FOLDER`."
+        )
+
+    root = Path(config.path).expanduser()
+
+    if root.is_file():
+        raise WarmupError(
+            f"The data folder `{root}` is a file: give the folder that holds the files of all splits."
+        )
+
+    if not root.is_dir():
+        raise WarmupError(
+            f"The data folder `{root}` does not exist: check `dataset.path`."
+        )
+
+    return root
+
+
+def _find_files(
+    config: TextPairsConfig, root: Path, split: str
+) -> tuple[str, list[Path]]:
+    names = {
+        "plain": [f"{split}.{config.source_lang}", f"{split}.{config.target_lang}"],
+        "tsv": [f"{split}.tsv"],
+        "jsonl": [f"{split}.jsonl"],
+        "manifest": [f"{split}/MANIFEST"],
+    }
+
+    if config.format != "auto":
+        names = {config.format: names[config.format]}
+
+    found: dict[str, list[Path]] = {}
+
+    for format_, format_names in names.items():
+        files = [_find_file(root, name) for name in format_names]
+
+        found[format_] = [file for file in files if file is not None]
+
+    complete = [name for name, files in found.items() if len(files) == len(names[name])]
+
+    if len(complete) > 1:
+        files_text = " and ".join(
+            (
+                " + ".join(f"`{file.name}`" for file in found[name])
+                if name != "manifest"
+                else f"`{split}/MANIFEST`"
+            )
+            for name in complete
+        )
+
+        formats_text = " or ".join(f"`{name}`" for name in complete)
+
+        raise WarmupError(
+            f"The `{split}` split is in `{root}` more than once, as {files_text}: set `format` to {formats_text}."
+        )
+
+    if complete:
+        return complete[0], found[complete[0]]
+
+    one_side = found.get("plain", [])
+
+    if one_side:
+        missing = next(
+            name for name in names["plain"] if _find_file(root, name) is None
+        )
+
+        raise WarmupError(
+            f"`{one_side[0]}` has no counterpart `{missing}` or `{missing}.gz`: add it or correct `source_lang` and `target_lang`."
+        )
+
+    looked_for = " or ".join(
+        " + ".join(f"`{name}`" for name in format_names)
+        for format_names in names.values()
+    )
+
+    raise WarmupError(
+        f"`{root}` has no `{split}` split (looked for {looked_for}, gzipped or not): {_describe_folder(config, root)}."
+    )
+
+
+def _find_file(root: Path, name: str) -> Path | None:
+    file, gz_file = root.joinpath(name), root.joinpath(f"{name}.gz")
+
+    if file.is_file() and gz_file.is_file():
+        raise WarmupError(
+            f"`{file}` and `{gz_file.name}` both exist: remove the one that is out of date."
+        )
+
+    if file.is_file():
+        return file
+
+    return gz_file if gz_file.is_file() else None
+
+
+def _describe_folder(config: TextPairsConfig, root: Path) -> str:
+    endings = {f".{config.source_lang}", f".{config.target_lang}", ".tsv", ".jsonl"}
+
+    splits, names = set(), []
+
+    for child in sorted(root.iterdir()):
+        names.append(f"`{child.name}`")
+
+        if child.joinpath("MANIFEST").is_file():
+            splits.add(f"`{child.name}`")
+
+        file = child.with_suffix("") if child.suffix == ".gz" else child
+
+        if file.suffix in endings:
+            splits.add(f"`{file.stem}`")
+
+    if splits:
+        return f"the splits there are {_shorten(sorted(splits))}"
+
+    if names:
+        return f"it has no split of these languages at all, only {_shorten(names)}"
+
+    return "the folder is empty"
+
+
+def _shorten(names: Sequence[str]) -> str:
+    max_num_names = 10
+
+    text = ", ".join(names[:max_num_names])
+
+    if len(names) > max_num_names:
+        text += f" and {len(names) - max_num_names} more"
+
+    return text
+
+
+def _read_plain(pairs: TextPairs, source_file: Path, target_file: Path) -> None:
+    start = len(pairs._sources)
+
+    for line in iter_lines(source_file):
+        pairs._sources.append(line.encode("utf-8"))
+
+    for line in iter_lines(target_file):
+        pairs._targets.append(line.encode("utf-8"))
+
+    num_sources = len(pairs._sources) - start
+    num_targets = len(pairs._targets) - start
+
+    if num_sources != num_targets:
+        raise WarmupError(
+            f"`{source_file}` has {num_sources:,} lines, but `{target_file}` has {num_targets:,}: line n of one must translate line n of the other."
+        )
+
+    if num_sources == 0:
+        raise WarmupError(
+            f"`{source_file}` and `{target_file}` have no lines: fill or remove them."
+        )
+
+    pairs._segments.append((start, source_file))
+
+
+def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
+    num_columns = max(config.source_column, config.target_column) + 1
+
+    for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
+        columns = line.split("\t")
+
+        if len(columns) < num_columns:
+            raise WarmupError(
+                f"Line {line_nr} of `{file}` has {_count(len(columns), 'column')}, but `source_column` {config.source_column} and `target_column` {config.target_column} (counted from 0) need {num_columns}: correct the line or the columns."
+            )
+
+        for column, idx in (
+            (pairs._sources, config.source_column),
+            (pairs._targets, config.target_column),
+        ):
+            column.append(columns[idx].strip().encode("utf-8"))
+
+    _end_single_file(pairs, file)
+
+
+def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
+    for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
+        where = f"Line {line_nr} of `{file}`"
+
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as ex:
+            raise WarmupError(
+                f"{where} is not valid JSON ({ex.msg}, column {ex.colno}): write one object a line."
+            ) from None
+        except (ValueError, RecursionError) as ex:
+            raise WarmupError(
+                f"{where} is not valid JSON ({ex}): write one object a line."
+            ) from None
+
+        if not isinstance(value, dict):
+            raise WarmupError(
+                f"{where} is not a JSON object but {_name_json_type(value)}: write one object a line."
+            )
+
+        for column, field, option in (
+            (pairs._sources, config.source_field, "source_field"),
+            (pairs._targets, config.target_field, "target_field"),
+        ):
+            text = _get_json_text(value, field, option, where)
+
+            try:
+                column.append(text.strip().encode("utf-8"))
+            except UnicodeEncodeError:
+                # JSON can spell what UTF-8 cannot.
+                raise WarmupError(
+                    f"Field `{field}` in line {line_nr} of `{file}` has half a surrogate pair, as of a text cut inside a character: correct the line."
+                ) from None
+
+    _end_single_file(pairs, file)
+
+
+def _get_json_text(obj: dict[str, object], field: str, option: str, where: str) -> str:
+    value: object = obj
+
+    parts = [field] if field in obj else field.split(".")
+
+    for part in parts:
+        if not isinstance(value, dict) or part not in value:
+            names = value if isinstance(value, dict) else obj
+
+            fields = _shorten([f"`{name}`" for name in names]) or "none"
+
+            raise WarmupError(
+                f"{where} has no field `{field}` (`{option}`): the fields there are {fields}."
+            )
+
+        value = value[part]
+
+    if not isinstance(value, str):
+        raise WarmupError(
+            f"{where} has {_name_json_type(value)} in field `{field}` (`{option}`): it must be a string."
+        )
+
+    return value
+
+
+def _name_json_type(value: object) -> str:
+    if value is None:
+        return "null"
+
+    if isinstance(value, bool):
+        return "a truth value"
+
+    for kls, name in ((dict, "an object"), (list, "a list"), (str, "a string")):
+        if isinstance(value, kls):
+            return name
+
+    return "a number"
+
+
+def _end_single_file(pairs: TextPairs, file: Path) -> None:
+    if len(pairs) == 0:
+        raise WarmupError(f"`{file}` has no lines: fill or remove it.")
+
+    pairs._segments.append((0, file))
+
+
+def _read_manifest(pairs: TextPairs, manifest_file: Path) -> None:
+    """
+    Joins all directions of a split in the folder layout of fairseq2 0.4.
+
+    Sampling by weight is not offered. The directions are joined as they are, which is
+    right if the weights are the numbers of pairs, as that layout suggests, or all
+    equal. Other weights are refused: to ignore them would train on another mixture
+    than the one asked for.
+    """
+    weights: dict[str, float] = {}
+
+    target_langs: dict[str, str] = {}
+
+    for line_nr, line in enumerate(iter_lines(manifest_file), start=1):
+        if not line:
+            continue
+
+        direction, target_lang, weight = _parse_manifest_line(
+            line, f"Line {line_nr} of `{manifest_file}`"
+        )
+
+        if direction in weights:
+            raise WarmupError(
+                f"Line {line_nr} of `{manifest_file}` names `{direction}` a second time: remove one of the lines."
+            )
+
+        weights[direction] = weight
+
+        target_langs[target_lang] = direction
+
+    if not weights:
+        raise WarmupError(
+            f"`{manifest_file}` has no lines: name at least one direction, such as `en-de`, a tab and a weight."
+        )
+
+    # The model is not told which language to write.
+    if len(target_langs) > 1:
+        directions = " and ".join(f"`{name}`" for name in target_langs.values())
+
+        raise WarmupError(
+            f"`{manifest_file}` joins {directions}, which differ in their target language: keep the directions into one language."
+        )
+
+    sizes = []
+
+    for direction in weights:
+        start = len(pairs)
+
+        folder, _, langs = direction.rpartition("/")
+
+        source_lang, target_lang = langs.split("-")
+
+        files = []
+
+        for lang in (source_lang, target_lang):
+            file = manifest_file.parent.joinpath(folder, f"{langs}.{lang}.txt")
+
+            if not file.is_file():
+                raise WarmupError(
+                    f"`{file}` does not exist, though `{manifest_file}` names `{direction}`: add the file or remove the line."
+                )
+
+            files.append(file)
+
+        _read_plain(pairs, files[0], files[1])
+
+        sizes.append(len(pairs) - start)
+
+    _check_weights(manifest_file, weights, sizes)
+
+
+def _parse_manifest_line(line: str, where: str) -> tuple[str, str, float]:
+    fields = [field.strip() for field in line.split("\t")]
+
+    langs = fields[0].split("/")[-1].split("-")
+
+    try:
+        weight = float(fields[1]) if len(fields) == 2 else math.nan
+    except ValueError:
+        weight = math.nan
+
+    if (
+        not (math.isfinite(weight) and weight > 0)
+        or fields[0].count("/") > 1
+        or len(langs) != 2
+        or not all(langs)
+    ):
+        raise WarmupError(
+            f"{where} is not a direction, a tab and a weight above 0: write for example `en-de` or `mined/en-de`, a tab and `1`."
+        )
+
+    return fields[0], langs[1], weight
+
+
+def _check_weights(
+    manifest_file: Path, weights: dict[str, float], sizes: list[int]
+) -> None:
+    values = list(weights.values())
+
+    ratios = [weight / size for weight, size in zip(values, sizes)]
+
+    for shares in (values, ratios):
+        if math.isclose(min(shares), max(shares), rel_tol=1e-6):
+            return
+
+    text = ", ".join(f"`{name}` {weight:g}" for name, weight in weights.items())
+
+    raise WarmupError(
+        f"`{manifest_file}` asks for sampling by weight ({text}), which is not supported: give all directions the same weight to join them as they are."
+    )
+
+
+def _count(num: int, noun: str) -> str:
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"

@@ -1,0 +1,228 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+The decoder sequence ``[prefix] c₁…c_m SEP y₁…y_n EOS``.
+
+This module alone builds it, marks its parts and splits it again; nobody else does
+index arithmetic on decoder sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from warmup_plugin.errors import WarmupError
+
+
+@final
+@dataclass(frozen=True)
+class DecoderLayout:
+    """Holds the fixed tokens of a decoder sequence."""
+
+    separator_idx: int
+    """The token that ends a warmup; text never encodes to it."""
+
+    eos_idx: int
+    """The token that ends the target."""
+
+    pad_idx: int
+    """The token that fills a batch."""
+
+    prefix_len: int
+    """The number of tokens before the warmup (BOS, language token)."""
+
+    vocab_size: int
+    """The number of tokens that may be generated."""
+
+    banned_in_warmup: tuple[int, ...]
+    """The tokens that a warmup never holds: control symbols and unknown."""
+
+    banned_in_target: tuple[int, ...]
+    """The tokens that are never generated after the separator."""
+
+    def warmup_ban_mask(self, num_logits: int, device: torch.device) -> Tensor:
+        """
+        Marks the tokens that :math:`P(c|x)` gives probability zero.
+
+        :param num_logits: The width of the model's output projection; a padded
+            vocabulary has rows that no token stands for.
+
+        :returns: ``True`` for banned tokens. *Shape:* :math:`(V)`.
+        """
+        return self._ban_mask(self.banned_in_warmup, num_logits, device)
+
+    def target_ban_mask(self, num_logits: int, device: torch.device) -> Tensor:
+        """Marks the tokens that are never generated after the separator."""
+        return self._ban_mask(self.banned_in_target, num_logits, device)
+
+    def _ban_mask(
+        self, banned: Sequence[int], num_logits: int, device: torch.device
+    ) -> Tensor:
+        mask = torch.zeros(num_logits, dtype=torch.bool)
+
+        mask[list(banned)] = True
+
+        mask[self.vocab_size :] = True
+
+        return mask.to(device)
+
+
+@final
+@dataclass(frozen=True)
+class DecoderRows:
+    """
+    Holds decoder sequences as a model is trained on them: ``targets[b, s]`` is the
+    token that follows ``seqs[b, s]``.
+    """
+
+    seqs: Tensor
+    """The decoder inputs. *Shape:* :math:`(B,S)`."""
+
+    seq_lens: list[int]
+    """The lengths of the inputs."""
+
+    targets: Tensor
+    """The tokens to predict. *Shape:* :math:`(B,S)`."""
+
+    warmup_mask: Tensor
+    """``True`` where the prediction counts in log P(c|x): the warmup and its
+    separator, unless the separator was forced. *Shape:* :math:`(B,S)`."""
+
+    target_mask: Tensor
+    """``True`` where the prediction counts in log P(y|c,x). *Shape:* :math:`(B,S)`."""
+
+    source_idx: Tensor
+    """The source that each row belongs to. *Shape:* :math:`(B)`."""
+
+
+def join_rows(
+    layout: DecoderLayout,
+    target_seqs: Tensor,
+    target_seq_lens: Tensor,
+    warmups: Tensor,
+    warmup_lens: Tensor,
+    warmup_cut: Tensor,
+    with_separator: Tensor,
+    source_idx: Tensor,
+) -> DecoderRows:
+    """
+    Puts each warmup between the prefix and the rest of its target.
+
+    :param target_seqs: The targets as the tokenizer makes them, ``[prefix] y EOS``,
+        padded. *Shape:* :math:`(N,S_{tgt})`.
+    :param target_seq_lens: The lengths of the targets. *Shape:* :math:`(N)`.
+    :param warmups: The warmups without separator, padded. *Shape:* :math:`(B,C)`.
+    :param warmup_lens: The lengths of the warmups; 0 for none. *Shape:* :math:`(B)`.
+    :param warmup_cut: ``True`` if the separator was forced at the length limit: its
+        probability is 1 and not the model's to learn. *Shape:* :math:`(B)`.
+    :param with_separator: ``False`` for rows of plain fine-tuning, which have no
+        warmup and no separator. *Shape:* :math:`(B)`.
+    :param source_idx: The target that each row takes. *Shape:* :math:`(B)`.
+    """
+    prefix_len = layout.prefix_len
+
+    # (B, 1)
+    m = warmup_lens.unsqueeze(1)
+    s = with_separator.long().unsqueeze(1)
+    n = target_seq_lens.index_select(0, source_idx).unsqueeze(1)
+
+    # Where the separator stands, where y begins, where the row ends: (B, 1)
+    separator_at = prefix_len + m
+    target_at = separator_at + s
+    end = n + m + s
+
+    width = int(end.max())
+
+    # (1, S + 1)
+    at = torch.arange(width, device=target_seqs.device).unsqueeze(0)
+
+    in_prefix = at < prefix_len
+    in_warmup = (at >= prefix_len) & (at < separator_at)
+    is_separator = (at == separator_at) & (s == 1)
+    in_row = at < end
+
+    # (B, S + 1)
+    target_pos = torch.where(in_prefix, at, at - m - s)
+    target_pos = target_pos.clamp(0, target_seqs.size(1) - 1)
+
+    seqs = target_seqs.index_select(0, source_idx).gather(1, target_pos)
+
+    if warmups.size(1) > 0:
+        warmup_pos = (at - prefix_len).clamp(0, warmups.size(1) - 1)
+
+        warmup_tokens = warmups.gather(1, warmup_pos.expand(warmups.size(0), -1))
+
+        seqs = torch.where(in_warmup, warmup_tokens, seqs)
+
+    seqs = torch.where(is_separator, layout.separator_idx, seqs)
+    seqs = torch.where(in_row, seqs, layout.pad_idx)
+
+    counted_separator = is_separator & ~warmup_cut.unsqueeze(1)
+
+    warmup_mask = in_warmup | counted_separator
+    target_mask = (at >= target_at) & in_row
+
+    # The last token of a row is only ever predicted.
+    return DecoderRows(
+        seqs=seqs[:, :-1],
+        seq_lens=(end - 1).squeeze(1).tolist(),
+        targets=seqs[:, 1:],
+        warmup_mask=warmup_mask[:, 1:],
+        target_mask=target_mask[:, 1:],
+        source_idx=source_idx,
+    )
+
+
+def plain_rows(
+    layout: DecoderLayout, target_seqs: Tensor, target_seq_lens: Tensor
+) -> DecoderRows:
+    """Builds the rows of plain fine-tuning, ``[prefix] y EOS``, one a source."""
+    num_rows = target_seqs.size(0)
+
+    device = target_seqs.device
+
+    no = torch.zeros(num_rows, dtype=torch.bool, device=device)
+
+    return join_rows(
+        layout,
+        target_seqs,
+        target_seq_lens,
+        warmups=torch.zeros((num_rows, 0), dtype=torch.long, device=device),
+        warmup_lens=torch.zeros(num_rows, dtype=torch.long, device=device),
+        warmup_cut=no,
+        with_separator=no,
+        source_idx=torch.arange(num_rows, device=device),
+    )
+
+
+def split_seq(layout: DecoderLayout, seq: Sequence[int]) -> tuple[list[int], list[int]]:
+    """
+    Splits a generated sequence (without prefix) into warmup and target.
+
+    A sequence without separator, as plain fine-tuning generates it, has an empty
+    warmup. EOS and what follows it are dropped.
+
+    :raises WarmupError: If the separator occurs more than once.
+    """
+    tokens = list(seq)
+
+    if layout.eos_idx in tokens:
+        tokens = tokens[: tokens.index(layout.eos_idx)]
+
+    if tokens.count(layout.separator_idx) > 1:
+        raise WarmupError(
+            f"A generated sequence holds the separator {tokens.count(layout.separator_idx)} times; it must hold it once."
+        )
+
+    if layout.separator_idx not in tokens:
+        return [], tokens
+
+    idx = tokens.index(layout.separator_idx)
+
+    return tokens[:idx], tokens[idx + 1 :]

@@ -1,0 +1,138 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Early stopping and stopping on a signal: what fairseq2 0.8.1 leaves undone."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import final
+
+from fairseq2.checkpoint import CheckpointManager
+from fairseq2.early_stopper import EarlyStopper
+from fairseq2.gang import Gang, broadcast_flag
+from fairseq2.logging import log
+from fairseq2.trainer import Trainer
+from fairseq2.validator import NOOP_VALIDATOR
+from typing_extensions import override
+
+
+@final
+class PatienceEarlyStopper(EarlyStopper):
+    """Stops when the score has not improved for a number of validations."""
+
+    def __init__(
+        self, checkpoint_manager: CheckpointManager, patience: int, validate_every: int
+    ) -> None:
+        """
+        :param checkpoint_manager: Tells the best score so far of a resumed run.
+        :param patience: The number of validations without improvement.
+        :param validate_every: The number of steps between two validations.
+        """
+        self._checkpoint_manager = checkpoint_manager
+        self._max_num_steps = patience * validate_every
+        self._best: tuple[float, int] | None = None
+
+    @override
+    def should_stop(self, step_nr: int, score: float) -> bool:
+        if self._best is None:
+            scores = self._checkpoint_manager.load_scores()
+
+            # The first of equal scores.
+            self._best = min(
+                ((s, n) for s, n in scores if n < step_nr),
+                key=lambda best: (-best[0], best[1]),
+                default=None,
+            )
+
+        if self._best is None or score > self._best[0]:
+            self._best = (score, step_nr)
+
+        if step_nr - self._best[1] < self._max_num_steps:
+            return False
+
+        log.info("No improvement since step {} (score {:.2f}); stopping early.", self._best[1], self._best[0])  # fmt: skip
+
+        return True
+
+
+@final
+class StopSignal:
+    """Remembers a SIGTERM or SIGINT until the trainer can stop."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Catches the first signal; a second one ends the process as usual."""
+        old_handlers = {
+            signum: signal.signal(signum, self._handle)
+            for signum in (signal.SIGTERM, signal.SIGINT)
+        }
+
+        try:
+            yield
+        finally:
+            for signum, handler in old_handlers.items():
+                signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+
+        log.info("{} received. Saving a checkpoint after this step and stopping; send it again to stop at once.", signal.Signals(signum).name)  # fmt: skip
+
+        signal.signal(signum, signal.SIG_DFL)
+
+
+@final
+class TrainerControl:
+    """Stops a trainer in the places where fairseq2 0.8.1 offers no way."""
+
+    def __init__(
+        self, stop_signal: StopSignal, gang: Gang, validate_every: int | None
+    ) -> None:
+        self._stop_signal = stop_signal
+        self._gang = gang
+        self._validate_every = validate_every
+        self._trainer: Trainer | None = None
+        self._stopping = False
+
+    def attach(self, trainer: Trainer, early_stopper: EarlyStopper | None) -> None:
+        self._trainer = trainer
+
+        # The factory passes a stopper that never stops and offers no other.
+        if early_stopper is not None:
+            trainer._early_stopper = early_stopper
+
+    def begin_step(self, step_nr: int) -> None:
+        """Called on all ranks when a step begins; makes it the last if asked to."""
+        trainer = self._trainer
+
+        if trainer is None or self._stopping:
+            return
+
+        requested = self._stop_signal.signum is not None
+
+        # The ranks receive a signal at different times; rank 0 decides for all, or
+        # some would wait for the others in the next collective call.
+        if self._gang.size > 1:
+            requested = broadcast_flag(self._gang, requested)
+
+        if not requested:
+            return
+
+        self._stopping = True
+
+        # `Trainer._run_post_step()` looks at a stop request only if no maximum is set.
+        trainer._max_num_steps = None
+
+        # A scheduler kills soon after its signal; a validation would not end in time.
+        # One that is due is still run, since a resumed run would not repeat it.
+        if self._validate_every is None or step_nr % self._validate_every != 0:
+            trainer._validator = NOOP_VALIDATOR
+
+        trainer.request_stop()

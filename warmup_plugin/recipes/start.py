@@ -1,0 +1,237 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""What happens to a training command before fairseq2 sees it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any, cast
+
+from fairseq2.recipe.base import Recipe
+from ruamel.yaml import YAML
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.common import dump_config, get_rank
+from warmup_plugin.run_dir import RunDir, write_text_atomically
+from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY, load_warmup_spm
+
+
+class NothingToRun(Exception):
+    """Ends a command before fairseq2 starts, with an exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+
+        self.status = status
+
+
+def find_output_dir(args: Sequence[str]) -> Path | None:
+    """
+    Returns the output directory of a command line, if it names one.
+
+    fairseq2 wants it before ``--config``, which takes all arguments that follow.
+    """
+    idx = 0
+
+    while idx < len(args):
+        arg = args[idx]
+
+        if arg == "--config":
+            return None
+
+        if arg in ("--config-file", "--checkpoint-dir"):
+            idx += 2
+        elif arg.startswith("-"):
+            idx += 1
+        else:
+            return Path(arg)
+
+    return None
+
+
+@contextmanager
+def start_run(
+    recipe: Recipe, path: Path, args: Sequence[str]
+) -> Iterator[list[str]]:
+    """
+    Checks a training command against its run directory and completes its config.
+
+    The config as the user gave it is kept in ``command.yaml``: only the same may
+    resume the run. What fairseq2 gets is complete: it names the run's own copy of the
+    tokenizer, a vocabulary that fits, and for ``init_from`` the whole model. That
+    config is read again when the run resumes, so the places it came from may be gone
+    by then.
+
+    :returns: The command line for fairseq2.
+
+    :raises WarmupError: If the input is bad; then nothing has been written.
+    :raises NothingToRun: If fairseq2 has reported an error or the run has ended.
+    """
+    run_dir = RunDir(path)
+
+    status, config = dump_config(recipe, args)
+    if config is None:
+        raise NothingToRun(status)
+
+    # The others might read what rank 0 is already writing.
+    is_first_rank = get_rank() == 0
+
+    if run_dir.checkpoint_steps():
+        if is_first_rank:
+            run_dir.refuse_changed_config(config)
+
+            _check_early_stop(run_dir, config)
+
+            _check_tokenizer(run_dir, config)
+
+        complete_config = run_dir.load_config()
+    else:
+        complete_config = _complete_config(run_dir, config)
+
+        if is_first_rank:
+            tokenizer_file = _find_tokenizer(config)
+
+            if tokenizer_file is not None:
+                run_dir.adopt_tokenizer(tokenizer_file)
+
+            write_text_atomically(run_dir.command_file, _dump_yaml(config))
+
+    options = [a for a in args if a in ("--no-rich", "--no-exit-on-error")]
+
+    with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:
+        file = Path(tmp_dir, "config.yaml")
+
+        file.write_text(_dump_yaml(complete_config), encoding="utf-8")
+
+        yield [str(run_dir.path), "--config-file", str(file), *options]
+
+
+def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, object]:
+    tokenizer_file = _find_tokenizer(config)
+
+    tokenizer_section = _get_section(config, "tokenizer")
+
+    complete_tokenizer = tokenizer_section
+
+    fitting: dict[str, object] = {}
+
+    if tokenizer_file is not None:
+        complete_tokenizer = {
+            **tokenizer_section,
+            "name": None,
+            "path": str(run_dir.tokenizer_file),
+        }
+
+        if tokenizer_section["family"] == WARMUP_SPM_FAMILY:
+            info = load_warmup_spm(tokenizer_file).vocab_info
+
+            fitting = {"vocab_size": info.size, "pad_idx": info.pad_idx}
+
+    model_section = _get_section(config, "model")
+
+    overrides = model_section["config_overrides"] or {}
+
+    if not isinstance(overrides, dict):
+        raise WarmupError(
+            "`model.config_overrides` must be a mapping, such as `{dropout_p: 0.1}`."
+        )
+
+    complete_model = dict(model_section)
+
+    init_from = config["init_from"]
+
+    if init_from is not None:
+        init_dir = RunDir(Path(str(init_from)))
+
+        step_nr = init_dir.find_checkpoint(str(config["init_checkpoint"]))
+
+        family, model_config = init_dir.load_model_metadata()
+
+        complete_model.update(
+            name=None,
+            arch=None,
+            family=family,
+            path=str(init_dir.model_path(step_nr)),
+            config_overrides={**model_config, **overrides},
+        )
+    elif model_section["name"] is None and model_section["path"] is None:
+        # A new model fits its tokenizer.
+        complete_model["config_overrides"] = {**fitting, **overrides}
+
+    return {**config, "tokenizer": complete_tokenizer, "model": complete_model}
+
+
+def _find_tokenizer(config: dict[str, object]) -> Path | None:
+    """Returns the file of the tokenizer; ``None`` if it is a fairseq2 asset."""
+    init_from = config["init_from"]
+
+    section = _get_section(config, "tokenizer")
+
+    if section["path"] is not None:
+        file = Path(str(section["path"])).expanduser()
+    elif init_from is not None:
+        init_dir = RunDir(Path(str(init_from)))
+
+        init_dir.check_is_run()
+
+        file = init_dir.tokenizer_file
+    elif section["name"] is not None:
+        return None
+    else:
+        raise WarmupError(
+            "No tokenizer is given; set `tokenizer.path` to a file that `python -m warmup_plugin train-tokenizer` wrote."
+        )
+
+    if not file.is_file():
+        raise WarmupError(
+            f"The tokenizer `{file}` does not exist; train it with `python -m warmup_plugin train-tokenizer` or correct `tokenizer.path`."
+        )
+
+    return file
+
+
+def _check_tokenizer(run_dir: RunDir, config: dict[str, object]) -> None:
+    """Refuses to resume with another tokenizer under the same name."""
+    path = _get_section(config, "tokenizer")["path"]
+
+    if path is None:
+        return
+
+    file = Path(str(path)).expanduser()
+
+    # The run has its own copy; the original may be gone.
+    if file.is_file() and file.read_bytes() != run_dir.tokenizer_file.read_bytes():
+        raise WarmupError(
+            f"The tokenizer `{file}` is not the one that the run in `{run_dir.path}` was trained with; restore the file or choose another output directory."
+        )
+
+
+def _check_early_stop(run_dir: RunDir, config: dict[str, object]) -> None:
+    patience = _get_section(config, "validation")["patience"]
+
+    every = _get_section(config, "regime")["validate_every_n_steps"]
+
+    if patience is None or every is None:
+        return
+
+    if run_dir.is_early_stopped(patience, every):
+        print(f"The run in {run_dir.path} has stopped early; there is nothing to do.")
+
+        raise NothingToRun(0)
+
+
+def _get_section(config: dict[str, object], name: str) -> dict[str, Any]:
+    return cast("dict[str, Any]", config[name])
+
+
+def _dump_yaml(config: dict[str, object]) -> str:
+    stream = StringIO()
+
+    YAML(typ="safe", pure=True).dump(config, stream)
+
+    return stream.getvalue()

@@ -1,0 +1,416 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+Trains a model: ``python -m recipes.train OUT --config-file F.yaml``.
+
+``criterion.name`` is ``sft`` or ``warmup``; everything else is shared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast, final
+
+from fairseq2.logging import log
+from fairseq2.models.seq2seq import Seq2SeqModel
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.component import ComponentManager
+from fairseq2.recipe.config import (
+    AdamWConfig,
+    CommonSection,
+    GangSection,
+    LRSchedulerSection,
+    MixedPrecisionConfig,
+    ModelSection,
+    MyleLRConfig,
+    OptimizerSection,
+    RegimeSection,
+    TrainerSection,
+)
+from fairseq2.runtime.dependency import DependencyNotFoundError
+from fairseq2.task import Task
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch.nn import Module
+from typing_extensions import override
+
+from warmup_plugin.criteria import (
+    Criterion,
+    CriterionContext,
+    CriterionFactory,
+    CriterionSection,
+    WarmupSection,
+)
+from warmup_plugin.criteria.base import CriterionTrainUnit
+from warmup_plugin.criteria.validation import TranslationValidUnit
+from warmup_plugin.data.reader import Corpus, TextPairReader, tokenize_pairs
+from warmup_plugin.data.text_pairs import read_split
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation import BeamSearch, BeamSearchConfig
+from warmup_plugin.models.conditional import create_conditional_model, make_scorable
+from warmup_plugin.objectives import Objective
+from warmup_plugin.recipes.common import (
+    RunTokenizerSection,
+    TextPairsSection,
+    check_lengths,
+    create_layout,
+    get_rank,
+    resolve_config_file,
+    run_fairseq2,
+)
+from warmup_plugin.recipes.control import (
+    PatienceEarlyStopper,
+    StopSignal,
+    TrainerControl,
+)
+from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
+from warmup_plugin.run_dir import RunDir
+
+
+@dataclass(kw_only=True)
+class ValidationSection(Validatable):
+    """Configures what a validation decodes and shows."""
+
+    beam_size: int = 1
+    """The beam that decodes the development set; 1 is quick and ranks checkpoints well."""
+
+    num_shown: int = 3
+    """The number of sources that the log shows with the warmups drawn for them."""
+
+    max_num_tokens: int = 4000
+    """The size of a batch; see ``dataset.max_num_tokens``."""
+
+    patience: int | None = None
+    """The number of validations without improvement after which training stops; ``None`` never stops early."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.beam_size < 1:
+            result.add_error("`beam_size` must be greater than or equal to 1.")
+
+        if self.num_shown < 0:
+            result.add_error("`num_shown` must be greater than or equal to 0.")
+
+        if self.patience is not None and self.patience < 1:
+            result.add_error("`patience` must be greater than or equal to 1.")
+
+        return result
+
+
+@dataclass(kw_only=True)
+class TrainConfig(Validatable):
+    """Describes a training run."""
+
+    model: ModelSection = field(
+        default_factory=lambda: ModelSection(family="nllb", arch="transformer_tiny")
+    )
+    """The model to train from scratch; with ``init_from`` that of the run is taken."""
+
+    init_from: Path | None = None
+    """The directory of a run whose model and tokenizer to start from."""
+
+    init_checkpoint: str = "best"
+    """Which of its checkpoints: ``best``, ``last`` or a step."""
+
+    dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
+
+    tokenizer: RunTokenizerSection = field(
+        default_factory=lambda: RunTokenizerSection()
+    )
+
+    criterion: CriterionSection = field(default_factory=lambda: CriterionSection())
+
+    warmup: WarmupSection = field(default_factory=lambda: WarmupSection())
+
+    validation: ValidationSection = field(default_factory=lambda: ValidationSection())
+
+    gang: GangSection = field(default_factory=lambda: GangSection())
+
+    trainer: TrainerSection = field(
+        default_factory=lambda: TrainerSection(
+            mixed_precision=MixedPrecisionConfig(mode="off"), max_grad_norm=1.0
+        )
+    )
+
+    optimizer: OptimizerSection = field(
+        default_factory=lambda: OptimizerSection(
+            config=AdamWConfig(lr=0.001, betas=(0.9, 0.98))
+        )
+    )
+
+    lr_scheduler: LRSchedulerSection = field(
+        default_factory=lambda: LRSchedulerSection(
+            name="myle", config=MyleLRConfig(num_warmup_steps=1000)
+        )
+    )
+
+    regime: RegimeSection = field(
+        default_factory=lambda: RegimeSection(
+            num_steps=10_000,
+            validate_every_n_steps=500,
+            checkpoint_every_n_steps=500,
+            publish_metrics_every_n_steps=100,
+            keep_last_n_checkpoints=1,
+            keep_best_n_checkpoints=1,
+            score_metric="chrf",
+        )
+    )
+
+    common: CommonSection = field(
+        default_factory=lambda: CommonSection(no_sweep_dir=True)
+    )
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        regime = self.regime
+
+        if regime.num_data_epochs is not None:
+            # Resuming inside the last epoch ends at once, resuming at the end of one
+            # adds another.
+            result.add_error(
+                "`regime.num_data_epochs` must be null, since fairseq2 0.8.1 cannot resume such a run; set `regime.num_steps`."
+            )
+
+        if regime.score_metric is not None:
+            if regime.validate_every_n_steps != regime.checkpoint_every_n_steps:
+                result.add_error(
+                    "`regime.validate_every_n_steps` and `regime.checkpoint_every_n_steps` must be equal, or the best score would belong to no checkpoint."
+                )
+
+        if self.validation.patience is not None and regime.score_metric is None:
+            result.add_error(
+                "`regime.score_metric` must be set for `validation.patience`."
+            )
+
+        return result
+
+
+@final
+class TranslationTrainRecipe(Recipe):
+    """Trains a translation model with the criterion that the config names."""
+
+    def __init__(self, stop_signal: StopSignal | None = None) -> None:
+        self._stop_signal = stop_signal or StopSignal()
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(TrainConfig)
+
+        gangs = context.gangs
+
+        run_dir = RunDir(context.output_dir)
+
+        # Rank 0 has written the tokenizer into the run before it came here.
+        gangs.root.barrier()
+
+        tokenizer = context.get_tokenizer()
+
+        layout = create_layout(tokenizer)
+
+        # Read and check the data before the model is built.
+        train_corpus = self._read_corpus(context, config.dataset.train_split)
+        valid_corpus = self._read_corpus(context, config.dataset.valid_split)
+
+        base_model = context.get_model_as(Seq2SeqModel)
+
+        model = create_conditional_model(base_model)
+
+        if model.num_logits < layout.vocab_size:
+            raise WarmupError(
+                f"The model has {model.num_logits} output tokens, but the tokenizer {layout.vocab_size}; set `vocab_size` in `model.config_overrides` to {layout.vocab_size}."
+            )
+
+        objective = context.resolver.resolve(ComponentManager).create_component(
+            cast(Any, Objective),
+            config.warmup.objective.name,
+            config.warmup.objective.config,
+        )
+
+        criterion = self._create_criterion(
+            context,
+            CriterionContext(
+                model=model,
+                dp_model=context.get_data_parallel_model(),
+                layout=layout,
+                gangs=gangs,
+                label_smoothing=config.criterion.label_smoothing,
+                warmup=config.warmup,
+                objective=objective,
+                publish_every_n_steps=config.regime.publish_metrics_every_n_steps,
+            ),
+        )
+
+        check_lengths(
+            model,
+            config.dataset.max_source_len,
+            config.dataset.max_target_len,
+            criterion.max_warmup_len,
+            base_model.max_source_seq_len,
+        )
+
+        control = TrainerControl(
+            self._stop_signal, gangs.root, config.regime.validate_every_n_steps
+        )
+
+        unit = CriterionTrainUnit(
+            criterion, context.get_optimizer(), gangs, on_step=control.begin_step
+        )
+
+        valid_unit = TranslationValidUnit(
+            config.dataset.valid_split,
+            criterion,
+            BeamSearch(
+                model,
+                layout,
+                BeamSearchConfig(beam_size=config.validation.beam_size),
+                max_warmup_len=criterion.max_warmup_len,
+            ),
+            layout,
+            tokenizer.create_decoder(),
+            gangs,
+            target_lang=config.dataset.target_lang,
+            num_shown=config.validation.num_shown,
+        )
+
+        train_reader = TextPairReader(
+            train_corpus,
+            gangs,
+            max_num_tokens=config.dataset.max_num_tokens,
+            shuffle=True,
+            seed=config.common.seed,
+            pad_idx=layout.pad_idx,
+            num_accumulate=config.trainer.grad_accumulation.num_batches,
+        )
+
+        valid_reader = TextPairReader(
+            valid_corpus,
+            gangs,
+            max_num_tokens=config.validation.max_num_tokens,
+            shuffle=False,
+            seed=config.common.seed,
+            pad_idx=layout.pad_idx,
+        )
+
+        trainer = context.create_trainer(
+            unit, train_reader, [valid_unit], [valid_reader]
+        )
+
+        control.attach(trainer, self._create_early_stopper(context, config))
+
+        if gangs.root.rank == 0:
+            run_dir.write_versions({"num_processes": gangs.root.size})
+
+            trainer.register_checkpoint_save_hook(lambda args: run_dir.write_card())
+
+        return trainer
+
+    @staticmethod
+    def _read_corpus(context: RecipeContext, split: str) -> Corpus:
+        config = context.get_config_as(TrainConfig)
+
+        corpus = tokenize_pairs(
+            read_split(config.dataset, split),
+            context.get_tokenizer(),
+            max_source_len=config.dataset.max_source_len,
+            max_target_len=config.dataset.max_target_len,
+        )
+
+        log.info("{}", corpus.report.describe())
+
+        return corpus
+
+    @staticmethod
+    def _create_criterion(
+        context: RecipeContext, criterion_context: CriterionContext
+    ) -> Criterion:
+        name = context.get_config_as(TrainConfig).criterion.name
+
+        try:
+            factory = context.resolver.resolve(
+                cast(Any, CriterionFactory), key=name
+            )
+        except DependencyNotFoundError:
+            raise WarmupError(
+                f"`criterion.name` is `{name}`, which is not registered; use `sft`, `warmup` or one that your own package registers."
+            ) from None
+
+        criterion: Criterion = factory(criterion_context)
+
+        return criterion
+
+    @override
+    def setup_model(
+        self, context: RecipeContext, model: Module, newly_initialized: bool
+    ) -> Module:
+        config = context.get_config_as(TrainConfig)
+
+        # Before the data parallel wrapper is put around it.
+        if config.criterion.name != "sft":
+            make_scorable(model)
+
+        return model
+
+    @staticmethod
+    def _create_early_stopper(
+        context: RecipeContext, config: TrainConfig
+    ) -> PatienceEarlyStopper | None:
+        patience = config.validation.patience
+
+        every = config.regime.validate_every_n_steps
+
+        if patience is None or every is None:
+            return None
+
+        return PatienceEarlyStopper(context.get_checkpoint_manager(), patience, every)
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the training command.
+
+    :returns: The exit status: 0, 2 for bad input, 128 + n if signal n stopped it.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+
+    stop_signal = StopSignal()
+
+    recipe = TranslationTrainRecipe(stop_signal)
+
+    try:
+        args = resolve_config_file(args)
+
+        path = find_output_dir(args)
+
+        # fairseq2 answers `--help`, `--dump-config` and a missing directory itself.
+        if path is None or {"-h", "--help", "--dump-config"} & set(args):
+            return run_fairseq2(recipe, args)
+
+        with start_run(recipe, path, args) as args, stop_signal.listen():
+            status = run_fairseq2(recipe, args)
+    except NothingToRun as ex:
+        return ex.status
+    except WarmupError as ex:
+        print(f"error: {ex}", file=sys.stderr)
+
+        return 2
+
+    if stop_signal.signum is not None:
+        return 128 + stop_signal.signum
+
+    if status == 0 and get_rank() == 0:
+        # The score of the last checkpoint came after it was saved.
+        RunDir(path).write_card()
+
+    return status

@@ -1,0 +1,355 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+The run directory: what it holds and what protects it.
+
+``command.yaml`` (the config as given), ``config.yaml`` (the complete one),
+``card.yaml`` (fairseq2 asset card), ``tokenizer.model``,
+``versions.json``, ``checkpoints/``, ``metrics/``, ``logs/``, ``tb/``. Imports no
+fairseq2, so that it can refuse a command at once.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
+from pathlib import Path
+from typing import cast, final
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from warmup_plugin.errors import WarmupError
+
+
+@final
+class RunDir:
+    """Finds and writes the files of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().resolve()
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def command_file(self) -> Path:
+        """The config as the user gave it."""
+        return self.path / "command.yaml"
+
+    @property
+    def card_file(self) -> Path:
+        return self.path / "card.yaml"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.path / "tokenizer.model"
+
+    @property
+    def versions_file(self) -> Path:
+        return self.path / "versions.json"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Returns the steps of the complete checkpoints, in ascending order."""
+        steps = []
+
+        # A checkpoint being written is called `step_N.tmp`.
+        for path in self.checkpoint_dir.glob("step_*"):
+            number = path.name.removeprefix("step_")
+
+            if number.isdigit() and (path / "model").is_dir():
+                steps.append(int(number))
+
+        return sorted(steps)
+
+    def scores(self) -> dict[int, float]:
+        """Returns the validation score of each checkpoint that has one."""
+        scores = {}
+
+        for step in self.checkpoint_steps():
+            file = self.checkpoint_dir / "scores" / f"step_{step}.txt"
+
+            try:
+                scores[step] = float(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                continue
+            except ValueError:
+                raise WarmupError(
+                    f"`{file}` does not hold a number; delete it or choose a checkpoint by its step."
+                ) from None
+
+        return scores
+
+    def find_checkpoint(self, which: str) -> int:
+        """
+        Finds a checkpoint.
+
+        :param which: ``best`` (by validation score; the last one if there is no
+            score), ``last`` or the number of a step.
+
+        :raises WarmupError: If there is none.
+        """
+        self.check_is_run()
+
+        steps = self.checkpoint_steps()
+        if not steps:
+            raise WarmupError(
+                f"`{self.path}` has no checkpoint yet; train it at least `regime.checkpoint_every_n_steps` steps."
+            )
+
+        if which == "last":
+            return steps[-1]
+
+        if which == "best":
+            scores = self.scores()
+
+            if not scores:
+                return steps[-1]
+
+            # The first of equal scores.
+            return min(scores, key=lambda step: (-scores[step], step))
+
+        if which.isdigit() and int(which) in steps:
+            return int(which)
+
+        raise WarmupError(
+            f"`{self.path}` has no checkpoint `{which}`; use `best`, `last` or one of the steps {', '.join(map(str, steps))}."
+        )
+
+    def model_path(self, step: int) -> Path:
+        """Returns the folder of the model of a checkpoint."""
+        return self.checkpoint_dir / f"step_{step}" / "model"
+
+    def check_is_run(self) -> None:
+        """
+        :raises WarmupError: If the directory is not that of a run.
+        """
+        if not self.path.is_dir():
+            raise WarmupError(
+                f"The run directory `{self.path}` does not exist; name the output directory of a training run."
+            )
+
+        if not self.config_file.is_file():
+            raise WarmupError(
+                f"`{self.path}` is not a run directory, it holds no `config.yaml`; name the output directory of a training run."
+            )
+
+    def load_config(self) -> dict[str, object]:
+        """Loads the configuration that the run was trained with."""
+        self.check_is_run()
+
+        return load_yaml(self.config_file)
+
+    def load_model_metadata(self) -> tuple[str, dict[str, object]]:
+        """Returns the model's family and its whole configuration."""
+        file = self.checkpoint_dir / "model.yaml"
+
+        if not file.is_file():
+            raise WarmupError(
+                f"`{file}` is missing, so the model of the run cannot be built; restore it from a copy of the run."
+            )
+
+        metadata = load_yaml(file)
+
+        family, config = metadata.get("model_family"), metadata.get("model_config")
+
+        if not isinstance(config, dict):
+            # Newer dumps wrap the configuration in a directive.
+            raise WarmupError(
+                f"`{file}` holds no `model_config`; restore it from a copy of the run."
+            )
+
+        if isinstance(config.get("_set_"), dict):
+            config = config["_set_"]
+
+        return str(family), cast(dict[str, object], config)
+
+    def is_early_stopped(self, patience: int, validate_every: int) -> bool:
+        """Tells whether early stopping has already ended the run."""
+        scores = self.scores()
+        if not scores:
+            return False
+
+        best_step = min(scores, key=lambda step: (-scores[step], step))
+
+        return max(scores) - best_step >= patience * validate_every
+
+    def refuse_changed_config(self, config: Mapping[str, object]) -> None:
+        """
+        Refuses to resume a run with another configuration.
+
+        fairseq2 would overwrite ``checkpoints/model.yaml`` and the old checkpoints
+        could no longer be loaded.
+
+        :raises WarmupError: With the keys that differ.
+        """
+        if not self.command_file.is_file():
+            raise WarmupError(
+                f"`{self.path}` holds checkpoints but no `command.yaml`, so it is not a run of this recipe; choose another output directory."
+            )
+
+        old = flatten_config(load_yaml(self.command_file))
+        new = flatten_config(config)
+
+        differing = [
+            f"`{key}` ({_show(old, key)} in the run, {_show(new, key)} now)"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+
+        if differing:
+            raise WarmupError(
+                f"`{self.path}` holds a run with another configuration, differing in {', '.join(differing)}; restore these values to resume it, or choose another output directory (with `init_from={self.path}` to start from its model)."
+            )
+
+    def adopt_tokenizer(self, file: Path) -> None:
+        """Copies the tokenizer into the run; later only the copy is read."""
+        self.path.mkdir(parents=True, exist_ok=True)
+
+        tmp_file = self.tokenizer_file.with_suffix(".tmp")
+
+        shutil.copyfile(file, tmp_file)
+
+        tmp_file.replace(self.tokenizer_file)
+
+    def write_versions(self, extra: Mapping[str, object]) -> None:
+        """Records versions and commit beside the run."""
+        write_text_atomically(
+            self.versions_file,
+            json.dumps({**collect_versions(), **extra}, indent=2, ensure_ascii=False)
+            + "\n",
+        )
+
+    def write_card(self) -> None:
+        """
+        Writes the asset card: the best model under the name of the directory, the
+        last one with ``_last`` behind it, each with its tokenizer.
+
+        The paths are relative, so the directory may be moved. In fairseq2:
+        ``common.assets.extra_paths=[RUN_DIR/card.yaml] model.name=NAME``.
+        """
+        if not self.checkpoint_steps():
+            return
+
+        family, config = self.load_model_metadata()
+
+        cards = []
+
+        for suffix, which in (("", "best"), ("_last", "last")):
+            step = self.find_checkpoint(which)
+
+            card = {
+                "name": f"{self.path.name}{suffix}",
+                "model_family": family,
+                "model_config": config,
+                "checkpoint": f"./checkpoints/step_{step}/model",
+                "tokenizer": "./tokenizer.model",
+                "tokenizer_family": "warmup_spm",
+            }
+
+            cards.append(card)
+
+        stream = StringIO()
+
+        YAML(typ="safe", pure=True).dump_all(cards, stream)
+
+        write_text_atomically(self.card_file, stream.getvalue())
+
+
+def load_yaml(file: Path) -> dict[str, object]:
+    """
+    Loads a YAML file that holds a mapping.
+
+    :raises WarmupError: If it cannot be read.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(file)
+    except (OSError, UnicodeDecodeError, YAMLError) as ex:
+        reason = " ".join(str(ex).split())
+
+        raise WarmupError(
+            f"`{file}` cannot be read as YAML ({reason}); restore the file."
+        ) from None
+
+    if not isinstance(content, dict):
+        raise WarmupError(f"`{file}` holds no YAML mapping; restore the file.")
+
+    return content
+
+
+def write_text_atomically(file: Path, text: str) -> None:
+    """Writes a file so that a crash leaves the old or the new one, never half."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+    tmp_file = file.with_name(file.name + ".tmp")
+
+    tmp_file.write_text(text, encoding="utf-8")
+
+    tmp_file.replace(file)
+
+
+def flatten_config(config: object, prefix: str = "") -> dict[str, object]:
+    """Flattens nested mappings to ``a.b.c`` keys."""
+    if not isinstance(config, Mapping):
+        if isinstance(config, Sequence) and not isinstance(config, str):
+            config = list(config)
+
+        return {prefix: config}
+
+    items: dict[str, object] = {}
+
+    for key, value in config.items():
+        items.update(flatten_config(value, f"{prefix}.{key}" if prefix else str(key)))
+
+    return items
+
+
+def _show(flat_config: Mapping[str, object], key: str) -> str:
+    return repr(flat_config[key]) if key in flat_config else "absent"
+
+
+def collect_versions() -> dict[str, object]:
+    """Collects the versions that a result depends on."""
+    versions: dict[str, object] = {"python": platform.python_version()}
+
+    for name in ("warmup_plugin", "fairseq2", "torch", "sacrebleu", "sentencepiece"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+
+    versions["git_commit"] = _find_commit()
+
+    return versions
+
+
+def _find_commit() -> str | None:
+    """Returns the commit of the clone we run from, ``-dirty`` if it was changed."""
+    # Two levels up from an installed wheel is some unrelated folder.
+    root = Path(__file__).resolve().parent.parent
+
+    if not (root / "setup.py").is_file():
+        return None
+
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+    return result.stdout.strip() or None if result.returncode == 0 else None

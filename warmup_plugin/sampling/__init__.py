@@ -1,0 +1,8 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from warmup_plugin.sampling.draw import Candidates as Candidates
+from warmup_plugin.sampling.draw import draw_candidates as draw_candidates
+from warmup_plugin.sampling.draw import sample_tokens as sample_tokens
