@@ -145,6 +145,20 @@ class TokenSeqs:
 
         return torch.from_numpy(seqs), lens.tolist()
 
+    def truncate(self, max_len: int) -> TokenSeqs:
+        """Cuts longer sequences, keeping their last token, which is EOS."""
+        builder = _TokenSeqsBuilder()
+
+        for row in range(len(self)):
+            indices = self[row].tolist()
+
+            if len(indices) > max_len:
+                indices = [*indices[: max_len - 1], indices[-1]]
+
+            builder.append(indices)
+
+        return builder.build()
+
     def digest(self) -> int:
         """Returns a checksum that tells sequences from changed ones."""
         checksum = zlib.crc32(self._offsets.data)

@@ -31,6 +31,16 @@ def register_presets(container: DependencyContainer) -> None:
 
         return config
 
+    @arch("transformer_demo")
+    def transformer_demo() -> NllbConfig:
+        """2+2 layers, 128 dimensions; the model of ``make demo``."""
+        config = transformer_test()
+
+        config.model_dim = 128
+        config.ffn_inner_dim = 256
+
+        return config
+
     @arch("transformer_tiny")
     def transformer_tiny() -> NllbConfig:
         """Transformer-Tiny, the size commonly used for Multi30k."""

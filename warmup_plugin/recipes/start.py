@@ -8,15 +8,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
 from fairseq2.recipe.base import Recipe
-from ruamel.yaml import YAML
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.common import dump_config, get_rank
+from warmup_plugin.recipes.common import dump_config, dump_yaml, get_rank
 from warmup_plugin.run_dir import RunDir, write_text_atomically
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY, load_warmup_spm
 
@@ -99,14 +97,14 @@ def start_run(
             if tokenizer_file is not None:
                 run_dir.adopt_tokenizer(tokenizer_file)
 
-            write_text_atomically(run_dir.command_file, _dump_yaml(config))
+            write_text_atomically(run_dir.command_file, dump_yaml(config))
 
     options = [a for a in args if a in ("--no-rich", "--no-exit-on-error")]
 
     with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:
         file = Path(tmp_dir, "config.yaml")
 
-        file.write_text(_dump_yaml(complete_config), encoding="utf-8")
+        file.write_text(dump_yaml(complete_config), encoding="utf-8")
 
         yield [str(run_dir.path), "--config-file", str(file), *options]
 
@@ -228,10 +226,3 @@ def _check_early_stop(run_dir: RunDir, config: dict[str, object]) -> None:
 def _get_section(config: dict[str, object], name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", config[name])
 
-
-def _dump_yaml(config: dict[str, object]) -> str:
-    stream = StringIO()
-
-    YAML(typ="safe", pure=True).dump(config, stream)
-
-    return stream.getvalue()
