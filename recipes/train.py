@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-from warmup_plugin.recipes.train import main
+from warmup_plugin.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

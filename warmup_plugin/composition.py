@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,11 +62,10 @@ def _register_objectives(container: DependencyContainer) -> None:
     )
 
     def register(name: str, objective: Objective) -> None:
-        factory: Callable[[DependencyResolver, NoConfig], Objective] = (
-            lambda resolver, config: objective
-        )
+        def create(resolver: DependencyResolver, config: NoConfig) -> Objective:
+            return objective
 
-        register_component(container, Objective, name, NoConfig, factory)
+        register_component(container, Objective, name, NoConfig, create)
 
     register("elbo", elbo_loss)
     register("best", best_loss)

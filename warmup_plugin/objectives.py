@@ -72,6 +72,12 @@ def marginal_loss(
     is no better than the rest gets no push. With K = 1 the weight equals its
     baseline and only y is learned: one draw says nothing about its own merit.
 
+    Off policy, with :math:`r_j = e^{a_j - q_j}` and the mean weighted by it, the same
+    replacement gives :math:`r_k / \sum_j r_j`; like w it is bounded by 1 and
+    consistent. (:math:`r_k / K` would have an expectation of exactly zero, but no
+    bound: a warmup that the proposal makes a thousand times too rare would count a
+    thousand times.)
+
     :param control_variate: If ``False``, subtracts nothing (for comparison).
     """
     # (N, K)
@@ -85,8 +91,8 @@ def marginal_loss(
     losses = math.log(num_warmups) - torch.logsumexp(scores, dim=1)
 
     if control_variate:
-        # Off policy E_q[exp(a - q) ∇a] = 0 takes the place of E[∇a] = 0.
-        coefs = log_ratios.exp() / num_warmups
+        # 1/K on policy.
+        coefs = log_ratios.softmax(dim=1)
 
         losses = losses + _zero_with_grad(warmup_log_probs, coefs).sum(dim=1)
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
-from typing import cast, final
+from typing import Any, cast, final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -55,6 +55,11 @@ class RunDir:
     @property
     def versions_file(self) -> Path:
         return self.path / "versions.json"
+
+    @property
+    def early_stop_file(self) -> Path:
+        """The best score so far and where early stopping ended the run."""
+        return self.path / "early_stop.json"
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -145,6 +150,22 @@ class RunDir:
                 f"`{self.path}` is not a run directory, it holds no `config.yaml`; name the output directory of a training run."
             )
 
+    def check_is_usable(self) -> None:
+        """
+        :raises WarmupError: If a new run would replace something of the user's.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise WarmupError(
+                f"`{self.path}` is a file; choose another output directory."
+            )
+
+        others = [f for f in (self.config_file, self.tokenizer_file) if f.exists()]
+
+        if others and not self.command_file.exists():
+            raise WarmupError(
+                f"`{others[0]}` is not of a run and would be replaced; move it or choose another output directory."
+            )
+
     def load_config(self) -> dict[str, object]:
         """Loads the configuration that the run was trained with."""
         self.check_is_run()
@@ -177,6 +198,12 @@ class RunDir:
 
     def is_early_stopped(self, patience: int, validate_every: int) -> bool:
         """Tells whether early stopping has already ended the run."""
+        stopped_at = self.load_early_stop().get("stopped_at")
+
+        if stopped_at is not None and stopped_at in self.checkpoint_steps():
+            return True
+
+        # A run may have been killed between a validation and what follows from it.
         scores = self.scores()
         if not scores:
             return False
@@ -184,6 +211,20 @@ class RunDir:
         best_step = min(scores, key=lambda step: (-scores[step], step))
 
         return max(scores) - best_step >= patience * validate_every
+
+    def load_early_stop(self) -> dict[str, Any]:
+        """
+        Loads what early stopping remembers; nothing if it has not begun.
+
+        The scores of the checkpoints do not say it all: of equal ones fairseq2 keeps
+        the last, and counting from there would never end.
+        """
+        try:
+            content = json.loads(self.early_stop_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+        return content if isinstance(content, dict) else {}
 
     def refuse_changed_config(self, config: Mapping[str, object]) -> None:
         """
@@ -244,6 +285,13 @@ class RunDir:
 
         family, config = self.load_model_metadata()
 
+        tokenizer: dict[str, object] = {}
+
+        # A run may also use a tokenizer that fairseq2 knows by name.
+        if self.tokenizer_file.is_file():
+            tokenizer["tokenizer"] = "./tokenizer.model"
+            tokenizer["tokenizer_family"] = "warmup_spm"
+
         cards = []
 
         for suffix, which in (("", "best"), ("_last", "last")):
@@ -254,8 +302,7 @@ class RunDir:
                 "model_family": family,
                 "model_config": config,
                 "checkpoint": f"./checkpoints/step_{step}/model",
-                "tokenizer": "./tokenizer.model",
-                "tokenizer_family": "warmup_spm",
+                **tokenizer,
             }
 
             cards.append(card)
@@ -344,7 +391,9 @@ def _find_commit() -> str | None:
 
     try:
         result = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            # Without tags, which may be moved.
+            ["git", "-C", str(root), "describe", "--always", "--dirty"]
+            + ["--abbrev=40", "--exclude=*"],
             capture_output=True,
             text=True,
             timeout=10,

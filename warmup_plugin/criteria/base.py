@@ -10,14 +10,13 @@ from typing import Protocol, final, runtime_checkable
 
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import Gangs
-from fairseq2.metrics import MetricBag
+from fairseq2.metrics import Mean, MetricBag, Sum
 from fairseq2.metrics.common import add_seq2seq_batch_metrics
 from fairseq2.recipe.trainer import TrainUnit
 from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
-from fairseq2.metrics import Mean, Sum
 from typing_extensions import override
 
 from warmup_plugin.criteria.config import WarmupSection

@@ -7,11 +7,10 @@ import math
 from typing import final
 
 from fairseq2.datasets import Seq2SeqBatch
-from fairseq2.metrics import MetricBag
+from fairseq2.metrics import Mean, MetricBag
 from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
 from torch.nn import Module
-from fairseq2.metrics import Mean
 from typing_extensions import override
 
 from warmup_plugin.criteria.base import (

@@ -47,9 +47,6 @@ class WarmupCriterion(Criterion):
     """
 
     def __init__(self, context: CriterionContext) -> None:
-        """
-        :raises WarmupError: If a decoder sequence with warmup does not fit the model.
-        """
         self._context = context
         self._config = context.warmup
         self._draw_time = Stopwatch(device=context.gangs.device)
@@ -316,7 +313,7 @@ def create_warmup_criterion(context: CriterionContext) -> Criterion:
     """
     Creates the criterion ``warmup``.
 
-    :raises WarmupError: If K = 1 is asked to learn from a comparison.
+    :raises WarmupError: If more candidates are to be kept than are drawn.
     """
     if context.warmup.num_kept is not None:
         if context.warmup.num_kept > context.warmup.num_warmups:

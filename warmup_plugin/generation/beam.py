@@ -205,7 +205,7 @@ class BeamSearch:
             # (A, 2G)
             top_log_probs, top_idx = totals.topk(num_candidates, dim=1)
 
-            if step_nr == 0 and bool(top_log_probs.isnan().any()):
+            if bool(top_log_probs.isnan().any()):
                 raise WarmupError(
                     "The model gave a token a probability that is not a number; choose an earlier checkpoint with `--checkpoint`."
                 )
@@ -227,9 +227,7 @@ class BeamSearch:
             scores = scores.masked_fill(~ends_in_beam, -torch.inf)
 
             # (A, 2G, T)
-            ended_seqs = seqs.gather(
-                1, top_beams.unsqueeze(2).expand(-1, -1, max_len)
-            )
+            ended_seqs = seqs.gather(1, top_beams.unsqueeze(2).expand(-1, -1, max_len))
 
             # (A, 3G)
             pool_scores = torch.cat([final_scores[active], scores], dim=1)
@@ -361,9 +359,7 @@ class BeamSearch:
 
         forced = warmup_lens >= max_warmup_len
 
-        warmup_log_probs = warmup_log_probs.masked_fill(
-            forced.unsqueeze(2), -torch.inf
-        )
+        warmup_log_probs = warmup_log_probs.masked_fill(forced.unsqueeze(2), -torch.inf)
 
         warmup_log_probs[:, :, layout.separator_idx] = warmup_log_probs[
             :, :, layout.separator_idx

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from fairseq2.models.transformer import TransformerModel
@@ -292,12 +292,23 @@ class _TransformerRowDecoder(RowDecoder):
 
         self._state_bag = IncrementalStateBag(max_len + 1)
 
+        # Building a layout takes several PyTorch calls a row, a third of a small
+        # model's step; from one compaction to the next it stays the same.
+        self._tokens_layout: BatchLayout | None = None
+
+        self._tokens_shape: tuple[int, ...] = ()
+
     @override
     def step(self, tokens: Tensor) -> Tensor:
         model = self._model
 
+        if self._tokens_layout is None or self._tokens_shape != tokens.shape:
+            self._tokens_layout = BatchLayout.of(tokens)
+
+            self._tokens_shape = tokens.shape
+
         seqs, layout = model.decoder_frontend(
-            tokens, BatchLayout.of(tokens), state_bag=self._state_bag
+            tokens, self._tokens_layout, state_bag=self._state_bag
         )
 
         # (B, S_step, M)
@@ -376,9 +387,6 @@ class ScorableTransformer(TransformerModel):  # type: ignore[misc]
         return conditional.score(
             source, rows, warmup_ban_mask, label_smoothing=label_smoothing
         )
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def make_scorable(model: Module) -> None:

@@ -187,6 +187,9 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
     try:
         fairseq2_main(recipe)
     except SystemExit as ex:
+        if ex.code is None:
+            return 0
+
         return ex.code if isinstance(ex.code, int) else 1
     finally:
         sys.argv = old_argv

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,44 +20,72 @@ from fairseq2.trainer import Trainer
 from fairseq2.validator import NOOP_VALIDATOR
 from typing_extensions import override
 
+from warmup_plugin.run_dir import RunDir, write_text_atomically
+
 
 @final
 class PatienceEarlyStopper(EarlyStopper):
     """Stops when the score has not improved for a number of validations."""
 
     def __init__(
-        self, checkpoint_manager: CheckpointManager, patience: int, validate_every: int
+        self,
+        checkpoint_manager: CheckpointManager,
+        run_dir: RunDir,
+        patience: int,
+        validate_every: int,
     ) -> None:
         """
-        :param checkpoint_manager: Tells the best score so far of a resumed run.
+        :param checkpoint_manager: Tells the scores so far of a resumed run.
+        :param run_dir: Remembers the best score over interruptions.
         :param patience: The number of validations without improvement.
         :param validate_every: The number of steps between two validations.
         """
         self._checkpoint_manager = checkpoint_manager
+        self._run_dir = run_dir
         self._max_num_steps = patience * validate_every
         self._best: tuple[float, int] | None = None
 
     @override
     def should_stop(self, step_nr: int, score: float) -> bool:
         if self._best is None:
-            scores = self._checkpoint_manager.load_scores()
-
-            # The first of equal scores.
-            self._best = min(
-                ((s, n) for s, n in scores if n < step_nr),
-                key=lambda best: (-best[0], best[1]),
-                default=None,
-            )
+            self._best = self._find_best(step_nr)
 
         if self._best is None or score > self._best[0]:
             self._best = (score, step_nr)
 
-        if step_nr - self._best[1] < self._max_num_steps:
+        should_stop = step_nr - self._best[1] >= self._max_num_steps
+
+        state = {
+            "best_score": self._best[0],
+            "best_step": self._best[1],
+            "stopped_at": step_nr if should_stop else None,
+        }
+
+        write_text_atomically(self._run_dir.early_stop_file, json.dumps(state) + "\n")
+
+        if not should_stop:
             return False
 
         log.info("No improvement since step {} (score {:.2f}); stopping early.", self._best[1], self._best[0])  # fmt: skip
 
         return True
+
+    def _find_best(self, step_nr: int) -> tuple[float, int] | None:
+        """Finds the best score before ``step_nr`` and its step, the first of equals."""
+        scores = [(s, n) for s, n in self._checkpoint_manager.load_scores()]
+
+        state = self._run_dir.load_early_stop()
+
+        score, step = state.get("best_score"), state.get("best_step")
+
+        # Not if it is of a run that once was in this directory, or if the run was
+        # killed then and repeats the step.
+        if scores and isinstance(score, float) and isinstance(step, int):
+            scores.append((score, step))
+
+        earlier = [(s, n) for s, n in scores if n < step_nr]
+
+        return min(earlier, key=lambda best: (-best[0], best[1]), default=None)
 
 
 @final
@@ -126,6 +155,10 @@ class TrainerControl:
             return
 
         self._stopping = True
+
+        # Ends by itself, and with the validation that ends a run.
+        if trainer._max_num_steps is not None and step_nr >= trainer._max_num_steps:
+            return
 
         # `Trainer._run_post_step()` looks at a stop request only if no maximum is set.
         trainer._max_num_steps = None

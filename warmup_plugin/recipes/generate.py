@@ -380,6 +380,20 @@ def _run(args: argparse.Namespace) -> int:
 
     output = output.expanduser().resolve()
 
+    if output.is_dir():
+        raise WarmupError(f"The output `{output}` is a folder; name a file.")
+
+    if args.input is not None and output == args.input.resolve():
+        raise WarmupError(
+            f"The output `{output}` is the input; name another file with `--output`."
+        )
+
+    tokenizer = run_config["tokenizer"]
+
+    # Else it is one that fairseq2 knows by name.
+    if run_dir.tokenizer_file.is_file():
+        tokenizer = {**tokenizer, "path": str(run_dir.tokenizer_file)}
+
     family, model_config = run_dir.load_model_metadata()
 
     has_warmup = run_config["criterion"]["name"] != "sft"
@@ -391,15 +405,14 @@ def _run(args: argparse.Namespace) -> int:
             "family": family,
             "config_overrides": model_config,
         },
-        "tokenizer": {
-            **run_config["tokenizer"],
-            "path": str(run_dir.tokenizer_file),
-        },
+        "tokenizer": tokenizer,
         "dataset": dataset,
         "split": split,
         "input": None if args.input is None else str(args.input.resolve()),
         "output": str(output),
-        "max_warmup_len": run_config["warmup"]["max_warmup_len"] if has_warmup else None,
+        "max_warmup_len": (
+            run_config["warmup"]["max_warmup_len"] if has_warmup else None
+        ),
     }
 
     with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:

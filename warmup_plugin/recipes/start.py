@@ -32,30 +32,29 @@ def find_output_dir(args: Sequence[str]) -> Path | None:
     """
     Returns the output directory of a command line, if it names one.
 
-    fairseq2 wants it before ``--config``, which takes all arguments that follow.
+    ``--config`` takes all arguments up to the next option, so that a directory behind
+    its pairs is taken for one of them.
     """
     idx = 0
 
     while idx < len(args):
         arg = args[idx]
 
-        if arg == "--config":
-            return None
+        idx += 1
 
-        if arg in ("--config-file", "--checkpoint-dir"):
-            idx += 2
-        elif arg.startswith("-"):
+        if arg == "--config":
+            while idx < len(args) and not args[idx].startswith("-"):
+                idx += 1
+        elif arg == "--config-file":
             idx += 1
-        else:
+        elif not arg.startswith("-"):
             return Path(arg)
 
     return None
 
 
 @contextmanager
-def start_run(
-    recipe: Recipe, path: Path, args: Sequence[str]
-) -> Iterator[list[str]]:
+def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[str]]:
     """
     Checks a training command against its run directory and completes its config.
 
@@ -72,41 +71,70 @@ def start_run(
     """
     run_dir = RunDir(path)
 
+    if any(arg.partition("=")[0] == "--checkpoint-dir" for arg in args):
+        raise WarmupError(
+            "`--checkpoint-dir` is not supported, since a run directory holds its own checkpoints; leave it out."
+        )
+
     status, config = dump_config(recipe, args)
     if config is None:
         raise NothingToRun(status)
 
-    # The others might read what rank 0 is already writing.
-    is_first_rank = get_rank() == 0
-
+    # Every rank checks, or the others would wait for one that has ended.
     if run_dir.checkpoint_steps():
-        if is_first_rank:
-            run_dir.refuse_changed_config(config)
+        run_dir.refuse_changed_config(config)
 
-            _check_early_stop(run_dir, config)
+        _check_tokenizer(run_dir, config)
 
-            _check_tokenizer(run_dir, config)
+        _check_early_stop(run_dir, config)
 
-        complete_config = run_dir.load_config()
+        complete_config = _resume_config(run_dir)
     else:
+        run_dir.check_is_usable()
+
         complete_config = _complete_config(run_dir, config)
 
-        if is_first_rank:
-            tokenizer_file = _find_tokenizer(config)
-
-            if tokenizer_file is not None:
-                run_dir.adopt_tokenizer(tokenizer_file)
-
-            write_text_atomically(run_dir.command_file, dump_yaml(config))
+        if get_rank() == 0:
+            _write_start(run_dir, config)
 
     options = [a for a in args if a in ("--no-rich", "--no-exit-on-error")]
 
     with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:
         file = Path(tmp_dir, "config.yaml")
 
-        file.write_text(dump_yaml(complete_config), encoding="utf-8")
+        # Merged into the defaults, a component would keep settings of the default one.
+        text = dump_yaml({"_set_": complete_config})
+
+        file.write_text(text, encoding="utf-8")
 
         yield [str(run_dir.path), "--config-file", str(file), *options]
+
+
+def _write_start(run_dir: RunDir, config: dict[str, object]) -> None:
+    tokenizer_file = _find_tokenizer(config)
+
+    try:
+        # First, since it tells the files of a run from those of a user.
+        write_text_atomically(run_dir.command_file, dump_yaml(config))
+
+        if tokenizer_file is not None:
+            run_dir.adopt_tokenizer(tokenizer_file)
+    except OSError as ex:
+        raise WarmupError(
+            f"`{run_dir.path}` cannot be written ({ex.strerror}); choose an output directory that you may write to."
+        ) from None
+
+
+def _resume_config(run_dir: RunDir) -> dict[str, object]:
+    config = run_dir.load_config()
+
+    # The directory may have been moved since.
+    if run_dir.tokenizer_file.is_file():
+        section = _get_section(config, "tokenizer")
+
+        config["tokenizer"] = {**section, "path": str(run_dir.tokenizer_file)}
+
+    return config
 
 
 def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, object]:
@@ -146,6 +174,8 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
     if init_from is not None:
         init_dir = RunDir(Path(str(init_from)))
 
+        _check_init_tokenizer(init_dir, tokenizer_file)
+
         step_nr = init_dir.find_checkpoint(str(config["init_checkpoint"]))
 
         family, model_config = init_dir.load_model_metadata()
@@ -161,7 +191,20 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         # A new model fits its tokenizer.
         complete_model["config_overrides"] = {**fitting, **overrides}
 
-    return {**config, "tokenizer": complete_tokenizer, "model": complete_model}
+    complete_dataset = _get_section(config, "dataset")
+
+    if complete_dataset["path"] is not None:
+        # Resuming, generating and evaluating find it from any folder.
+        data_dir = Path(str(complete_dataset["path"])).expanduser().absolute()
+
+        complete_dataset = {**complete_dataset, "path": str(data_dir)}
+
+    return {
+        **config,
+        "tokenizer": complete_tokenizer,
+        "model": complete_model,
+        "dataset": complete_dataset,
+    }
 
 
 def _find_tokenizer(config: dict[str, object]) -> Path | None:
@@ -193,6 +236,21 @@ def _find_tokenizer(config: dict[str, object]) -> Path | None:
     return file
 
 
+def _check_init_tokenizer(init_dir: RunDir, file: Path | None) -> None:
+    """Refuses to go on from a model with a tokenizer that it was not trained with."""
+    init_dir.check_is_run()
+
+    init_file = init_dir.tokenizer_file
+
+    if file is None or not init_file.is_file():
+        return
+
+    if file.read_bytes() != init_file.read_bytes():
+        raise WarmupError(
+            f"The tokenizer `{file}` is not the one that the run in `{init_dir.path}` was trained with; leave out `tokenizer.path` to take that of `init_from`."
+        )
+
+
 def _check_tokenizer(run_dir: RunDir, config: dict[str, object]) -> None:
     """Refuses to resume with another tokenizer under the same name."""
     path = _get_section(config, "tokenizer")["path"]
@@ -218,11 +276,13 @@ def _check_early_stop(run_dir: RunDir, config: dict[str, object]) -> None:
         return
 
     if run_dir.is_early_stopped(patience, every):
-        print(f"The run in {run_dir.path} has stopped early; there is nothing to do.")
+        if get_rank() == 0:
+            print(
+                f"The run in {run_dir.path} has stopped early; there is nothing to do."
+            )
 
         raise NothingToRun(0)
 
 
 def _get_section(config: dict[str, object], name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", config[name])
-

@@ -114,7 +114,7 @@ class TrainConfig(Validatable):
     init_from: Path | None = None
     """The directory of a run whose model and tokenizer to start from."""
 
-    init_checkpoint: str = "best"
+    init_checkpoint: str | int = "best"
     """Which of its checkpoints: ``best``, ``last`` or a step."""
 
     dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
@@ -184,10 +184,24 @@ class TrainConfig(Validatable):
                     "`regime.validate_every_n_steps` and `regime.checkpoint_every_n_steps` must be equal, or the best score would belong to no checkpoint."
                 )
 
-        if self.validation.patience is not None and regime.score_metric is None:
+        if self.validation.patience is not None:
+            if regime.score_metric is None or regime.validate_every_n_steps is None:
+                result.add_error(
+                    "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
+                )
+
+        if regime.save_model_only in (True, "all"):
             result.add_error(
-                "`regime.score_metric` must be set for `validation.patience`."
+                "`regime.save_model_only` must be `false` or `all_but_last`, since nothing else can be resumed."
             )
+
+        if not self.common.no_sweep_dir:
+            result.add_error(
+                "`common.no_sweep_dir` must be `true`, since the output directory is that of one run."
+            )
+
+        if self.common.seed < 0:
+            result.add_error("`common.seed` must be greater than or equal to 0.")
 
         return result
 
@@ -259,8 +273,19 @@ class TranslationTrainRecipe(Recipe):
             self._stop_signal, gangs.root, config.regime.validate_every_n_steps
         )
 
+        every = config.regime.validate_every_n_steps
+
+        is_first_rank = gangs.root.rank == 0
+
+        def on_step(step_nr: int) -> None:
+            # A validation may have replaced the best checkpoint.
+            if is_first_rank and every is not None and step_nr % every == 1 % every:
+                run_dir.write_card()
+
+            control.begin_step(step_nr)
+
         unit = CriterionTrainUnit(
-            criterion, context.get_optimizer(), gangs, on_step=control.begin_step
+            criterion, context.get_optimizer(), gangs, on_step=on_step
         )
 
         valid_unit = TranslationValidUnit(
@@ -304,7 +329,7 @@ class TranslationTrainRecipe(Recipe):
 
         control.attach(trainer, self._create_early_stopper(context, config))
 
-        if gangs.root.rank == 0:
+        if is_first_rank:
             run_dir.write_versions({"num_processes": gangs.root.size})
 
             trainer.register_checkpoint_save_hook(lambda args: run_dir.write_card())
@@ -333,9 +358,7 @@ class TranslationTrainRecipe(Recipe):
         name = context.get_config_as(TrainConfig).criterion.name
 
         try:
-            factory = context.resolver.resolve(
-                cast(Any, CriterionFactory), key=name
-            )
+            factory = context.resolver.resolve(cast(Any, CriterionFactory), key=name)
         except DependencyNotFoundError:
             raise WarmupError(
                 f"`criterion.name` is `{name}`, which is not registered; use `sft`, `warmup` or one that your own package registers."
@@ -368,7 +391,12 @@ class TranslationTrainRecipe(Recipe):
         if patience is None or every is None:
             return None
 
-        return PatienceEarlyStopper(context.get_checkpoint_manager(), patience, every)
+        return PatienceEarlyStopper(
+            context.get_checkpoint_manager(),
+            RunDir(context.output_dir),
+            patience,
+            every,
+        )
 
     @property
     @override
@@ -406,11 +434,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return 2
 
-    if stop_signal.signum is not None:
-        return 128 + stop_signal.signum
-
     if status == 0 and get_rank() == 0:
         # The score of the last checkpoint came after it was saved.
         RunDir(path).write_card()
+
+    if status == 0 and stop_signal.signum is not None:
+        return 128 + stop_signal.signum
 
     return status

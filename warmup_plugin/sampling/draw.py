@@ -33,6 +33,9 @@ class Candidates:
     """The log-probability of each warmup under the distribution that it was drawn
     from. *Shape:* :math:`(N,K)`."""
 
+    on_policy: bool = False
+    """``True`` if that distribution is P(c|x) itself, so that q is a."""
+
     @property
     def num_warmups(self) -> int:
         """The number K of warmups a source."""
@@ -88,7 +91,11 @@ def sample_tokens(log_probs: Tensor) -> Tensor:
     u = u.clamp_(max=1.0 - 1e-12)
 
     # (B, 1) -> (B)
-    return torch.searchsorted(cumulative, u * total, right=True).squeeze(1)
+    tokens = torch.searchsorted(cumulative, u * total, right=True).squeeze(1)
+
+    # Probabilities that are not numbers end up behind the last token; the caller
+    # finds them in the log-probability of what was drawn.
+    return tokens.clamp_(max=log_probs.size(-1) - 1)
 
 
 @torch.no_grad()
@@ -202,4 +209,5 @@ def draw_candidates(
         seq_lens=seq_lens,
         cut=cut,
         proposal_log_probs=proposal_log_probs.view(num_sources, num_warmups),
+        on_policy=temperature == 1.0,
     )

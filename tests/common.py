@@ -1,0 +1,149 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""What many tests need: tensors compared, a tiny vocabulary, a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, Final
+
+import torch
+from fairseq2.models.nllb import NllbConfig
+from fairseq2.models.nllb.factory import create_nllb_model
+from fairseq2.models.transformer import TransformerModel
+from fairseq2.nn import BatchLayout
+from torch import Tensor
+
+from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.sampling import Candidates
+
+device: Final = torch.device("cpu")
+
+PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX, SEPARATOR_IDX = range(5)
+
+VOCAB_SIZE: Final = 8
+
+WORDS: Final = (5, 6, 7)
+"""The tokens that are text."""
+
+
+def assert_close(
+    a: Tensor, b: Any, rtol: float | None = None, atol: float | None = None
+) -> None:
+    """Asserts that ``a`` and ``b``, a tensor or numbers, are element-wise close."""
+    if not isinstance(b, Tensor):
+        b = torch.tensor(b, device=device, dtype=a.dtype)
+
+    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def assert_equal(a: Tensor, b: Any) -> None:
+    """Asserts that ``a`` and ``b``, a tensor or numbers, are element-wise equal."""
+    assert_close(a, b, rtol=0, atol=0)
+
+
+def create_layout(*, prefix_len: int = 1, vocab_size: int = VOCAB_SIZE) -> DecoderLayout:
+    """Creates the layout of the tiny vocabulary."""
+    return DecoderLayout(
+        separator_idx=SEPARATOR_IDX,
+        eos_idx=EOS_IDX,
+        pad_idx=PAD_IDX,
+        prefix_len=prefix_len,
+        vocab_size=vocab_size,
+        banned_in_warmup=(PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX),
+        banned_in_target=(PAD_IDX, UNK_IDX, BOS_IDX, SEPARATOR_IDX),
+    )
+
+
+def create_tiny_model(
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    num_layers: int = 1,
+    dropout_p: float = 0.0,
+    max_seq_len: int = 64,
+    seed: int = 0,
+) -> TransformerModel:
+    """
+    Creates an encoder-decoder in evaluation mode.
+
+    All its weights are random, biases and layer norms as well, so that what it
+    predicts depends on every token that it sees.
+    """
+    config = NllbConfig(
+        model_dim=16,
+        max_seq_len=max_seq_len,
+        vocab_size=vocab_size,
+        pad_idx=PAD_IDX,
+        num_encoder_layers=num_layers,
+        num_decoder_layers=num_layers,
+        num_encoder_attn_heads=2,
+        num_decoder_attn_heads=2,
+        ffn_inner_dim=32,
+        dropout_p=dropout_p,
+    )
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+
+        with device:
+            model = create_nllb_model(config)
+
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, device=device))
+
+            # As the frontend expects it.
+            model.encoder_frontend.embed.weight[PAD_IDX] = 0.0
+
+    return model.eval()
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+    """Collates token sequences. Returns them and their lengths."""
+    width = max(len(row) for row in rows)
+
+    padded = [[*row, *[PAD_IDX] * (width - len(row))] for row in rows]
+
+    return torch.tensor(padded, device=device), [len(row) for row in rows]
+
+
+def create_source(rows: Sequence[Sequence[int]]) -> tuple[Tensor, BatchLayout]:
+    """Collates sources for an encoder."""
+    seqs, seq_lens = pad_rows(rows)
+
+    return seqs, BatchLayout.of(seqs, seq_lens)
+
+
+def list_sentences(max_len: int) -> list[list[int]]:
+    """Lists every sequence of at most ``max_len`` words, the empty one first."""
+    return [
+        list(words)
+        for length in range(max_len + 1)
+        for words in product(WORDS, repeat=length)
+    ]
+
+
+def create_candidates(
+    warmups: Sequence[Sequence[Sequence[int]]], max_warmup_len: int
+) -> Candidates:
+    """
+    Creates candidates from the warmups of each source.
+
+    They are cut where they are ``max_warmup_len`` tokens long, and their proposal
+    gave each of them probability 1.
+    """
+    rows = [warmup for source in warmups for warmup in source]
+
+    seqs, seq_lens = pad_rows(rows)
+
+    if seqs.size(1) == 0:
+        seqs = torch.full((len(rows), 1), PAD_IDX, device=device)
+
+    return Candidates(
+        seqs=seqs,
+        seq_lens=torch.tensor(seq_lens, device=device),
+        cut=torch.tensor([n == max_warmup_len for n in seq_lens], device=device),
+        proposal_log_probs=torch.zeros((len(warmups), len(warmups[0])), device=device),
+    )
