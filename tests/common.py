@@ -15,6 +15,7 @@ from fairseq2.models.nllb.factory import create_nllb_model
 from fairseq2.models.transformer import TransformerModel
 from fairseq2.nn import BatchLayout
 from torch import Tensor
+from torch.nn import Module
 
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.sampling import Candidates
@@ -44,7 +45,9 @@ def assert_equal(a: Tensor, b: Any) -> None:
     assert_close(a, b, rtol=0, atol=0)
 
 
-def create_layout(*, prefix_len: int = 1, vocab_size: int = VOCAB_SIZE) -> DecoderLayout:
+def create_layout(
+    *, prefix_len: int = 1, vocab_size: int = VOCAB_SIZE
+) -> DecoderLayout:
     """Creates the layout of the tiny vocabulary."""
     return DecoderLayout(
         separator_idx=SEPARATOR_IDX,
@@ -63,7 +66,7 @@ def create_tiny_model(
     num_layers: int = 1,
     dropout_p: float = 0.0,
     max_seq_len: int = 64,
-    seed: int = 0,
+    seed: int = 6,
 ) -> TransformerModel:
     """
     Creates an encoder-decoder in evaluation mode.
@@ -94,10 +97,30 @@ def create_tiny_model(
             for parameter in model.parameters():
                 parameter.add_(0.2 * torch.randn(parameter.shape, device=device))
 
-            # As the frontend expects it.
-            model.encoder_frontend.embed.weight[PAD_IDX] = 0.0
+            # No token nearly certain, or a few draws would not see the others.
+            # The separator has a probability of about 0.3 with the default seed.
+            for parameter in get_last_layer_norm(model).parameters():
+                parameter.mul_(0.5)
 
     return model.eval()
+
+
+def get_last_layer_norm(model: TransformerModel) -> Module:
+    """Returns what stands between a decoder and its output projection."""
+    layer_norm = model.decoder.layer_norm
+
+    assert isinstance(layer_norm, Module)
+
+    return layer_norm
+
+
+def get_embedding(model: TransformerModel) -> Tensor:
+    """Returns the matrix that sources, targets and output share."""
+    weight = model.get_parameter("encoder_frontend.embed.weight")
+
+    assert weight is model.get_parameter("final_proj.weight")
+
+    return weight
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:

@@ -36,6 +36,10 @@ COMMANDS: Final = {
         "warmup_plugin.commands.link_libsndfile",
         "give fairseq2 the libsndfile it needs where the system has none",
     ),
+    "synthetic-pair": Command(
+        "warmup_plugin.commands.synthetic_pair",
+        "write the text of an invented language pair",
+    ),
     "train-tokenizer": Command(
         "warmup_plugin.commands.train_tokenizer",
         "train a tokenizer from text files",

@@ -13,15 +13,31 @@ from typing import Final, final
 
 from typing_extensions import override
 
+# Not `TOKENIZERS_PARALLELISM` and not `GIT_AUTHOR_NAME`.
 _SECRET_NAME: Final = re.compile(
-    r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH|PRIVATE|API_?KEY|ACCESS_?KEY|_KEY$|^KEY$|DSN$",
+    r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH(?!OR(_|$))|PRIVATE|BEARER|JWT|WEBHOOK|CONNECTION_STRING|API_?KEY|ACCESS_?KEY|(^|_)(KEY|PAT|PWD)$|DSN$",
     re.IGNORECASE,
 )
 
-# A URL may carry `user:password@`.
-_URL_PASSWORD: Final = re.compile(r"(?<=://)([^\s/:@]*):([^\s/@]+)@")
+# The shell's working directory.
+_NOT_SECRET: Final = ("PWD",)
+
+# A URL may carry `user:password@` or `token@`. The password may hold any character,
+# an unescaped `@` as well.
+_URL_USER: Final = re.compile(r"(?<=://)(?:([^\s/:@]*):)?[^\s/]+@")
 
 _SEE_TRACE: Final = " See logged stack trace for details."
+
+# What failed is code, not input.
+_KEEP_TRACE: Final = ("extension failed", "torch.compile", "Sequence generation")
+
+# What fairseq2 puts between "cannot be parsed" and the cause.
+_NOISE: Final = re.compile(
+    r"Recipe configuration cannot be structured\.|Value cannot be structured to `.*`\."
+)
+
+# Of torcheval, for every metric that had nothing to count.
+_POINTLESS: Final = "No calls to update() have been made"
 
 
 @final
@@ -30,7 +46,7 @@ class LogFilter(logging.Filter):
     Rewrites log records before they reach console or file.
 
     fairseq2 writes every environment variable into its log, and a traceback for
-    errors whose cause is the user's input.
+    errors whose cause is the user's input. torcheval warns of metrics without values.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -41,7 +57,7 @@ class LogFilter(logging.Filter):
             {
                 value
                 for name, value in environ.items()
-                if _SECRET_NAME.search(name) and len(value) >= 6
+                if is_secret(name) and len(value) >= 6
             },
             key=len,
             reverse=True,
@@ -50,22 +66,35 @@ class LogFilter(logging.Filter):
         self._secret_pairs = [
             f"{name}={value}"
             for name, value in environ.items()
-            if _SECRET_NAME.search(name) and value
+            if is_secret(name) and value
         ]
 
     @override
     def filter(self, record: logging.LogRecord) -> bool:
         msg = record.getMessage()
 
+        if msg.startswith(_POINTLESS):
+            return False
+
         new_msg = msg
 
-        if record.exc_info is not None and _SEE_TRACE in msg:
+        # fairseq2 passes `False` where there is none.
+        if record.exc_info:
             ex = record.exc_info[1]
 
-            if ex is not None:
+            is_input = _SEE_TRACE in msg and not any(
+                text in msg for text in _KEEP_TRACE
+            )
+
+            if ex is not None and is_input:
                 new_msg = f"{msg.replace(_SEE_TRACE, '')} {describe_causes(ex)}"
 
                 record.exc_info = None
+            else:
+                # Handlers take this text instead of making their own.
+                record.exc_text = self.redact(
+                    logging.Formatter().formatException(record.exc_info)
+                )
 
         new_msg = self.redact(new_msg)
 
@@ -84,7 +113,18 @@ class LogFilter(logging.Filter):
         for secret in self._secrets:
             text = text.replace(secret, "[hidden]")
 
-        return _URL_PASSWORD.sub(r"\1:[hidden]@", text)
+        return _URL_USER.sub(_hide_password, text)
+
+
+def is_secret(name: str) -> bool:
+    """Tells whether an environment variable looks like a secret by its name."""
+    return name not in _NOT_SECRET and _SECRET_NAME.search(name) is not None
+
+
+def _hide_password(match: re.Match[str]) -> str:
+    user = match[1]
+
+    return "[hidden]@" if user is None else f"{user}:[hidden]@"
 
 
 def describe_causes(ex: BaseException) -> str:
@@ -96,7 +136,7 @@ def describe_causes(ex: BaseException) -> str:
     while cause is not None:
         text = " ".join(str(cause).split())
 
-        if text and text not in messages:
+        if text and text not in messages and not _NOISE.fullmatch(text):
             messages.append(text)
 
         cause = cause.__cause__
@@ -105,8 +145,10 @@ def describe_causes(ex: BaseException) -> str:
 
 
 def install_log_filter() -> None:
-    """Puts the filter in front of fairseq2's log, once a process."""
-    logger = logging.getLogger("fairseq2")
+    """Puts the filter in front of fairseq2's log and of the root's, once a process."""
+    # A filter of the root alone does not see what its children log.
+    for name in ("fairseq2", None):
+        logger = logging.getLogger(name)
 
-    if not any(isinstance(f, LogFilter) for f in logger.filters):
-        logger.addFilter(LogFilter(os.environ))
+        if not any(isinstance(f, LogFilter) for f in logger.filters):
+            logger.addFilter(LogFilter(os.environ))

@@ -6,7 +6,8 @@ The run directory: what it holds and what protects it.
 
 ``command.yaml`` (the config as given), ``config.yaml`` (the complete one),
 ``card.yaml`` (fairseq2 asset card), ``tokenizer.model``,
-``versions.json``, ``checkpoints/``, ``metrics/``, ``logs/``, ``tb/``. Imports no
+``versions.json``, ``early_stop.json`` (with ``validation.patience``), ``checkpoints/``,
+``metrics/``, ``logs/``, ``tb/``. Imports no
 fairseq2, so that it can refuse a command at once.
 """
 
@@ -73,7 +74,7 @@ class RunDir:
         for path in self.checkpoint_dir.glob("step_*"):
             number = path.name.removeprefix("step_")
 
-            if number.isdigit() and (path / "model").is_dir():
+            if number.isdecimal() and (path / "model").is_dir():
                 steps.append(int(number))
 
         return sorted(steps)
@@ -125,7 +126,7 @@ class RunDir:
             # The first of equal scores.
             return min(scores, key=lambda step: (-scores[step], step))
 
-        if which.isdigit() and int(which) in steps:
+        if which.isdecimal() and int(which) in steps:
             return int(which)
 
         raise WarmupError(

@@ -119,7 +119,8 @@ def differentiate_objective(
 
         coefs = torch.autograd.grad(losses.sum(), [a, b], materialize_grads=True)
 
-    return losses.detach(), coefs[0], coefs[1]
+    # Where an objective does not depend on a or b, autograd's zero has a gradient.
+    return losses.detach(), coefs[0].detach(), coefs[1].detach()
 
 
 @final
@@ -174,15 +175,17 @@ def keep_candidates(
     # An objective that is flat in every candidate keeps any of them, with zero.
     magnitudes = magnitudes + magnitudes.sum(dim=1, keepdim=True).eq(0)
 
-    probs = magnitudes / magnitudes.sum(dim=1, keepdim=True)
-
     # (N, K)
-    upper = probs.cumsum(dim=1) * num_kept
+    cumulative = magnitudes.cumsum(dim=1)
 
-    # Rounding must neither lose nor add a point.
-    upper = upper.clamp_(max=num_kept)
+    # (N, 1)
+    total = cumulative[:, -1:]
 
-    upper[:, -1] = num_kept
+    probs = magnitudes / total
+
+    # Divided by the very sum that they end with: rounding neither loses a point nor
+    # gives one to a candidate of probability zero.
+    upper = cumulative / total * num_kept
 
     u = torch.rand((num_sources, 1), dtype=torch.float64, device=device)
 

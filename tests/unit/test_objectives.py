@@ -423,8 +423,14 @@ class TestEnumeration:
     def test_wrong_sign_or_missing_term_is_seen(self) -> None:
         """Checks the proof itself: it must tell right from nearly right."""
 
-        def without_score(a: Tensor, b: Tensor, q: Tensor) -> Tensor:
-            return marginal_loss(a.detach(), b, q)
+        def without_score(
+            warmup_log_probs: Tensor,
+            target_log_probs: Tensor,
+            proposal_log_probs: Tensor,
+        ) -> Tensor:
+            return marginal_loss(
+                warmup_log_probs.detach(), target_log_probs, proposal_log_probs
+            )
 
         toy = CategoricalToy()
 

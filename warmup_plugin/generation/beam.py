@@ -106,7 +106,8 @@ class BeamSearch:
 
         :returns: The best hypothesis of each source.
 
-        :raises WarmupError: If the model gives a probability that is not a number.
+        :raises WarmupError: If a warmup may be as long as all that the model reads, or
+            if the model gives a probability that is not a number.
         """
         layout, config = self._layout, self._config
 
@@ -122,6 +123,12 @@ class BeamSearch:
 
         if max_warmup_len is not None:
             room -= max_warmup_len + 1
+
+        # A word and EOS at least.
+        if room < 2:
+            raise WarmupError(
+                f"`max_warmup_len` is {max_warmup_len}, which leaves no room for an output in the {self._model.max_target_len} tokens that the model reads; lower it."
+            )
 
         # The most output tokens of each source, EOS not counted: (N)
         limits = torch.tensor(

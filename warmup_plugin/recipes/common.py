@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from fairseq2.data.tokenizers import Tokenizer
+from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.cli import main as fairseq2_main
 from fairseq2.recipe.config import TokenizerSection
@@ -180,6 +181,8 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
     """
     install_log_filter()
 
+    old_handlers = list(log.logger.handlers)
+
     old_argv = sys.argv
 
     sys.argv = [old_argv[0], *argv]
@@ -193,6 +196,13 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
         return ex.code if isinstance(ex.code, int) else 1
     finally:
         sys.argv = old_argv
+
+        # The log file of this run; a second run in this process is not to write there.
+        for handler in log.logger.handlers[:]:
+            if handler not in old_handlers:
+                log.logger.removeHandler(handler)
+
+                handler.close()
 
     return 0
 
@@ -235,7 +245,7 @@ def get_rank() -> int:
     for name in ("RANK", "SLURM_PROCID"):
         value = os.environ.get(name, "")
 
-        if value.isdigit():
+        if value.isdecimal():
             return int(value)
 
     return 0

@@ -1,0 +1,211 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.tiny_runs import ROOT, command_environment
+
+README: Final = ROOT / "README.md"
+
+pytestmark = pytest.mark.skipif(
+    not README.exists(), reason="needs the files of a clone"
+)
+
+# What makes each command quick, appended to it.
+SHORTER: Final = {
+    "synthetic-pair": ["--num-train", "1000", "--num-valid", "5", "--num-test", "5"],
+    "recipes.train": [
+        "model.arch=transformer_test",
+        "regime.num_steps=4",
+        "regime.validate_every_n_steps=2",
+        "regime.checkpoint_every_n_steps=2",
+        "regime.publish_metrics_every_n_steps=2",
+    ],
+}
+
+
+def read_section(title: str) -> str:
+    """Returns the text between a heading and the next one."""
+    text = README.read_text(encoding="utf-8")
+
+    match = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+
+    assert match is not None, title
+
+    return match[1]
+
+
+def read_block(section: str, language: str) -> str:
+    match = re.search(rf"^```{language}\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+    assert match is not None
+
+    return match[1]
+
+
+def read_tour() -> list[list[str]]:
+    block = read_block(read_section("A tour"), "sh").replace("\\\n", " ")
+
+    return [shlex.split(line) for line in block.splitlines() if line.strip()]
+
+
+def shorten(command: list[str]) -> list[str]:
+    assert command[:2] == ["python", "-m"]
+
+    args = command[2:]
+
+    for name, further in SHORTER.items():
+        if name in args:
+            args = args + further
+
+    return [sys.executable, "-m", *args]
+
+
+class TestTour:
+    @pytest.mark.integration
+    def test_commands_run_in_order(self, tmp_path: Path) -> None:
+        # For `recipes`, which is not installed.
+        env = command_environment(PYTHONPATH=str(ROOT))
+
+        commands = read_tour()
+
+        for command in commands:
+            process = subprocess.run(
+                shorten(command),
+                cwd=tmp_path,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=240,
+            )
+
+            assert process.returncode == 0, f"{command}\n{process.stdout}"
+
+        # What the last one prints compares both runs.
+        assert "paired bootstrap" in process.stdout
+
+        for name in ("toy_sft", "toy_warmup"):
+            run_dir = tmp_path / "runs" / name
+
+            assert (run_dir / "generate" / "test.best.txt").is_file()
+            assert (run_dir / "evaluate" / "test.best.json").is_file()
+
+        # Nothing beside the folder that the commands name.
+        assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+    def test_tour_shows_every_step(self) -> None:
+        steps = [" ".join(c[2:4]) for c in read_tour() if c[2] == "warmup_plugin"]
+
+        assert steps == [
+            "warmup_plugin doctor",
+            "warmup_plugin synthetic-pair",
+            "warmup_plugin train-tokenizer",
+        ]
+
+        programs = [c[2] for c in read_tour() if c[2] != "warmup_plugin"]
+
+        assert programs == [
+            "recipes.train",
+            "recipes.train",
+            "recipes.generate",
+            "recipes.evaluate",
+        ]
+
+
+def list_make_targets() -> set[str]:
+    text = README.read_text(encoding="utf-8")
+
+    # In backticks, at the start of a line of code, behind `&&`.
+    return set(re.findall(r"(?:`|^|&& )make ([a-z][a-z-]*)", text, re.MULTILINE))
+
+
+def list_links() -> set[str]:
+    text = README.read_text(encoding="utf-8")
+
+    return {
+        target.partition("#")[0]
+        for target in re.findall(r"\]\(([^)\s]+)\)", text)
+        if "://" not in target and not target.startswith("#")
+    }
+
+
+def list_mentioned_paths() -> set[str]:
+    text = README.read_text(encoding="utf-8")
+
+    tops = "recipes|warmup_plugin|scripts|tests|docs"
+
+    return set(re.findall(rf"`((?:{tops})/[\w./-]*)`", text))
+
+
+def list_tree() -> set[str]:
+    """Reads the paths of the file tree; two spaces part them from their clause."""
+    paths, folder = set(), ""
+
+    for line in read_block(read_section("Files"), "").splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0]
+
+        if not line.startswith(" "):
+            folder = ""
+
+        # Where the first column is full, one space parts them.
+        for name in re.split(r",\s*|\s+", names):
+            if "/" in name or "." in name or name in ("Makefile", "LICENSE"):
+                paths.add(f"{folder}{name}")
+
+        if not line.startswith(" ") and names.endswith("/"):
+            folder = names
+
+    return paths
+
+
+class TestReferences:
+    def test_make_targets_exist(self) -> None:
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+        targets = set(re.findall(r"^([a-z-]+):(?!=)", makefile, re.MULTILINE))
+
+        assert {"demo", "test", "install"} <= list_make_targets() <= targets
+
+    def test_links_exist(self) -> None:
+        links = list_links()
+
+        assert "docs/results.md" in links
+
+        assert [link for link in sorted(links) if not (ROOT / link).exists()] == []
+
+    def test_mentioned_files_exist(self) -> None:
+        paths = list_mentioned_paths()
+
+        assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+    def test_files_of_tree_exist(self) -> None:
+        paths = list_tree()
+
+        assert len(paths) > 20
+
+        assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+    def test_every_part_of_package_is_in_tree(self) -> None:
+        paths = list_tree()
+
+        parts = {
+            path.name
+            for path in (ROOT / "warmup_plugin").iterdir()
+            if path.name not in ("__init__.py", "__pycache__", "py.typed", "configs")
+        }
+
+        mentioned = {
+            path.split("/")[1] for path in paths if path.startswith("warmup_plugin/")
+        }
+
+        assert parts <= mentioned

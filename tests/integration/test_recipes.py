@@ -1,0 +1,317 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny_runs import (
+    ROOT,
+    assert_same_weights,
+    command_environment,
+    load_weights,
+    python_command,
+    tiny_options,
+    to_args,
+)
+from warmup_plugin.run_dir import RunDir
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT: Final = 240.0
+"""The seconds that a command may take, also on a machine that is busy."""
+
+NUM_STEPS: Final = 40
+
+CHECKPOINT_EVERY: Final = 10
+
+
+class Command:
+    """A command in a process of its own, with its output in a file."""
+
+    def __init__(self, log_file: Path, *args: object) -> None:
+        self._log_file = log_file
+
+        with log_file.open("ab") as fp:
+            self.process = subprocess.Popen(
+                python_command(*args),
+                cwd=ROOT,
+                env=command_environment(),
+                stdout=fp,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait(self) -> int:
+        return self.process.wait(TIMEOUT)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + TIMEOUT
+
+        while not condition():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < end, self.output
+
+            time.sleep(0.002)
+
+    @property
+    def output(self) -> str:
+        return self._log_file.read_text(errors="replace")
+
+
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    commands = []
+
+    def start(name: str, *args: object) -> Command:
+        command = Command(tmp_path / f"{name}.log", *args)
+
+        commands.append(command)
+
+        return command
+
+    yield start
+
+    # Only after a failure.
+    for command in commands:
+        if command.process.poll() is None:
+            command.process.kill()
+            command.process.wait()
+
+
+def run(command: Command) -> str:
+    assert command.wait() == 0, command.output
+
+    return command.output
+
+
+def read_losses(run_dir: Path) -> dict[int, list[tuple[float, float]]]:
+    """Returns what was logged of each step, more than once if it was repeated."""
+    losses: dict[int, list[tuple[float, float]]] = {}
+
+    for line in (run_dir / "metrics" / "train.jsonl").read_text().splitlines():
+        record = json.loads(line)
+
+        values = (record["NLL Loss"], record["Gradient Norm"])
+
+        losses.setdefault(record["Step"], []).append(values)
+
+    return losses
+
+
+def check_files(run_dir: Path, *, has_warmup: bool) -> None:
+    """Checks what generating and evaluating left behind."""
+    output = run_dir / "generate" / "test.best.txt"
+
+    lines = output.read_text(encoding="utf-8").splitlines()
+
+    assert len(lines) == 5
+
+    text = output.with_name("test.best.txt.jsonl").read_text(encoding="utf-8")
+
+    records = [json.loads(line) for line in text.splitlines()]
+
+    assert [record["output"] for record in records] == lines
+
+    for record in records:
+        assert (record["warmup"] is not None) == has_warmup
+        assert math.isfinite(record["log_prob"])
+
+    report = json.loads((run_dir / "evaluate" / "test.best.json").read_text())
+
+    [scores] = report["systems"].values()
+
+    assert [score["name"] for score in scores] == ["BLEU", "chrF2++"]
+
+    for score in scores:
+        assert score["ci_low"] <= score["score"] <= score["ci_high"]
+        assert "version:" in score["signature"]
+
+    assert report["num_sentences"] == 5
+
+
+@pytest.mark.parametrize(
+    "criterion,stop_signal",
+    [("sft", signal.SIGINT), ("warmup", signal.SIGTERM)],
+)
+def test_interrupted_runs_equal_uninterrupted_one(
+    tmp_path: Path,
+    text_folder: Path,
+    tokenizer_file: Path,
+    start: Start,
+    criterion: str,
+    stop_signal: signal.Signals,
+) -> None:
+    options = tiny_options(
+        text_folder,
+        tokenizer_file,
+        criterion__name=criterion,
+        regime__num_steps=NUM_STEPS,
+        regime__validate_every_n_steps=CHECKPOINT_EVERY,
+        regime__checkpoint_every_n_steps=CHECKPOINT_EVERY,
+        regime__publish_metrics_every_n_steps=5,
+    )
+
+    def train(name: str) -> Command:
+        return start(name, "-m", "recipes.train", *to_args(tmp_path / name, options))
+
+    def has_checkpoint(name: str) -> Callable[[], bool]:
+        return lambda: bool(RunDir(tmp_path / name).checkpoint_steps())
+
+    whole, killed = train("whole"), train("killed")
+
+    killed.wait_for(has_checkpoint("killed"))
+
+    killed.process.kill()
+
+    assert killed.wait() == -signal.SIGKILL
+
+    # It had to go on from somewhere.
+    assert RunDir(tmp_path / "killed").checkpoint_steps()[-1] < NUM_STEPS
+
+    killed, stopped = train("killed"), train("stopped")
+
+    stopped.wait_for(has_checkpoint("stopped"))
+
+    stopped.process.send_signal(stop_signal)
+
+    assert stopped.wait() == 128 + stop_signal, stopped.output
+
+    steps = RunDir(tmp_path / "stopped").checkpoint_steps()
+
+    assert steps[-1] < NUM_STEPS
+    assert "Traceback" not in stopped.output
+
+    run(whole)
+    run(killed)
+    run(train("stopped"))
+
+    weights = load_weights(tmp_path / "whole", NUM_STEPS)
+
+    for name in ("killed", "stopped"):
+        assert_same_weights(load_weights(tmp_path / name, NUM_STEPS), weights)
+
+    losses, resumed_losses = (read_losses(tmp_path / n) for n in ("whole", "killed"))
+
+    assert set(losses) == set(range(5, NUM_STEPS + 1, 5))
+
+    # Bit for bit, before and after it was killed.
+    for step, [values] in losses.items():
+        assert set(resumed_losses[step]) == {values}
+
+    run_dir = tmp_path / "killed"
+
+    output = run(start("generate", "-m", "recipes.generate", run_dir, "--no-rich"))
+
+    assert "5 lines written to" in output
+
+    output = run(
+        start("evaluate", "-m", "recipes.evaluate", run_dir, "--num-bootstrap", 50)
+    )
+
+    assert "chrF2++" in output
+
+    check_files(run_dir, has_warmup=criterion == "warmup")
+
+
+def join_shards(run_dir: Path, step: int) -> dict[str, Tensor]:
+    """Loads the parameters of a checkpoint, whatever wrote it."""
+    folder = run_dir / "checkpoints" / f"step_{step}" / "model" / "pp_00" / "tp_00"
+
+    shards: list[dict[str, Any]] = [
+        torch.load(file, weights_only=True) for file in sorted(folder.glob("*.pt"))
+    ]
+
+    # FSDP cuts along the first dimension, the last share may be smaller.
+    return {name: torch.cat([s[name] for s in shards]) for name in shards[0]}
+
+
+class TestTwoProcesses:
+    def train(
+        self,
+        start: Start,
+        out: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        criterion: str,
+        data_parallelism: str,
+    ) -> Command:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            criterion__name=criterion,
+            trainer__data_parallelism=data_parallelism,
+            regime__num_steps=4,
+        )
+
+        return start(
+            out.name,
+            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2),
+            *("-m", "recipes.train", *to_args(out, options)),
+        )
+
+    def test_runs_finish_and_agree(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, start: Start
+    ) -> None:
+        def train(criterion: str, data_parallelism: str) -> Path:
+            out = tmp_path / f"{criterion}_{data_parallelism}"
+
+            args = (text_folder, tokenizer_file, criterion, data_parallelism)
+
+            output = run(self.train(start, out, *args))
+
+            assert "Running on 2 process(es)." in output
+
+            losses = read_losses(out)
+
+            assert set(losses) == {1, 2, 3, 4}
+
+            for [values] in losses.values():
+                assert all(math.isfinite(value) for value in values)
+
+            versions = json.loads((out / "versions.json").read_text())
+
+            assert versions["num_processes"] == 2
+
+            assert sorted(os.listdir(out / "logs"))[-2:] == ["rank_0.log", "rank_1.log"]
+
+            return out
+
+        sft = train("sft", "ddp")
+        ddp = train("warmup", "ddp")
+        fsdp = train("warmup", "fsdp")
+
+        # Under DDP a model whose gradients are not synchronised differs from rank to
+        # rank and nobody tells; under FSDP there is only one.
+        ddp_weights, fsdp_weights = join_shards(ddp, 4), join_shards(fsdp, 4)
+
+        assert ddp_weights.keys() == fsdp_weights.keys()
+
+        for name in ddp_weights:
+            torch.testing.assert_close(
+                fsdp_weights[name], ddp_weights[name], rtol=1e-4, atol=1e-5
+            )
+
+        # Evaluating translates first.
+        args: Sequence[object] = (sft, ddp, fsdp, "--num-bootstrap", 50)
+
+        output = run(start("evaluate", "-m", "recipes.evaluate", *args))
+
+        assert str(fsdp) in output
+
+        for run_dir in (sft, ddp, fsdp):
+            check_files(run_dir, has_warmup=run_dir is not sft)

@@ -1,0 +1,263 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+import torch
+from fairseq2.data.tokenizers import TokenDecoder
+from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.gang import FakeGang, Gangs
+from fairseq2.metrics import Mean, MetricBag, Sum
+from fairseq2.utils.stopwatch import Stopwatch
+from torch import Tensor
+from typing_extensions import override
+
+from tests.common import BOS_IDX, EOS_IDX, create_layout, device, pad_rows
+from warmup_plugin.criteria import validation
+from warmup_plugin.criteria.base import Criterion, WeighedWarmup
+from warmup_plugin.criteria.validation import (
+    TranslationValidUnit,
+    decode_tokens,
+    gather_objects,
+)
+from warmup_plugin.generation import BeamSearch
+from warmup_plugin.generation.beam import Hypothesis
+from warmup_plugin.metrics.translation import score_translations
+
+WARMUPS = [
+    WeighedWarmup([5], 0.25, -1.0, -3.0),
+    WeighedWarmup([], 0.75, -2.0, -4.0),
+]
+
+
+class FakeCriterion(Criterion):
+    """Draws the same two warmups for every source."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    @override
+    def add_metrics(self, metric_bag: MetricBag) -> None:
+        metric_bag.add("warmup_k", Mean())
+
+    @override
+    def compute_loss(
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, step_nr: int
+    ) -> Tensor:
+        raise AssertionError("Validation computes no gradient.")
+
+    @override
+    def evaluate(
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, num_shown: int
+    ) -> list[list[WeighedWarmup]]:
+        self.asked.append(num_shown)
+
+        metric_bag.get("warmup_k", Mean).update(2.0, weight=batch.num_examples)
+
+        return [WARMUPS] * min(num_shown, batch.num_examples)
+
+    @property
+    @override
+    def max_warmup_len(self) -> int | None:
+        return 1
+
+    @property
+    @override
+    def draw_time(self) -> Stopwatch:
+        return Stopwatch()
+
+
+class FakeSearch:
+    """Repeats the source."""
+
+    def __call__(
+        self, source_seqs: Tensor, source_seq_lens: list[int], prefixes: Tensor
+    ) -> list[Hypothesis]:
+        # What stands before the warmup.
+        assert prefixes.tolist() == [[BOS_IDX]] * len(source_seq_lens)
+
+        rows = zip(source_seqs.tolist(), source_seq_lens)
+
+        return [Hypothesis([], row[: n - 1], 0.0, 0.0) for row, n in rows]
+
+
+def decode(tokens: Tensor) -> str:
+    assert tokens.dtype == torch.int64
+
+    return " ".join(f"w{idx}" for idx in tokens.tolist())
+
+
+def create_gangs(rank: int = 0) -> Gangs:
+    gang, root = FakeGang(device), FakeGang(device, rank=rank, size=1 + rank)
+
+    return Gangs(root=root, dp=gang, rdp=gang, sdp=gang, tp=gang, pp=gang)
+
+
+def create_unit(
+    criterion: Criterion, *, num_shown: int = 2, rank: int = 0
+) -> TranslationValidUnit:
+    return TranslationValidUnit(
+        "dev",
+        criterion,
+        cast(BeamSearch, FakeSearch()),
+        create_layout(),
+        cast(TokenDecoder, decode),
+        create_gangs(rank),
+        target_lang="de",
+        num_shown=num_shown,
+    )
+
+
+def create_batch(
+    indices: Sequence[int], sources: Sequence[Sequence[int]], targets: Sequence[str]
+) -> Seq2SeqBatch:
+    source_seqs, source_lens = pad_rows([[*s, EOS_IDX] for s in sources])
+
+    target_seqs, target_lens = pad_rows(
+        [[BOS_IDX, *[5] * len(t.split()), EOS_IDX] for t in targets]
+    )
+
+    example = {
+        "indices": list(indices),
+        "sources": [f"source {idx}" for idx in indices],
+        "targets": list(targets),
+    }
+
+    return Seq2SeqBatch(
+        source_seqs, source_lens, target_seqs, target_lens, example=example
+    )
+
+
+BATCHES = [
+    ([2], [[5, 6, 7, 5, 6]], ["w5 w6 w7 w5 w6"]),
+    ([1, 0], [[7, 7, 7, 6], [5]], ["w7 w7 w7 w7", "w6"]),
+]
+
+
+def run(unit: TranslationValidUnit) -> tuple[dict[str, object], MetricBag]:
+    """Returns the values that a validation reports."""
+    metric_bag = MetricBag(device)
+
+    unit.prepare_metric_bag(metric_bag)
+    unit.set_train_step_nr(7)
+
+    for batch in BATCHES:
+        unit.process_batch(create_batch(*batch), metric_bag)
+
+    unit.finalize(metric_bag)
+
+    values: dict[str, object] = {}
+
+    unit.process_metric_values(values)
+
+    return values, metric_bag
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged."""
+    messages: list[str] = []
+
+    class Handler(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger = logging.getLogger("fairseq2")
+
+    # Restored by the fixture of all tests.
+    logger.addHandler(Handler())
+    logger.setLevel(logging.INFO)
+
+    return messages
+
+
+class TestTranslationValidUnit:
+    def test_unit_scores_all_outputs_in_order_of_corpus(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls = []
+
+        def score(hypotheses: Any, references: Any, **kwargs: Any) -> Any:
+            calls.append((hypotheses, references, kwargs))
+
+            return score_translations(hypotheses, references, **kwargs)
+
+        monkeypatch.setattr(validation, "score_translations", score)
+
+        values, metric_bag = run(create_unit(FakeCriterion()))
+
+        [(hypotheses, references, kwargs)] = calls
+
+        assert hypotheses == ["w5", "w7 w7 w7 w6", "w5 w6 w7 w5 w6"]
+        assert references == ["w6", "w7 w7 w7 w7", "w5 w6 w7 w5 w6"]
+        assert kwargs == {"target_lang": "de", "num_bootstrap": 0}
+
+        bleu, chrf = score_translations(hypotheses, references, num_bootstrap=0)
+
+        assert values == {"bleu": bleu.score, "chrf": chrf.score}
+
+        # Sources 6, 5, 2; of the targets BOS is not predicted: 6, 5, 2.
+        assert metric_bag.get("num_examples", Sum).compute() == 3
+        assert metric_bag.get("num_source_elements", Sum).compute() == 13
+        assert metric_bag.get("num_target_elements", Sum).compute() == 13
+        assert metric_bag.get("warmup_k", Mean).compute() == 2.0
+
+    def test_second_validation_starts_anew(self) -> None:
+        unit = create_unit(FakeCriterion())
+
+        assert run(unit)[0] == run(unit)[0]
+
+    def test_unit_shows_warmups_with_weights(self, messages: list[str]) -> None:
+        criterion = FakeCriterion()
+
+        run(create_unit(criterion))
+
+        # One of the first batch, so one is left for the second.
+        assert criterion.asked == [2, 1]
+
+        shown = [m for m in messages if m.startswith("Sampled warmups at step 7")]
+
+        assert shown[0].splitlines()[1:] == [
+            "source:    source 2",
+            "reference: w5 w6 w7 w5 w6",
+            "warmup:    '' (weight 0.750, log P(c|x) -2.00, log P(y|c,x) -4.00)",
+            "warmup:    'w5' (weight 0.250, log P(c|x) -1.00, log P(y|c,x) -3.00)",
+            "output:    w5 w6 w7 w5 w6",
+        ]
+
+        assert "source 1" in shown[1]
+        assert len(shown) == 2
+
+        assert any("dev BLEU at step 7: " in m and "nrefs:1|" in m for m in messages)
+        assert any("dev chrF2++ at step 7: " in m for m in messages)
+
+    def test_unit_shows_nothing_when_not_asked_to(self, messages: list[str]) -> None:
+        run(create_unit(FakeCriterion(), num_shown=0))
+
+        assert not any("Sampled warmups" in m for m in messages)
+
+    def test_other_ranks_neither_show_nor_score(self, messages: list[str]) -> None:
+        values, _ = run(create_unit(FakeCriterion(), rank=1))
+
+        assert values == {}
+        assert messages == []
+
+    def test_unit_has_name(self) -> None:
+        assert create_unit(FakeCriterion()).name == "dev"
+
+
+def test_gather_objects_of_one_process_needs_no_network() -> None:
+    item = object()
+
+    assert gather_objects(FakeGang(device), item) == [item]
+
+
+def test_decode_tokens_returns_text() -> None:
+    assert decode_tokens(cast(TokenDecoder, decode), [5, 6]) == "w5 w6"
+    assert decode_tokens(cast(TokenDecoder, decode), []) == ""

@@ -1,0 +1,216 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from fairseq2.data.tokenizers import VocabularyInfo
+from fairseq2.logging import log
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.presets import find_preset
+from warmup_plugin.recipes import common
+from warmup_plugin.recipes.common import (
+    check_lengths,
+    create_layout,
+    dump_config,
+    dump_yaml,
+    get_prefix,
+    get_rank,
+    resolve_config_file,
+    run_fairseq2,
+)
+from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.run_dir import load_yaml
+from warmup_plugin.tokenizers.spm import load_warmup_spm
+
+
+class TestCreateLayout:
+    def test_call_bans_control_symbols(self, tokenizer_file: Path) -> None:
+        layout = create_layout(load_warmup_spm(tokenizer_file))
+
+        # PAD 0, UNK 1, BOS 2, EOS 3, separator 4.
+        assert layout.pad_idx == 0
+        assert layout.eos_idx == 3
+        assert layout.separator_idx == 4
+        assert layout.prefix_len == 1
+        assert layout.vocab_size == 120
+        # EOS may follow an output, the separator a warmup.
+        assert layout.banned_in_warmup == (0, 1, 2, 3)
+        assert layout.banned_in_target == (0, 1, 2, 4)
+
+    def test_prefix_is_bos(self, tokenizer_file: Path) -> None:
+        assert get_prefix(load_warmup_spm(tokenizer_file)) == [2]
+
+    def test_call_raises_error_when_there_is_no_separator(self) -> None:
+        with pytest.raises(WarmupError, match="`object`, which has no separator"):
+            create_layout(cast(Any, object()))
+
+    def test_call_raises_error_when_there_is_no_pad(self) -> None:
+        class Tokenizer:
+            separator_idx = 4
+            vocab_info = VocabularyInfo(9, 1, 2, 3, None)
+
+        with pytest.raises(WarmupError, match="no PAD or no EOS"):
+            create_layout(cast(Any, Tokenizer()))
+
+
+class FakeModel:
+    max_target_len = 20
+
+
+class TestCheckLengths:
+    @pytest.mark.parametrize(
+        "max_target_len,max_warmup_len",
+        # The last token is predicted, not read.
+        [(21, None), (15, 5), (20, 0)],
+    )
+    def test_call_accepts_what_fits(
+        self, max_target_len: int, max_warmup_len: int | None
+    ) -> None:
+        model = cast(Any, FakeModel())
+
+        check_lengths(model, 10, max_target_len, max_warmup_len, 10)
+
+    @pytest.mark.parametrize(
+        "args,message",
+        [
+            ((11, 5, None, 10), "`dataset.max_source_len` is 11, but"),
+            ((10, 22, None, 10), "`dataset.max_target_len` \\(22\\)"),
+            ((10, 16, 5, 10), "`warmup.max_warmup_len` \\(5\\)"),
+        ],
+    )
+    def test_call_raises_error_when_limits_exceed_model(
+        self, args: Any, message: str
+    ) -> None:
+        with pytest.raises(WarmupError, match=message):
+            check_lengths(cast(Any, FakeModel()), *args)
+
+
+class TestResolveConfigFile:
+    def test_call_finds_preset(self) -> None:
+        preset = find_preset("translation/demo_sft")
+
+        for name in ("translation/demo_sft", "translation/demo_sft.yaml"):
+            args = ["OUT", "--config-file", name, "--config", "a=b"]
+
+            assert resolve_config_file(args)[2] == str(preset)
+
+            assert resolve_config_file([f"--config-file={name}"]) == [
+                f"--config-file={preset}"
+            ]
+
+    def test_call_prefers_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        (tmp_path / "translation").mkdir()
+        (tmp_path / "translation" / "demo_sft").touch()
+
+        args = ["--config-file", "translation/demo_sft"]
+
+        assert resolve_config_file(args) == args
+
+    def test_call_lists_presets_when_there_is_none(self) -> None:
+        with pytest.raises(WarmupError, match="nope.*translation/demo_sft, "):
+            resolve_config_file(["--config-file", "nope"])
+
+    def test_call_leaves_error_of_missing_value_to_parser(self) -> None:
+        assert resolve_config_file(["--config-file"]) == ["--config-file"]
+
+
+class TestRunFairseq2:
+    @pytest.mark.parametrize("code,status", [(0, 0), (2, 2), (None, 0), ("message", 1)])
+    def test_call_returns_exit_status(
+        self, monkeypatch: pytest.MonkeyPatch, code: Any, status: int
+    ) -> None:
+        def fail(recipe: object) -> None:
+            assert sys.argv[1:] == ["OUT", "--x"]
+
+            sys.exit(code)
+
+        monkeypatch.setattr(common, "fairseq2_main", fail)
+
+        old_argv = sys.argv
+
+        assert run_fairseq2(TranslationTrainRecipe(), ["OUT", "--x"]) == status
+
+        assert sys.argv is old_argv
+
+    def test_call_closes_log_file_of_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def log_to_file(recipe: object) -> None:
+            log.logger.addHandler(logging.FileHandler(tmp_path / "rank_0.log"))
+
+        monkeypatch.setattr(common, "fairseq2_main", log_to_file)
+
+        old_handlers = list(log.logger.handlers)
+
+        assert run_fairseq2(TranslationTrainRecipe(), []) == 0
+
+        assert log.logger.handlers == old_handlers
+
+
+class TestDumpConfig:
+    def test_call_resolves_file_and_overrides(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = tmp_path / "x.yaml"
+
+        file.write_text("criterion: {name: sft}\nregime: {num_steps: 7}\n")
+
+        args = ["OUT", "--config-file", str(file), "--config", "regime.num_steps=8"]
+
+        status, config = dump_config(TranslationTrainRecipe(), args)
+
+        assert status == 0
+
+        assert config is not None
+        assert cast(Any, config)["criterion"]["name"] == "sft"
+        assert cast(Any, config)["regime"]["num_steps"] == 8
+
+        assert capsys.readouterr().out == ""
+
+    def test_call_returns_status_when_config_is_bad(self, tmp_path: Path) -> None:
+        args = [str(tmp_path / "OUT"), "--config", "foo=1"]
+
+        assert dump_config(TranslationTrainRecipe(), args) == (2, None)
+
+        assert not (tmp_path / "OUT").exists()
+
+    def test_dump_yaml_can_be_read_again(self, tmp_path: Path) -> None:
+        config: dict[str, object] = {"a": {"b": [0.9, 1e-08], "c": None}, "d": "é: #"}
+
+        (tmp_path / "x.yaml").write_text(dump_yaml(config), encoding="utf-8")
+
+        assert load_yaml(tmp_path / "x.yaml") == config
+
+
+class TestGetRank:
+    @pytest.mark.parametrize(
+        "variables,rank",
+        [
+            ({}, 0),
+            ({"RANK": "3"}, 3),
+            ({"SLURM_PROCID": "2"}, 2),
+            ({"RANK": "1", "SLURM_PROCID": "2"}, 1),
+            ({"RANK": ""}, 0),
+        ],
+    )
+    def test_call_reads_environment(
+        self, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], rank: int
+    ) -> None:
+        for name in ("RANK", "SLURM_PROCID"):
+            monkeypatch.delenv(name, raising=False)
+
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+        assert get_rank() == rank

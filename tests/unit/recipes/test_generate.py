@@ -1,0 +1,380 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_runs import take_snapshot, tiny_options, to_args
+from warmup_plugin.recipes import train
+from warmup_plugin.recipes.generate import jsonl_path, main
+from warmup_plugin.run_dir import RunDir
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def run(run_dir: Path, *args: object) -> int:
+    return main([str(run_dir), "--no-rich", *map(str, args)])
+
+
+class TestOutput:
+    def test_split_is_translated_line_by_line(
+        self, tmp_path: Path, text_folder: Path, warmup_run: Path
+    ) -> None:
+        output = tmp_path / "new" / "out.txt"
+
+        # Small batches, so that the order is not that of the batches.
+        args = ["--split", "valid", "--output", output]
+
+        assert run(warmup_run, *args, "--config", "max_num_tokens=40") == 0
+
+        sources = (text_folder / "valid.src").read_text().splitlines()
+
+        records = read_json_lines(jsonl_path(output))
+
+        assert [record["source"] for record in records] == sources
+
+        assert output.read_text() == "".join(f"{r['output']}\n" for r in records)
+
+        for record in records:
+            assert record.keys() == {"source", "warmup", "output", "score", "log_prob"}
+            assert isinstance(record["warmup"], str)
+            assert record["score"] < 0.0
+            assert record["log_prob"] < record["score"]
+
+    def test_output_does_not_depend_on_batches(
+        self, tmp_path: Path, sft_run: Path
+    ) -> None:
+        outputs = []
+
+        for size in (30, 2000):
+            output = tmp_path / f"{size}.txt"
+
+            args = ["--output", output, "--config", f"max_num_tokens={size}"]
+
+            assert run(sft_run, *args) == 0
+
+            outputs.append(output.read_text())
+
+        assert outputs[0] == outputs[1]
+
+    def test_empty_lines_stay_empty(self, tmp_path: Path, warmup_run: Path) -> None:
+        text = tmp_path / "in.txt"
+
+        text.write_text("\npuke kuse\n  \nta momu\n", encoding="utf-8")
+
+        output = tmp_path / "out.txt"
+
+        assert run(warmup_run, "--input", text, "--output", output) == 0
+
+        lines = output.read_text().split("\n")
+
+        assert lines[0] == "" and lines[2] == "" and lines[4:] == [""]
+
+        first, second, *_ = read_json_lines(jsonl_path(output))
+
+        assert first == {
+            "source": "",
+            "warmup": "",
+            "output": "",
+            "score": None,
+            "log_prob": None,
+        }
+
+        assert second["source"] == "puke kuse"
+        assert second["log_prob"] is not None
+
+    def test_model_without_warmup_writes_none(
+        self, tmp_path: Path, sft_run: Path
+    ) -> None:
+        text = tmp_path / "in.txt"
+
+        text.write_text("puke\n\n")
+
+        output = tmp_path / "out.txt"
+
+        assert run(sft_run, "--input", text, "--output", output) == 0
+
+        assert [r["warmup"] for r in read_json_lines(jsonl_path(output))] == [
+            None,
+            None,
+        ]
+
+    def test_output_of_one_line_stays_one(
+        self, tmp_path: Path, sft_run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from warmup_plugin.recipes import generate
+
+        def decode(*args: object) -> str:
+            return "a\u2028b\rc\nd"
+
+        monkeypatch.setattr(generate, "decode_tokens", decode)
+
+        output = tmp_path / "out.txt"
+
+        assert run(sft_run, "--output", output) == 0
+
+        assert output.read_bytes() == b"a b c d\n" * 5
+
+    def test_empty_input_gives_empty_output(
+        self, tmp_path: Path, sft_run: Path
+    ) -> None:
+        text = tmp_path / "in.txt"
+
+        text.touch()
+
+        output = tmp_path / "out.txt"
+
+        assert run(sft_run, "--input", text, "--output", output) == 0
+
+        assert output.read_text() == ""
+        assert jsonl_path(output).read_text() == ""
+
+
+class TestRunDirectory:
+    def test_moved_run_needs_nothing_else(
+        self, tmp_path: Path, warmup_run: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        moved = Path(shutil.copytree(warmup_run, tmp_path / "moved"))
+
+        # Wherever the run was made is not there any more.
+        config = moved / "config.yaml"
+
+        text = config.read_text().replace(str(warmup_run), "/nope")
+
+        assert "/nope" in text
+
+        config.write_text(text)
+
+        monkeypatch.chdir(tmp_path)
+
+        assert run(Path("moved")) == 0
+
+        # The default output.
+        assert (moved / "generate" / "test.best.txt").read_text().count("\n") == 5
+        assert (moved / "generate" / "test.best.txt.jsonl").is_file()
+
+        assert run(Path("moved"), "--split", "valid", "--checkpoint", "last") == 0
+        assert (moved / "generate" / "valid.last.txt").read_text().count("\n") == 6
+
+        (tmp_path / "my.txt").write_text("ta\n")
+
+        assert run(Path("moved"), "--input", "my.txt", "--checkpoint", "2") == 0
+        assert (moved / "generate" / "my.txt.2.txt").read_text().count("\n") == 1
+
+    def test_best_checkpoint_is_taken_by_default(
+        self, tmp_path: Path, sft_run: Path
+    ) -> None:
+        outputs = {}
+
+        copied = Path(shutil.copytree(sft_run, tmp_path / "copied"))
+
+        scores_dir = copied / "checkpoints" / "scores"
+
+        for step, score in ((2, 20.0), (4, 10.0)):
+            (scores_dir / f"step_{step}.txt").write_text(f"{score}\n")
+
+        for which in ("best", "last", "2", "4"):
+            output = tmp_path / f"{which}.txt"
+
+            args = [] if which == "best" else ["--checkpoint", which]
+
+            assert run(copied, "--output", output, *args) == 0
+
+            outputs[which] = jsonl_path(output).read_text()
+
+        assert outputs["best"] == outputs["2"]
+        assert outputs["last"] == outputs["4"]
+        assert outputs["2"] != outputs["4"]
+
+    def test_card_loads_in_fairseq2(self, tmp_path: Path, sft_run: Path) -> None:
+        copied = Path(shutil.copytree(sft_run, tmp_path / "copied"))
+
+        output = tmp_path / "out.txt"
+
+        # As anyone would load the model: by its name.
+        args = [
+            *("--output", output, "--config", "model.path=null", "model.family=null"),
+            *("model.config_overrides=null", "model.name=sft", "tokenizer.path=null"),
+            *("tokenizer.name=sft", "tokenizer.family=null"),
+            f"common.assets.extra_paths=[{copied}/card.yaml]",
+        ]
+
+        assert run(copied, *args) == 0
+
+        assert run(copied) == 0
+
+        expected = (copied / "generate" / "test.best.txt").read_text()
+
+        assert output.read_text() == expected
+
+    def test_run_is_left_as_it_is(self, tmp_path: Path, sft_run: Path) -> None:
+        copied = Path(shutil.copytree(sft_run, tmp_path / "copied"))
+
+        snapshot = take_snapshot(copied)
+
+        assert run(copied, "--output", tmp_path / "out.txt") == 0
+
+        assert take_snapshot(copied) == snapshot
+
+
+@pytest.fixture(scope="session")
+def short_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    text_folder: Path,
+    tokenizer_file: Path,
+) -> Path:
+    """A run whose model reads 40 tokens."""
+    out = tmp_path_factory.mktemp("runs") / "short"
+
+    options = tiny_options(
+        text_folder,
+        tokenizer_file,
+        model__config_overrides="{max_seq_len: 40}",
+        dataset__max_source_len=40,
+        dataset__max_target_len=40,
+        regime__num_steps=1,
+    )
+
+    assert train.main(to_args(out, options)) == 0
+
+    return out
+
+
+class TestLongLines:
+    @pytest.fixture
+    def text(self, tmp_path: Path) -> Path:
+        text = tmp_path / "in.txt"
+
+        text.write_text("ta\n\n" + "kuse " * 100 + "\npuke\n" + "puke " * 200 + "\n")
+
+        return text
+
+    def test_call_names_line(
+        self,
+        tmp_path: Path,
+        short_run: Path,
+        text: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        output = tmp_path / "out.txt"
+
+        assert run(short_run, "--input", text, "--output", output) == 2
+
+        err = capfd.readouterr().err
+
+        assert f"Line 3 of {text} has " in err
+        assert "the model reads at most 40 (2 such lines)" in err
+        assert "Traceback" not in err
+        assert not output.exists()
+
+    def test_call_cuts_when_asked_to(
+        self, tmp_path: Path, short_run: Path, text: Path
+    ) -> None:
+        output = tmp_path / "out.txt"
+
+        args = ["--input", text, "--output", output, "--config", "truncate=true"]
+
+        assert run(short_run, *args) == 0
+
+        lines = output.read_text().split("\n")
+
+        assert len(lines) == 6
+        assert lines[2] != "" and lines[4] != ""
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "args,message",
+        [
+            (["--split", "nope"], "has no `nope` split"),
+            (["--checkpoint", "7"], "has no checkpoint `7`; use `best`, `last` or one"),
+            (["--input", "nope.txt"], "The input file `nope.txt` does not exist"),
+            (["--output", "/tmp"], "The output `/tmp` is a folder"),
+            (["--config", "nope=1"], "extra key(s) nope"),
+            (["--config", "search.nope=1"], "`search` field cannot be structured"),
+            (["--config", "search.beam_size=0"], "`beam_size` must be greater than"),
+            (["--config", "dataset.path=/nope"], "data folder `/nope` does not exist"),
+        ],
+    )
+    def test_call_says_one_sentence(
+        self,
+        tmp_path: Path,
+        sft_run: Path,
+        capfd: pytest.CaptureFixture[str],
+        args: list[str],
+        message: str,
+    ) -> None:
+        if "--output" not in args:
+            args = ["--output", str(tmp_path / "out.txt"), *args]
+
+        assert run(sft_run, *args) == 2
+
+        err = capfd.readouterr().err
+
+        [line] = [
+            line
+            for line in err.splitlines()
+            if line.startswith("error: ") or " ERROR: " in line
+        ]
+
+        assert message in line
+        assert "Traceback" not in err
+
+    def test_call_names_line_that_is_not_utf8(
+        self, tmp_path: Path, sft_run: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        text = tmp_path / "in.txt"
+
+        text.write_bytes(b"ta\n\xff\n")
+
+        assert run(sft_run, "--input", text, "--output", tmp_path / "out.txt") == 2
+
+        assert f"Line 2 of `{text}` is not valid UTF-8" in capfd.readouterr().err
+
+    def test_input_is_not_replaced(
+        self, tmp_path: Path, sft_run: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        text = tmp_path / "in.txt"
+
+        text.write_text("ta\n")
+
+        assert run(sft_run, "--input", text, "--output", text) == 2
+
+        assert "is the input" in capfd.readouterr().err
+        assert text.read_text() == "ta\n"
+
+    def test_directory_without_run_is_one_sentence(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(tmp_path) == 2
+        assert "is not a run directory" in capfd.readouterr().err
+
+        assert run(tmp_path / "nope") == 2
+        assert "does not exist" in capfd.readouterr().err
+
+    def test_run_without_checkpoint_is_one_sentence(
+        self, tmp_path: Path, sft_run: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        copied = Path(shutil.copytree(sft_run, tmp_path / "copied"))
+
+        shutil.rmtree(copied / "checkpoints")
+
+        assert run(copied) == 2
+        assert "has no checkpoint yet" in capfd.readouterr().err
+
+    def test_options_exclude_each_other(self, sft_run: Path) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            run(sft_run, "--input", "x", "--split", "test")
+
+
+def test_run_dir_of_fixture_has_two_checkpoints(sft_run: Path) -> None:
+    # The tests above choose between them.
+    assert RunDir(sft_run).checkpoint_steps() == [2, 4]

@@ -1,0 +1,428 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_runs import Options, take_snapshot, tiny_options, to_args
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.common import dump_yaml
+from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
+from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.run_dir import RunDir, load_yaml
+
+
+class TestFindOutputDir:
+    @pytest.mark.parametrize(
+        "args",
+        [
+            ["OUT"],
+            ["OUT", "--config-file", "F", "--config", "a=b", "c=d"],
+            ["--config-file", "F", "OUT"],
+            ["--config-file=F", "--no-rich", "OUT", "--config", "a=b"],
+            ["--config", "a=b", "c=d", "--no-rich", "OUT"],
+            ["--config=a=b", "OUT"],
+        ],
+    )
+    def test_call_finds_directory_wherever_it_stands(self, args: Sequence[str]) -> None:
+        assert find_output_dir(args) == Path("OUT")
+
+    @pytest.mark.parametrize(
+        "args",
+        # Of these, fairseq2 takes the last for a pair.
+        [[], ["--config-file", "F"], ["--no-rich"], ["--config", "a=b", "OUT"]],
+    )
+    def test_call_returns_none_when_there_is_none(self, args: Sequence[str]) -> None:
+        assert find_output_dir(args) is None
+
+
+def start(out: Path, options: Options, *further: object) -> dict[str, Any]:
+    """Returns the config that fairseq2 would get."""
+    args = to_args(out, options, *further)
+
+    with start_run(TranslationTrainRecipe(), out, args) as fairseq2_args:
+        assert fairseq2_args[0] == str(out.resolve())
+        assert fairseq2_args[1] == "--config-file"
+        assert fairseq2_args[3:] == ["--no-rich"]
+
+        config: dict[str, Any] = load_yaml(Path(fairseq2_args[2]))
+
+    assert not Path(fairseq2_args[2]).exists()
+
+    assert config.keys() == {"_set_"}
+
+    complete: dict[str, Any] = config["_set_"]
+
+    return complete
+
+
+class TestNewRun:
+    def test_vocabulary_fits_tokenizer(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file)
+
+        config = start(tmp_path / "run", options)
+
+        assert config["model"]["config_overrides"] == {"vocab_size": 120, "pad_idx": 0}
+
+    def test_override_of_user_wins(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file)
+
+        options["model.config_overrides"] = "{vocab_size: 128, dropout_p: 0.2}"
+
+        assert start(tmp_path / "run", options)["model"]["config_overrides"] == {
+            "vocab_size": 128,
+            "pad_idx": 0,
+            "dropout_p": 0.2,
+        }
+
+    def test_run_gets_tokenizer_and_command(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        run_dir = RunDir(tmp_path / "run")
+
+        options = tiny_options(text_folder, tokenizer_file)
+
+        config = start(run_dir.path, options)
+
+        assert config["tokenizer"]["path"] == str(run_dir.tokenizer_file)
+        assert run_dir.tokenizer_file.read_bytes() == tokenizer_file.read_bytes()
+
+        # As the user gave it.
+        command: dict[str, Any] = load_yaml(run_dir.command_file)
+
+        assert command["tokenizer"]["path"] == str(tokenizer_file)
+        assert command["model"]["config_overrides"] is None
+
+        assert {f.name for f in run_dir.path.iterdir()} == {
+            "command.yaml",
+            "tokenizer.model",
+        }
+
+    def test_data_is_found_from_any_folder(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(text_folder.parent)
+
+        options = tiny_options(Path(text_folder.name), tokenizer_file)
+
+        config = start(tmp_path / "run", options)
+
+        assert config["dataset"]["path"] == str(text_folder)
+
+    def test_component_keeps_no_settings_of_default_one(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file)
+
+        options["set:optimizer"] = "{name: adafactor, config: {}}"
+
+        config = start(tmp_path / "run", options)["optimizer"]
+
+        assert config["name"] == "adafactor"
+        # Of AdamW, the default.
+        assert "betas" not in config["config"]
+
+    def test_run_that_was_killed_early_may_change(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file)
+
+        start(tmp_path / "run", options)
+
+        # What fairseq2 writes before the first checkpoint.
+        (tmp_path / "run" / "config.yaml").touch()
+
+        start(tmp_path / "run", {**options, "regime.num_steps": 4})
+
+        command: dict[str, Any] = load_yaml(tmp_path / "run" / "command.yaml")
+
+        assert command["regime"]["num_steps"] == 4
+
+    def test_other_ranks_write_nothing(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("RANK", "1")
+
+        config = start(tmp_path / "run", tiny_options(text_folder, tokenizer_file))
+
+        assert config["tokenizer"]["path"] == str(tmp_path / "run" / "tokenizer.model")
+
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        "options,message",
+        [
+            ({"tokenizer__path": None}, "No tokenizer is given"),
+            ({"tokenizer__path": "nope.model"}, "`nope.model` does not exist"),
+            ({"tokenizer__path": __file__}, "is not a SentencePiece model"),
+            ({"init_from": "nope"}, "run directory .*nope` does not exist"),
+            ({"model__config_overrides": "3"}, "must be a mapping"),
+        ],
+    )
+    def test_bad_input_writes_nothing(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        options: dict[str, Any],
+        message: str,
+    ) -> None:
+        with pytest.raises(WarmupError, match=message):
+            start(
+                tmp_path / "run", tiny_options(text_folder, tokenizer_file, **options)
+            )
+
+        assert not (tmp_path / "run").exists()
+
+    def test_files_of_user_are_not_replaced(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        (tmp_path / "tokenizer.model").write_text("mine")
+
+        with pytest.raises(WarmupError, match="is not of a run"):
+            start(tmp_path, tiny_options(text_folder, tokenizer_file))
+
+        assert (tmp_path / "tokenizer.model").read_text() == "mine"
+
+    def test_directory_that_cannot_be_written_is_one_sentence(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+
+        with pytest.raises(WarmupError, match="file/run` cannot be written"):
+            start(tmp_path / "file" / "run", tiny_options(text_folder, tokenizer_file))
+
+    @pytest.mark.parametrize(
+        "option", [["--checkpoint-dir", "x"], ["--checkpoint-dir=x"]]
+    )
+    def test_other_checkpoint_directory_is_refused(
+        self, tmp_path: Path, option: list[str]
+    ) -> None:
+        with pytest.raises(WarmupError, match="`--checkpoint-dir` is not supported"):
+            start(tmp_path / "run", {}, *option)
+
+    def test_bad_config_ends_with_status_of_fairseq2(self, tmp_path: Path) -> None:
+        with pytest.raises(NothingToRun) as exc_info:
+            start(tmp_path / "run", {"foo": 1})
+
+        assert exc_info.value.status == 2
+
+
+class TestInitFrom:
+    def test_run_takes_model_and_tokenizer(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path
+    ) -> None:
+        options = tiny_options(text_folder, None, init_from=sft_run)
+
+        # Whatever the preset says, the model is that of the other run.
+        options["model.arch"] = "transformer_tiny"
+        options["model.config_overrides"] = "{dropout_p: 0.25}"
+
+        config = start(tmp_path / "run", options)
+
+        model = config["model"]
+
+        init_dir = RunDir(sft_run)
+
+        best = init_dir.find_checkpoint("best")
+
+        assert model["path"] == str(init_dir.model_path(best))
+        assert model["family"] == "nllb"
+        assert model["arch"] is None
+        assert model["config_overrides"]["model_dim"] == 64
+        assert model["config_overrides"]["vocab_size"] == 120
+        assert model["config_overrides"]["dropout_p"] == 0.25
+
+        tokenizer = tmp_path / "run" / "tokenizer.model"
+
+        assert tokenizer.read_bytes() == init_dir.tokenizer_file.read_bytes()
+
+    @pytest.mark.parametrize("checkpoint,step", [("last", 4), (2, 2)])
+    def test_run_starts_from_chosen_checkpoint(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        sft_run: Path,
+        checkpoint: object,
+        step: int,
+    ) -> None:
+        options = tiny_options(
+            text_folder, None, init_from=sft_run, init_checkpoint=checkpoint
+        )
+
+        config = start(tmp_path / "run", options)
+
+        assert config["model"]["path"] == str(RunDir(sft_run).model_path(step))
+
+    def test_unknown_checkpoint_is_one_sentence(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path
+    ) -> None:
+        options = tiny_options(text_folder, None, init_from=sft_run, init_checkpoint=7)
+
+        with pytest.raises(WarmupError, match="no checkpoint `7`.*steps 2, 4"):
+            start(tmp_path / "run", options)
+
+    def test_same_tokenizer_may_be_named(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, sft_run: Path
+    ) -> None:
+        start(
+            tmp_path / "run",
+            tiny_options(text_folder, tokenizer_file, init_from=sft_run),
+        )
+
+    def test_other_tokenizer_is_refused(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, sft_run: Path
+    ) -> None:
+        other = tmp_path / "other.model"
+
+        # A field that SentencePiece does not know.
+        other.write_bytes(tokenizer_file.read_bytes() + b"\xa0\x06\x01")
+
+        options = tiny_options(text_folder, other, init_from=sft_run)
+
+        with pytest.raises(WarmupError, match="other.model` is not the one"):
+            start(tmp_path / "run", options)
+
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def finished_run(
+    tmp_path: Path, text_folder: Path, tokenizer_file: Path, sft_run: Path
+) -> tuple[Path, Options]:
+    """A copy of a run and the settings that resume it."""
+    out = tmp_path / "finished"
+
+    shutil.copytree(sft_run, out)
+
+    options = tiny_options(
+        text_folder,
+        tokenizer_file,
+        regime__num_steps=4,
+        regime__keep_last_n_checkpoints=2,
+    )
+
+    return out, options
+
+
+class TestResumedRun:
+    def test_same_config_resumes(self, finished_run: tuple[Path, Options]) -> None:
+        out, options = finished_run
+
+        snapshot = take_snapshot(out)
+
+        config = start(out, options)
+
+        # The directory was moved, or rather copied.
+        assert config["tokenizer"]["path"] == str(out / "tokenizer.model")
+        assert config["model"]["config_overrides"]["vocab_size"] == 120
+
+        assert take_snapshot(out) == snapshot
+
+    @pytest.mark.parametrize("rank", ["0", "1"])
+    def test_changed_config_is_refused_by_every_rank(
+        self,
+        finished_run: tuple[Path, Options],
+        monkeypatch: pytest.MonkeyPatch,
+        rank: str,
+    ) -> None:
+        monkeypatch.setenv("RANK", rank)
+
+        out, options = finished_run
+
+        options["criterion.label_smoothing"] = 0.2
+        options["model.config_overrides"] = "{dropout_p: 0.2}"
+
+        snapshot = take_snapshot(out)
+
+        with pytest.raises(WarmupError) as exc_info:
+            start(out, options)
+
+        text = str(exc_info.value)
+
+        assert "`criterion.label_smoothing` (0.1 in the run, 0.2 now)" in text
+        assert "`model.config_overrides.dropout_p` (absent in the run, 0.2 now)" in text
+        assert f"init_from={out}" in text
+
+        assert take_snapshot(out) == snapshot
+
+    def test_changed_tokenizer_is_refused(
+        self, tmp_path: Path, finished_run: tuple[Path, Options]
+    ) -> None:
+        out, options = finished_run
+
+        tokenizer = tmp_path / "spm.model"
+
+        content = Path(str(options["tokenizer.path"])).read_bytes()
+
+        tokenizer.write_bytes(content + b"\xa0\x06\x01")
+
+        # The same name, but another content.
+        command = (out / "command.yaml").read_text()
+
+        (out / "command.yaml").write_text(
+            command.replace(str(options["tokenizer.path"]), str(tokenizer))
+        )
+
+        options["tokenizer.path"] = tokenizer
+
+        snapshot = take_snapshot(out)
+
+        with pytest.raises(WarmupError, match="spm.model` is not the one"):
+            start(out, options)
+
+        assert take_snapshot(out) == snapshot
+
+        # The run has its own copy.
+        tokenizer.unlink()
+
+        start(out, options)
+
+    @pytest.mark.parametrize("rank", ["0", "1"])
+    def test_early_stopped_run_ends_on_every_rank(
+        self,
+        finished_run: tuple[Path, Options],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        rank: str,
+    ) -> None:
+        monkeypatch.setenv("RANK", rank)
+
+        out, options = finished_run
+
+        options["validation.patience"] = 1
+
+        command: dict[str, Any] = load_yaml(out / "command.yaml")
+
+        command["validation"]["patience"] = 1
+
+        (out / "command.yaml").write_text(dump_yaml(command))
+
+        (out / "early_stop.json").write_text('{"stopped_at": 4}')
+
+        with pytest.raises(NothingToRun) as exc_info:
+            start(out, options)
+
+        assert exc_info.value.status == 0
+
+        text = capsys.readouterr().out
+
+        assert ("has stopped early; there is nothing to do" in text) == (rank == "0")

@@ -1,0 +1,661 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.metrics import MetricBag
+from torch import Tensor
+
+from tests.tiny_runs import (
+    Options,
+    assert_same_weights,
+    load_weights,
+    take_snapshot,
+    tiny_options,
+    to_args,
+)
+from warmup_plugin.criteria import validation
+from warmup_plugin.criteria.sft import SftCriterion
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.translation import MetricScore
+from warmup_plugin.recipes import generate
+from warmup_plugin.recipes.train import main
+from warmup_plugin.run_dir import RunDir, load_yaml
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def set_scores(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
+    """Lets the validations report these chrF++ one after the other."""
+    values = iter(scores)
+
+    def score(*args: object, **kwargs: object) -> list[MetricScore]:
+        value = next(values)
+
+        return [
+            MetricScore(name, value, "signature", None, None, num_sentences=1)
+            for name in ("BLEU", "chrF2++")
+        ]
+
+    monkeypatch.setattr(validation, "score_translations", score)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "options,message",
+        [
+            ({"tokenizer.path": "nope.model"}, "The tokenizer `nope.model` does not"),
+            ({"dataset.path": "/nope"}, "The data folder `/nope` does not exist"),
+            ({"dataset.train_split": "nope"}, "has no `nope` split"),
+            ({"init_from": "/nope"}, "The run directory `/nope` does not exist"),
+            ({"criterion.name": "nope"}, "`criterion.name` is `nope`, which is not"),
+            ({"warmup.objective.name": "nope"}, "`warmup.objective.name` is `nope`"),
+            ({"warmup.objective.config": "{nope: 1}"}, "extra key(s) nope"),
+            ({"model.arch": "nope"}, "nope is not a known nllb model architecture."),
+            ({"model.family": "nope"}, "nope is not a known model family."),
+            ({"model.config_overrides": "{nope: 1}"}, "extra key(s) nope"),
+            ({"model.config_overrides": "{vocab_size: 9}"}, "The model has 9 output"),
+            ({"nope": 1}, "extra key(s) nope"),
+            ({"regime.nope": 1}, "`regime` field cannot be structured"),
+            ({"regime.num_steps": "nope"}, "`num_steps` field cannot be structured"),
+            ({"regime.num_steps": 0}, "`num_steps` must be greater than"),
+            ({"regime.num_data_epochs": 1}, "`regime.num_data_epochs` must be null"),
+            ({"regime.save_model_only": "all"}, "`regime.save_model_only` must be"),
+            ({"regime.score_metric": "nope"}, "nope is not a known metric."),
+            ({"regime.validate_every_n_steps": 1}, "must be equal, or the best score"),
+            ({"common.no_sweep_dir": "false"}, "`common.no_sweep_dir` must be `true`"),
+            ({"common.seed": -1}, "`common.seed` must be greater than"),
+            ({"validation.patience": 0}, "`patience` must be greater than"),
+            ({"dataset.max_num_tokens": 3}, "a batch may hold only 3"),
+            ({"dataset.max_source_len": 1000}, "`dataset.max_source_len` is 1000"),
+            ({"dataset.max_target_len": 1000}, "`dataset.max_target_len` (1000)"),
+        ],
+        ids=str,
+    )
+    def test_call_says_one_sentence(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        capfd: pytest.CaptureFixture[str],
+        options: Options,
+        message: str,
+    ) -> None:
+        all_options = tiny_options(text_folder, tokenizer_file)
+
+        assert main(to_args(tmp_path / "run", {**all_options, **options})) == 2
+
+        captured = capfd.readouterr()
+
+        assert "Traceback" not in captured.err + captured.out
+
+        [line] = [
+            line
+            for line in captured.err.splitlines()
+            if line.startswith("error: ") or " ERROR: " in line
+        ]
+
+        assert message in line
+
+        assert not RunDir(tmp_path / "run").checkpoint_steps()
+
+    @pytest.mark.parametrize(
+        "content,message",
+        [
+            (None, "is neither a file nor a preset; the presets are translation/"),
+            ("a: [", "is not a valid YAML file. while parsing a flow node"),
+            ("- 1", "but is of type `<class 'list'>` instead."),
+            ("", "x.yaml is empty"),
+            ("criterion: {name: [sft]}", "`name` field cannot be structured"),
+        ],
+    )
+    def test_bad_config_file_is_one_sentence(
+        self,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+        content: str | None,
+        message: str,
+    ) -> None:
+        file = tmp_path / "x.yaml"
+
+        if content is not None:
+            file.write_text(content)
+
+        args = [str(tmp_path / "run"), "--no-rich", "--config-file", str(file)]
+
+        assert main(args) == 2
+
+        err = capfd.readouterr().err
+
+        assert message in err
+        assert "Traceback" not in err
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("args", [[], ["--config", "a=b", "OUT"]])
+    def test_missing_directory_is_left_to_parser(
+        self, args: Sequence[str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(args) == 2
+        assert "error: " in capfd.readouterr().err
+
+    def test_dump_config_and_help_need_no_directory(
+        self, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["--dump-config"]) == 0
+        assert "criterion:" in capfd.readouterr().out
+
+        assert main(["--help"]) == 0
+        assert "output_dir" in capfd.readouterr().out
+
+    def test_unexpected_error_keeps_traceback(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(self: SftCriterion, *args: object, **kwargs: object) -> Tensor:
+            raise ValueError("a bug")
+
+        monkeypatch.setattr(SftCriterion, "compute_loss", fail)
+
+        options = tiny_options(text_folder, tokenizer_file)
+
+        assert main(to_args(tmp_path / "run", options)) == 1
+
+        err = capfd.readouterr().err
+
+        assert "Traceback" in err
+        assert "ValueError: a bug" in err
+
+    def test_error_during_training_is_one_sentence(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(self: SftCriterion, *args: object, **kwargs: object) -> Tensor:
+            raise WarmupError("The loss is nan; lower it.")
+
+        monkeypatch.setattr(SftCriterion, "compute_loss", fail)
+
+        options = tiny_options(text_folder, tokenizer_file)
+
+        assert main(to_args(tmp_path / "run", options)) == 2
+
+        err = capfd.readouterr().err
+
+        assert "ERROR: fairseq2 - The loss is nan; lower it.\n" in err
+        assert "Traceback" not in err
+
+
+class TestRunDirectory:
+    def test_run_records_everything(self, sft_run: Path) -> None:
+        names = {path.name for path in sft_run.iterdir()}
+
+        assert names >= {
+            *("config.yaml", "command.yaml", "card.yaml", "tokenizer.model"),
+            *("versions.json", "checkpoints", "metrics", "logs", "tb"),
+        }
+
+        versions = json.loads((sft_run / "versions.json").read_text())
+
+        assert versions["num_processes"] == 1
+
+        config: dict[str, Any] = load_yaml(sft_run / "config.yaml")
+
+        assert config["model"]["config_overrides"] == {"vocab_size": 120, "pad_idx": 0}
+
+        # No sub-folder named by a hash.
+        assert not list(sft_run.glob("ws_*"))
+
+    def test_secrets_do_not_reach_logs(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        bare_log_filter: None,
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+        monkeypatch.setenv("DATABASE", "postgres://joe:verysecret@host/db")
+
+        options = tiny_options(text_folder, tokenizer_file, regime__num_steps=1)
+
+        assert main(to_args(tmp_path / "run", options)) == 0
+
+        log = (tmp_path / "run" / "logs" / "rank_0.log").read_text()
+
+        for text in (log, capfd.readouterr().err):
+            assert "HF_TOKEN=[hidden]" in text
+            assert "DATABASE=postgres://joe:[hidden]@host/db" in text
+            assert "verysecret" not in text
+
+            # torcheval's, of metrics without values.
+            assert "No calls to update()" not in text
+
+    def test_metrics_are_recorded(self, sft_run: Path, warmup_run: Path) -> None:
+        train = read_metrics(warmup_run / "metrics" / "train.jsonl")
+
+        assert [record["Step"] for record in train] == [1, 2]
+
+        for name in (
+            *("NLL Loss", "Warmups per Source (K)", "Effective Sample Size"),
+            *("Warmup Length", "Empty Warmups (%)", "Cut Warmups (%)"),
+            *("Duplicate Warmups (%)", "Gain over No Warmup (nats)"),
+            *("Share of Step Drawing (%)", "Elements per Second"),
+        ):
+            assert name in train[0], name
+
+        assert train[0]["Warmups per Source (K)"] == 2
+
+        for run_dir in (sft_run, warmup_run):
+            [record, *_] = read_metrics(run_dir / "metrics" / "valid" / "valid.jsonl")
+
+            assert {"NLL Loss", "BLEU", "chrF++"} <= record.keys()
+
+            assert list((run_dir / "tb" / "train").iterdir())
+
+    def test_warmups_are_shown(self, sft_run: Path, warmup_run: Path) -> None:
+        log = (warmup_run / "logs" / "rank_0.log").read_text()
+
+        assert log.count("Sampled warmups at step 2") == 3
+        assert log.count("warmup:    ") == 6
+        assert "(weight 0." in log
+        assert "valid chrF2++ at step 2" in log and "nrefs:1|case:mixed" in log
+
+        assert "Sampled warmups" not in (sft_run / "logs" / "rank_0.log").read_text()
+
+    def test_dropped_pairs_are_reported(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        options = tiny_options(
+            text_folder, tokenizer_file, regime__num_steps=1, dataset__max_source_len=20
+        )
+
+        assert main(to_args(tmp_path / "run", options)) == 0
+
+        err = capfd.readouterr().err
+
+        assert "of 60 pairs kept; dropped: " in err
+        assert "of 20 source and 128 target tokens (" in err
+
+    def test_card_describes_model_and_tokenizer(self, sft_run: Path) -> None:
+        card = (sft_run / "card.yaml").read_text()
+
+        best = RunDir(sft_run).find_checkpoint("best")
+
+        assert f"./checkpoints/step_{best}/model" in card
+        assert "./checkpoints/step_4/model" in card
+
+
+class TestResume:
+    def resume_args(
+        self, out: Path, text_folder: Path, tokenizer_file: Path, **options: object
+    ) -> list[str]:
+        defaults: Options = {
+            "regime__num_steps": 4,
+            "regime__keep_last_n_checkpoints": 2,
+        }
+
+        all_options = tiny_options(
+            text_folder, tokenizer_file, **{**defaults, **options}
+        )
+
+        return to_args(out, all_options)
+
+    @pytest.fixture
+    def copied_run(self, tmp_path: Path, sft_run: Path) -> Path:
+        return Path(shutil.copytree(sft_run, tmp_path / "copied"))
+
+    def test_finished_run_stays_as_it_is(
+        self, copied_run: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        weights = load_weights(copied_run, 4)
+
+        metrics = (copied_run / "metrics" / "train.jsonl").read_bytes()
+
+        assert main(self.resume_args(copied_run, text_folder, tokenizer_file)) == 0
+
+        assert RunDir(copied_run).checkpoint_steps() == [2, 4]
+        assert_same_weights(load_weights(copied_run, 4), weights)
+        assert (copied_run / "metrics" / "train.jsonl").read_bytes() == metrics
+
+    def test_resumed_run_equals_uninterrupted_one(
+        self, copied_run: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        weights = load_weights(copied_run, 4)
+
+        metrics = read_metrics(copied_run / "metrics" / "train.jsonl")
+
+        # As if it was killed after the first checkpoint.
+        shutil.rmtree(copied_run / "checkpoints" / "step_4")
+
+        assert main(self.resume_args(copied_run, text_folder, tokenizer_file)) == 0
+
+        assert_same_weights(load_weights(copied_run, 4), weights)
+
+        repeated = read_metrics(copied_run / "metrics" / "train.jsonl")[4:]
+
+        assert [(r["Step"], r["NLL Loss"]) for r in repeated] == [
+            (r["Step"], r["NLL Loss"]) for r in metrics[2:]
+        ]
+
+    def test_changed_config_is_refused_and_nothing_is_written(
+        self,
+        copied_run: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        snapshot = take_snapshot(copied_run)
+
+        args = self.resume_args(
+            copied_run, text_folder, tokenizer_file, model__arch="transformer_tiny"
+        )
+
+        assert main([*args, "criterion.name=warmup"]) == 2
+
+        err = capfd.readouterr().err
+
+        assert (
+            "`model.arch` ('transformer_test' in the run, 'transformer_tiny' now)"
+            in err
+        )
+        assert "`criterion.name` ('sft' in the run, 'warmup' now)" in err
+        assert "Traceback" not in err
+
+        assert take_snapshot(copied_run) == snapshot
+
+    def test_changed_data_is_refused(
+        self,
+        tmp_path: Path,
+        copied_run: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        shutil.rmtree(copied_run / "checkpoints" / "step_4")
+
+        other_text = Path(shutil.copytree(text_folder, tmp_path / "text"))
+
+        with (other_text / "train.src").open("a") as fp:
+            fp.write("ta\n")
+
+        with (other_text / "train.tgt").open("a") as fp:
+            fp.write("ba\n")
+
+        # Both records name the same folder, so only the content differs.
+        for file in (copied_run / "command.yaml", copied_run / "config.yaml"):
+            text = file.read_text()
+
+            file.write_text(text.replace(str(text_folder), str(other_text)))
+
+        args = self.resume_args(copied_run, other_text, tokenizer_file)
+
+        assert main(args) == 2
+
+        err = capfd.readouterr().err
+
+        assert "has changed (60 pairs then, 61 now)" in err
+        assert "Traceback" not in err
+
+    def test_moved_run_resumes(
+        self, copied_run: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        config = (copied_run / "config.yaml").read_text()
+
+        # Nothing is left where the run was made.
+        match = next(line for line in config.splitlines() if "tokenizer.model" in line)
+
+        old_file = match.split(": ")[1]
+
+        (copied_run / "config.yaml").write_text(config.replace(old_file, "/nope"))
+
+        shutil.rmtree(copied_run / "checkpoints" / "step_4")
+
+        assert main(self.resume_args(copied_run, text_folder, tokenizer_file)) == 0
+
+        assert RunDir(copied_run).checkpoint_steps() == [2, 4]
+
+    def test_run_resumes_when_run_it_started_from_is_gone(
+        self, tmp_path: Path, copied_run: Path, text_folder: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            None,
+            init_from=copied_run,
+            criterion__name="warmup",
+            regime__num_steps=4,
+            regime__keep_last_n_checkpoints=2,
+        )
+
+        out = tmp_path / "warmup"
+
+        assert main(to_args(out, options)) == 0
+
+        weights = load_weights(out, 4)
+
+        shutil.rmtree(copied_run)
+        shutil.rmtree(out / "checkpoints" / "step_4")
+
+        assert main(to_args(out, options)) == 0
+
+        assert_same_weights(load_weights(out, 4), weights)
+
+
+class TestInitFrom:
+    def test_run_starts_from_model(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path
+    ) -> None:
+        # A learning rate of nothing shows where it started.
+        options = tiny_options(
+            text_folder,
+            None,
+            init_from=sft_run,
+            init_checkpoint="last",
+            optimizer__config__lr=0.0,
+        )
+
+        assert main(to_args(tmp_path / "run", options)) == 0
+
+        assert_same_weights(load_weights(tmp_path / "run", 2), load_weights(sft_run, 4))
+
+        spm = (tmp_path / "run" / "tokenizer.model").read_bytes()
+
+        assert spm == (sft_run / "tokenizer.model").read_bytes()
+
+
+class TestBestCheckpoint:
+    def test_best_by_chrf_is_kept_and_found(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        set_scores(monkeypatch, 10.0, 30.0, 20.0, 25.0)
+
+        options = tiny_options(text_folder, tokenizer_file, regime__num_steps=8)
+
+        assert main(to_args(tmp_path / "run", options)) == 0
+
+        run_dir = RunDir(tmp_path / "run")
+
+        assert run_dir.checkpoint_steps() == [4, 8]
+        assert run_dir.scores() == {4: 30.0, 8: 25.0}
+        assert run_dir.find_checkpoint("best") == 4
+        assert run_dir.find_checkpoint("last") == 8
+
+        card = run_dir.card_file.read_text()
+
+        assert "./checkpoints/step_4/model" in card
+        assert "./checkpoints/step_8/model" in card
+
+    def test_card_never_names_deleted_checkpoint(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # The validation of step 4 replaces the best checkpoint; the last step validates
+        # once more.
+        set_scores(monkeypatch, 10.0, 30.0, 20.0)
+
+        out = tmp_path / "run"
+
+        compute_loss = SftCriterion.compute_loss
+
+        cards = []
+
+        def look(
+            self: SftCriterion, batch: Seq2SeqBatch, bag: MetricBag, *, step_nr: int
+        ) -> Tensor:
+            if step_nr == 5:
+                steps = RunDir(out).checkpoint_steps()
+
+                cards.append((steps, (out / "card.yaml").read_text()))
+
+            return compute_loss(self, batch, bag, step_nr=step_nr)
+
+        monkeypatch.setattr(SftCriterion, "compute_loss", look)
+
+        options = tiny_options(text_folder, tokenizer_file, regime__num_steps=5)
+
+        assert main(to_args(out, options)) == 0
+
+        [(steps, card)] = cards
+
+        assert steps == [4]
+        assert "step_4/model" in card
+        assert "step_2/model" not in card
+
+
+class TestPatience:
+    def test_run_stops_early_and_stays_stopped(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        # The equal score of step 4 replaces the checkpoint of step 2.
+        set_scores(monkeypatch, 10.0, 10.0, 5.0)
+
+        options = tiny_options(
+            text_folder, tokenizer_file, regime__num_steps=100, validation__patience=2
+        )
+
+        args = to_args(tmp_path / "run", options)
+
+        assert main(args) == 0
+
+        run_dir = RunDir(tmp_path / "run")
+
+        assert run_dir.checkpoint_steps() == [4, 6]
+
+        assert "No improvement since step 2 (score 10.00)" in capfd.readouterr().err
+
+        snapshot = take_snapshot(run_dir.path)
+
+        assert main(args) == 0
+
+        assert "has stopped early; there is nothing to do" in capfd.readouterr().out
+
+        assert take_snapshot(run_dir.path) == snapshot
+
+
+class TestStopSignal:
+    def test_run_ends_with_checkpoint_and_resumes(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        sft_run: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        compute_loss = SftCriterion.compute_loss
+
+        def send(
+            self: SftCriterion, batch: Seq2SeqBatch, bag: MetricBag, *, step_nr: int
+        ) -> Tensor:
+            if step_nr == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+            return compute_loss(self, batch, bag, step_nr=step_nr)
+
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            regime__num_steps=4,
+            regime__keep_last_n_checkpoints=2,
+        )
+
+        args = to_args(tmp_path / "run", options)
+
+        old_handler = signal.getsignal(signal.SIGTERM)
+
+        with monkeypatch.context() as context:
+            context.setattr(SftCriterion, "compute_loss", send)
+
+            assert main(args) == 128 + signal.SIGTERM
+
+        assert signal.getsignal(signal.SIGTERM) is old_handler
+
+        run_dir = RunDir(tmp_path / "run")
+
+        # The step that was running and the next one, at whose start it stopped.
+        assert run_dir.checkpoint_steps() == [2, 3]
+        assert run_dir.card_file.is_file()
+
+        # What is there can be used.
+        output = tmp_path / "out.txt"
+
+        assert (
+            generate.main([str(run_dir.path), "--no-rich", "--output", str(output)])
+            == 0
+        )
+
+        assert main(args) == 0
+
+        assert_same_weights(load_weights(run_dir.path, 4), load_weights(sft_run, 4))
+
+    def test_status_of_failure_is_kept(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def fail(self: SftCriterion, *args: object, **kwargs: object) -> Tensor:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+            raise WarmupError("The loss is nan; lower it.")
+
+        monkeypatch.setattr(SftCriterion, "compute_loss", fail)
+
+        options = tiny_options(text_folder, tokenizer_file)
+
+        assert main(to_args(tmp_path / "run", options)) == 2

@@ -1,0 +1,70 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairseq2.models.nllb import NllbConfig
+from fairseq2.runtime.dependency import DependencyContainer
+
+from warmup_plugin.models.presets import register_presets
+from warmup_plugin.presets import get_presets_dir
+from warmup_plugin.recipes.common import dump_config
+from warmup_plugin.recipes.train import TranslationTrainRecipe
+
+PRESETS = sorted(get_presets_dir().rglob("*.yaml"))
+
+
+def resolve(preset: Path, *overrides: str) -> dict[str, Any]:
+    """Reads a preset with the parser of the command line."""
+    args = ["OUT", "--no-rich", "--config-file", str(preset)]
+
+    if overrides:
+        args += ["--config", *overrides]
+
+    status, config = dump_config(TranslationTrainRecipe(), args)
+
+    assert status == 0
+    assert config is not None
+
+    return config
+
+
+def test_presets_are_found() -> None:
+    assert len(PRESETS) >= 4
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda file: str(file.stem))
+class TestPreset:
+    def test_preset_resolves(self, preset: Path) -> None:
+        config = resolve(preset)
+
+        assert config["criterion"]["name"] in preset.stem
+
+        # Where the data is, is the user's.
+        assert config["dataset"]["path"] is None
+        assert config["tokenizer"]["path"] is None
+        assert config["init_from"] is None
+
+    @pytest.mark.parametrize("name", ["sft", "warmup"])
+    def test_criterion_is_one_key_apart(self, preset: Path, name: str) -> None:
+        config = resolve(preset)
+
+        other = resolve(preset, f"criterion.name={name}")
+
+        config["criterion"]["name"] = name
+
+        assert other == config
+
+    def test_architecture_exists(self, preset: Path) -> None:
+        container = DependencyContainer()
+
+        register_presets(container)
+
+        model = resolve(preset)["model"]
+
+        assert model["family"] == "nllb"
+        assert model["arch"] in set(container.iter_keys(NllbConfig))

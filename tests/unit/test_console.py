@@ -1,0 +1,257 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from io import StringIO
+
+import pytest
+from fairseq2.logging import LogWriter, get_log_writer
+
+from warmup_plugin.console import (
+    LogFilter,
+    describe_causes,
+    install_log_filter,
+    is_secret,
+)
+
+SEE_TRACE = "See logged stack trace for details."
+
+
+@pytest.fixture
+def stream() -> Iterator[StringIO]:
+    """What a logger behind the filter writes."""
+    logger = logging.getLogger("tests.console")
+
+    environ = {
+        "HF_TOKEN": "hf_abcdef",
+        "DB_PASSWORD": "s3cret!",
+        "SHORT_TOKEN": "1",
+        "TOKENIZERS_PARALLELISM": "false-or-true",
+        "PWD": "/home/user",
+        "EMPTY_SECRET": "",
+    }
+
+    stream = StringIO()
+
+    handler = logging.StreamHandler(stream)
+
+    log_filter = LogFilter(environ)
+
+    logger.addFilter(log_filter)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+    yield stream
+
+    logger.removeHandler(handler)
+    logger.removeFilter(log_filter)
+
+
+@pytest.fixture
+def log(stream: StringIO) -> LogWriter:
+    """The kind of log that fairseq2 has."""
+    return get_log_writer("tests.console")
+
+
+class TestSecrets:
+    def test_filter_hides_secrets_of_environment_dump(
+        self, log: LogWriter, stream: StringIO
+    ) -> None:
+        # As `_StandardLogHelper.log_environment_variables()` writes it.
+        log.info(
+            "Environment Variables - {}",
+            "HOME=/root, HF_TOKEN=hf_abcdef, DB_PASSWORD=s3cret!, SHORT_TOKEN=1, "
+            "TOKENIZERS_PARALLELISM=false-or-true, PWD=/home/user, "
+            "URL=https://joe:p@ss@host:80/p?q=1, GIT=https://ghp_1@host/a, "
+            "SITE=http://host:80/a@b, EMPTY_SECRET=",
+        )
+
+        text = stream.getvalue()
+
+        for secret in ("hf_abcdef", "s3cret!", "p@ss", "ghp_1", "SHORT_TOKEN=1"):
+            assert secret not in text
+
+        assert "HOME=/root, HF_TOKEN=[hidden], DB_PASSWORD=[hidden]" in text
+        assert "TOKENIZERS_PARALLELISM=false-or-true, PWD=/home/user" in text
+        assert (
+            "URL=https://joe:[hidden]@host:80/p?q=1, GIT=https://[hidden]@host/a"
+            in text
+        )
+        assert "SITE=http://host:80/a@b" in text
+
+    def test_filter_hides_secret_wherever_it_stands(
+        self, log: LogWriter, stream: StringIO
+    ) -> None:
+        log.info("Config: {'path': 'x/hf_abcdef/y', 'n': 1}")
+
+        assert stream.getvalue() == "Config: {'path': 'x/[hidden]/y', 'n': 1}\n"
+
+    def test_filter_hides_secret_in_traceback(
+        self, log: LogWriter, stream: StringIO
+    ) -> None:
+        try:
+            raise RuntimeError("cannot open http://joe:pass@host with hf_abcdef")
+        except RuntimeError:
+            log.exception("Recipe failed due to an unexpected error.")
+
+        assert "http://joe:[hidden]@host with [hidden]" in stream.getvalue()
+        assert "Traceback" in stream.getvalue()
+
+    def test_filter_formats_arguments_once(self, stream: StringIO) -> None:
+        logger = logging.getLogger("tests.console")
+
+        logger.info("%s of %d%%", "hf_abcdef", 5)
+        logger.info("100%")
+
+        assert stream.getvalue() == "[hidden] of 5%\n100%\n"
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "MYSQL_PWD", "X_PAT"),
+            *("OPENAI_API_KEY", "apikey", "SENTRY_DSN", "SLACK_WEBHOOK_URL", "JWT"),
+            *("GOOGLE_APPLICATION_CREDENTIALS", "KEY", "MY_KEY", "AUTHORIZATION"),
+            *("PROXY_AUTH", "SSH_PRIVATE", "AZURE_STORAGE_CONNECTION_STRING"),
+        ],
+    )
+    def test_is_secret_returns_true(self, name: str) -> None:
+        assert is_secret(name)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("PATH", "HOME", "PWD", "OLDPWD", "KEYBOARD", "TOKENIZERS_PARALLELISM"),
+            *("GIT_AUTHOR_NAME", "AUTHOR", "LANG", "OMP_NUM_THREADS", "PATTERN"),
+        ],
+    )
+    def test_is_secret_returns_false(self, name: str) -> None:
+        assert not is_secret(name)
+
+
+def raise_config_error() -> None:
+    try:
+        try:
+            raise ValueError("extra key(s)\nfoo")
+        except ValueError as ex:
+            raise TypeError("Value cannot be structured to `<class 'x.Y'>`.") from ex
+    except TypeError as ex:
+        raise RuntimeError("`regime` field cannot be structured.") from ex
+
+
+class TestTracebacks:
+    def test_filter_keeps_cause_of_bad_input_without_traceback(
+        self, log: LogWriter, stream: StringIO
+    ) -> None:
+        try:
+            raise_config_error()
+        except RuntimeError:
+            log.exception(f"Recipe configuration cannot be parsed. {SEE_TRACE}")
+
+        assert stream.getvalue() == (
+            "Recipe configuration cannot be parsed. `regime` field cannot be "
+            "structured. extra key(s) foo.\n"
+        )
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            # As fairseq2 writes it.
+            "Recipe failed due to an unexpected error. See logged stack trace for details and file a bug report to the corresponding author.",
+            f"warmup_plugin extension failed to initialize. {SEE_TRACE}",
+            "An error of ours.",
+        ],
+    )
+    def test_filter_keeps_traceback_of_unexpected_error(
+        self, log: LogWriter, stream: StringIO, message: str
+    ) -> None:
+        try:
+            raise_config_error()
+        except RuntimeError:
+            log.exception(message)
+
+        assert stream.getvalue().startswith(f"{message}\nTraceback (most recent")
+        assert "in raise_config_error" in stream.getvalue()
+
+    def test_describe_causes_joins_messages_once(self) -> None:
+        try:
+            try:
+                raise ValueError("b!")
+            except ValueError as ex:
+                raise ValueError("a") from ex
+        except ValueError as ex:
+            error = ex
+
+        assert describe_causes(error) == "a. b!"
+
+        same = ValueError("a")
+
+        same.__cause__ = ValueError("a")
+
+        assert describe_causes(same) == "a."
+        assert describe_causes(ValueError()) == ""
+
+
+class TestInstallLogFilter:
+    @pytest.fixture(autouse=True)
+    def bare_loggers(self) -> None:
+        for name in ("fairseq2", None):
+            # Restored by the fixture of all tests.
+            logging.getLogger(name).filters.clear()
+
+    def test_call_installs_once(self) -> None:
+        install_log_filter()
+        install_log_filter()
+
+        for name in ("fairseq2", None):
+            assert len(logging.getLogger(name).filters) == 1
+
+    def test_call_reads_environment_of_process(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SOME_TOKEN", "abcdefgh")
+
+        install_log_filter()
+
+        record = logging.LogRecord("x", logging.INFO, "", 0, "abcdefgh", (), None)
+
+        assert all(f.filter(record) for f in logging.getLogger("fairseq2").filters)  # type: ignore[union-attr]
+
+        assert record.getMessage() == "[hidden]"
+
+    def test_call_drops_warning_about_metrics_without_values(self) -> None:
+        install_log_filter()
+
+        stream = StringIO()
+
+        handler = logging.StreamHandler(stream)
+
+        logging.getLogger().addHandler(handler)
+
+        # As torcheval's `Mean.compute()` does.
+        logging.warning("No calls to update() have been made - returning 0.0")
+        logging.warning("another one")
+
+        logging.getLogger().removeHandler(handler)
+
+        assert stream.getvalue() == "another one\n"
+
+    def test_metric_without_values_says_nothing(self) -> None:
+        from torcheval.metrics import Mean
+
+        install_log_filter()
+
+        stream = StringIO()
+
+        handler = logging.StreamHandler(stream)
+
+        logging.getLogger().addHandler(handler)
+
+        Mean().compute()
+
+        logging.getLogger().removeHandler(handler)
+
+        assert stream.getvalue() == ""
