@@ -321,7 +321,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help="the file to write (default: RUN_DIR/generate/SPLIT.CHECKPOINT.txt)",
+        help="the file to write (default: RUN_DIR/generate/SPLIT.CHECKPOINT.txt, or input-NAME.CHECKPOINT.txt)",
     )
 
     parser.add_argument(
@@ -374,7 +374,13 @@ def _run(args: argparse.Namespace) -> int:
     output = args.output
 
     if output is None:
-        stem = split if args.input is None else args.input.name
+        if args.config:
+            raise WarmupError(
+                "With `--config`, name the file to write with `--output`: the default one is what `evaluate` scores as the run's own translation."
+            )
+
+        # A file may have the name of a split.
+        stem = split if args.input is None else f"input-{args.input.name}"
 
         output = run_dir.path / "generate" / f"{stem}.{args.checkpoint}.txt"
 

@@ -291,6 +291,15 @@ class TestLongLines:
 
 
 class TestBadInput:
+    def test_call_wants_output_when_settings_differ(
+        self, sft_run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(sft_run, "--config", "search.beam_size=2") == 2
+
+        assert "name the file to write with `--output`" in capsys.readouterr().err
+
+        assert not (sft_run / "generate" / "test.best.txt").exists()
+
     @pytest.mark.parametrize(
         "args,message",
         [
