@@ -70,11 +70,15 @@ setup(
     install_requires=[
         # Pins torch as well. Other versions differ in what the recipes build on.
         "fairseq2==0.8.1",
+        # fairseq2 requires the next two and typing_extensions as well and bounds them.
+        "numpy>=2.2",
+        "ruamel.yaml>=0.18",
         "sacrebleu>=2.4,<3",
         "sentencepiece>=0.2.0",
         # For the libsndfile it bundles: fairseq2 does not start without one.
         "soundfile>=0.12",
         "tensorboard",
+        "typing_extensions>=4.12",
     ],
     extras_require={
         # setuptools: a test builds the wheel without a network.

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from warmup_plugin.data.synthetic import write_synthetic_pair
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import Comparison, MetricScore, format_table
+from warmup_plugin.run_dir import RunDir, flatten_config
 
 _DESCRIPTION: Final = (
     "Trains and compares SFT and warmup on a synthetic language pair, by the commands "
@@ -373,13 +371,12 @@ def _read_last_record(file: Path) -> dict[str, Any]:
 
 def _find_num_steps(run_dir: Path) -> int | None:
     try:
-        with (run_dir / "config.yaml").open(encoding="utf-8") as fp:
-            config = YAML(typ="safe", pure=True).load(fp)
-
-        num_steps = config["regime"]["num_steps"]
+        config = RunDir(run_dir).load_config()
     # The run writes the file while it starts.
-    except (OSError, YAMLError, KeyError, TypeError):
+    except WarmupError:
         return None
+
+    num_steps = flatten_config(config).get("regime.num_steps")
 
     return num_steps if isinstance(num_steps, int) else None
 

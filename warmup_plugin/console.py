@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
-from typing import Final, final
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, TextIO, final
 
 from typing_extensions import override
 
 # Not `TOKENIZERS_PARALLELISM` and not `GIT_AUTHOR_NAME`.
 _SECRET_NAME: Final = re.compile(
-    r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH(?!OR(_|$))|PRIVATE|BEARER|JWT|WEBHOOK|CONNECTION_STRING|API_?KEY|ACCESS_?KEY|(^|_)(KEY|PAT|PWD)$|DSN$",
+    r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH(?!OR(_|$))|PRIVATE|BEARER|JWT|WEBHOOK|CONNECTION_STRING|API_?KEY|ACCESS_?KEY|(^|_)(KEYS?|PASS|PAT|PWD|CREDS?|SAS)(_|\d|$)|KEY$|DSN$",
     re.IGNORECASE,
 )
 
@@ -86,6 +88,10 @@ class LogFilter(logging.Filter):
                 text in msg for text in _KEEP_TRACE
             )
 
+            # A full disk is the user's; a broken collective call is not.
+            if ex is not None and "operational error" in msg:
+                is_input = isinstance(_find_root(ex), OSError)
+
             if ex is not None and is_input:
                 new_msg = f"{msg.replace(_SEE_TRACE, '')} {describe_causes(ex)}"
 
@@ -127,6 +133,13 @@ def _hide_password(match: re.Match[str]) -> str:
     return "[hidden]@" if user is None else f"{user}:[hidden]@"
 
 
+def _find_root(ex: BaseException) -> BaseException:
+    while ex.__cause__ is not None:
+        ex = ex.__cause__
+
+    return ex
+
+
 def describe_causes(ex: BaseException) -> str:
     """Joins the messages of an exception and its causes, outermost first."""
     messages: list[str] = []
@@ -152,3 +165,31 @@ def install_log_filter() -> None:
 
         if not any(isinstance(f, LogFilter) for f in logger.filters):
             logger.addFilter(LogFilter(os.environ))
+
+
+@contextmanager
+def hide_start_warning() -> Iterator[None]:
+    """
+    Hides a warning that fairseq2 0.8.1 gives at every start, of its own code.
+
+    A filter would not do: fairseq2 puts its own in front of all others.
+    """
+    show = warnings.showwarning
+
+    def show_others(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if "`hg_exporter` is deprecated" not in str(message):
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_others
+
+    try:
+        yield
+    finally:
+        warnings.showwarning = show

@@ -4,7 +4,8 @@
 """
 The run directory: what it holds and what protects it.
 
-``command.yaml`` (the config as given), ``config.yaml`` (the complete one),
+``command.yaml`` (the config as given), ``run.yaml`` (the complete one), ``config.yaml``
+(the same by fairseq2),
 ``card.yaml`` (fairseq2 asset card), ``tokenizer.model``,
 ``versions.json``, ``early_stop.json`` (with ``validation.patience``), ``checkpoints/``,
 ``metrics/``, ``logs/``, ``tb/``. Imports no
@@ -41,6 +42,14 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def run_file(self) -> Path:
+        """
+        The complete config, written once; fairseq2 writes the same as ``config.yaml``,
+        but again at each start and not atomically.
+        """
+        return self.path / "run.yaml"
+
+    @property
     def command_file(self) -> Path:
         """The config as the user gave it."""
         return self.path / "command.yaml"
@@ -65,6 +74,12 @@ class RunDir:
     @property
     def checkpoint_dir(self) -> Path:
         return self.path / "checkpoints"
+
+    def has_begun(self) -> bool:
+        """Tells whether a run has trained here."""
+        metrics_file = self.path / "metrics" / "train.jsonl"
+
+        return bool(self.checkpoint_steps()) or metrics_file.is_file()
 
     def checkpoint_steps(self) -> list[int]:
         """Returns the steps of the complete checkpoints, in ascending order."""
@@ -146,9 +161,9 @@ class RunDir:
                 f"The run directory `{self.path}` does not exist; name the output directory of a training run."
             )
 
-        if not self.config_file.is_file():
+        if not self.run_file.is_file():
             raise WarmupError(
-                f"`{self.path}` is not a run directory, it holds no `config.yaml`; name the output directory of a training run."
+                f"`{self.path}` is not a run directory, it holds no `run.yaml`; name the output directory of a training run."
             )
 
     def check_is_usable(self) -> None:
@@ -171,7 +186,7 @@ class RunDir:
         """Loads the configuration that the run was trained with."""
         self.check_is_run()
 
-        return load_yaml(self.config_file)
+        return load_yaml(self.run_file)
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""
@@ -187,13 +202,9 @@ class RunDir:
         family, config = metadata.get("model_family"), metadata.get("model_config")
 
         if not isinstance(config, dict):
-            # Newer dumps wrap the configuration in a directive.
             raise WarmupError(
                 f"`{file}` holds no `model_config`; restore it from a copy of the run."
             )
-
-        if isinstance(config.get("_set_"), dict):
-            config = config["_set_"]
 
         return str(family), cast(dict[str, object], config)
 
@@ -238,15 +249,18 @@ class RunDir:
         """
         if not self.command_file.is_file():
             raise WarmupError(
-                f"`{self.path}` holds checkpoints but no `command.yaml`, so it is not a run of this recipe; choose another output directory."
+                f"`{self.path}` holds checkpoints or metrics but no `command.yaml`, so it is not a run of this recipe; choose another output directory."
             )
 
         old = flatten_config(load_yaml(self.command_file))
         new = flatten_config(config)
 
+        # The data may have been moved; the reader compares what it reads.
+        keys = sorted((old.keys() | new.keys()) - {"dataset.path"})
+
         differing = [
             f"`{key}` ({_show(old, key)} in the run, {_show(new, key)} now)"
-            for key in sorted(old.keys() | new.keys())
+            for key in keys
             if old.get(key) != new.get(key)
         ]
 
@@ -266,11 +280,22 @@ class RunDir:
         tmp_file.replace(self.tokenizer_file)
 
     def write_versions(self, extra: Mapping[str, object]) -> None:
-        """Records versions and commit beside the run."""
+        """
+        Records versions and commit beside the run, one entry a start: a run may be
+        resumed with others.
+        """
+        try:
+            starts = json.loads(self.versions_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            starts = []
+
+        if not isinstance(starts, list):
+            starts = []
+
+        starts.append({**collect_versions(), **extra})
+
         write_text_atomically(
-            self.versions_file,
-            json.dumps({**collect_versions(), **extra}, indent=2, ensure_ascii=False)
-            + "\n",
+            self.versions_file, json.dumps(starts, indent=2, ensure_ascii=False) + "\n"
         )
 
     def write_card(self) -> None:

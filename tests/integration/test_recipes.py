@@ -283,7 +283,7 @@ class TestTwoProcesses:
             for [values] in losses.values():
                 assert all(math.isfinite(value) for value in values)
 
-            versions = json.loads((out / "versions.json").read_text())
+            [versions] = json.loads((out / "versions.json").read_text())
 
             assert versions["num_processes"] == 2
 

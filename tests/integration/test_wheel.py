@@ -107,7 +107,7 @@ def test_wheel_trains_outside_clone(
 
     assert run_dir.checkpoint_steps() == [2]
 
-    versions = json.loads(run_dir.versions_file.read_text())
+    [versions] = json.loads(run_dir.versions_file.read_text())
 
     # The clone would have told its commit.
     assert versions["git_commit"] is None

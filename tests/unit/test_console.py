@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from io import StringIO
 
@@ -13,6 +14,7 @@ from fairseq2.logging import LogWriter, get_log_writer
 from warmup_plugin.console import (
     LogFilter,
     describe_causes,
+    hide_start_warning,
     install_log_filter,
     is_secret,
 )
@@ -112,6 +114,7 @@ class TestSecrets:
     @pytest.mark.parametrize(
         "name",
         [
+            *("DB_PASS", "OPENAI_KEY_1", "AZURE_KEY_PROD", "AWSKEY", "SAS_URL"),
             *("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "MYSQL_PWD", "X_PAT"),
             *("OPENAI_API_KEY", "apikey", "SENTRY_DSN", "SLACK_WEBHOOK_URL", "JWT"),
             *("GOOGLE_APPLICATION_CREDENTIALS", "KEY", "MY_KEY", "AUTHORIZATION"),
@@ -255,3 +258,27 @@ class TestInstallLogFilter:
         logging.getLogger().removeHandler(handler)
 
         assert stream.getvalue() == ""
+
+
+class TestHideStartWarning:
+    def test_call_hides_one_warning_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown: list[str] = []
+
+        def show(message: Warning | str, *args: object) -> None:
+            shown.append(str(message))
+
+        monkeypatch.setattr(warnings, "showwarning", show)
+
+        with hide_start_warning():
+            for text in ("`hg_exporter` is deprecated and so on", "another one"):
+                warnings.showwarning(text, DeprecationWarning, "file.py", 1)
+
+        assert shown == ["another one"]
+
+    def test_call_restores_function(self) -> None:
+        show = warnings.showwarning
+
+        with hide_start_warning():
+            assert warnings.showwarning is not show
+
+        assert warnings.showwarning is show

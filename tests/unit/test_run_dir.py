@@ -291,7 +291,7 @@ class TestVersions:
 
         run_dir.write_versions({"num_processes": 2})
 
-        versions = json.loads(run_dir.versions_file.read_text())
+        [versions] = json.loads(run_dir.versions_file.read_text())
 
         assert versions["fairseq2"].startswith("0.8.1")
         assert versions["git_commit"] == "abc-dirty"

@@ -82,14 +82,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(checks: Sequence[Callable[[], Iterable[Finding]]]) -> Iterator[Finding]:
-    """Runs ``checks``; one that fails is a finding and does not stop the others."""
+    """
+    Runs ``checks``; one that fails is a finding and does not stop the others.
+
+    It is a problem unless the check is optional: what was not seen to work may not.
+    """
     for check in checks:
         try:
             yield from check()
         except Exception as ex:
             name = check.__name__.removeprefix("check_").replace("_", " ")
 
-            yield Finding("note", name, f"not checked ({_describe(ex)})")
+            detail = f"not checked ({_describe(ex)})"
+
+            if check in OPTIONAL_CHECKS:
+                yield Finding("note", name, detail)
+            else:
+                yield Finding("PROBLEM", name, detail, _REINSTALL)
 
 
 def format_finding(finding: Finding) -> str:
@@ -329,18 +338,24 @@ def check_optional_packages() -> Iterator[Finding]:
             )
 
 
-CHECKS: Final[Sequence[Callable[[], Iterable[Finding]]]] = (
+REQUIRED_CHECKS: Final[Sequence[Callable[[], Iterable[Finding]]]] = (
     check_python,
     check_libsndfile,
     check_torch,
     check_fairseq2,
     check_packages,
     check_extension,
+)
+
+# Training may run though these cannot be made.
+OPTIONAL_CHECKS: Final[Sequence[Callable[[], Iterable[Finding]]]] = (
     check_devices,
     check_disk,
     check_comet,
     check_optional_packages,
 )
+
+CHECKS: Final = (*REQUIRED_CHECKS, *OPTIONAL_CHECKS)
 
 
 def _check_package(name: str, is_supported: Callable[[str], bool]) -> Finding:

@@ -19,7 +19,10 @@ DESCRIPTION = "Trains a SentencePiece tokenizer with a separator that text canno
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Choices and bounds are checked by `train_tokenizer`, whose messages say more.
     parser.add_argument(
-        "output", type=Path, metavar="OUT.model", help="model file to write"
+        "output",
+        type=Path,
+        metavar="OUT.model",
+        help="model file to write; its folder is created",
     )
 
     parser.add_argument(

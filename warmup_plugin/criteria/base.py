@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
@@ -87,13 +87,14 @@ class Criterion(ABC):
 
     @abstractmethod
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, num_shown: int
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
     ) -> list[list[WeighedWarmup]]:
         """
         Updates the metrics with a validation batch.
 
-        :returns: The warmups drawn for the first ``num_shown`` sources of the batch;
-            nothing if the criterion draws none.
+        :param shown: The sources of the batch whose warmups are to be shown.
+
+        :returns: The warmups of each of them; nothing if the criterion draws none.
         """
 
     @property

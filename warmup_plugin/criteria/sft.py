@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 from fairseq2.datasets import Seq2SeqBatch
@@ -48,7 +49,7 @@ class SftCriterion(Criterion):
 
     @override
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, num_shown: int
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
     ) -> list[list[WeighedWarmup]]:
         # The bare model: ranks may have different numbers of validation batches.
         loss = self._forward(self._context.model.module, batch, 0.0)

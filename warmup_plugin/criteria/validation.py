@@ -24,7 +24,7 @@ from warmup_plugin.criteria.base import (
 )
 from warmup_plugin.generation import BeamSearch
 from warmup_plugin.layout import DecoderLayout
-from warmup_plugin.metrics.translation import score_translations
+from warmup_plugin.metrics.translation import check_target_lang, score_translations
 
 
 def decode_tokens(decoder: TokenDecoder, tokens: list[int]) -> str:
@@ -70,8 +70,14 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
     ) -> None:
         """
         :param target_lang: The language that chooses sacreBLEU's tokenizer.
-        :param num_shown: The number of sources to log with their warmups.
+        :param num_shown: The number of sources, from the first line of the file, to
+            log with their warmups.
+
+        :raises WarmupError: That tokenizer is not installed.
         """
+        # The first validation may come hours after the start.
+        check_target_lang(target_lang)
+
         self._name = name
         self._criterion = criterion
         self._search = search
@@ -87,7 +93,8 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         self._scores: dict[str, float] = {}
 
-        self._num_left_to_show = 0
+        # (index in the corpus, what to log)
+        self._shown: list[tuple[int, str]] = []
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
@@ -99,7 +106,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         self._outputs.clear()
 
-        self._num_left_to_show = self._num_shown
+        self._shown.clear()
 
     @override
     def set_train_step_nr(self, step_nr: int) -> None:
@@ -107,9 +114,15 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
     @override
     def process_batch(self, batch: Seq2SeqBatch, metric_bag: MetricBag) -> None:
-        shown = self._criterion.evaluate(
-            batch, metric_bag, num_shown=self._num_left_to_show
-        )
+        example = cast(dict[str, Any], batch.example)
+
+        indices = example["indices"]
+
+        # The first lines of the file: the same ones at each validation, and unlike the
+        # first batch not the longest.
+        shown = [n for n, idx in enumerate(indices) if idx < self._num_shown]
+
+        warmups = self._criterion.evaluate(batch, metric_bag, shown=shown)
 
         update_batch_metrics(batch, metric_bag)
 
@@ -121,22 +134,18 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         texts = [decode_tokens(self._decoder, h.target) for h in hypotheses]
 
-        example = cast(dict[str, Any], batch.example)
+        self._outputs.extend(zip(indices, texts, example["targets"]))
 
-        self._outputs.extend(zip(example["indices"], texts, example["targets"]))
+        for n, source_warmups in zip(shown, warmups):
+            text = self._describe(
+                example["sources"][n], example["targets"][n], texts[n], source_warmups
+            )
 
-        # One rank's log is enough.
-        if self._gangs.root.rank != 0:
-            return
+            self._shown.append((indices[n], text))
 
-        for n, warmups in enumerate(shown):
-            self._show(example["sources"][n], example["targets"][n], texts[n], warmups)
-
-            self._num_left_to_show -= 1
-
-    def _show(
+    def _describe(
         self, source: str, reference: str, output: str, warmups: list[WeighedWarmup]
-    ) -> None:
+    ) -> str:
         lines = [f"source:    {source}", f"reference: {reference}"]
 
         for warmup in sorted(warmups, key=lambda w: -w.weight):
@@ -148,16 +157,19 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         lines.append(f"output:    {output}")
 
-        log.info("Sampled warmups at step {}:\n{}", self._step_nr, "\n".join(lines))
+        return "\n".join(lines)
 
     @override
     def finalize(self, metric_bag: MetricBag) -> None:
-        gathered = gather_objects(self._gangs.dp, self._outputs)
+        gathered = gather_objects(self._gangs.dp, (self._outputs, self._shown))
 
         if self._gangs.root.rank != 0:
             return
 
-        outputs = sorted(o for rank_outputs in gathered for o in rank_outputs)
+        outputs = sorted(o for rank_outputs, _ in gathered for o in rank_outputs)
+
+        for _, text in sorted(s for _, rank_shown in gathered for s in rank_shown):
+            log.info("Sampled warmups at step {}:\n{}", self._step_nr, text)
 
         scores = score_translations(
             [hypothesis for _, hypothesis, _ in outputs],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -53,10 +54,15 @@ class WarmupCriterion(Criterion):
 
     @override
     def add_metrics(self, metric_bag: MetricBag) -> None:
-        for name in ("warmup_k", "warmup_ess", "warmup_len", "warmup_gain"):
-            metric_bag.add(name, Mean())
-
-        for name in ("warmup_empty", "warmup_cut", "warmup_duplicate"):
+        for name in (
+            "warmup_k",
+            "warmup_ess",
+            "warmup_len",
+            "warmup_empty",
+            "warmup_cut",
+            "warmup_duplicate",
+            "warmup_gain",
+        ):
             metric_bag.add(name, Mean())
 
     @override
@@ -256,7 +262,7 @@ class WarmupCriterion(Criterion):
 
     @override
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, num_shown: int
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
     ) -> list[list[WeighedWarmup]]:
         candidates, weighed, plain_log_probs = self._look(batch, with_plain=True)
 
@@ -267,28 +273,19 @@ class WarmupCriterion(Criterion):
 
         weights = _log_weights(candidates, weighed).softmax(dim=1)
 
-        num_sources, num_warmups = weights.shape
+        num_warmups = candidates.num_warmups
 
-        shown = []
+        def describe(n: int, k: int) -> WeighedWarmup:
+            row = n * num_warmups + k
 
-        for n in range(min(num_shown, num_sources)):
-            warmups = []
+            return WeighedWarmup(
+                candidates.seqs[row, : int(candidates.seq_lens[row])].tolist(),
+                float(weights[n, k]),
+                float(weighed.warmup_log_probs[n, k]),
+                float(weighed.target_log_probs[n, k]),
+            )
 
-            for k in range(num_warmups):
-                row = n * num_warmups + k
-
-                warmup = WeighedWarmup(
-                    candidates.seqs[row, : int(candidates.seq_lens[row])].tolist(),
-                    float(weights[n, k]),
-                    float(weighed.warmup_log_probs[n, k]),
-                    float(weighed.target_log_probs[n, k]),
-                )
-
-                warmups.append(warmup)
-
-            shown.append(warmups)
-
-        return shown
+        return [[describe(n, k) for k in range(num_warmups)] for n in shown]
 
     @property
     @override

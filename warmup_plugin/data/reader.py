@@ -55,9 +55,6 @@ class CorpusReport:
     longest_target_len: int
     """The length of the longest target, dropped ones included."""
 
-    too_long_indices: tuple[int, ...] = ()
-    """The pairs over the limits that are kept nevertheless; see ``keep_all``."""
-
     def describe(self) -> str:
         """Returns the counts and shares in one sentence for the log."""
         if self.max_source_len == self.max_target_len:
@@ -81,11 +78,6 @@ class CorpusReport:
             return f"{self.split}: all {self.num_pairs:,} pairs kept."
 
         text = ", ".join(parts)
-
-        if self.num_kept == self.num_pairs:
-            return (
-                f"{self.split}: all {self.num_pairs:,} pairs kept, among them {text}."
-            )
 
         return f"{self.split}: {self.num_kept:,} of {self.num_pairs:,} pairs kept; dropped: {text}."
 
@@ -217,9 +209,6 @@ class Corpus:
     report: CorpusReport
     """What became of the pairs."""
 
-    keeps_all: bool
-    """``True`` if no pair is dropped, however long or empty."""
-
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -234,7 +223,6 @@ def tokenize_pairs(
     *,
     max_source_len: int,
     max_target_len: int,
-    keep_all: bool = False,
 ) -> Corpus:
     """
     Encodes each pair once, before training.
@@ -246,8 +234,6 @@ def tokenize_pairs(
     :param tokenizer: The tokenizer with the modes ``source`` and ``target``.
     :param max_source_len: The limit of a source in tokens, with its special tokens.
     :param max_target_len: The limit of a target in tokens, with its special tokens.
-    :param keep_all: If ``True``, no pair is dropped; the report lists those over the
-        limits. Generation owes one line of output for each line of input.
     """
     # A recipe runs under a default device, but the data stays in main memory.
     device = torch.device("cpu")
@@ -261,14 +247,12 @@ def tokenize_pairs(
 
     indices = array("q")
 
-    too_long_indices = array("q")
+    num_too_long = 0
 
     longest_source_len = longest_target_len = 0
 
     for idx in range(len(pairs)):
-        is_empty = empty_mask[idx]
-
-        if is_empty and not keep_all:
+        if empty_mask[idx]:
             continue
 
         source = source_encoder(pairs.source(idx)).tolist()
@@ -278,18 +262,14 @@ def tokenize_pairs(
         longest_target_len = max(longest_target_len, len(target))
 
         if len(source) > max_source_len or len(target) > max_target_len:
-            too_long_indices.append(idx)
+            num_too_long += 1
 
-            if not keep_all:
-                continue
+            continue
 
         indices.append(idx)
 
         sources.append(source)
         targets.append(target)
-
-    # A long source with an empty target counts as empty, whatever `keep_all` is.
-    num_too_long = sum(1 for idx in too_long_indices if not empty_mask[idx])
 
     report = CorpusReport(
         split=pairs.split,
@@ -301,7 +281,6 @@ def tokenize_pairs(
         max_target_len=max_target_len,
         longest_source_len=longest_source_len,
         longest_target_len=longest_target_len,
-        too_long_indices=tuple(too_long_indices) if keep_all else (),
     )
 
     if report.num_kept == 0:
@@ -313,7 +292,6 @@ def tokenize_pairs(
         sources=sources.build(),
         targets=targets.build(),
         report=report,
-        keeps_all=keep_all,
     )
 
 
@@ -449,6 +427,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         seed: int,
         pad_idx: int,
         num_accumulate: int = 1,
+        budget_key: str = "dataset.max_num_tokens",
     ) -> None:
         """
         :param corpus: The tokenised pairs.
@@ -459,6 +438,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         :param seed: The seed of the order. It must be the same on all ranks.
         :param pad_idx: The index to pad with.
         :param num_accumulate: The number of batches of one step.
+        :param budget_key: Where the user has set ``max_num_tokens``, for messages.
         """
         if num_accumulate < 1:
             raise ValueError(
@@ -473,6 +453,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         self._seed = seed
         self._pad_idx = pad_idx
         self._num_accumulate = num_accumulate
+        self._budget_key = budget_key
 
         self._check_budget()
 
@@ -489,12 +470,11 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
     def _check_budget(self) -> None:
         longest_len = int(self._corpus.lens().max())
 
-        # A corpus that keeps all pairs may read long ones in batches of their own.
-        if self._corpus.keeps_all or longest_len <= self._max_num_tokens:
+        if longest_len <= self._max_num_tokens:
             return
 
         raise WarmupError(
-            f"A pair of {self._corpus.pairs.origin} has {longest_len} tokens on one side, but a batch may hold only {self._max_num_tokens}: raise `max_num_tokens` or lower `max_source_len` and `max_target_len`."
+            f"A pair of {self._corpus.pairs.origin} has {longest_len} tokens on one side, but a batch may hold only {self._max_num_tokens}: raise `{self._budget_key}` or lower `dataset.max_source_len` and `dataset.max_target_len`."
         )
 
     def _check_plan(self) -> None:
@@ -502,7 +482,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             return
 
         raise WarmupError(
-            f"The {len(self._corpus):,} pairs of {self._corpus.pairs.origin} make only {_count_batches(len(self._plan))} of {self._max_num_tokens:,} tokens for {self._world_size} processes: lower `max_num_tokens` or start fewer processes."
+            f"The {len(self._corpus):,} pairs of {self._corpus.pairs.origin} make only {_count_batches(len(self._plan))} of {self._max_num_tokens:,} tokens for {self._world_size} processes: lower `{self._budget_key}` or start fewer processes."
         )
 
     def _make_plan(self) -> list[NDArray[np.int64]]:
@@ -626,7 +606,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             )
 
         for key, text in (
-            ("max_num_tokens", "`max_num_tokens`"),
+            ("max_num_tokens", f"`{self._budget_key}`"),
             ("seed", "the seed"),
             ("shuffle", "`shuffle`"),
         ):
@@ -652,15 +632,6 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             return len(self._plan) // self._world_size
 
         return -(-len(self._plan) // self._world_size)
-
-    @property
-    def epoch(self) -> int:
-        """The pass over the data, counted from 0."""
-        return self._epoch
-
-    @property
-    def corpus(self) -> Corpus:
-        return self._corpus
 
 
 def _count_batches(num: int) -> str:

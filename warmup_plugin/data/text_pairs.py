@@ -36,8 +36,8 @@ class TextPairsConfig:
     ``{split}.{target_lang}``, one sentence a line; if ``tsv``, ``{split}.tsv``,
     tab-separated without header and quotes; if ``jsonl``, ``{split}.jsonl``, one
     object a line; if ``manifest``, the folder ``{split}`` with a ``MANIFEST`` as of
-    fairseq2 0.4; if ``auto``, whichever of them is there. The files of the first
-    three may be gzipped and then end in ``.gz``.
+    fairseq2 0.4; if ``auto``, whichever of them is there. All files may be gzipped
+    and then end in ``.gz``. An empty line is an empty pair in each format.
     """
 
     source_lang: str = "en"
@@ -82,9 +82,6 @@ class TextPairs:
         self._sources = _TextColumn()
         self._targets = _TextColumn()
 
-        # The first pair of each file and the file.
-        self._segments: list[tuple[int, Path]] = []
-
     def __len__(self) -> int:
         return len(self._sources)
 
@@ -94,18 +91,6 @@ class TextPairs:
     def target(self, idx: int) -> str:
         return self._targets.get(idx)
 
-    def line_nr(self, idx: int) -> int:
-        """Returns the line of a pair in its file, counted from 1."""
-        start, _ = self._find_segment(idx)
-
-        return idx - start + 1
-
-    def location(self, idx: int) -> str:
-        """Returns the file and the line of a pair, for messages."""
-        start, file = self._find_segment(idx)
-
-        return f"line {idx - start + 1} of `{file}`"
-
     def empty_mask(self) -> NDArray[np.bool_]:
         """Returns ``True`` for each pair with at least one empty side."""
         # A pair has an empty side if the shorter one is empty.
@@ -114,18 +99,6 @@ class TextPairs:
         )
 
         return mask
-
-    def _find_segment(self, idx: int) -> tuple[int, Path]:
-        if idx < 0 or idx >= len(self):
-            raise IndexError(
-                f"`idx` must be greater than or equal to 0 and less than {len(self)}, but is {idx} instead."
-            )
-
-        for segment in reversed(self._segments):
-            if segment[0] <= idx:
-                return segment
-
-        raise AssertionError("A pair is always preceded by the start of its file.")
 
     @property
     def split(self) -> str:
@@ -183,6 +156,8 @@ def read_split(config: TextPairsConfig, split: str) -> TextPairs:
     pairs = TextPairs(split, f"the `{split}` split of `{root}`")
 
     if format_ == "plain":
+        _check_langs(config)
+
         _read_plain(pairs, files[0], files[1])
     elif format_ == "tsv":
         _read_tsv(pairs, files[0], config)
@@ -287,11 +262,6 @@ def _check_config(config: TextPairsConfig) -> None:
             f"`format` of the text pairs must be one of {names}, but is `{config.format}` instead."
         )
 
-    if config.source_lang == config.target_lang:
-        raise WarmupError(
-            f"`source_lang` and `target_lang` of the text pairs must differ, but both are `{config.source_lang}`."
-        )
-
     if config.source_field == config.target_field:
         raise WarmupError(
             f"`source_field` and `target_field` of the text pairs must differ, but both are `{config.source_field}`."
@@ -305,6 +275,14 @@ def _check_config(config: TextPairsConfig) -> None:
     if config.source_column < 0 or config.target_column < 0:
         raise WarmupError(
             f"`source_column` and `target_column` of the text pairs count from 0, but are {config.source_column} and {config.target_column} instead."
+        )
+
+
+def _check_langs(config: TextPairsConfig) -> None:
+    # In other formats they tell no files apart, and paraphrases have only one.
+    if config.source_lang == config.target_lang:
+        raise WarmupError(
+            f"`source_lang` and `target_lang` of the text pairs must differ in the format `plain`, but both are `{config.source_lang}`."
         )
 
 
@@ -323,7 +301,7 @@ def _get_root(config: TextPairsConfig) -> Path:
 
     if not root.is_dir():
         raise WarmupError(
-            f"The data folder `{root}` does not exist: check `dataset.path`."
+            f"The data folder `{root}` does not exist: check `dataset.path`, or give `--data` where the data of a run has moved to."
         )
 
     return root
@@ -413,7 +391,7 @@ def _describe_folder(config: TextPairsConfig, root: Path) -> str:
     for child in sorted(root.iterdir()):
         names.append(f"`{child.name}`")
 
-        if child.joinpath("MANIFEST").is_file():
+        if any(child.joinpath(f"MANIFEST{end}").is_file() for end in ("", ".gz")):
             splits.add(f"`{child.name}`")
 
         file = child.with_suffix("") if child.suffix == ".gz" else child
@@ -463,13 +441,16 @@ def _read_plain(pairs: TextPairs, source_file: Path, target_file: Path) -> None:
             f"`{source_file}` and `{target_file}` have no lines: fill or remove them."
         )
 
-    pairs._segments.append((start, source_file))
-
 
 def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
     num_columns = max(config.source_column, config.target_column) + 1
 
     for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
+        if not line.strip():
+            _append_empty_pair(pairs)
+
+            continue
+
         columns = line.split("\t")
 
         if len(columns) < num_columns:
@@ -483,11 +464,16 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
         ):
             column.append(columns[idx].strip().encode("utf-8"))
 
-    _end_single_file(pairs, file)
+    _check_not_empty(pairs, file)
 
 
 def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
     for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
+        if not line.strip():
+            _append_empty_pair(pairs)
+
+            continue
+
         where = f"Line {line_nr} of `{file}`"
 
         try:
@@ -520,7 +506,13 @@ def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
                     f"Field `{field}` in line {line_nr} of `{file}` has half a surrogate pair, as of a text cut inside a character: correct the line."
                 ) from None
 
-    _end_single_file(pairs, file)
+    _check_not_empty(pairs, file)
+
+
+def _append_empty_pair(pairs: TextPairs) -> None:
+    # Not skipped: generation owes a line of output for every line of input.
+    for column in (pairs._sources, pairs._targets):
+        column.append(b"")
 
 
 def _get_json_text(obj: dict[str, object], field: str, option: str, where: str) -> str:
@@ -562,11 +554,9 @@ def _name_json_type(value: object) -> str:
     return "a number"
 
 
-def _end_single_file(pairs: TextPairs, file: Path) -> None:
+def _check_not_empty(pairs: TextPairs, file: Path) -> None:
     if len(pairs) == 0:
         raise WarmupError(f"`{file}` has no lines: fill or remove it.")
-
-    pairs._segments.append((0, file))
 
 
 def _read_manifest(pairs: TextPairs, manifest_file: Path) -> None:
@@ -624,11 +614,13 @@ def _read_manifest(pairs: TextPairs, manifest_file: Path) -> None:
         files = []
 
         for lang in (source_lang, target_lang):
-            file = manifest_file.parent.joinpath(folder, f"{langs}.{lang}.txt")
+            name = f"{langs}.{lang}.txt"
 
-            if not file.is_file():
+            file = _find_file(manifest_file.parent.joinpath(folder), name)
+
+            if file is None:
                 raise WarmupError(
-                    f"`{file}` does not exist, though `{manifest_file}` names `{direction}`: add the file or remove the line."
+                    f"`{manifest_file.parent.joinpath(folder, name)}`, gzipped or not, does not exist, though `{manifest_file}` names `{direction}`: add the file or remove the line."
                 )
 
             files.append(file)

@@ -214,7 +214,7 @@ class BeamSearch:
 
             if bool(top_log_probs.isnan().any()):
                 raise WarmupError(
-                    "The model gave a token a probability that is not a number; choose an earlier checkpoint with `--checkpoint`."
+                    "The model gave a token a probability that is not a number, so its training has diverged; use an earlier checkpoint."
                 )
 
             top_beams = top_idx // num_logits

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,9 @@ _TOKENIZERS: Final = {
     "ko": "ko-mecab",
     "kor": "ko-mecab",
 }
+
+# Its paired test narrates every step.
+logging.getLogger("sacrebleu").setLevel(logging.WARNING)
 
 
 @final
@@ -101,6 +105,15 @@ def score_translations(
         _score(metric, hypotheses, references, num_bootstrap, seed)
         for metric in _create_metrics(target_lang)
     ]
+
+
+def check_target_lang(target_lang: str | None) -> None:
+    """
+    Checks that translations into a language can be scored here.
+
+    :raises WarmupError: The tokenizer of BLEU for it is not installed.
+    """
+    _create_metrics(target_lang)
 
 
 def compare_translations(

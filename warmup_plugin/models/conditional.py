@@ -322,6 +322,10 @@ class _TransformerRowDecoder(RowDecoder):
 
         self._state_bag.increment_step_nr(tokens.size(1))
 
+        # From here on the state bag holds its projected keys and values, and only its
+        # lengths are read; `select()` need not copy more.
+        self._encoded = self._encoded[:, :, :0]
+
         # (B, S_step, M) -> (B, V)
         return model.final_proj(hidden[:, -1])
 
@@ -329,8 +333,6 @@ class _TransformerRowDecoder(RowDecoder):
     def select(self, rows: Tensor) -> None:
         self._state_bag.reorder(rows)
 
-        # The state bag holds the projected keys and values; of the encoder's output
-        # only the lengths are read from here on.
         self._encoded = self._encoded.index_select(0, rows)
 
         seq_lens = self._encoded_layout.seq_lens

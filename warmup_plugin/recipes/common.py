@@ -23,7 +23,7 @@ from fairseq2.utils.validation import ValidationResult
 from ruamel.yaml import YAML
 from typing_extensions import override
 
-from warmup_plugin.console import install_log_filter
+from warmup_plugin.console import hide_start_warning, install_log_filter
 from warmup_plugin.data.text_pairs import TextPairsConfig
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderLayout
@@ -188,7 +188,8 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
     sys.argv = [old_argv[0], *argv]
 
     try:
-        fairseq2_main(recipe)
+        with hide_start_warning():
+            fairseq2_main(recipe)
     except SystemExit as ex:
         if ex.code is None:
             return 0

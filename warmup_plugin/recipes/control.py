@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import final
+from typing import Final, final
 
 from fairseq2.checkpoint import CheckpointManager
 from fairseq2.early_stopper import EarlyStopper
-from fairseq2.gang import Gang, broadcast_flag
+from fairseq2.gang import Gang, all_sum
 from fairseq2.logging import log
 from fairseq2.trainer import Trainer
 from fairseq2.validator import NOOP_VALIDATOR
@@ -88,16 +89,21 @@ class PatienceEarlyStopper(EarlyStopper):
         return min(earlier, key=lambda best: (-best[0], best[1]), default=None)
 
 
+REPEAT_SECONDS: Final = 3
+"""Within this time a signal that comes again counts as the same one."""
+
+
 @final
 class StopSignal:
     """Remembers a SIGTERM or SIGINT until the trainer can stop."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._time = 0.0
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Catches the first signal; a second one ends the process as usual."""
+        """Catches the first signal; one sent again later ends the process as usual."""
         old_handlers = {
             signum: signal.signal(signum, self._handle)
             for signum in (signal.SIGTERM, signal.SIGINT)
@@ -110,11 +116,22 @@ class StopSignal:
                 signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
+        now = time.monotonic()
 
-        log.info("{} received. Saving a checkpoint after this step and stopping; send it again to stop at once.", signal.Signals(signum).name)  # fmt: skip
+        # Slurm signals every process of a job, and torchrun passes the signal on: each
+        # process gets the same one twice at once.
+        if self.signum is not None and now - self._time < REPEAT_SECONDS:
+            return
 
-        signal.signal(signum, signal.SIG_DFL)
+        if self.signum is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+
+            return
+
+        self.signum, self._time = signum, now
+
+        log.info("{} received. Saving a checkpoint after this step and stopping; send it again after {} seconds to stop at once.", signal.Signals(signum).name, REPEAT_SECONDS)  # fmt: skip
 
 
 @final
@@ -146,10 +163,10 @@ class TrainerControl:
 
         requested = self._stop_signal.signum is not None
 
-        # The ranks receive a signal at different times; rank 0 decides for all, or
-        # some would wait for the others in the next collective call.
+        # The ranks receive a signal at different times, and on several machines only
+        # some may; all stop at the same step, or some would wait for the others.
         if self._gang.size > 1:
-            requested = broadcast_flag(self._gang, requested)
+            requested = bool(all_sum(self._gang, int(requested)) > 0)
 
         if not requested:
             return

@@ -8,16 +8,17 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, final
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from typing import Any, Final, cast, final
 
 # fairseq2 takes seconds to import and scoring files does not need it; hence the import
 # of the `generate` recipe further below.
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_lines, read_split
+from warmup_plugin.data.text_pairs import (
+    TextPairs,
+    TextPairsConfig,
+    read_lines,
+    read_split,
+)
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import (
     DEFAULT_SEED,
@@ -28,6 +29,7 @@ from warmup_plugin.metrics.translation import (
     score_translations,
     to_json,
 )
+from warmup_plugin.run_dir import RunDir, collect_versions, write_text_atomically
 
 _DESCRIPTION: Final = (
     "Scores translations by BLEU and chrF2++ with 95% bootstrap intervals; of several "
@@ -101,6 +103,13 @@ def _create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data folder, if it is no longer where the run was trained",
+    )
+
+    parser.add_argument(
         "--hypotheses",
         type=Path,
         nargs="+",
@@ -144,7 +153,7 @@ def _run(args: argparse.Namespace) -> None:
                 "other."
             )
 
-        for name in ("split", "checkpoint"):
+        for name in ("split", "checkpoint", "data"):
             if getattr(args, name) is not None:
                 raise WarmupError(
                     f"`--{name}` belongs to a run directory; leave it out with "
@@ -163,7 +172,13 @@ def _run(args: argparse.Namespace) -> None:
             )
 
         systems = [
-            _read_run(run_dir, args.split, args.checkpoint or "best", args.target_lang)
+            _read_run(
+                run_dir,
+                args.split,
+                args.checkpoint or "best",
+                args.data,
+                args.target_lang,
+            )
             for run_dir in args.run_dirs
         ]
     else:
@@ -274,7 +289,11 @@ def _read_files(
 
 
 def _read_run(
-    run_dir: Path, split: str | None, checkpoint: str, target_lang: str | None
+    run_dir: Path,
+    split: str | None,
+    checkpoint: str,
+    data_dir: Path | None,
+    target_lang: str | None,
 ) -> System:
     section = _read_dataset_section(run_dir)
 
@@ -289,10 +308,13 @@ def _read_run(
         if value is not None:
             setattr(config, field.name, Path(value) if field.name == "path" else value)
 
+    if data_dir is not None:
+        config.path = data_dir
+
     # Before generating, which takes longer to fail.
     pairs = read_split(config, split)
 
-    hypotheses_file = _ensure_translations(run_dir, split, checkpoint)
+    hypotheses_file = _ensure_translations(run_dir, pairs, checkpoint, data_dir)
 
     return System(
         str(run_dir),
@@ -304,42 +326,34 @@ def _read_run(
     )
 
 
-def _read_dataset_section(run_dir: Path) -> Mapping[str, str]:
-    file = run_dir / "config.yaml"
-
-    try:
-        with file.open(encoding="utf-8") as fp:
-            config = YAML(typ="safe", pure=True).load(fp)
-    except OSError:
-        raise WarmupError(
-            f"{run_dir} is not the directory of a training run, since it has no "
-            "readable `config.yaml`; give the directory that `recipes.train` wrote."
-        ) from None
-    except (YAMLError, UnicodeDecodeError):
-        raise WarmupError(
-            f"{file} is not valid YAML; restore the file that `recipes.train` wrote."
-        ) from None
-
-    section = config.get("dataset") if isinstance(config, dict) else None
+def _read_dataset_section(run_dir: Path) -> Mapping[str, Any]:
+    section = RunDir(run_dir).load_config().get("dataset")
 
     if not isinstance(section, dict):
         raise WarmupError(
-            f"{file} has no section `dataset`; restore the file that `recipes.train` "
-            "wrote."
+            f"{RunDir(run_dir).run_file} has no section `dataset`; restore the file "
+            "that `recipes.train` wrote."
         )
 
-    return section
+    return cast("Mapping[str, Any]", section)
 
 
-def _ensure_translations(run_dir: Path, split: str, checkpoint: str) -> Path:
+def _ensure_translations(
+    run_dir: Path, pairs: TextPairs, checkpoint: str, data_dir: Path | None
+) -> Path:
+    split = pairs.split
+
     file = run_dir / "generate" / f"{split}.{checkpoint}.txt"
 
     details_file = file.with_name(f"{file.name}.jsonl")
 
-    if not (file.is_file() and details_file.is_file()) or _is_stale(file, run_dir):
+    if not _is_current(file, details_file, run_dir, pairs):
         from warmup_plugin.recipes import generate
 
         args = [str(run_dir), "--split", split, "--checkpoint", checkpoint]
+
+        if data_dir is not None:
+            args += ["--data", str(data_dir)]
 
         if generate.main(args) != 0:
             raise WarmupError(
@@ -357,12 +371,33 @@ def _ensure_translations(run_dir: Path, split: str, checkpoint: str) -> Path:
     return file
 
 
-def _is_stale(file: Path, run_dir: Path) -> bool:
-    """Tells whether checkpoints came or went since the translation was written."""
-    try:
-        return run_dir.joinpath("checkpoints").stat().st_mtime > file.stat().st_mtime
-    except OSError:
+def _is_current(
+    file: Path, details_file: Path, run_dir: Path, pairs: TextPairs
+) -> bool:
+    """Tells whether a translation is there, of this model and of this text."""
+    if not (file.is_file() and details_file.is_file()):
         return False
+
+    checkpoint_dir = RunDir(run_dir).checkpoint_dir
+
+    # Checkpoints came or went since it was written.
+    if checkpoint_dir.is_dir():
+        if checkpoint_dir.stat().st_mtime > file.stat().st_mtime:
+            return False
+
+    return _read_translated_sources(details_file) == [
+        # As `generate` writes it.
+        " ".join(pairs.source(idx).split("\n"))
+        for idx in range(len(pairs))
+    ]
+
+
+def _read_translated_sources(details_file: Path) -> list[str] | None:
+    try:
+        return [json.loads(line)["source"] for line in read_lines(details_file)]
+    # Whatever is wrong with the file, it is to be written again.
+    except (WarmupError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _print_notes(evaluation: Evaluation, baseline: str) -> None:
@@ -391,27 +426,16 @@ def _report(
     report["target_lang"] = systems[0].target_lang
     report["num_sentences"] = len(systems[0].references)
     report["bootstrap"] = {"num_samples": num_bootstrap, "seed": DEFAULT_SEED}
-    report["versions"] = {
-        name: _get_version(name) for name in ("sacrebleu", "warmup_plugin")
-    }
+    report["versions"] = collect_versions()
 
     return report
-
-
-def _get_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _write_json(file: Path, data: Mapping[str, object]) -> None:
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
 
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-
-        file.write_text(text + "\n", encoding="utf-8")
+        write_text_atomically(file, f"{text}\n")
     except OSError as ex:
         raise WarmupError(
             f"{file} cannot be written ({ex.strerror}); give a path that you may write "

@@ -259,7 +259,7 @@ class TranslationGenerateRecipe(Recipe):
                 origin = config.input or f"the split `{config.split}`"
 
                 raise WarmupError(
-                    f"Line {indices[too_long[0]] + 1} of {origin} has {tokens.lens[too_long[0]]} tokens, but the model reads at most {max_len} ({len(too_long)} such lines); split it into sentences or set `--config truncate=true` to cut it."
+                    f"Line {indices[too_long[0]] + 1} of {origin} has {tokens.lens[too_long[0]]} tokens, but the model reads at most {max_len} ({len(too_long)} such lines); split it into sentences, or cut it with `--config truncate=true` and an `--output`."
                 )
 
         reader = SourceReader(
@@ -305,7 +305,7 @@ class TranslationGenerateRecipe(Recipe):
 def create_parser() -> argparse.ArgumentParser:
     """Creates the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="generate", description="Translates with a trained run."
+        prog="python -m recipes.generate", description="Translates with a trained run."
     )
 
     parser.add_argument("run_dir", type=Path, help="the directory of a training run")
@@ -325,6 +325,13 @@ def create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data folder, if it is no longer where the run was trained",
+    )
+
+    parser.add_argument(
         "--checkpoint", default="best", help="`best` (default), `last` or a step"
     )
 
@@ -333,6 +340,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         nargs="*",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="overrides, such as `search.beam_size=4 dataset.path=DIR`",
@@ -365,6 +373,9 @@ def _run(args: argparse.Namespace) -> int:
     run_config = cast("dict[str, Any]", run_dir.load_config())
 
     dataset = run_config["dataset"]
+
+    if args.data is not None:
+        dataset = {**dataset, "path": str(args.data.expanduser().absolute())}
 
     split = args.split or dataset["test_split"]
 
@@ -436,7 +447,3 @@ def _run(args: argparse.Namespace) -> int:
             fairseq2_args += ["--config", *args.config]
 
         return run_fairseq2(TranslationGenerateRecipe(), fairseq2_args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -81,21 +81,21 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
         raise NothingToRun(status)
 
     # Every rank checks, or the others would wait for one that has ended.
-    if run_dir.checkpoint_steps():
+    if run_dir.has_begun():
         run_dir.refuse_changed_config(config)
 
         _check_tokenizer(run_dir, config)
 
         _check_early_stop(run_dir, config)
 
-        complete_config = _resume_config(run_dir)
+        complete_config = _resume_config(run_dir, config)
     else:
         run_dir.check_is_usable()
 
         complete_config = _complete_config(run_dir, config)
 
         if get_rank() == 0:
-            _write_start(run_dir, config)
+            _write_start(run_dir, config, complete_config)
 
     options = [a for a in args if a in ("--no-rich", "--no-exit-on-error")]
 
@@ -110,7 +110,9 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
         yield [str(run_dir.path), "--config-file", str(file), *options]
 
 
-def _write_start(run_dir: RunDir, config: dict[str, object]) -> None:
+def _write_start(
+    run_dir: RunDir, config: dict[str, object], complete_config: dict[str, object]
+) -> None:
     tokenizer_file = _find_tokenizer(config)
 
     try:
@@ -119,20 +121,26 @@ def _write_start(run_dir: RunDir, config: dict[str, object]) -> None:
 
         if tokenizer_file is not None:
             run_dir.adopt_tokenizer(tokenizer_file)
+
+        write_text_atomically(run_dir.run_file, dump_yaml(complete_config))
     except OSError as ex:
         raise WarmupError(
             f"`{run_dir.path}` cannot be written ({ex.strerror}); choose an output directory that you may write to."
         ) from None
 
 
-def _resume_config(run_dir: RunDir) -> dict[str, object]:
+def _resume_config(
+    run_dir: RunDir, command_config: dict[str, object]
+) -> dict[str, object]:
     config = run_dir.load_config()
 
-    # The directory may have been moved since.
+    # The directory may have been moved since, and so may the data.
     if run_dir.tokenizer_file.is_file():
         section = _get_section(config, "tokenizer")
 
         config["tokenizer"] = {**section, "path": str(run_dir.tokenizer_file)}
+
+    config["dataset"] = _complete_dataset(command_config)
 
     return config
 
@@ -154,7 +162,9 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         }
 
         if tokenizer_section["family"] == WARMUP_SPM_FAMILY:
-            info = load_warmup_spm(tokenizer_file).vocab_info
+            settings = tokenizer_section["config_overrides"] or {}
+
+            info = load_warmup_spm(tokenizer_file, **settings).vocab_info
 
             fitting = {"vocab_size": info.size, "pad_idx": info.pad_idx}
 
@@ -191,20 +201,22 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         # A new model fits its tokenizer.
         complete_model["config_overrides"] = {**fitting, **overrides}
 
-    complete_dataset = _get_section(config, "dataset")
-
-    if complete_dataset["path"] is not None:
-        # Resuming, generating and evaluating find it from any folder.
-        data_dir = Path(str(complete_dataset["path"])).expanduser().absolute()
-
-        complete_dataset = {**complete_dataset, "path": str(data_dir)}
-
     return {
         **config,
         "tokenizer": complete_tokenizer,
         "model": complete_model,
-        "dataset": complete_dataset,
+        "dataset": _complete_dataset(config),
     }
+
+
+def _complete_dataset(config: dict[str, object]) -> dict[str, Any]:
+    section = _get_section(config, "dataset")
+
+    if section["path"] is None:
+        return section
+
+    # Resuming, generating and evaluating find it from any folder.
+    return {**section, "path": str(Path(str(section["path"])).expanduser().absolute())}
 
 
 def _find_tokenizer(config: dict[str, object]) -> Path | None:
@@ -259,6 +271,11 @@ def _check_tokenizer(run_dir: RunDir, config: dict[str, object]) -> None:
         return
 
     file = Path(str(path)).expanduser()
+
+    if not run_dir.tokenizer_file.is_file():
+        raise WarmupError(
+            f"`{run_dir.tokenizer_file}` is missing; restore it from a copy of the run."
+        )
 
     # The run has its own copy; the original may be gone.
     if file.is_file() and file.read_bytes() != run_dir.tokenizer_file.read_bytes():

@@ -318,6 +318,7 @@ class TranslationTrainRecipe(Recipe):
             valid_corpus,
             gangs,
             max_num_tokens=config.validation.max_num_tokens,
+            budget_key="validation.max_num_tokens",
             shuffle=False,
             seed=config.common.seed,
             pad_idx=layout.pad_idx,

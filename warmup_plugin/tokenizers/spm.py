@@ -31,6 +31,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.training import SEPARATOR
 
 WARMUP_SPM_FAMILY: Final = "warmup_spm"
 
@@ -39,7 +40,7 @@ WARMUP_SPM_FAMILY: Final = "warmup_spm"
 class WarmupSpmConfig(Validatable):
     """Configures how a SentencePiece model is read."""
 
-    separator: str = "<sep>"
+    separator: str = SEPARATOR
     """The control symbol that ends a warmup."""
 
     @override
@@ -191,7 +192,7 @@ class WarmupSpmDecoder(TokenDecoder):
         )
 
 
-def load_warmup_spm(path: Path, *, separator: str = "<sep>") -> WarmupSpmTokenizer:
+def load_warmup_spm(path: Path, *, separator: str = SEPARATOR) -> WarmupSpmTokenizer:
     """
     Loads a SentencePiece model and checks that it can separate warmups.
 
@@ -244,7 +245,7 @@ def load_warmup_spm(path: Path, *, separator: str = "<sep>") -> WarmupSpmTokeniz
     separator_idx = processor.piece_to_id(separator)
     if not processor.is_control(separator_idx):
         raise WarmupError(
-            f"The tokenizer model `{path}` has no control symbol `{separator}` to end a warmup with; {remedy}, which adds `<sep>`."
+            f"The tokenizer model `{path}` has no control symbol `{separator}` to end a warmup with; {remedy}, which adds `{SEPARATOR}`."
         )
 
     if separator_idx in indices.values():

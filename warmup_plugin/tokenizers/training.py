@@ -63,7 +63,8 @@ def train_tokenizer(
     The same inputs and options give the same bytes on every machine.
 
     :param inputs: The text files, one sentence a line; ``.gz`` is unpacked.
-    :param output: The model. It appears only once it is complete.
+    :param output:
+        The model. It appears only once it is complete; its folder is created.
     :param num_threads:
         The number of threads. The default does not follow the number of cores, since
         the order in which threads add their counts up decides between near ties.
@@ -78,7 +79,7 @@ def train_tokenizer(
             f"The number of threads must be at least 1, but is {num_threads}; leave `--num-threads` out to use 4."
         )
 
-    _check_output(inputs, output, force)
+    _prepare_output(inputs, output, force)
 
     # Both take a while to import, and a wrong option should be reported at once.
     from sentencepiece import SentencePieceTrainer
@@ -180,7 +181,7 @@ def _check_options(
         )
 
 
-def _check_output(inputs: Sequence[Path], output: Path, force: bool) -> None:
+def _prepare_output(inputs: Sequence[Path], output: Path, force: bool) -> None:
     if not inputs:
         raise WarmupError("No text to train on is given; name a file with `--input`.")
 
@@ -189,10 +190,13 @@ def _check_output(inputs: Sequence[Path], output: Path, force: bool) -> None:
             f"The output `{output}` is a folder; name a file in it, such as `{output / 'tokenizer.model'}`."
         )
 
-    if not output.parent.is_dir():
+    # Now, since training takes a while before it has something to write.
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as ex:
         raise WarmupError(
-            f"The folder `{output.parent}` of the output does not exist; create it with `mkdir -p {output.parent}`."
-        )
+            f"The folder `{output.parent}` of the output cannot be created ({ex.strerror}); name a file in another folder."
+        ) from None
 
     if not os.access(output.parent, os.W_OK):
         raise WarmupError(

@@ -111,17 +111,32 @@ class TestRun:
 
 
 class TestExamine:
-    def test_call_goes_on_when_check_fails(self) -> None:
+    @pytest.mark.parametrize(
+        "is_optional,line",
+        [
+            (True, "note     big thing      not checked (ValueError: boo hoo)"),
+            (
+                False,
+                "PROBLEM  big thing      not checked (ValueError: boo hoo) -> run `make install` in the clone or install the wheel again",
+            ),
+        ],
+    )
+    def test_call_goes_on_when_check_fails(
+        self, monkeypatch: pytest.MonkeyPatch, is_optional: bool, line: str
+    ) -> None:
         def check_big_thing() -> Iterator[Finding]:
             yield Finding("ok", "big", "half")
 
             raise ValueError("boo\n  hoo")
 
+        if is_optional:
+            monkeypatch.setattr(doctor, "OPTIONAL_CHECKS", (check_big_thing,))
+
         findings = list(examine([check_big_thing, run(Finding("ok", "a", "fine"))]))
 
         assert [format_finding(f) for f in findings] == [
             "ok       big            half",
-            "note     big thing      not checked (ValueError: boo hoo)",
+            line,
             "ok       a              fine",
         ]
 
@@ -346,6 +361,25 @@ class TestCheckExtension:
         monkeypatch.setattr(doctor, "_init_fairseq2", lambda: (FakeResolver(*keys), []))
 
         assert one(doctor.check_extension()).status == "ok"
+
+    def test_run_returns_one_when_module_of_ours_cannot_be_imported(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.install(monkeypatch, "warmup_plugin:setup_warmup_extension")
+
+        monkeypatch.setattr(doctor, "_init_fairseq2", lambda: (FakeResolver(), []))
+
+        def fail(name: str) -> None:
+            raise ImportError("half installed")
+
+        monkeypatch.setattr(doctor, "import_module", fail)
+        monkeypatch.setattr(doctor, "CHECKS", [doctor.check_extension])
+
+        assert doctor.run(argparse.Namespace()) == 1
+
+        out = capsys.readouterr().out
+
+        assert out.startswith("PROBLEM  extension      not checked (ImportError: half")
 
     def test_call_reports_missing_entry_point(
         self, monkeypatch: pytest.MonkeyPatch

@@ -44,7 +44,11 @@ from warmup_plugin.criteria import (
     WarmupSection,
 )
 from warmup_plugin.criteria import warmup as warmup_module
-from warmup_plugin.criteria.base import CriterionTrainUnit, num_target_tokens
+from warmup_plugin.criteria.base import (
+    CriterionTrainUnit,
+    WeighedWarmup,
+    num_target_tokens,
+)
 from warmup_plugin.criteria.sft import create_sft_criterion, update_loss
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
@@ -349,7 +353,7 @@ class TestSftCriterion:
         metric_bag = create_metric_bag(smooth_criterion)
 
         with torch.inference_mode(), evaluation_mode(model):
-            shown = smooth_criterion.evaluate(create_batch(), metric_bag, num_shown=3)
+            shown = smooth_criterion.evaluate(create_batch(), metric_bag, shown=[0, 1])
 
         assert shown == []
 
@@ -745,7 +749,7 @@ class TestWarmupCriterion:
         torch.manual_seed(0)
 
         with torch.inference_mode(), evaluation_mode(model):
-            shown = criterion.evaluate(create_batch(), metric_bag, num_shown=1)
+            shown = criterion.evaluate(create_batch(), metric_bag, shown=[0])
 
         # One source, its three warmups.
         assert [len(warmups) for warmups in shown] == [3]
@@ -780,18 +784,24 @@ class TestWarmupCriterion:
 
         assert criterion.draw_time.get_elapsed_time() == 0.0
 
-    def test_evaluate_shows_no_more_than_asked_for(self) -> None:
+    def test_evaluate_shows_what_is_asked_for(self) -> None:
         model = create_tiny_model()
 
         criterion = create_criterion(model)
 
-        with torch.inference_mode(), evaluation_mode(model):
-            for num_shown, expected in ((0, 0), (2, 2), (9, 2)):
-                shown = criterion.evaluate(
-                    create_batch(), create_metric_bag(criterion), num_shown=num_shown
+        def evaluate(*shown: int) -> list[list[WeighedWarmup]]:
+            torch.manual_seed(0)
+
+            with torch.inference_mode(), evaluation_mode(model):
+                return criterion.evaluate(
+                    create_batch(), create_metric_bag(criterion), shown=shown
                 )
 
-                assert len(shown) == expected
+        first, second = evaluate(0, 1)
+
+        assert evaluate() == []
+        assert evaluate(1) == [second]
+        assert first != second
 
     def test_factory_raises_error_when_more_are_kept_than_drawn(self) -> None:
         with pytest.raises(WarmupError, match="`warmup.num_kept` is 5"):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from warmup_plugin.criteria.validation import (
     decode_tokens,
     gather_objects,
 )
+from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import BeamSearch
 from warmup_plugin.generation.beam import Hypothesis
 from warmup_plugin.metrics.translation import score_translations
@@ -39,7 +41,7 @@ class FakeCriterion(Criterion):
     """Draws the same two warmups for every source."""
 
     def __init__(self) -> None:
-        self.asked: list[int] = []
+        self.asked: list[list[int]] = []
 
     @override
     def add_metrics(self, metric_bag: MetricBag) -> None:
@@ -53,13 +55,13 @@ class FakeCriterion(Criterion):
 
     @override
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, num_shown: int
+        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
     ) -> list[list[WeighedWarmup]]:
-        self.asked.append(num_shown)
+        self.asked.append(list(shown))
 
         metric_bag.get("warmup_k", Mean).update(2.0, weight=batch.num_examples)
 
-        return [WARMUPS] * min(num_shown, batch.num_examples)
+        return [WARMUPS] * len(shown)
 
     @property
     @override
@@ -99,7 +101,11 @@ def create_gangs(rank: int = 0) -> Gangs:
 
 
 def create_unit(
-    criterion: Criterion, *, num_shown: int = 2, rank: int = 0
+    criterion: Criterion,
+    *,
+    num_shown: int = 2,
+    rank: int = 0,
+    target_lang: str = "de",
 ) -> TranslationValidUnit:
     return TranslationValidUnit(
         "dev",
@@ -108,7 +114,7 @@ def create_unit(
         create_layout(),
         cast(TokenDecoder, decode),
         create_gangs(rank),
-        target_lang="de",
+        target_lang=target_lang,
         num_shown=num_shown,
     )
 
@@ -218,17 +224,17 @@ class TestTranslationValidUnit:
 
         run(create_unit(criterion))
 
-        # One of the first batch, so one is left for the second.
-        assert criterion.asked == [2, 1]
+        # The first two lines of the file are in the second batch.
+        assert criterion.asked == [[], [0, 1]]
 
         shown = [m for m in messages if m.startswith("Sampled warmups at step 7")]
 
         assert shown[0].splitlines()[1:] == [
-            "source:    source 2",
-            "reference: w5 w6 w7 w5 w6",
+            "source:    source 0",
+            "reference: w6",
             "warmup:    '' (weight 0.750, log P(c|x) -2.00, log P(y|c,x) -4.00)",
             "warmup:    'w5' (weight 0.250, log P(c|x) -1.00, log P(y|c,x) -3.00)",
-            "output:    w5 w6 w7 w5 w6",
+            "output:    w5",
         ]
 
         assert "source 1" in shown[1]
@@ -247,6 +253,18 @@ class TestTranslationValidUnit:
 
         assert values == {}
         assert messages == []
+
+    def test_init_raises_error_when_language_cannot_be_scored(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # As if MeCab were not installed; makes its import raise `ImportError`.
+        monkeypatch.setitem(sys.modules, "MeCab", None)
+        monkeypatch.delitem(
+            sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False
+        )
+
+        with pytest.raises(WarmupError, match=r"language ja .*'sacrebleu\[ja\]'"):
+            create_unit(FakeCriterion(), target_lang="ja")
 
     def test_unit_has_name(self) -> None:
         assert create_unit(FakeCriterion()).name == "dev"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -133,6 +133,7 @@ def make_reader(
     shuffle: bool = True,
     seed: int = 2,
     num_accumulate: int = 1,
+    **options: Any,
 ) -> TextPairReader:
     return TextPairReader(
         corpus,
@@ -142,6 +143,7 @@ def make_reader(
         seed=seed,
         pad_idx=PAD_IDX,
         num_accumulate=num_accumulate,
+        **options,
     )
 
 
@@ -202,7 +204,6 @@ class TestTokenizePairs:
         assert report.num_kept == 2
         assert report.longest_source_len == 5
         assert report.longest_target_len == 4
-        assert report.too_long_indices == ()
 
         assert report.describe() == (
             "train: 2 of 6 pairs kept; dropped: 2 over the length limits of 4 source "
@@ -227,31 +228,31 @@ class TestTokenizePairs:
             "128 tokens (0.03%), 1 with an empty side (<0.01%)."
         )
 
-    def test_call_keeps_and_counts_pairs_when_keep_all_is_true(
+    def test_call_counts_pair_once_when_it_is_empty_and_too_long(
         self, tmp_path: Path
     ) -> None:
-        # The last one is too long and empty, which is counted once.
-        rows = [("a", "b"), ("", ""), ("a a a", "b"), ("a a a", "")]
+        rows = [("a", "b"), ("a a a", "")]
 
-        corpus = tokenize_pairs(
+        report = tokenize_pairs(
             make_pairs(tmp_path, rows),
             WordTokenizer(),
             max_source_len=3,
             max_target_len=3,
-            keep_all=True,
+        ).report
+
+        assert (report.num_empty, report.num_too_long) == (1, 0)
+
+    def test_call_drops_and_counts_blank_lines(self, tmp_path: Path) -> None:
+        tmp_path.joinpath("train.tsv").write_text("a\tb\n\na\tb\n")
+
+        pairs = read_split(TextPairsConfig(path=tmp_path), "train")
+
+        corpus = tokenize_pairs(
+            pairs, WordTokenizer(), max_source_len=3, max_target_len=3
         )
 
-        assert corpus.indices.tolist() == [0, 1, 2, 3]
-        assert corpus.sources[1].tolist() == [3]
-        assert corpus.targets[1].tolist() == [2, 3]
-        assert corpus.sources[2].tolist() == [11, 11, 11, 3]
-
-        assert corpus.report.too_long_indices == (2, 3)
-
-        assert corpus.report.describe() == (
-            "train: all 4 pairs kept, among them 1 over the length limit of 3 tokens "
-            "(25.00%), 2 with an empty side (50.00%)."
-        )
+        assert corpus.indices.tolist() == [0, 2]
+        assert corpus.report.num_empty == 1
 
     def test_call_raises_error_when_all_pairs_are_too_long(
         self, tmp_path: Path
@@ -514,7 +515,7 @@ class TestTextPairReader:
 
         first, second = read_epoch(reader), read_epoch(reader)
 
-        assert reader.epoch == 2
+        assert reader.state_dict()["epoch"] == 2
 
         assert first != second
         assert [first, second] == [read_epoch(twin), read_epoch(twin)]
@@ -620,7 +621,9 @@ class TestTextPairReader:
         with pytest.raises(WarmupError, match="with the seed 2, but the seed is 3 now"):
             make_reader(corpus, seed=3).load_state_dict(state_dict)
 
-        with pytest.raises(WarmupError, match="`max_num_tokens` 100, .* is 101 now"):
+        with pytest.raises(
+            WarmupError, match="`dataset.max_num_tokens` 100, .* 101 now"
+        ):
             make_reader(corpus, max_num_tokens=101).load_state_dict(state_dict)
 
     def test_load_state_dict_raises_error_when_state_is_foreign(
@@ -641,22 +644,27 @@ class TestTextPairReader:
     def test_init_raises_error_when_pair_exceeds_budget(self, tmp_path: Path) -> None:
         pairs = make_pairs(tmp_path, [("a", "b"), ("a " * 11, "b")])
 
-        tokenizer = WordTokenizer()
+        corpus = tokenize_pairs(
+            pairs, WordTokenizer(), max_source_len=99, max_target_len=99
+        )
 
-        corpus = tokenize_pairs(pairs, tokenizer, max_source_len=99, max_target_len=99)
-
-        with pytest.raises(WarmupError, match="has 12 tokens .* only 11: raise"):
+        with pytest.raises(
+            WarmupError, match="has 12 .* only 11: raise `dataset.max_num_tokens`"
+        ):
             make_reader(corpus, max_num_tokens=11)
 
         make_reader(corpus, max_num_tokens=12)
 
-        corpus = tokenize_pairs(
-            pairs, tokenizer, max_source_len=99, max_target_len=99, keep_all=True
-        )
+    def test_init_names_given_key_when_budget_is_wrong(self, tmp_path: Path) -> None:
+        corpus = make_corpus(tmp_path)
 
-        reader = make_reader(corpus, max_num_tokens=11, shuffle=False)
+        key = "validation.max_num_tokens"
 
-        assert read_epoch(reader) == [[[1]], [[0]]]
+        with pytest.raises(WarmupError, match=f"raise `{key}` or lower `dataset.max_"):
+            make_reader(corpus, max_num_tokens=5, budget_key=key)
+
+        with pytest.raises(WarmupError, match=f"lower `{key}` or start fewer"):
+            make_reader(corpus, size=2, max_num_tokens=90_000, budget_key=key)
 
     def test_init_raises_error_when_there_are_too_few_batches(
         self, tmp_path: Path

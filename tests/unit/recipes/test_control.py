@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from fairseq2.validator import NOOP_VALIDATOR
 
 from tests.common import device
 from warmup_plugin.recipes.control import (
+    REPEAT_SECONDS,
     PatienceEarlyStopper,
     StopSignal,
     TrainerControl,
@@ -115,8 +117,18 @@ class TestPatienceEarlyStopper:
 
 class TestStopSignal:
     @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-    def test_listen_catches_first_signal_only(self, signum: signal.Signals) -> None:
+    def test_listen_ends_process_when_signal_comes_again_later(
+        self, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         old_handler = signal.getsignal(signum)
+
+        raised: list[int] = []
+
+        monkeypatch.setattr(signal, "raise_signal", raised.append)
+
+        now = 100.0
+
+        monkeypatch.setattr(time, "monotonic", lambda: now)
 
         stop_signal = StopSignal()
 
@@ -125,7 +137,18 @@ class TestStopSignal:
 
             assert stop_signal.signum == signum
 
-            # The second one ends the process at once.
+            # The same one, passed on by a launcher.
+            now += 1.0
+
+            os.kill(os.getpid(), signum)
+
+            assert not raised
+
+            now += REPEAT_SECONDS
+
+            os.kill(os.getpid(), signum)
+
+            assert raised == [signum]
             assert signal.getsignal(signum) == signal.SIG_DFL
 
         assert signal.getsignal(signum) is old_handler

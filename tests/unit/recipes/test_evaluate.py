@@ -96,6 +96,7 @@ class TestFileMode:
             (["run", "--hypotheses", "h"], "cannot be combined"),
             (["run", "--references", "r"], "leave `--references` out"),
             (["--hypotheses", "h", "--split", "test"], "`--split` belongs to a run"),
+            (["--hypotheses", "h", "--data", "d"], "`--data` belongs to a run"),
             (["--hypotheses", "nope", "--references", "r"], "nope"),
             (["--hypotheses", "h", "h", "--references", "r"], "h is given more than"),
             (["--hypotheses", "h", "--references", "short"], "h has 20 lines but"),
@@ -103,7 +104,9 @@ class TestFileMode:
                 ["--hypotheses", "h", "--references", "r", "--json", "h/x.json"],
                 "h/x.json cannot be written",
             ),
-            (["nope"], "nope is not the directory of a training run"),
+            (["nope"], "nope` does not exist; name the output directory of a"),
+            (["h"], "h` does not exist"),
+            (["."], "is not a run directory"),
         ],
     )
     def test_main_reports_bad_input_in_one_line(
@@ -157,7 +160,7 @@ def run_dir(tmp_path: Path) -> Path:
         "  max_num_tokens: 10",
     ]
 
-    _write(tmp_path / "run" / "config.yaml", config)
+    _write(tmp_path / "run" / "run.yaml", config)
 
     return tmp_path / "run"
 
@@ -170,7 +173,7 @@ def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
     def generate(argv: Sequence[str]) -> int:
         calls.append(argv)
 
-        run_dir, _, split, _, checkpoint = argv
+        run_dir, _, split, _, checkpoint, *_ = argv
 
         if split == "short":
             return 2
@@ -189,11 +192,15 @@ def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
     return calls
 
 
-def _write_translations(run_dir: Path, name: str) -> Path:
+def _write_translations(
+    run_dir: Path, name: str, sources: Sequence[str] = ("source",) * 20
+) -> Path:
     file = run_dir / "generate" / f"{name}.txt"
 
+    lines = [json.dumps({"source": source}) for source in sources]
+
     _write(file, _HALF)
-    _write(file.with_name(f"{file.name}.jsonl"), ["{}"] * 20)
+    _write(file.with_name(f"{file.name}.jsonl"), lines)
 
     return file
 
@@ -219,7 +226,7 @@ class TestRunMode:
         assert data["hypotheses"] == {
             str(run_dir): str(run_dir / "generate" / "test.best.txt")
         }
-        assert set(data["versions"]) == {"sacrebleu", "warmup_plugin"}
+        assert {"sacrebleu", "warmup_plugin", "git_commit"} <= set(data["versions"])
 
     def test_main_reuses_translations(
         self, run_dir: Path, generate_calls: list[Sequence[str]]
@@ -247,10 +254,75 @@ class TestRunMode:
 
         assert len(generate_calls) == 1
 
+    @pytest.mark.parametrize("idx", [0, 19])
+    def test_main_generates_again_when_sources_differ(
+        self, run_dir: Path, generate_calls: list[Sequence[str]], idx: int
+    ) -> None:
+        sources = ["source"] * 20
+
+        sources[idx] = "an older source"
+
+        _write_translations(run_dir, "test.best", sources)
+
+        assert main([str(run_dir), "--num-bootstrap", "0"]) == 0
+
+        assert len(generate_calls) == 1
+
+    @pytest.mark.parametrize("line", ["{", "[]", "{}", "1"])
+    def test_main_generates_again_when_details_are_broken(
+        self, run_dir: Path, generate_calls: list[Sequence[str]], line: str
+    ) -> None:
+        file = _write_translations(run_dir, "test.best")
+
+        _write(file.with_name(f"{file.name}.jsonl"), [line])
+
+        assert main([str(run_dir), "--num-bootstrap", "0"]) == 0
+
+        assert len(generate_calls) == 1
+
+    def test_main_reuses_translations_of_sources_with_line_feeds(
+        self, tmp_path: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        rows = [{"source": "a\n\nb\u2028c", "target": line} for line in _REFERENCES]
+
+        _write(tmp_path / "data" / "test.jsonl", [json.dumps(row) for row in rows])
+
+        run_dir = tmp_path / "run"
+
+        _write(run_dir / "run.yaml", ["dataset:", f"  path: {tmp_path / 'data'}"])
+
+        _write_translations(run_dir, "test.best", ["a  b\u2028c"] * 20)
+
+        assert main([str(run_dir), "--num-bootstrap", "0"]) == 0
+
+        assert generate_calls == []
+
+    def test_main_reads_data_where_told(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        data, moved = run_dir.parent / "data", run_dir.parent / "moved"
+
+        data.rename(moved)
+
+        args = [str(run_dir), "--num-bootstrap", "0"]
+
+        assert main(args) == 2
+
+        assert main([*args, "--data", str(moved)]) == 0
+
+        assert generate_calls == [
+            [str(run_dir), "--split", "test", "--checkpoint", "best"]
+            + ["--data", str(moved)]
+        ]
+
+        text = (run_dir / "evaluate" / "test.best.json").read_text(encoding="utf-8")
+
+        assert str(moved) in json.loads(text)["references"]
+
     def test_main_takes_split_from_config(
         self, run_dir: Path, generate_calls: list[Sequence[str]]
     ) -> None:
-        with (run_dir / "config.yaml").open("a") as fp:
+        with (run_dir / "run.yaml").open("a") as fp:
             fp.write("  test_split: short\n")
 
         assert main([str(run_dir)]) == 2
@@ -265,9 +337,9 @@ class TestRunMode:
     ) -> None:
         other_dir = run_dir.with_name("other")
 
-        text = (run_dir / "config.yaml").read_text()
+        text = (run_dir / "run.yaml").read_text()
 
-        _write(other_dir / "config.yaml", [text])
+        _write(other_dir / "run.yaml", [text])
 
         assert main([str(run_dir), str(other_dir), "--num-bootstrap", "10"]) == 0
 
@@ -305,9 +377,9 @@ class TestRunMode:
     @pytest.mark.parametrize(
         "text,message",
         [
-            ("a: [", "is not valid YAML"),
+            ("a: [", "cannot be read as YAML"),
             ("model: {}", "has no section `dataset`"),
-            ("- 1", "has no section `dataset`"),
+            ("- 1", "holds no YAML mapping"),
         ],
     )
     def test_main_reports_bad_config(
@@ -317,7 +389,7 @@ class TestRunMode:
         text: str,
         message: str,
     ) -> None:
-        (run_dir / "config.yaml").write_text(text)
+        (run_dir / "run.yaml").write_text(text)
 
         assert main([str(run_dir)]) == 2
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.tiny_runs import take_snapshot, tiny_options, to_args
 from warmup_plugin.recipes import train
-from warmup_plugin.recipes.generate import jsonl_path, main
+from warmup_plugin.recipes.generate import create_parser, jsonl_path, main
 from warmup_plugin.run_dir import RunDir
 
 
@@ -138,6 +138,35 @@ class TestOutput:
         assert jsonl_path(output).read_text() == ""
 
 
+class TestOptions:
+    def test_config_may_be_given_twice(self) -> None:
+        args = create_parser().parse_args(
+            ["run", "--config", "a=1", "b=2", "--no-rich", "--config", "c=3"]
+        )
+
+        assert args.config == ["a=1", "b=2", "c=3"]
+
+    def test_data_names_folder_of_moved_data(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path
+    ) -> None:
+        folder = tmp_path / "text"
+
+        folder.mkdir()
+
+        source = (text_folder / "test.src").read_text().splitlines()[0]
+
+        for lang in ("src", "tgt"):
+            (folder / f"test.{lang}").write_text(f"{source}\n")
+
+        output = tmp_path / "out.txt"
+
+        assert run(sft_run, "--data", folder, "--output", output) == 0
+
+        [record] = read_json_lines(jsonl_path(output))
+
+        assert record["source"] == source
+
+
 class TestRunDirectory:
     def test_moved_run_needs_nothing_else(
         self, tmp_path: Path, warmup_run: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,7 +174,7 @@ class TestRunDirectory:
         moved = Path(shutil.copytree(warmup_run, tmp_path / "moved"))
 
         # Wherever the run was made is not there any more.
-        config = moved / "config.yaml"
+        config = moved / "run.yaml"
 
         text = config.read_text().replace(str(warmup_run), "/nope")
 

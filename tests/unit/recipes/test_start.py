@@ -136,6 +136,20 @@ class TestNewRun:
         # Of AdamW, the default.
         assert "betas" not in config["config"]
 
+    def test_run_that_has_trained_may_not_change(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file)
+
+        start(tmp_path / "run", options)
+
+        # No checkpoint yet, but figures that another config would be mixed with.
+        (tmp_path / "run" / "metrics").mkdir()
+        (tmp_path / "run" / "metrics" / "train.jsonl").touch()
+
+        with pytest.raises(WarmupError, match="`regime.num_steps`"):
+            start(tmp_path / "run", {**options, "regime.num_steps": 4})
+
     def test_run_that_was_killed_early_may_change(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:

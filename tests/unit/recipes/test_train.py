@@ -209,17 +209,21 @@ class TestRunDirectory:
         names = {path.name for path in sft_run.iterdir()}
 
         assert names >= {
-            *("config.yaml", "command.yaml", "card.yaml", "tokenizer.model"),
-            *("versions.json", "checkpoints", "metrics", "logs", "tb"),
+            *("config.yaml", "command.yaml", "run.yaml", "card.yaml"),
+            *("tokenizer.model", "versions.json", "checkpoints", "metrics"),
+            *("logs", "tb"),
         }
 
-        versions = json.loads((sft_run / "versions.json").read_text())
+        [start] = json.loads((sft_run / "versions.json").read_text())
 
-        assert versions["num_processes"] == 1
+        assert start["num_processes"] == 1
 
-        config: dict[str, Any] = load_yaml(sft_run / "config.yaml")
+        config: dict[str, Any] = load_yaml(sft_run / "run.yaml")
 
         assert config["model"]["config_overrides"] == {"vocab_size": 120, "pad_idx": 0}
+
+        # What fairseq2 trained with is what we keep.
+        assert config == load_yaml(sft_run / "config.yaml")
 
         # No sub-folder named by a hash.
         assert not list(sft_run.glob("ws_*"))
@@ -405,12 +409,6 @@ class TestResume:
         with (other_text / "train.tgt").open("a") as fp:
             fp.write("ba\n")
 
-        # Both records name the same folder, so only the content differs.
-        for file in (copied_run / "command.yaml", copied_run / "config.yaml"):
-            text = file.read_text()
-
-            file.write_text(text.replace(str(text_folder), str(other_text)))
-
         args = self.resume_args(copied_run, other_text, tokenizer_file)
 
         assert main(args) == 2
@@ -420,17 +418,46 @@ class TestResume:
         assert "has changed (60 pairs then, 61 now)" in err
         assert "Traceback" not in err
 
+    def test_run_resumes_when_data_was_moved(
+        self,
+        tmp_path: Path,
+        copied_run: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+    ) -> None:
+        moved_text = Path(shutil.copytree(text_folder, tmp_path / "moved_text"))
+
+        shutil.rmtree(copied_run / "checkpoints" / "step_4")
+
+        assert main(self.resume_args(copied_run, moved_text, tokenizer_file)) == 0
+
+        assert RunDir(copied_run).checkpoint_steps() == [2, 4]
+
+    def test_run_resumes_when_fairseq2_left_half_a_config(
+        self, copied_run: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        (copied_run / "config.yaml").write_text("model: {na")
+
+        assert main(self.resume_args(copied_run, text_folder, tokenizer_file)) == 0
+
+    def test_every_start_is_recorded(
+        self, copied_run: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        assert main(self.resume_args(copied_run, text_folder, tokenizer_file)) == 0
+
+        assert len(json.loads((copied_run / "versions.json").read_text())) == 2
+
     def test_moved_run_resumes(
         self, copied_run: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:
-        config = (copied_run / "config.yaml").read_text()
+        config = (copied_run / "run.yaml").read_text()
 
         # Nothing is left where the run was made.
         match = next(line for line in config.splitlines() if "tokenizer.model" in line)
 
         old_file = match.split(": ")[1]
 
-        (copied_run / "config.yaml").write_text(config.replace(old_file, "/nope"))
+        (copied_run / "run.yaml").write_text(config.replace(old_file, "/nope"))
 
         shutil.rmtree(copied_run / "checkpoints" / "step_4")
 

@@ -90,6 +90,13 @@ class TestTrainTokenizer:
         assert report.num_empty_lines == 2
         assert report.num_long_lines == 1
 
+    def test_call_creates_folder_of_output(self, tmp_path: Path, text: Path) -> None:
+        output = tmp_path / "runs" / "demo" / "t.model"
+
+        train_tokenizer([text], output, vocab_size=40)
+
+        assert SentencePieceProcessor(model_file=str(output)).vocab_size() == 40
+
     def test_call_leaves_no_other_file_behind(self, tmp_path: Path, text: Path) -> None:
         train_tokenizer([text], tmp_path / "t.model", vocab_size=40)
 
@@ -218,8 +225,11 @@ class TestTrainTokenizer:
         with pytest.raises(WarmupError, match=r"is a folder; name a file in it"):
             train_tokenizer([text], tmp_path, vocab_size=40)
 
-        with pytest.raises(WarmupError, match=r"does not exist; .*`mkdir -p "):
-            train_tokenizer([text], tmp_path / "no" / "t.model", vocab_size=40)
+        with pytest.raises(WarmupError, match=r"text\.txt` .* cannot be created"):
+            train_tokenizer([text], text / "t.model", vocab_size=40)
+
+        with pytest.raises(WarmupError, match=r"text\.txt/no` .* cannot be created"):
+            train_tokenizer([text], text / "no" / "t.model", vocab_size=40)
 
         with pytest.raises(WarmupError, match=r"is also an input"):
             train_tokenizer([text], text, vocab_size=40, force=True)
