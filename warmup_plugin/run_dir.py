@@ -333,11 +333,7 @@ class RunDir:
 
             cards.append(card)
 
-        stream = StringIO()
-
-        YAML(typ="safe", pure=True).dump_all(cards, stream)
-
-        write_text_atomically(self.card_file, stream.getvalue())
+        write_text_atomically(self.card_file, dump_yaml(*cards))
 
 
 def load_yaml(file: Path) -> dict[str, object]:
@@ -359,6 +355,19 @@ def load_yaml(file: Path) -> dict[str, object]:
         raise WarmupError(f"`{file}` holds no YAML mapping; restore the file.")
 
     return content
+
+
+def dump_yaml(*documents: Mapping[str, object]) -> str:
+    """Writes YAML with one key a line."""
+    yaml = YAML(typ="safe", pure=True)
+
+    yaml.default_flow_style = False
+
+    stream = StringIO()
+
+    yaml.dump_all(documents, stream)
+
+    return stream.getvalue()
 
 
 def write_text_atomically(file: Path, text: str) -> None:

@@ -36,7 +36,7 @@ def run_dir(tmp_path: Path) -> RunDir:
     """A run with the scores 10, 30, 30, none at the steps 2, 4, 6, 8."""
     run_dir = RunDir(tmp_path / "run")
 
-    dump(run_dir.config_file, {**CONFIG, "tokenizer": {"path": "x"}})
+    dump(run_dir.run_file, {**CONFIG, "tokenizer": {"path": "x"}})
     dump(run_dir.command_file, CONFIG)
 
     for step, score in ((2, "10.0"), (4, "30.0"), (6, "30.0"), (8, None)):
@@ -101,7 +101,7 @@ class TestFindCheckpoint:
     def test_call_raises_error_when_there_is_none(self, tmp_path: Path) -> None:
         run_dir = RunDir(tmp_path)
 
-        dump(run_dir.config_file, CONFIG)
+        dump(run_dir.run_file, CONFIG)
 
         with pytest.raises(WarmupError, match="has no checkpoint yet"):
             run_dir.find_checkpoint("last")
@@ -241,8 +241,8 @@ class TestWriteCard:
 
 
 class TestLoadModelMetadata:
-    def test_call_unwraps_directive(self, run_dir: RunDir) -> None:
-        metadata = {"model_family": "t5", "model_config": {"_set_": {"num_layers": 1}}}
+    def test_call_returns_family_and_config(self, run_dir: RunDir) -> None:
+        metadata = {"model_family": "t5", "model_config": {"num_layers": 1}}
 
         dump(run_dir.checkpoint_dir / "model.yaml", metadata)
 

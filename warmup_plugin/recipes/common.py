@@ -232,15 +232,6 @@ def dump_config(
     return 0, cast("dict[str, object]", config)
 
 
-def dump_yaml(config: dict[str, object]) -> str:
-    """Writes a configuration as YAML."""
-    stream = StringIO()
-
-    YAML(typ="safe", pure=True).dump(config, stream)
-
-    return stream.getvalue()
-
-
 def get_rank() -> int:
     """Returns the rank of this process under torchrun or Slurm."""
     for name in ("RANK", "SLURM_PROCID"):

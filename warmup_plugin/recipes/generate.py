@@ -48,11 +48,10 @@ from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
     create_layout,
-    dump_yaml,
     get_prefix,
     run_fairseq2,
 )
-from warmup_plugin.run_dir import RunDir, write_text_atomically
+from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
 
 
 @dataclass(kw_only=True)

@@ -14,8 +14,8 @@ from typing import Any, cast
 from fairseq2.recipe.base import Recipe
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.common import dump_config, dump_yaml, get_rank
-from warmup_plugin.run_dir import RunDir, write_text_atomically
+from warmup_plugin.recipes.common import dump_config, get_rank
+from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY, load_warmup_spm
 
 

@@ -546,7 +546,9 @@ class TestBeamSearch:
         def diverge(past: list[int]) -> dict[int, float]:
             return {5: 0.0, 6: value if len(past) >= step_nr else 0.0}
 
-        with pytest.raises(WarmupError, match="not a number.*--checkpoint"):
+        with pytest.raises(
+            WarmupError, match="not a number.*use an earlier checkpoint"
+        ):
             search(ScriptedModel(diverge))
 
 

@@ -19,14 +19,13 @@ from warmup_plugin.recipes.common import (
     check_lengths,
     create_layout,
     dump_config,
-    dump_yaml,
     get_prefix,
     get_rank,
     resolve_config_file,
     run_fairseq2,
 )
 from warmup_plugin.recipes.train import TranslationTrainRecipe
-from warmup_plugin.run_dir import load_yaml
+from warmup_plugin.run_dir import dump_yaml, load_yaml
 from warmup_plugin.tokenizers.spm import load_warmup_spm
 
 

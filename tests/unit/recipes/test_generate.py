@@ -196,7 +196,7 @@ class TestRunDirectory:
         (tmp_path / "my.txt").write_text("ta\n")
 
         assert run(Path("moved"), "--input", "my.txt", "--checkpoint", "2") == 0
-        assert (moved / "generate" / "my.txt.2.txt").read_text().count("\n") == 1
+        assert (moved / "generate" / "input-my.txt.2.txt").read_text().count("\n") == 1
 
     def test_best_checkpoint_is_taken_by_default(
         self, tmp_path: Path, sft_run: Path

@@ -12,10 +12,9 @@ import pytest
 
 from tests.tiny_runs import Options, take_snapshot, tiny_options, to_args
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.common import dump_yaml
 from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
 from warmup_plugin.recipes.train import TranslationTrainRecipe
-from warmup_plugin.run_dir import RunDir, load_yaml
+from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 
 
 class TestFindOutputDir:
@@ -105,6 +104,7 @@ class TestNewRun:
 
         assert {f.name for f in run_dir.path.iterdir()} == {
             "command.yaml",
+            "run.yaml",
             "tokenizer.model",
         }
 
