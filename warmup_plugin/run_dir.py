@@ -63,6 +63,11 @@ class RunDir:
         return self.path / "tokenizer.model"
 
     @property
+    def lock_file(self) -> Path:
+        """Locked while a command trains here."""
+        return self.path / ".lock"
+
+    @property
     def versions_file(self) -> Path:
         return self.path / "versions.json"
 

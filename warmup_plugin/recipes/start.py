@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,8 +81,10 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
     if config is None:
         raise NothingToRun(status)
 
+    is_new = not run_dir.has_begun()
+
     # Every rank checks, or the others would wait for one that has ended.
-    if run_dir.has_begun():
+    if not is_new:
         run_dir.refuse_changed_config(config)
 
         _check_tokenizer(run_dir, config)
@@ -94,12 +97,15 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
 
         complete_config = _complete_config(run_dir, config)
 
-        if get_rank() == 0:
-            _write_start(run_dir, config, complete_config)
-
     options = [a for a in args if a in ("--no-rich", "--no-exit-on-error")]
 
-    with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:
+    with (
+        _lock(run_dir),
+        tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir,
+    ):
+        if is_new and get_rank() == 0:
+            _write_start(run_dir, config, complete_config)
+
         file = Path(tmp_dir, "config.yaml")
 
         # Merged into the defaults, a component would keep settings of the default one.
@@ -108,6 +114,41 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
         file.write_text(text, encoding="utf-8")
 
         yield [str(run_dir.path), "--config-file", str(file), *options]
+
+
+@contextmanager
+def _lock(run_dir: RunDir) -> Iterator[None]:
+    """Keeps a second command out of the directory while the first one trains."""
+    if get_rank() != 0:
+        yield
+
+        return
+
+    try:
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+
+        fp = run_dir.lock_file.open("a")
+    except OSError as ex:
+        raise _make_write_error(run_dir, ex) from None
+
+    with fp:
+        try:
+            fcntl.flock(fp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WarmupError(
+                f"Another command is training in `{run_dir.path}`; wait for it, stop it, or choose another output directory."
+            ) from None
+        except OSError:
+            # A file system without locks, as some network ones are.
+            pass
+
+        yield
+
+
+def _make_write_error(run_dir: RunDir, ex: OSError) -> WarmupError:
+    return WarmupError(
+        f"`{run_dir.path}` cannot be written ({ex.strerror}); choose an output directory that you may write to."
+    )
 
 
 def _write_start(
@@ -124,9 +165,7 @@ def _write_start(
 
         write_text_atomically(run_dir.run_file, dump_yaml(complete_config))
     except OSError as ex:
-        raise WarmupError(
-            f"`{run_dir.path}` cannot be written ({ex.strerror}); choose an output directory that you may write to."
-        ) from None
+        raise _make_write_error(run_dir, ex) from None
 
 
 def _resume_config(

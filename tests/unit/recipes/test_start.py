@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,6 +104,7 @@ class TestNewRun:
         assert command["model"]["config_overrides"] is None
 
         assert {f.name for f in run_dir.path.iterdir()} == {
+            ".lock",
             "command.yaml",
             "run.yaml",
             "tokenizer.model",
@@ -135,6 +137,30 @@ class TestNewRun:
         assert config["name"] == "adafactor"
         # Of AdamW, the default.
         assert "betas" not in config["config"]
+
+    def test_second_command_is_kept_out(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file)
+
+        start(tmp_path / "run", options)
+
+        before = take_snapshot(tmp_path / "run")
+
+        with (tmp_path / "run" / ".lock").open() as fp:
+            fcntl.flock(fp, fcntl.LOCK_EX)
+
+            with pytest.raises(WarmupError, match="Another command is training"):
+                start(tmp_path / "run", {**options, "regime.num_steps": 4})
+
+        assert before.keys() == take_snapshot(tmp_path / "run").keys()
+
+        command: dict[str, Any] = load_yaml(tmp_path / "run" / "command.yaml")
+
+        assert command["regime"]["num_steps"] != 4
+
+        # The lock is gone with the command that held it.
+        start(tmp_path / "run", options)
 
     def test_run_that_has_trained_may_not_change(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
