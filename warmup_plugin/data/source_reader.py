@@ -10,7 +10,8 @@ from fairseq2.datasets import DataReader, SequenceBatch
 from fairseq2.gang import Gangs
 from typing_extensions import Self, override
 
-from warmup_plugin.data.reader import TokenSeqs, sorted_batches
+from warmup_plugin.data.batching import sorted_batches
+from warmup_plugin.data.corpus import TokenSeqs
 
 
 @final

@@ -38,7 +38,7 @@ from fairseq2.task import Task
 from typing_extensions import override
 
 from warmup_plugin.criteria.validation import decode_tokens, gather_objects
-from warmup_plugin.data.reader import encode_texts
+from warmup_plugin.data.corpus import encode_texts
 from warmup_plugin.data.source_reader import SourceReader
 from warmup_plugin.data.text_pairs import read_lines, read_split
 from warmup_plugin.errors import WarmupError

@@ -46,7 +46,8 @@ from warmup_plugin.criteria import (
 )
 from warmup_plugin.criteria.base import CriterionTrainUnit
 from warmup_plugin.criteria.validation import TranslationValidUnit
-from warmup_plugin.data.reader import Corpus, TextPairReader, tokenize_pairs
+from warmup_plugin.data.corpus import Corpus, tokenize_pairs
+from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import BeamSearch, BeamSearchConfig

@@ -12,7 +12,7 @@ from fairseq2.datasets import SequenceBatch
 from fairseq2.gang import FakeGang, Gangs
 
 from tests.common import assert_equal, device
-from warmup_plugin.data.reader import TokenSeqs
+from warmup_plugin.data.corpus import TokenSeqs
 from warmup_plugin.data.source_reader import SourceReader
 
 PAD_IDX = 0

@@ -1,0 +1,160 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from fairseq2.data.tokenizers import (
+    TokenDecoder,
+    TokenEncoder,
+    Tokenizer,
+    VocabularyInfo,
+)
+from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.device import Device
+from fairseq2.gang import FakeGang, Gangs
+from torch import Tensor
+from typing_extensions import override
+
+from warmup_plugin.data.corpus import (
+    Corpus,
+    tokenize_pairs,
+)
+from warmup_plugin.data.reader import TextPairReader
+from warmup_plugin.data.text_pairs import TextPairs, TextPairsConfig, read_split
+
+PAD_IDX, BOS_IDX, EOS_IDX = 0, 2, 3
+
+
+class WordEncoder(TokenEncoder):
+    """Encodes a word as 10 plus its length."""
+
+    def __init__(self, prefix: list[int]) -> None:
+        self._prefix = prefix
+
+    @override
+    def __call__(self, text: str) -> Tensor:
+        words = [10 + len(word) for word in text.split()]
+
+        return torch.tensor(self._prefix + words + [EOS_IDX], device="cpu")
+
+    @override
+    def encode_as_tokens(self, text: str) -> list[str]:
+        raise NotImplementedError()
+
+    @property
+    @override
+    def prefix_indices(self) -> Tensor | None:
+        return None
+
+    @property
+    @override
+    def suffix_indices(self) -> Tensor | None:
+        return None
+
+
+class WordTokenizer(Tokenizer):
+    @override
+    def create_encoder(
+        self,
+        *,
+        task: str | None = None,
+        lang: str | None = None,
+        mode: str | None = None,
+        device: Device | None = None,
+        pin_memory: bool = False,
+    ) -> TokenEncoder:
+        return WordEncoder({"source": [], "target": [BOS_IDX]}[mode or "source"])
+
+    @override
+    def create_raw_encoder(
+        self, *, device: Device | None = None, pin_memory: bool = False
+    ) -> TokenEncoder:
+        raise NotImplementedError()
+
+    @override
+    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
+        raise NotImplementedError()
+
+    @property
+    @override
+    def vocab_info(self) -> VocabularyInfo:
+        return VocabularyInfo(100, 1, BOS_IDX, EOS_IDX, PAD_IDX)
+
+
+def make_pairs(folder: Path, rows: Sequence[tuple[str, str]]) -> TextPairs:
+    text = "".join(f"{source}\t{target}\n" for source, target in rows)
+
+    folder.joinpath("train.tsv").write_text(text, encoding="utf-8")
+
+    return read_split(TextPairsConfig(path=folder), "train")
+
+
+def make_corpus(folder: Path, num_pairs: int = 200, seed: int = 1) -> Corpus:
+    """Makes pairs of 1 to 20 words a side whose text tells them apart."""
+    rng = np.random.default_rng(seed)
+
+    def make_text() -> str:
+        return " ".join("x" * rng.integers(1, 50) for _ in range(rng.integers(1, 21)))
+
+    rows = [(make_text(), make_text()) for _ in range(num_pairs)]
+
+    return tokenize_pairs(
+        make_pairs(folder, rows), WordTokenizer(), max_source_len=99, max_target_len=99
+    )
+
+
+def make_gangs(rank: int = 0, size: int = 1) -> Gangs:
+    gang = FakeGang(torch.device("cpu"))
+
+    dp_gang = FakeGang(torch.device("cpu"), rank=rank, size=size)
+
+    return Gangs(root=dp_gang, dp=dp_gang, rdp=dp_gang, sdp=gang, tp=gang, pp=gang)
+
+
+def make_reader(
+    corpus: Corpus,
+    *,
+    rank: int = 0,
+    size: int = 1,
+    max_num_tokens: int = 100,
+    shuffle: bool = True,
+    seed: int = 2,
+    num_accumulate: int = 1,
+    **options: Any,
+) -> TextPairReader:
+    return TextPairReader(
+        corpus,
+        make_gangs(rank, size),
+        max_num_tokens=max_num_tokens,
+        shuffle=shuffle,
+        seed=seed,
+        pad_idx=PAD_IDX,
+        num_accumulate=num_accumulate,
+        **options,
+    )
+
+
+def get_example(batch: Seq2SeqBatch) -> dict[str, list[object]]:
+    return cast("dict[str, list[object]]", batch.example)
+
+
+def read_epoch(reader: TextPairReader) -> list[list[list[int]]]:
+    """Reads to the end and returns, for each step, the indices of its batches."""
+    epoch = [
+        [cast("list[int]", get_example(batch)["indices"]) for batch in step]
+        for step in reader
+    ]
+
+    reader.reset()
+
+    return epoch
+
+
+def flatten(epoch: list[list[list[int]]]) -> list[int]:
+    return [idx for step in epoch for batch in step for idx in batch]

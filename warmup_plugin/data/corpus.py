@@ -1,0 +1,300 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from fairseq2.data.tokenizers import TokenEncoder, Tokenizer
+from numpy.typing import NDArray
+
+from warmup_plugin.data.text_pairs import TextPairs
+from warmup_plugin.errors import WarmupError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusReport:
+    """Says what became of the pairs of a split when they were tokenised."""
+
+    split: str
+    """The name of the split."""
+
+    num_pairs: int
+    """The number of pairs read."""
+
+    num_empty: int
+    """The number of pairs with at least one empty side."""
+
+    num_too_long: int
+    """The number of other pairs with a side over its limit."""
+
+    num_kept: int
+    """The number of pairs in the corpus."""
+
+    max_source_len: int
+    """The limit of the sources in tokens, special tokens included."""
+
+    max_target_len: int
+    """The limit of the targets in tokens, special tokens included."""
+
+    longest_source_len: int
+    """The length of the longest source, dropped ones included."""
+
+    longest_target_len: int
+    """The length of the longest target, dropped ones included."""
+
+    def describe(self) -> str:
+        """Returns the counts and shares in one sentence for the log."""
+        if self.max_source_len == self.max_target_len:
+            limit = f"the length limit of {self.max_source_len} tokens"
+        else:
+            limit = f"the length limits of {self.max_source_len} source and {self.max_target_len} target tokens"
+
+        parts = []
+
+        if self.num_too_long > 0:
+            share = _format_share(self.num_too_long, self.num_pairs)
+
+            parts.append(f"{self.num_too_long:,} over {limit} ({share})")
+
+        if self.num_empty > 0:
+            share = _format_share(self.num_empty, self.num_pairs)
+
+            parts.append(f"{self.num_empty:,} with an empty side ({share})")
+
+        if not parts:
+            return f"{self.split}: all {self.num_pairs:,} pairs kept."
+
+        text = ", ".join(parts)
+
+        return f"{self.split}: {self.num_kept:,} of {self.num_pairs:,} pairs kept; dropped: {text}."
+
+
+def _format_share(num: int, total: int) -> str:
+    percent = 100.0 * num / total
+
+    return f"{percent:.2f}%" if percent >= 0.005 else "<0.01%"
+
+
+@final
+class TokenSeqs:
+    """Holds token sequences of different lengths in one buffer."""
+
+    def __init__(self, indices: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
+        """
+        :param indices: The tokens of all sequences, one after another.
+        :param offsets: Where each sequence starts, and the end of the last.
+        """
+        self._indices = indices
+        self._offsets = offsets
+        self._lens = np.diff(offsets)
+
+    def __len__(self) -> int:
+        return len(self._lens)
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        return self._indices[self._offsets[row] : self._offsets[row + 1]]
+
+    def pad(
+        self, rows: NDArray[np.int64], pad_idx: int
+    ) -> tuple[torch.Tensor, list[int]]:
+        """
+        Collates sequences.
+
+        :param rows: The sequences to collate. *Shape:* :math:`(N)`.
+        :param pad_idx: The index to fill the end of shorter sequences with.
+
+        :returns: The padded sequences, *Shape:* :math:`(N,S)`, and their lengths.
+        """
+        # (N)
+        lens = self._lens[rows]
+
+        # (S)
+        steps = np.arange(lens.max())
+
+        # (N, S)
+        mask = steps < lens[:, None]
+
+        # (N, S)
+        places = self._offsets[rows][:, None] + steps
+
+        # (N, S)
+        seqs = np.full(mask.shape, pad_idx, dtype=np.int64)
+
+        seqs[mask] = self._indices[places[mask]]
+
+        return torch.from_numpy(seqs), lens.tolist()
+
+    def truncate(self, max_len: int) -> TokenSeqs:
+        """Cuts longer sequences, keeping their last token, which is EOS."""
+        builder = _TokenSeqsBuilder()
+
+        for row in range(len(self)):
+            indices = self[row].tolist()
+
+            if len(indices) > max_len:
+                indices = [*indices[: max_len - 1], indices[-1]]
+
+            builder.append(indices)
+
+        return builder.build()
+
+    def digest(self) -> int:
+        """Returns a checksum that tells sequences from changed ones."""
+        checksum = zlib.crc32(self._offsets.data)
+
+        return zlib.crc32(self._indices.data, checksum)
+
+    @property
+    def lens(self) -> NDArray[np.int64]:
+        """The length of each sequence. *Shape:* :math:`(N)`."""
+        return self._lens
+
+
+@final
+class _TokenSeqsBuilder:
+    def __init__(self) -> None:
+        self._indices = array("i")
+        self._offsets = array("q", [0])
+
+    def append(self, indices: list[int]) -> None:
+        self._indices.extend(indices)
+        self._offsets.append(len(self._indices))
+
+    def build(self) -> TokenSeqs:
+        return TokenSeqs(
+            np.array(self._indices, dtype=np.int32),
+            np.array(self._offsets, dtype=np.int64),
+        )
+
+
+def encode_texts(texts: Iterable[str], encoder: TokenEncoder) -> TokenSeqs:
+    """Encodes texts as they are: none is cut and none is left out."""
+    builder = _TokenSeqsBuilder()
+
+    for text in texts:
+        builder.append(encoder(text).tolist())
+
+    return builder.build()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Holds the tokenised pairs of a split."""
+
+    pairs: TextPairs
+    """The text of the split, dropped pairs included."""
+
+    indices: NDArray[np.int64]
+    """The place in ``pairs`` of each row. *Shape:* :math:`(N)`."""
+
+    sources: TokenSeqs
+    """The sources, row by row."""
+
+    targets: TokenSeqs
+    """The targets, row by row, with BOS and EOS."""
+
+    report: CorpusReport
+    """What became of the pairs."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def lens(self) -> NDArray[np.int64]:
+        """Returns the length of the longer side of each row. *Shape:* :math:`(N)`."""
+        return np.maximum(self.sources.lens, self.targets.lens)
+
+
+def tokenize_pairs(
+    pairs: TextPairs,
+    tokenizer: Tokenizer,
+    *,
+    max_source_len: int,
+    max_target_len: int,
+) -> Corpus:
+    """
+    Encodes each pair once, before training.
+
+    Pairs that are too long are dropped, not cut: a cut target has another likelihood.
+    What is dropped is counted in the report.
+
+    :param pairs: The pairs.
+    :param tokenizer: The tokenizer with the modes ``source`` and ``target``.
+    :param max_source_len: The limit of a source in tokens, with its special tokens.
+    :param max_target_len: The limit of a target in tokens, with its special tokens.
+    """
+    # A recipe runs under a default device, but the data stays in main memory.
+    device = torch.device("cpu")
+
+    source_encoder = tokenizer.create_encoder(mode="source", device=device)
+    target_encoder = tokenizer.create_encoder(mode="target", device=device)
+
+    sources, targets = _TokenSeqsBuilder(), _TokenSeqsBuilder()
+
+    empty_mask = pairs.empty_mask()
+
+    indices = array("q")
+
+    num_too_long = 0
+
+    longest_source_len = longest_target_len = 0
+
+    for idx in range(len(pairs)):
+        if empty_mask[idx]:
+            continue
+
+        source = source_encoder(pairs.source(idx)).tolist()
+        target = target_encoder(pairs.target(idx)).tolist()
+
+        longest_source_len = max(longest_source_len, len(source))
+        longest_target_len = max(longest_target_len, len(target))
+
+        if len(source) > max_source_len or len(target) > max_target_len:
+            num_too_long += 1
+
+            continue
+
+        indices.append(idx)
+
+        sources.append(source)
+        targets.append(target)
+
+    report = CorpusReport(
+        split=pairs.split,
+        num_pairs=len(pairs),
+        num_empty=int(empty_mask.sum()),
+        num_too_long=num_too_long,
+        num_kept=len(indices),
+        max_source_len=max_source_len,
+        max_target_len=max_target_len,
+        longest_source_len=longest_source_len,
+        longest_target_len=longest_target_len,
+    )
+
+    if report.num_kept == 0:
+        raise _make_nothing_left_error(pairs, report)
+
+    return Corpus(
+        pairs=pairs,
+        indices=np.array(indices, dtype=np.int64),
+        sources=sources.build(),
+        targets=targets.build(),
+        report=report,
+    )
+
+
+def _make_nothing_left_error(pairs: TextPairs, report: CorpusReport) -> WarmupError:
+    if report.num_too_long == 0:
+        return WarmupError(
+            f"No pair is left of {pairs.origin}, since each of its {report.num_pairs:,} has an empty side: check the files, fields or columns it is read from."
+        )
+
+    return WarmupError(
+        f"No pair is left of {pairs.origin}: {report.num_too_long:,} of {report.num_pairs:,} are longer than `max_source_len` {report.max_source_len} or `max_target_len` {report.max_target_len} and {report.num_empty:,} have an empty side; raise the limits (the longest source has {report.longest_source_len} tokens, the longest target {report.longest_target_len})."
+    )
