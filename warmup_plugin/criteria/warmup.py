@@ -87,6 +87,9 @@ class WarmupCriterion(Criterion):
         # `autocast`; the pass below would find them and silently train nothing.
         torch.clear_autocast_cache()
 
+        # Before candidates are kept by their weights: it finds a loss that is no number.
+        self._update_metrics(batch, candidates, weighed, plain_log_probs, metric_bag)
+
         kept = keep_candidates(
             weighed.warmup_coefs, weighed.target_coefs, config.num_kept
         )
@@ -116,9 +119,7 @@ class WarmupCriterion(Criterion):
         if config.sft_weight > 0.0:
             loss = loss - config.sft_weight * scores.target_log_probs[num_kept:].sum()
 
-        self._update_metrics(batch, candidates, weighed, plain_log_probs, metric_bag)
-
-        # The value of the surrogate means nothing; that of the objective is logged.
+        # Its value means nothing; that of the objective is logged.
         return loss
 
     def _look(

@@ -323,10 +323,16 @@ class TestInitFrom:
     def test_same_tokenizer_may_be_named(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, sft_run: Path
     ) -> None:
-        start(
+        config = start(
             tmp_path / "run",
             tiny_options(text_folder, tokenizer_file, init_from=sft_run),
         )
+
+        # The run's own copy, as always.
+        copy = tmp_path / "run" / "tokenizer.model"
+
+        assert config["tokenizer"]["path"] == str(copy)
+        assert copy.read_bytes() == tokenizer_file.read_bytes()
 
     def test_other_tokenizer_is_refused(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, sft_run: Path
