@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
+from fairseq2.models.llama import LLaMAConfig
+from fairseq2.models.llama.factory import create_llama_model
 from fairseq2.models.nllb import NllbConfig
 from fairseq2.models.nllb.factory import create_nllb_model
+from fairseq2.models.qwen import QwenConfig
+from fairseq2.models.qwen.factory import create_qwen_model
 from fairseq2.models.transformer import TransformerModel
+from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.nn import Module
@@ -28,6 +33,8 @@ VOCAB_SIZE: Final = 8
 
 WORDS: Final = (5, 6, 7)
 """The tokens that are text."""
+
+ModelT = TypeVar("ModelT", TransformerModel, TransformerLM)
 
 
 def assert_close(
@@ -87,11 +94,76 @@ def create_tiny_model(
         dropout_p=dropout_p,
     )
 
+    return _randomize(lambda: create_nllb_model(config), seed)
+
+
+def create_tiny_lm(
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    num_layers: int = 1,
+    dropout_p: float = 0.0,
+    max_seq_len: int = 64,
+    seed: int = 6,
+) -> TransformerLM:
+    """
+    Creates a decoder-only model in evaluation mode, as :func:`create_tiny_model` does.
+
+    It is a LLaMA; two heads of queries share one of keys and values.
+    """
+    config = LLaMAConfig(
+        model_dim=16,
+        max_seq_len=max_seq_len,
+        vocab_size=vocab_size,
+        pad_idx=PAD_IDX,
+        num_layers=num_layers,
+        num_attn_heads=4,
+        num_key_value_heads=2,
+        ffn_inner_dim=32,
+        ffn_inner_dim_multiple_of=32,
+        dropout_p=dropout_p,
+    )
+
+    return _randomize(lambda: create_llama_model(config), seed)
+
+
+def create_tiny_qwen(
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    num_layers: int = 1,
+    dropout_p: float = 0.0,
+    max_seq_len: int = 64,
+    seed: int = 6,
+) -> TransformerLM:
+    """
+    Creates a decoder-only model in evaluation mode, as :func:`create_tiny_model` does.
+
+    It is a Qwen: queries and keys are normalised, the heads together are wider than the
+    model, and the embedding is the output projection too.
+    """
+    config = QwenConfig(
+        model_dim=16,
+        max_seq_len=max_seq_len,
+        vocab_size=vocab_size,
+        tied_embeddings=True,
+        num_layers=num_layers,
+        num_attn_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        q_norm=True,
+        k_norm=True,
+        ffn_inner_dim=32,
+        dropout_p=dropout_p,
+    )
+
+    return _randomize(lambda: create_qwen_model(config), seed)
+
+
+def _randomize(create_model: Callable[[], ModelT], seed: int) -> ModelT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
 
         with device:
-            model = create_nllb_model(config)
+            model = create_model()
 
         with torch.no_grad():
             for parameter in model.parameters():
@@ -105,7 +177,7 @@ def create_tiny_model(
     return model.eval()
 
 
-def get_last_layer_norm(model: TransformerModel) -> Module:
+def get_last_layer_norm(model: TransformerModel | TransformerLM) -> Module:
     """Returns what stands between a decoder and its output projection."""
     layer_norm = model.decoder.layer_norm
 

@@ -18,7 +18,19 @@ from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.training import register_metric_descriptors
 from warmup_plugin.models.presets import register_presets
-from warmup_plugin.objectives import Objective, best_loss, elbo_loss, marginal_loss
+from warmup_plugin.objectives import (
+    Objective,
+    best_loss,
+    elbo_loss,
+    joint_loss,
+    marginal_loss,
+)
+from warmup_plugin.sampling import WarmupSampler
+from warmup_plugin.sampling.samplers import (
+    IndependentConfig,
+    StochasticBeamSampler,
+    create_independent_sampler,
+)
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
 
 
@@ -29,6 +41,8 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     register_presets(container)
 
     _register_objectives(container)
+
+    _register_samplers(container)
 
     container.register_instance(CriterionFactory, create_sft_criterion, key="sft")
     container.register_instance(CriterionFactory, create_warmup_criterion, key="warmup")
@@ -48,7 +62,7 @@ class MarginalConfig:
 
 @dataclass(kw_only=True)
 class NoConfig:
-    """Configures an objective without settings."""
+    """Configures a component without settings."""
 
 
 def _register_objectives(container: DependencyContainer) -> None:
@@ -69,6 +83,27 @@ def _register_objectives(container: DependencyContainer) -> None:
 
     register("elbo", elbo_loss)
     register("best", best_loss)
+    register("joint", joint_loss)
+
+
+def _register_samplers(container: DependencyContainer) -> None:
+    def create_independent(
+        resolver: DependencyResolver, config: IndependentConfig
+    ) -> WarmupSampler:
+        return create_independent_sampler(config)
+
+    register_component(
+        container, WarmupSampler, "independent", IndependentConfig, create_independent
+    )
+
+    def create_stochastic_beam(
+        resolver: DependencyResolver, config: NoConfig
+    ) -> WarmupSampler:
+        return StochasticBeamSampler()
+
+    register_component(
+        container, WarmupSampler, "stochastic_beam", NoConfig, create_stochastic_beam
+    )
 
 
 def _handle_warmup_error(ex: WarmupError) -> int:

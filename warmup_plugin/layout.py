@@ -100,6 +100,21 @@ class DecoderRows:
     source_idx: Tensor
     """The source that each row belongs to. *Shape:* :math:`(B)`."""
 
+    def select(self, rows: Tensor) -> DecoderRows:
+        """
+        Picks rows.
+
+        :param rows: *Shape:* :math:`(R)`.
+        """
+        return DecoderRows(
+            seqs=self.seqs.index_select(0, rows),
+            seq_lens=[self.seq_lens[i] for i in rows.tolist()],
+            targets=self.targets.index_select(0, rows),
+            warmup_mask=self.warmup_mask.index_select(0, rows),
+            target_mask=self.target_mask.index_select(0, rows),
+            source_idx=self.source_idx.index_select(0, rows),
+        )
+
 
 def join_rows(
     layout: DecoderLayout,

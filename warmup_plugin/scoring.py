@@ -17,7 +17,7 @@ from warmup_plugin.sampling import Candidates
 
 @final
 @dataclass(frozen=True)
-class WeighedCandidates:
+class CandidateScores:
     """Holds what one look at K candidates without gradient tells about them."""
 
     warmup_log_probs: Tensor
@@ -26,40 +26,25 @@ class WeighedCandidates:
     target_log_probs: Tensor
     """b = log P(y|c,x). *Shape:* :math:`(N,K)`."""
 
-    losses: Tensor
-    """The value of the objective. *Shape:* :math:`(N)`."""
-
-    warmup_coefs: Tensor
-    """The derivative of the loss with respect to a. *Shape:* :math:`(N,K)`."""
-
-    target_coefs: Tensor
-    """The derivative of the loss with respect to b. *Shape:* :math:`(N,K)`."""
-
 
 @torch.no_grad()
-def weigh_candidates(
+def score_candidates(
     model: ConditionalModel,
     source: EncodedSource,
     layout: DecoderLayout,
     candidates: Candidates,
     target_seqs: Tensor,
     target_seq_lens: Tensor,
-    objective: Objective,
-) -> WeighedCandidates:
-    r"""
-    Scores candidates and differentiates the objective with respect to the scores.
+) -> CandidateScores:
+    """
+    Scores candidates; the targets from where drawing has left off, if it tells.
 
-    By the chain rule :math:`\nabla L = \sum_k \frac{\partial L}{\partial a_k} \nabla
-    a_k + \frac{\partial L}{\partial b_k} \nabla b_k`, so the derivatives found here are
-    all that the differentiable pass needs, and it may leave candidates out (see
-    :func:`keep_candidates`). The model must be in evaluation mode: dropout would add
-    noise of several nats to long targets, and the weights are exponentials.
+    The model must be in evaluation mode: dropout would add noise of several nats to
+    long targets, and the weights are exponentials.
 
     :param target_seqs: ``[prefix] y EOS``, padded. *Shape:* :math:`(N,S_{tgt})`.
     :param target_seq_lens: *Shape:* :math:`(N)`.
     """
-    with_separator = torch.ones_like(candidates.cut)
-
     rows = join_rows(
         layout,
         target_seqs,
@@ -67,35 +52,69 @@ def weigh_candidates(
         candidates.seqs,
         candidates.seq_lens,
         candidates.cut,
-        with_separator,
+        torch.ones_like(candidates.cut),
         candidates.source_idx(),
     )
 
-    if candidates.on_policy:
-        # Drawing has already found a; its positions need no output projection.
+    shape = candidates.proposal_log_probs.shape
+
+    warmup_log_probs = candidates.warmup_log_probs
+
+    if warmup_log_probs is not None:
+        # Found by drawing; its positions need no output projection.
         rows = replace(rows, warmup_mask=torch.zeros_like(rows.warmup_mask))
+
+        past = candidates.past
+
+        if past is not None:
+            target_log_probs = past.decoder.score(rows, past.seq_lens)
+
+            return CandidateScores(warmup_log_probs, target_log_probs.view(shape))
 
     ban_mask = layout.warmup_ban_mask(model.num_logits, target_seqs.device)
 
     scores = model.score(source, rows, ban_mask)
 
-    shape = candidates.proposal_log_probs.shape
-
-    # (B) -> (N, K)
-    target_log_probs = scores.target_log_probs.view(shape)
-
-    if candidates.on_policy:
-        warmup_log_probs = candidates.proposal_log_probs
-    else:
+    if warmup_log_probs is None:
         warmup_log_probs = scores.warmup_log_probs.view(shape)
 
-    losses, warmup_coefs, target_coefs = differentiate_objective(
-        objective, warmup_log_probs, target_log_probs, candidates.proposal_log_probs
+    return CandidateScores(warmup_log_probs, scores.target_log_probs.view(shape))
+
+
+@torch.no_grad()
+def score_warmups(
+    model: ConditionalModel,
+    source: EncodedSource,
+    layout: DecoderLayout,
+    candidates: Candidates,
+    prefixes: Tensor,
+) -> Tensor:
+    """
+    Scores the warmups of candidates by another model than drew them.
+
+    :param prefixes: The tokens before a warmup. *Shape:* :math:`(N,P)`.
+
+    :returns: log P(c|x). *Shape:* :math:`(N,K)`.
+    """
+    num_sources, prefix_len = prefixes.shape
+
+    # Rows that end with their separator.
+    rows = join_rows(
+        layout,
+        prefixes,
+        torch.full((num_sources,), prefix_len, device=prefixes.device),
+        candidates.seqs,
+        candidates.seq_lens,
+        candidates.cut,
+        torch.ones_like(candidates.cut),
+        candidates.source_idx(),
     )
 
-    return WeighedCandidates(
-        warmup_log_probs, target_log_probs, losses, warmup_coefs, target_coefs
-    )
+    ban_mask = layout.warmup_ban_mask(model.num_logits, prefixes.device)
+
+    scores = model.score(source, rows, ban_mask)
+
+    return scores.warmup_log_probs.view(candidates.proposal_log_probs.shape)
 
 
 def differentiate_objective(
@@ -104,8 +123,13 @@ def differentiate_objective(
     target_log_probs: Tensor,
     proposal_log_probs: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """
+    r"""
     Computes the losses and their derivatives with respect to a and b.
+
+    By the chain rule :math:`\nabla L = \sum_k \frac{\partial L}{\partial a_k} \nabla
+    a_k + \frac{\partial L}{\partial b_k} \nabla b_k`, so they are all that the
+    differentiable pass needs to know of the objective, and it may leave candidates out
+    (:func:`keep_resampled` and the others).
 
     :returns: The losses, *Shape:* :math:`(N)`, and the two derivatives, *Shape:*
         :math:`(N,K)` each.
@@ -139,41 +163,44 @@ class KeptCandidates:
 
 
 @torch.no_grad()
-def keep_candidates(
-    warmup_coefs: Tensor, target_coefs: Tensor, num_kept: int | None
+def keep_all(warmup_coefs: Tensor, target_coefs: Tensor) -> KeptCandidates:
+    """
+    Keeps every candidate.
+
+    :param warmup_coefs: The derivative of the loss with respect to a. *Shape:*
+        :math:`(N,K)`.
+    :param target_coefs: The derivative with respect to b. *Shape:* :math:`(N,K)`.
+    """
+    return KeptCandidates(
+        torch.arange(warmup_coefs.numel(), device=warmup_coefs.device),
+        warmup_coefs.flatten(),
+        target_coefs.flatten(),
+    )
+
+
+@torch.no_grad()
+def keep_resampled(
+    warmup_coefs: Tensor, target_coefs: Tensor, num_kept: int
 ) -> KeptCandidates:
     r"""
-    Chooses the candidates that the differentiable pass sees.
+    Keeps candidates at random, so that the mean of the gradient stays what it was.
 
-    With ``num_kept`` n, n candidates of each source are *resampled* with probability
+    Of each source n are drawn with probability
     :math:`p_k \propto |\partial L/\partial a_k| + |\partial L/\partial b_k|` and their
-    coefficients divided by :math:`n p_k`: the mean of the gradient stays what it was.
-    Sampling by the weight :math:`w_k` alone would be unbiased too, but its variance
+    coefficients divided by :math:`n p_k`.
+    Drawing by the weight :math:`w_k` alone would be unbiased too, but its variance
     has no bound: a candidate of weight :math:`10^{-6}` whose :math:`\nabla a` counts
     1/K would come up once in a million draws and then count a million times as much.
     The draws are systematic (one uniform number, equidistant points), so that a
     candidate is kept at least :math:`\lfloor n p_k \rfloor` times; one that is kept
     twice is one row with twice the coefficient.
 
-    :param num_kept: The number of candidates to resample for each source; ``None``
-        keeps all. All sources keep the same number, duplicates merged.
+    :param num_kept: The number n, duplicates included.
+
+    See :func:`keep_all` for the other parameters.
     """
-    num_sources, num_warmups = warmup_coefs.shape
-
-    device = warmup_coefs.device
-
-    if num_kept is None:
-        return KeptCandidates(
-            torch.arange(num_sources * num_warmups, device=device),
-            warmup_coefs.flatten(),
-            target_coefs.flatten(),
-        )
-
     # (N, K)
-    magnitudes = (warmup_coefs.abs() + target_coefs.abs()).double()
-
-    # An objective that is flat in every candidate keeps any of them, with zero.
-    magnitudes = magnitudes + magnitudes.sum(dim=1, keepdim=True).eq(0)
+    magnitudes = _get_magnitudes(warmup_coefs, target_coefs)
 
     # (N, K)
     cumulative = magnitudes.cumsum(dim=1)
@@ -187,7 +214,9 @@ def keep_candidates(
     # gives one to a candidate of probability zero.
     upper = cumulative / total * num_kept
 
-    u = torch.rand((num_sources, 1), dtype=torch.float64, device=device)
+    num_sources = magnitudes.size(0)
+
+    u = torch.rand((num_sources, 1), dtype=torch.float64, device=magnitudes.device)
 
     # The number of points u, u + 1, … below each upper bound: (N, K)
     below = (upper - u).ceil().clamp(min=0)
@@ -203,4 +232,76 @@ def keep_candidates(
         rows,
         (warmup_coefs * factors.nan_to_num()).flatten().index_select(0, rows),
         (target_coefs * factors.nan_to_num()).flatten().index_select(0, rows),
+    )
+
+
+@torch.no_grad()
+def keep_top(
+    warmup_coefs: Tensor, target_coefs: Tensor, num_kept: int
+) -> KeptCandidates:
+    """
+    Keeps the n candidates of each source that matter most to the gradient.
+
+    Biased, without noise. The derivatives with respect to b are scaled to the sum that
+    they had, or y would be learned with the share of its weight that was kept.
+
+    See :func:`keep_resampled` for the parameters.
+    """
+    magnitudes = _get_magnitudes(warmup_coefs, target_coefs)
+
+    top_idx = magnitudes.topk(num_kept, dim=1).indices
+
+    mask = torch.zeros_like(magnitudes, dtype=torch.bool).scatter(1, top_idx, True)
+
+    return _keep_masked(warmup_coefs, target_coefs, mask)
+
+
+@torch.no_grad()
+def keep_mass(
+    warmup_coefs: Tensor, target_coefs: Tensor, mass: float
+) -> KeptCandidates:
+    """
+    Keeps as many candidates of each source as make up a share of the gradient.
+
+    They are taken in the order of what they matter, so sources that are sure keep one
+    and others more. Biased as :func:`keep_top` is.
+
+    :param mass: The share that must be reached, above 0 and at most 1.
+    """
+    magnitudes = _get_magnitudes(warmup_coefs, target_coefs)
+
+    ordered, order = magnitudes.sort(dim=1, descending=True)
+
+    # The share of those before.
+    before = (ordered.cumsum(dim=1) - ordered) / ordered.sum(dim=1, keepdim=True)
+
+    mask = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before < mass)
+
+    return _keep_masked(warmup_coefs, target_coefs, mask)
+
+
+def _get_magnitudes(warmup_coefs: Tensor, target_coefs: Tensor) -> Tensor:
+    """Computes what candidates matter to the gradient. *Shape:* :math:`(N,K)`."""
+    magnitudes = (warmup_coefs.abs() + target_coefs.abs()).double()
+
+    # An objective that is flat in every candidate keeps any of them, with zero.
+    return magnitudes + magnitudes.sum(dim=1, keepdim=True).eq(0)
+
+
+def _keep_masked(
+    warmup_coefs: Tensor, target_coefs: Tensor, mask: Tensor
+) -> KeptCandidates:
+    total = target_coefs.abs().sum(dim=1, keepdim=True)
+
+    kept = (target_coefs.abs() * mask).sum(dim=1, keepdim=True)
+
+    # Where none of the kept ones teaches y, there is nothing to scale.
+    scale = torch.where(kept > 0.0, total / kept, 1.0)
+
+    rows = mask.flatten().nonzero().squeeze(1)
+
+    return KeptCandidates(
+        rows,
+        warmup_coefs.flatten().index_select(0, rows),
+        (target_coefs * scale).flatten().index_select(0, rows),
     )

@@ -23,6 +23,7 @@ from warmup_plugin.criteria.config import WarmupSection
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.objectives import Objective
+from warmup_plugin.sampling import WarmupSampler
 
 
 @final
@@ -45,6 +46,11 @@ class CriterionContext:
     warmup: WarmupSection
 
     objective: Objective
+
+    sampler: WarmupSampler
+
+    reference: ConditionalModel | None
+    """The frozen model that the warmups are held near."""
 
     publish_every_n_steps: int | None
     """Health figures that cost a pass are measured on these steps only."""

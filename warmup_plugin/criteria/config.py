@@ -16,6 +16,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from warmup_plugin.objectives import Objective
+from warmup_plugin.sampling import WarmupSampler
 
 
 @dataclass(kw_only=True)
@@ -40,30 +41,101 @@ class CriterionSection(Validatable):
         return result
 
 
+def _structure_component(
+    resolver: DependencyResolver,
+    kls: type[object],
+    name: str,
+    config: object,
+    message: str,
+) -> object:
+    """
+    Turns the settings of a component into what its factory expects.
+
+    :raises RecipeError: With ``message`` if no such component is registered.
+    """
+    manager = resolver.resolve(ComponentManager)
+
+    try:
+        return manager.structure_component_config(
+            kls, name, {} if config is None else config
+        )
+    except ComponentNotKnownError:
+        raise RecipeError(message) from None
+
+
 @dataclass(kw_only=True)
 class ObjectiveSection(SupportsStructure):
     """Chooses how the log-probabilities of the candidates become a loss."""
 
     name: str = "marginal"
-    """The registered name: `marginal`, `elbo` or `best`."""
+    """The registered name: `marginal`, `elbo`, `best` or `joint`."""
 
     config: object = None
     """The settings of the objective; ``None`` for its defaults."""
 
     @override
     def structure(self, resolver: DependencyResolver) -> None:
-        manager = resolver.resolve(ComponentManager)
+        self.config = _structure_component(
+            resolver,
+            Objective,
+            self.name,
+            self.config,
+            f"`warmup.objective.name` is `{self.name}`, which is not registered; use `marginal`, `elbo`, `best`, `joint` or one that your own package registers.",
+        )
 
-        config = {} if self.config is None else self.config
 
-        try:
-            self.config = manager.structure_component_config(
-                Objective, self.name, config
+@dataclass(kw_only=True)
+class SamplerSection(SupportsStructure):
+    """Chooses how the candidates of a source are drawn."""
+
+    name: str = "independent"
+    """The registered name: `independent` draws, or `stochastic_beam` for warmups that all differ."""
+
+    config: object = None
+    """The settings of the sampler, see :class:`IndependentConfig`; ``None`` for its defaults."""
+
+    @override
+    def structure(self, resolver: DependencyResolver) -> None:
+        self.config = _structure_component(
+            resolver,
+            WarmupSampler,
+            self.name,
+            self.config,
+            f"`warmup.sampler.name` is `{self.name}`, which is not registered; use `independent`, `stochastic_beam` or one that your own package registers.",
+        )
+
+
+@dataclass(kw_only=True)
+class KeepSection(Validatable):
+    """Chooses the candidates that the differentiable pass sees."""
+
+    name: str = "resample"
+    """`resample` keeps ``num`` of them at random without bias, `top` the ``num`` that matter most, `mass` as many as make up a share of the gradient, `all` every one."""
+
+    num: int = 1
+    """The number of candidates a source that `resample` and `top` keep. Fewer are faster; with `resample` also noisier, with `top` more biased."""
+
+    mass: float = 0.9
+    """The share of the gradient that `mass` keeps."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.name not in ("resample", "top", "mass", "all"):
+            result.add_error(
+                f"`name` must be `resample`, `top`, `mass` or `all`, but is `{self.name}` instead."
             )
-        except ComponentNotKnownError:
-            raise RecipeError(
-                f"`warmup.objective.name` is `{self.name}`, which is not registered; use `marginal`, `elbo`, `best` or one that your own package registers."
-            ) from None
+
+        if self.num < 1:
+            result.add_error("`num` must be greater than or equal to 1.")
+
+        if not 0.0 < self.mass <= 1.0:
+            result.add_error(
+                "`mass` must be greater than 0 and less than or equal to 1."
+            )
+
+        return result
 
 
 @dataclass(kw_only=True)
@@ -76,17 +148,32 @@ class WarmupSection(Validatable):
     max_warmup_len: int = 8
     """The most tokens of a warmup, in training and at inference."""
 
-    temperature: float = 1.0
-    """The temperature of the draws. Draws at another one than 1.0 are corrected by their importance weight."""
+    sampler: SamplerSection = field(default_factory=lambda: SamplerSection())
+    """How they are drawn."""
 
-    num_kept: int | None = None
-    """The number of candidates a source that the differentiable pass sees, resampled without bias; ``None`` keeps all K. Fewer are faster and noisier."""
+    objective: ObjectiveSection = field(default_factory=lambda: ObjectiveSection())
+    """How the candidates' log-probabilities become a loss."""
+
+    keep: KeepSection = field(default_factory=lambda: KeepSection())
+    """Which candidates the differentiable pass sees."""
 
     sft_weight: float = 0.0
     """The weight of -log P(y|x) without warmup, added to the objective. It keeps y readable without c."""
 
-    objective: ObjectiveSection = field(default_factory=lambda: ObjectiveSection())
-    """How the candidates' log-probabilities become a loss."""
+    weight_temperature: float = 1.0
+    """Divides log P(y|c,x) in the weights of the candidates: above 1.0 they are more even, and the objective lies between itself and `elbo`."""
+
+    length_normalized: bool = False
+    """If ``True``, the weights come from the mean log-probability of a target token instead of their sum."""
+
+    entropy_weight: float = 0.0
+    """The weight of a bonus, in nats, for the entropy of P(c|x)."""
+
+    kl_weight: float = 0.0
+    """The weight of KL(P(c|x) || P_ref(c|x)), in nats, which holds the warmups near those of the frozen `reference_model`."""
+
+    max_num_tokens: int | None = None
+    """The most decoder tokens in memory at once. More than that are read in several passes, which costs time; ``None`` reads all of a batch at once, however large K is."""
 
     @override
     def validate(self) -> ValidationResult:
@@ -98,13 +185,24 @@ class WarmupSection(Validatable):
         if self.max_warmup_len < 1:
             result.add_error("`max_warmup_len` must be greater than or equal to 1.")
 
-        if self.temperature <= 0.0:
-            result.add_error("`temperature` must be greater than 0.")
-
-        if self.num_kept is not None and self.num_kept < 1:
-            result.add_error("`num_kept` must be greater than or equal to 1.")
+        if self.keep.name in ("resample", "top") and self.keep.num > self.num_warmups:
+            result.add_error(
+                f"`keep.num` must be less than or equal to `num_warmups` ({self.num_warmups}), but is {self.keep.num} instead; to keep every candidate set `keep.name` to `all`."
+            )
 
         if self.sft_weight < 0.0:
             result.add_error("`sft_weight` must be greater than or equal to 0.")
+
+        if self.weight_temperature <= 0.0:
+            result.add_error("`weight_temperature` must be greater than 0.")
+
+        if self.entropy_weight < 0.0:
+            result.add_error("`entropy_weight` must be greater than or equal to 0.")
+
+        if self.kl_weight < 0.0:
+            result.add_error("`kl_weight` must be greater than or equal to 0.")
+
+        if self.max_num_tokens is not None and self.max_num_tokens < 1:
+            result.add_error("`max_num_tokens` must be greater than or equal to 1.")
 
         return result

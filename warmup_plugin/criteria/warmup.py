@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 import torch
 from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.gang import ReduceOperation
 from fairseq2.metrics import Mean, MetricBag
+from fairseq2.nn import BatchLayout
 from fairseq2.nn.data_parallel import get_data_parallel_facade
 from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
+from torch.profiler import record_function
 from typing_extensions import override
 
 from warmup_plugin.criteria.base import (
@@ -19,22 +24,61 @@ from warmup_plugin.criteria.base import (
     CriterionContext,
     WeighedWarmup,
 )
+from warmup_plugin.criteria.config import KeepSection
+from warmup_plugin.criteria.health import (
+    CollapseDetector,
+    WarmupShares,
+    repetition,
+)
 from warmup_plugin.criteria.sft import update_loss
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderRows, join_rows, plain_rows
-from warmup_plugin.models.conditional import (
-    EncodedSource,
-    RowScores,
-    evaluation_mode,
+from warmup_plugin.models.conditional import RowCoefs, evaluation_mode
+from warmup_plugin.objectives import (
+    TemperedObjective,
+    effective_sample_size,
+    entropy_term,
+    reference_kl_term,
+    requires_distinct,
 )
-from warmup_plugin.objectives import effective_sample_size
-from warmup_plugin.sampling import Candidates, draw_candidates
+from warmup_plugin.sampling import Candidates, concat_candidates
 from warmup_plugin.scoring import (
+    CandidateScores,
     KeptCandidates,
-    WeighedCandidates,
-    keep_candidates,
-    weigh_candidates,
+    differentiate_objective,
+    keep_all,
+    keep_mass,
+    keep_resampled,
+    keep_top,
+    score_candidates,
+    score_warmups,
 )
+
+
+@final
+@dataclass(frozen=True)
+class _Look:
+    """Holds what drawing and weighing have found, without gradient."""
+
+    candidates: Candidates
+
+    scores: CandidateScores
+
+    reference_log_probs: Tensor | None
+    """log P(c|x) under the frozen reference model. *Shape:* :math:`(N,K)`."""
+
+    plain_log_probs: Tensor | None
+    """log P(y|x) without warmup. *Shape:* :math:`(N)`."""
+
+    def log_weights(self) -> Tensor:
+        """Returns the logarithms of the posterior weights. *Shape:* :math:`(N,K)`."""
+        scores = self.scores
+
+        return (
+            scores.target_log_probs
+            + scores.warmup_log_probs
+            - self.candidates.proposal_log_probs
+        )
 
 
 @final
@@ -47,10 +91,14 @@ class WarmupCriterion(Criterion):
     source is encoded once.
     """
 
-    def __init__(self, context: CriterionContext) -> None:
+    def __init__(self, context: CriterionContext, keep: Keep) -> None:
         self._context = context
         self._config = context.warmup
+        self._keep = keep
         self._draw_time = Stopwatch(device=context.gangs.device)
+        self._detector = CollapseDetector(
+            context.warmup.num_warmups, context.warmup.max_warmup_len
+        )
 
     @override
     def add_metrics(self, metric_bag: MetricBag) -> None:
@@ -58,9 +106,11 @@ class WarmupCriterion(Criterion):
             "warmup_k",
             "warmup_ess",
             "warmup_len",
+            "warmup_entropy",
             "warmup_empty",
             "warmup_cut",
             "warmup_duplicate",
+            "warmup_repetition",
             "warmup_gain",
         ):
             metric_bag.add(name, Mean())
@@ -69,7 +119,7 @@ class WarmupCriterion(Criterion):
     def compute_loss(
         self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, step_nr: int
     ) -> Tensor:
-        context, config = self._context, self._config
+        context = self._context
 
         dp_model = context.dp_model
 
@@ -78,8 +128,8 @@ class WarmupCriterion(Criterion):
         # Under FSDP the parameters are gathered for the whole time: ranks whose warmups
         # differ in length would gather at different times and wait for each other.
         with get_data_parallel_facade(dp_model).summon_full_parameters():
-            with evaluation_mode(context.model.module):
-                candidates, weighed, plain_log_probs = self._look(
+            with evaluation_mode(context.model.module), record_function("warmup::look"):
+                look = self._look(
                     batch, with_plain=every is not None and step_nr % every == 0
                 )
 
@@ -88,104 +138,225 @@ class WarmupCriterion(Criterion):
         torch.clear_autocast_cache()
 
         # Before candidates are kept by their weights: it finds a loss that is no number.
-        self._update_metrics(batch, candidates, weighed, plain_log_probs, metric_bag)
+        shares = self._update_metrics(batch, look, metric_bag)
 
-        kept = keep_candidates(
-            weighed.warmup_coefs, weighed.target_coefs, config.num_kept
-        )
+        self._detector.update(step_nr, shares)
 
-        rows = self._build_rows(batch, candidates, kept)
+        with record_function("warmup::keep"):
+            rows, coefs = self._build_rows(batch, look)
 
-        source_seqs, source_layout = batch.as_source_input()
+        with record_function("warmup::differentiate"):
+            source_seqs, source_layout = batch.as_source_input()
 
-        scores: RowScores = dp_model(
-            source_seqs,
-            source_layout,
-            *batch.as_target_input(),
-            rows=rows,
-            warmup_ban_mask=context.layout.warmup_ban_mask(
-                context.model.num_logits, source_seqs.device
-            ),
-            label_smoothing=context.label_smoothing,
-        )
+            # Linear in a and b: its gradient is the objective's by the chain rule. Its
+            # value means nothing; that of the objective is logged.
+            loss: Tensor = dp_model(
+                source_seqs,
+                source_layout,
+                rows=rows,
+                coefs=coefs,
+                warmup_ban_mask=context.layout.warmup_ban_mask(
+                    context.model.num_logits, source_seqs.device
+                ),
+                label_smoothing=context.label_smoothing,
+                num_passes=self._count_passes(rows),
+            )
 
-        num_kept = kept.rows.size(0)
-
-        # Linear in a and b: its gradient is the objective's by the chain rule.
-        loss = (kept.warmup_coefs * scores.warmup_log_probs[:num_kept]).sum()
-
-        loss = loss + (kept.target_coefs * scores.target_log_probs[:num_kept]).sum()
-
-        if config.sft_weight > 0.0:
-            loss = loss - config.sft_weight * scores.target_log_probs[num_kept:].sum()
-
-        # Its value means nothing; that of the objective is logged.
         return loss
 
-    def _look(
-        self, batch: Seq2SeqBatch, *, with_plain: bool
-    ) -> tuple[Candidates, WeighedCandidates, Tensor | None]:
+    def _look(self, batch: Seq2SeqBatch, *, with_plain: bool) -> _Look:
         """
         Draws and weighs candidates.
 
-        :returns: Also log P(y|x) without warmup if asked for. *Shape:* :math:`(N)`.
+        :param with_plain: If ``True``, also scores the targets without warmup.
         """
-        context, config = self._context, self._config
-
-        layout, model = context.layout, context.model
+        source_seqs, source_layout = batch.as_source_input()
 
         target_seqs, target_seq_lens = self._get_targets(batch)
 
         # The validator is in inference mode; there `no_grad` changes nothing.
         with torch.no_grad():
-            with self._draw_time:
-                source = model.encode(*batch.as_source_input())
+            looks = []
 
-                candidates = draw_candidates(
-                    model,
-                    source,
-                    layout,
-                    target_seqs[:, : layout.prefix_len],
-                    num_warmups=config.num_warmups,
-                    max_warmup_len=config.max_warmup_len,
-                    temperature=config.temperature,
+            for begin, end in self._divide_sources(target_seq_lens):
+                part = slice(begin, end)
+
+                seq_lens = list(source_layout.seq_lens[part])
+
+                part_seqs = source_seqs[part, : max(seq_lens)]
+
+                looks.append(
+                    self._look_at(
+                        part_seqs,
+                        BatchLayout.of(part_seqs, seq_lens),
+                        target_seqs[part],
+                        target_seq_lens[part],
+                        with_plain=with_plain,
+                    )
                 )
 
-            weighed = weigh_candidates(
+        if len(looks) == 1:
+            # Without the keys and values, which nobody needs from here on.
+            return replace(looks[0], candidates=replace(looks[0].candidates, past=None))
+
+        def concat(parts: list[Tensor | None]) -> Tensor | None:
+            known = [part for part in parts if part is not None]
+
+            return torch.cat(known) if known else None
+
+        return _Look(
+            concat_candidates(
+                [look.candidates for look in looks], self._context.layout.pad_idx
+            ),
+            CandidateScores(
+                torch.cat([look.scores.warmup_log_probs for look in looks]),
+                torch.cat([look.scores.target_log_probs for look in looks]),
+            ),
+            concat([look.reference_log_probs for look in looks]),
+            concat([look.plain_log_probs for look in looks]),
+        )
+
+    def _divide_sources(self, target_seq_lens: Tensor) -> list[tuple[int, int]]:
+        """Divides sources into groups whose rows fit into memory at once."""
+        num_sources = target_seq_lens.size(0)
+
+        budget = self._config.max_num_tokens
+
+        if budget is None:
+            return [(0, num_sources)]
+
+        config = self._config
+
+        # The longest rows that these sources can get.
+        lens = target_seq_lens + config.max_warmup_len + 1
+
+        groups, begin, num_tokens = [], 0, 0
+
+        for idx, size in enumerate((lens * config.num_warmups).tolist()):
+            if idx > begin and num_tokens + size > budget:
+                groups.append((begin, idx))
+
+                begin, num_tokens = idx, 0
+
+            num_tokens += size
+
+        return [*groups, (begin, num_sources)]
+
+    def _look_at(
+        self,
+        source_seqs: Tensor,
+        source_layout: BatchLayout,
+        target_seqs: Tensor,
+        target_seq_lens: Tensor,
+        *,
+        with_plain: bool,
+    ) -> _Look:
+        context, config = self._context, self._config
+
+        layout, model = context.layout, context.model
+
+        prefixes = target_seqs[:, : layout.prefix_len]
+
+        with self._draw_time, record_function("warmup::draw"):
+            source = model.encode(source_seqs, source_layout)
+
+            candidates = context.sampler(
                 model,
                 source,
                 layout,
-                candidates,
-                target_seqs,
-                target_seq_lens,
-                context.objective,
+                prefixes,
+                num_warmups=config.num_warmups,
+                max_warmup_len=config.max_warmup_len,
             )
 
-            plain_log_probs = None
+        with record_function("warmup::weigh"):
+            scores = score_candidates(
+                model, source, layout, candidates, target_seqs, target_seq_lens
+            )
 
-            if with_plain:
-                plain_log_probs = self._score_plain(
-                    source, target_seqs, target_seq_lens
+        reference_log_probs = None
+
+        if context.reference is not None:
+            reference_log_probs = score_warmups(
+                context.reference,
+                context.reference.encode(source_seqs, source_layout),
+                layout,
+                candidates,
+                prefixes,
+            )
+
+        plain_log_probs = None
+
+        if with_plain:
+            rows = plain_rows(layout, target_seqs, target_seq_lens)
+
+            ban_mask = layout.warmup_ban_mask(model.num_logits, target_seqs.device)
+
+            plain_log_probs = model.score(source, rows, ban_mask).target_log_probs
+
+        return _Look(candidates, scores, reference_log_probs, plain_log_probs)
+
+    def _differentiate(
+        self, look: _Look, target_seq_lens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Computes the derivatives of the training loss with respect to a and b.
+
+        *Shape:* :math:`(N,K)` each.
+        """
+        config = self._config
+
+        objective = self._context.objective
+
+        temperatures: Tensor | float = config.weight_temperature
+
+        if config.length_normalized:
+            num_tokens = target_seq_lens - self._context.layout.prefix_len
+
+            temperatures = temperatures * num_tokens
+
+        if config.weight_temperature != 1.0 or config.length_normalized:
+            objective = TemperedObjective(objective, temperatures)
+
+        def compute_losses(
+            warmup_log_probs: Tensor,
+            target_log_probs: Tensor,
+            proposal_log_probs: Tensor,
+        ) -> Tensor:
+            losses = objective(warmup_log_probs, target_log_probs, proposal_log_probs)
+
+            if config.entropy_weight > 0.0:
+                entropy = entropy_term(warmup_log_probs, proposal_log_probs)
+
+                losses = losses + config.entropy_weight * entropy
+
+            if look.reference_log_probs is not None:
+                kl = reference_kl_term(
+                    warmup_log_probs, look.reference_log_probs, proposal_log_probs
                 )
 
-        return candidates, weighed, plain_log_probs
+                losses = losses + config.kl_weight * kl
 
-    def _score_plain(
-        self, source: EncodedSource, target_seqs: Tensor, target_seq_lens: Tensor
-    ) -> Tensor:
-        layout, model = self._context.layout, self._context.model
+            return losses
 
-        rows = plain_rows(layout, target_seqs, target_seq_lens)
+        _, warmup_coefs, target_coefs = differentiate_objective(
+            compute_losses,
+            look.scores.warmup_log_probs,
+            look.scores.target_log_probs,
+            look.candidates.proposal_log_probs,
+        )
 
-        ban_mask = layout.warmup_ban_mask(model.num_logits, target_seqs.device)
-
-        return model.score(source, rows, ban_mask).target_log_probs
+        return warmup_coefs, target_coefs
 
     def _build_rows(
-        self, batch: Seq2SeqBatch, candidates: Candidates, kept: KeptCandidates
-    ) -> DecoderRows:
+        self, batch: Seq2SeqBatch, look: _Look
+    ) -> tuple[DecoderRows, RowCoefs]:
         """Builds the rows of the differentiable pass; plain rows come last."""
         target_seqs, target_seq_lens = self._get_targets(batch)
+
+        candidates = look.candidates
+
+        kept = self._keep(*self._differentiate(look, target_seq_lens))
 
         warmups = candidates.seqs.index_select(0, kept.rows)
         warmup_lens = candidates.seq_lens.index_select(0, kept.rows)
@@ -194,25 +365,26 @@ class WarmupCriterion(Criterion):
 
         with_separator = torch.ones_like(warmup_cut)
 
+        warmup_coefs, target_coefs = kept.warmup_coefs, kept.target_coefs
+
         if self._config.sft_weight > 0.0:
             num_sources = target_seqs.size(0)
 
-            warmups = torch.cat(
-                [warmups, warmups.new_zeros((num_sources, warmups.size(1)))]
-            )
+            def append(values: Tensor, value: float = 0.0) -> Tensor:
+                plain = values.new_full((num_sources, *values.shape[1:]), value)
 
-            warmup_lens = torch.cat([warmup_lens, warmup_lens.new_zeros(num_sources)])
-            warmup_cut = torch.cat([warmup_cut, warmup_cut.new_zeros(num_sources)])
+                return torch.cat([values, plain])
 
-            with_separator = torch.cat(
-                [with_separator, with_separator.new_zeros(num_sources)]
-            )
+            warmups, warmup_lens = append(warmups), append(warmup_lens)
+            warmup_cut, with_separator = append(warmup_cut), append(with_separator)
+            warmup_coefs = append(warmup_coefs)
+            target_coefs = append(target_coefs, -self._config.sft_weight)
 
             source_idx = torch.cat(
                 [source_idx, torch.arange(num_sources, device=source_idx.device)]
             )
 
-        return join_rows(
+        rows = join_rows(
             self._context.layout,
             target_seqs,
             target_seq_lens,
@@ -223,6 +395,29 @@ class WarmupCriterion(Criterion):
             source_idx,
         )
 
+        return rows, RowCoefs(warmup_coefs, target_coefs)
+
+    def _count_passes(self, rows: DecoderRows) -> int:
+        """Returns the number of passes that the rows of all ranks need."""
+        budget = self._config.max_num_tokens
+
+        if budget is None:
+            return 1
+
+        num_passes = -(-sum(rows.seq_lens) // budget)
+
+        gang = self._context.gangs.dp
+
+        if gang.size == 1:
+            return num_passes
+
+        # Under FSDP every pass gathers parameters, so all ranks make as many.
+        result = torch.tensor(num_passes, device=rows.seqs.device)
+
+        gang.all_reduce(result, ReduceOperation.MAX)
+
+        return int(result)
+
     @staticmethod
     def _get_targets(batch: Seq2SeqBatch) -> tuple[Tensor, Tensor]:
         target_seqs, target_layout = batch.as_target_input()
@@ -231,48 +426,70 @@ class WarmupCriterion(Criterion):
 
     @torch.no_grad()
     def _update_metrics(
-        self,
-        batch: Seq2SeqBatch,
-        candidates: Candidates,
-        weighed: WeighedCandidates,
-        plain_log_probs: Tensor | None,
-        metric_bag: MetricBag,
-    ) -> None:
-        update_loss(weighed.losses.sum(), batch, metric_bag)
+        self, batch: Seq2SeqBatch, look: _Look, metric_bag: MetricBag
+    ) -> WarmupShares:
+        """Logs the objective and the health of the warmups."""
+        candidates, scores = look.candidates, look.scores
 
-        log_weights = _log_weights(candidates, weighed)
+        # What is reported is the objective itself, neither tempered nor with a bonus.
+        losses = self._context.objective(
+            scores.warmup_log_probs,
+            scores.target_log_probs,
+            candidates.proposal_log_probs,
+        )
 
-        num_sources, num_warmups = log_weights.shape
+        update_loss(losses.sum(), batch, metric_bag)
 
-        def update(name: str, value: Tensor | float, weight: int) -> None:
-            metric_bag.get(name, Mean).update(float(value), weight=weight)
+        num_sources, num_warmups = candidates.proposal_log_probs.shape
 
         num_rows = num_sources * num_warmups
 
-        update("warmup_k", num_warmups, num_sources)
-        update("warmup_ess", effective_sample_size(log_weights).mean(), num_sources)
-        update("warmup_len", candidates.seq_lens.float().mean(), num_rows)
-        update("warmup_empty", candidates.seq_lens.eq(0).float().mean(), num_rows)
-        update("warmup_cut", candidates.cut.float().mean(), num_rows)
-        update("warmup_duplicate", candidates.duplicates().float().mean(), num_rows)
+        values = {
+            "warmup_ess": effective_sample_size(look.log_weights()).mean(),
+            "warmup_len": candidates.seq_lens.float().mean(),
+            "warmup_entropy": -entropy_term(
+                scores.warmup_log_probs, candidates.proposal_log_probs
+            ).mean(),
+            "warmup_empty": candidates.seq_lens.eq(0).float().mean(),
+            "warmup_cut": candidates.cut.float().mean(),
+            "warmup_duplicate": candidates.duplicates().float().mean(),
+            "warmup_repetition": repetition(candidates).mean(),
+        }
 
-        if plain_log_probs is not None:
-            gains = weighed.target_log_probs - plain_log_probs.unsqueeze(1)
+        if look.plain_log_probs is not None:
+            gains = scores.target_log_probs - look.plain_log_probs.unsqueeze(1)
 
-            update("warmup_gain", gains.mean(), num_rows)
+            values["warmup_gain"] = gains.mean()
+
+        # One look at the device for all of them.
+        stats = dict(zip(values, torch.stack(list(values.values())).tolist()))
+
+        for name, value in stats.items():
+            metric_bag.get(name, Mean).update(value, weight=num_rows)
+
+        metric_bag.get("warmup_k", Mean).update(num_warmups, weight=num_sources)
+
+        return WarmupShares(
+            empty=stats["warmup_empty"],
+            cut=stats["warmup_cut"],
+            duplicate=stats["warmup_duplicate"],
+            repetition=stats["warmup_repetition"],
+        )
 
     @override
     def evaluate(
         self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
     ) -> list[list[WeighedWarmup]]:
-        candidates, weighed, plain_log_probs = self._look(batch, with_plain=True)
+        look = self._look(batch, with_plain=True)
 
         # Only the draws of training are to be timed.
         self._draw_time.reset()
 
-        self._update_metrics(batch, candidates, weighed, plain_log_probs, metric_bag)
+        self._update_metrics(batch, look, metric_bag)
 
-        weights = _log_weights(candidates, weighed).softmax(dim=1)
+        candidates, scores = look.candidates, look.scores
+
+        weights = look.log_weights().softmax(dim=1)
 
         num_warmups = candidates.num_warmups
 
@@ -282,8 +499,8 @@ class WarmupCriterion(Criterion):
             return WeighedWarmup(
                 candidates.seqs[row, : int(candidates.seq_lens[row])].tolist(),
                 float(weights[n, k]),
-                float(weighed.warmup_log_probs[n, k]),
-                float(weighed.target_log_probs[n, k]),
+                float(scores.warmup_log_probs[n, k]),
+                float(scores.target_log_probs[n, k]),
             )
 
         return [[describe(n, k) for k in range(num_warmups)] for n in shown]
@@ -299,24 +516,37 @@ class WarmupCriterion(Criterion):
         return self._draw_time
 
 
-def _log_weights(candidates: Candidates, weighed: WeighedCandidates) -> Tensor:
-    return (
-        weighed.target_log_probs
-        + weighed.warmup_log_probs
-        - candidates.proposal_log_probs
-    )
+Keep = Callable[[Tensor, Tensor], KeptCandidates]
+
+
+def _create_keep(section: KeepSection) -> Keep:
+    """
+    :raises WarmupError: If the way to keep candidates is not known.
+    """
+    if section.name == "resample":
+        return partial(keep_resampled, num_kept=section.num)
+
+    if section.name == "top":
+        return partial(keep_top, num_kept=section.num)
+
+    if section.name == "mass":
+        return partial(keep_mass, mass=section.mass)
+
+    return keep_all
 
 
 def create_warmup_criterion(context: CriterionContext) -> Criterion:
     """
     Creates the criterion ``warmup``.
 
-    :raises WarmupError: If more candidates are to be kept than are drawn.
+    :raises WarmupError: If the objective needs warmups that all differ, and the sampler
+        does not promise them.
     """
-    if context.warmup.num_kept is not None:
-        if context.warmup.num_kept > context.warmup.num_warmups:
-            raise WarmupError(
-                f"`warmup.num_kept` is {context.warmup.num_kept}, more than `warmup.num_warmups` ({context.warmup.num_warmups}); lower it or leave it out to keep all."
-            )
+    distinct = getattr(context.sampler, "distinct", False)
 
-    return WarmupCriterion(context)
+    if requires_distinct(context.objective) and not distinct:
+        raise WarmupError(
+            f"`warmup.objective.name` is `{context.warmup.objective.name}`, which needs warmups that all differ; set `warmup.sampler.name` to `stochastic_beam`."
+        )
+
+    return WarmupCriterion(context, _create_keep(context.warmup.keep))

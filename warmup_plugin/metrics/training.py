@@ -14,14 +14,16 @@ def register_metric_descriptors(container: DependencyContainer) -> None:
     """Gives our metrics their names on the console, in JSONL and in TensorBoard."""
     # fmt: off
     descriptors = [
-        MetricDescriptor("warmup_k",         "Warmups per Source (K)",        400, format_as_int),
-        MetricDescriptor("warmup_ess",       "Effective Sample Size",         401, format_as_float),
-        MetricDescriptor("warmup_len",       "Warmup Length",                 402, format_as_float),
-        MetricDescriptor("warmup_empty",     "Empty Warmups (%)",             403, format_as_percentage),
-        MetricDescriptor("warmup_cut",       "Cut Warmups (%)",               404, format_as_percentage),
-        MetricDescriptor("warmup_duplicate", "Duplicate Warmups (%)",         405, format_as_percentage),
-        MetricDescriptor("warmup_gain",      "Gain over No Warmup (nats)",    406, format_as_float),
-        MetricDescriptor("draw_share",       "Share of Step Drawing (%)",     408, format_as_percentage),
+        MetricDescriptor("warmup_k",          "Warmups per Source (K)",        400, format_as_int),
+        MetricDescriptor("warmup_ess",        "Effective Sample Size",         401, format_as_float),
+        MetricDescriptor("warmup_len",        "Warmup Length",                 402, format_as_float),
+        MetricDescriptor("warmup_entropy",    "Warmup Entropy (nats)",         403, format_as_float),
+        MetricDescriptor("warmup_empty",      "Empty Warmups (%)",             404, format_as_percentage),
+        MetricDescriptor("warmup_cut",        "Cut Warmups (%)",               405, format_as_percentage),
+        MetricDescriptor("warmup_duplicate",  "Duplicate Warmups (%)",         406, format_as_percentage),
+        MetricDescriptor("warmup_repetition", "Repetition in Warmups (%)",     407, format_as_percentage),
+        MetricDescriptor("warmup_gain",       "Gain over No Warmup (nats)",    408, format_as_float),
+        MetricDescriptor("draw_share",        "Share of Step Drawing (%)",     409, format_as_percentage),
     ]
     # fmt: on
 

@@ -4,79 +4,106 @@
 """
 One small interface over fairseq2's models: encode a source once, decode rows
 against it.
+
+For an encoder-decoder the source is what the encoder reads; for a decoder-only model it
+is the prompt, whose keys and values all rows of that source share. Rows are the decoder
+sequences of ``layout.py``; a decoder-only model reads them behind the prompt.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 import torch
 from fairseq2.models.transformer import TransformerModel
-from fairseq2.nn import BatchLayout, IncrementalStateBag
-from fairseq2.nn.functional import cross_entropy
+from fairseq2.models.transformer_lm import TransformerLM
+from fairseq2.nn import BatchLayout, Projection
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderRows
+from warmup_plugin.models.attention import (
+    ContinuedRows,
+    PromptedRows,
+    RowLayout,
+    SelfAttention,
+    SourceAttention,
+    SteppedRows,
+    WholeRows,
+    adapt_attention,
+)
+from warmup_plugin.models.rows import Folding, RowCache, SourceMemory, select_items
+from warmup_plugin.models.token_loss import compute_log_probs, compute_token_loss
 
 
 @final
 @dataclass(frozen=True)
 class EncodedSource:
-    """Holds the encoder's output for N sources."""
+    """Holds N sources as rows see them."""
 
     seqs: Tensor
-    """*Shape:* :math:`(N,S_{src},M)`."""
+    """The encoder's output, *Shape:* :math:`(N,S_{src},M)`, or the tokens of prompts,
+    *Shape:* :math:`(N,S_{src})`."""
 
-    seq_lens: list[int]
-    """The lengths of the sources."""
+    layout: BatchLayout
 
-    def expand(self, source_idx: Tensor) -> tuple[Tensor, BatchLayout]:
-        """
-        Gives each decoder row its source.
+    memory: SourceMemory
+    """The keys and values of the sources; filled by the first pass without gradient
+    that needs them."""
 
-        :param source_idx: *Shape:* :math:`(B)`.
-        """
-        # (N, S_src, M) -> (B, S_src, M)
-        seqs = self.seqs.index_select(0, source_idx)
-
-        seq_lens = [self.seq_lens[i] for i in source_idx.tolist()]
-
-        return seqs, BatchLayout.of(seqs, seq_lens)
+    @property
+    def num_sources(self) -> int:
+        """The number N of sources."""
+        return self.memory.num_sources
 
 
 class RowScores(NamedTuple):
-    """
-    Holds the log-probabilities of decoder rows, natural logarithm, fp32.
-
-    A named tuple, since FSDP finds the tensors of a ``forward`` only in containers
-    that PyTorch knows.
-    """
+    """Holds the log-probabilities of decoder rows, natural logarithm, fp32."""
 
     warmup_log_probs: Tensor
     """log P(c|x). *Shape:* :math:`(B)`."""
 
     target_log_probs: Tensor
-    """log P(y|c,x), label smoothing applied if asked for. *Shape:* :math:`(B)`."""
+    """log P(y|c,x). *Shape:* :math:`(B)`."""
+
+
+@final
+@dataclass(frozen=True)
+class RowCoefs:
+    """
+    Holds what multiplies the log-probabilities of decoder rows in a loss: constants.
+
+    A class of its own, since FSDP casts the tensors that a ``forward`` is given to a
+    lower precision, but only in containers that PyTorch knows.
+    """
+
+    warmup: Tensor
+    """What multiplies log P(c|x), fp32. *Shape:* :math:`(B)`."""
+
+    target: Tensor
+    """What multiplies log P(y|c,x), fp32. *Shape:* :math:`(B)`."""
 
 
 class RowDecoder(ABC):
     """Decodes rows one step after the other, remembering their past."""
 
     @abstractmethod
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
         """
-        Feeds the next tokens of every row.
+        Feeds the next tokens of rows.
 
-        :param tokens: *Shape:* :math:`(B,S_{step})`.
+        :param tokens: *Shape:* :math:`(A,S_{step})`.
+        :param rows: The rows that they belong to; ``None`` for all. A row that is left
+            out once has ended and is not fed again. *Shape:* :math:`(A)`.
 
-        :returns: The logits of the token that follows. *Shape:* :math:`(B,V)`.
+        :returns: The logits of the token that follows. *Shape:* :math:`(A,V)`.
         """
 
     @abstractmethod
@@ -85,6 +112,18 @@ class RowDecoder(ABC):
         Keeps, repeats or reorders rows.
 
         :param rows: The indices of the rows to go on with. *Shape:* :math:`(B')`.
+        """
+
+    @abstractmethod
+    def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
+        """
+        Scores the targets of rows whose first tokens have been fed, without gradient.
+
+        :param rows: One for each row of this decoder, in the same order.
+        :param past_lens: The number of tokens that each of them has been fed; what it
+            was fed beyond them is forgotten. *Shape:* :math:`(B)`.
+
+        :returns: log P(y|c,x). *Shape:* :math:`(B)`.
         """
 
 
@@ -104,7 +143,7 @@ class ConditionalModel(ABC):
         self, source: EncodedSource, source_idx: Tensor, max_len: int
     ) -> RowDecoder:
         """
-        Begins to decode rows.
+        Begins to decode rows, without gradient.
 
         :param source_idx: The source of each row. *Shape:* :math:`(B)`.
         :param max_len: The largest number of tokens that a row will be fed.
@@ -112,12 +151,7 @@ class ConditionalModel(ABC):
 
     @abstractmethod
     def score(
-        self,
-        source: EncodedSource,
-        rows: DecoderRows,
-        warmup_ban_mask: Tensor,
-        *,
-        label_smoothing: float = 0.0,
+        self, source: EncodedSource, rows: DecoderRows, warmup_ban_mask: Tensor
     ) -> RowScores:
         """
         Scores whole rows in one pass.
@@ -125,8 +159,35 @@ class ConditionalModel(ABC):
         :param warmup_ban_mask: ``True`` for tokens that a warmup cannot hold: a is
             the log-probability under the distribution that warmups are drawn from.
             *Shape:* :math:`(V)`.
+        """
+
+    @abstractmethod
+    def compute_loss(
+        self,
+        source_seqs: Tensor,
+        source_layout: BatchLayout,
+        rows: DecoderRows,
+        coefs: RowCoefs,
+        warmup_ban_mask: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        num_passes: int = 1,
+    ) -> Tensor:
+        r"""
+        Computes :math:`\sum_b (u_b \log P(c_b|x) + v_b \log P(y|c_b,x))` for the
+        coefficients u and v, with gradient and in little memory.
+
+        To be called through the ``forward`` of the data parallel wrapper, see
+        :func:`make_scorable`.
+
+        :param source_seqs: *Shape:* :math:`(N,S_{src})`.
         :param label_smoothing: The share of label smoothing in log P(y|c,x), as
-            fairseq2's ``cross_entropy`` defines it. Zero for weights.
+            fairseq2's ``cross_entropy`` defines it.
+        :param num_passes: If more than one, the rows are read in as many passes, each
+            of which is computed again in the backward pass: only the memory of one is
+            needed at a time.
+
+        :returns: *Shape:* scalar.
         """
 
     @property
@@ -137,7 +198,7 @@ class ConditionalModel(ABC):
     @property
     @abstractmethod
     def max_target_len(self) -> int:
-        """The longest decoder sequence that the model can read."""
+        """The longest decoder sequence that the model can read, prompt included."""
 
     @property
     @abstractmethod
@@ -147,15 +208,18 @@ class ConditionalModel(ABC):
 
 def create_conditional_model(model: Module) -> ConditionalModel:
     """
-    Wraps a fairseq2 model.
+    Wraps a fairseq2 model, whose attention modules change class in place.
 
     :raises WarmupError: If its kind is not supported.
     """
     if isinstance(model, TransformerModel):
         return TransformerConditional(model)
 
+    if isinstance(model, TransformerLM):
+        return TransformerLMConditional(model)
+
     raise WarmupError(
-        f"`model` is a `{type(model).__name__}`, which warmup_plugin cannot condition on a source; use an encoder-decoder of a family built on fairseq2's `TransformerModel`, such as `nllb`."
+        f"`model` is a `{type(model).__name__}`, which warmup_plugin cannot condition on a source; use a family built on fairseq2's `TransformerModel` or `TransformerLM`, such as `nllb` or `llama`."
     )
 
 
@@ -164,8 +228,7 @@ def evaluation_mode(module: Module) -> Iterator[None]:
     """
     Switches ``module`` to evaluation and back.
 
-    In training mode fairseq2's attention ignores its cache without a word: each
-    generated token would see only its predecessor.
+    Warmups are drawn and weighed without dropout.
     """
     training = module.training
 
@@ -178,93 +241,305 @@ def evaluation_mode(module: Module) -> Iterator[None]:
 
 
 @final
-class TransformerConditional(ConditionalModel):
+class _FlatRows:
+    """Holds the tokens of rows one after the other."""
+
+    def __init__(self, rows: DecoderRows, begins: Tensor | None = None) -> None:
+        """
+        :param begins: The number of tokens of each row to leave out. *Shape:*
+            :math:`(R)`.
+        """
+        device = rows.seqs.device
+
+        self.num_rows, width = rows.seqs.shape
+
+        # (R, 1)
+        seq_lens = torch.tensor(rows.seq_lens, device=device).unsqueeze(1)
+
+        at = torch.arange(width, device=device)
+
+        # (R, S)
+        mask = at < seq_lens
+
+        if begins is not None:
+            mask = mask & (at >= begins.unsqueeze(1))
+
+        # (T), (T)
+        self.row_idx, self.step_idx = mask.nonzero(as_tuple=True)
+
+        def get(values: Tensor) -> Tensor:
+            return values[self.row_idx, self.step_idx]
+
+        # (T) each
+        self.tokens = get(rows.seqs)
+        self.targets = get(rows.targets)
+        self.warmup_mask = get(rows.warmup_mask)
+        self.target_mask = get(rows.target_mask)
+
+        self.row_sources = rows.source_idx
+
+        self.source_idx = rows.source_idx.index_select(0, self.row_idx)
+
+        self.folding = Folding(self.row_idx, self.num_rows)
+
+        self.max_len = max(rows.seq_lens)
+
+
+class _RowModel(ConditionalModel):
+    """Decodes flat rows; what both kinds of model have in common."""
+
+    def __init__(self, decoder: Module) -> None:
+        adapt_attention(decoder)
+
+    @abstractmethod
+    def decode(
+        self,
+        source: EncodedSource,
+        tokens: Tensor,
+        positions: Tensor,
+        max_len: int,
+        attend_rows: SelfAttention,
+        attend_source: SourceAttention | None,
+    ) -> Tensor:
+        """
+        Runs the decoder over flat tokens.
+
+        :param tokens: *Shape:* :math:`(T)`.
+        :param positions: The place of each token in its row. *Shape:* :math:`(T)`.
+        :param max_len: More than the largest of them.
+
+        :returns: *Shape:* :math:`(T,M)`.
+        """
+
+    @abstractmethod
+    def relate_to_source(
+        self, source: EncodedSource, source_idx: Tensor
+    ) -> SourceAttention | None:
+        """
+        Prepares the cross-attention of tokens; ``None`` if the model has none.
+
+        :param source_idx: The source of each token. *Shape:* :math:`(T)`.
+        """
+
+    @abstractmethod
+    def decode_rows(self, source: EncodedSource, flat: _FlatRows) -> Tensor:
+        """Runs the decoder over whole rows. *Shape:* :math:`(T,M)`."""
+
+    @abstractmethod
+    def get_offsets(self, source: EncodedSource, source_idx: Tensor) -> Tensor | int:
+        """
+        Returns where rows begin: one number if it is the same for all.
+
+        *Shape:* :math:`(R)`.
+        """
+
+    @property
+    @abstractmethod
+    def prompts_rows(self) -> bool:
+        """``True`` if rows continue their source in self-attention."""
+
+    @property
+    @abstractmethod
+    def final_proj(self) -> Projection:
+        """The output projection."""
+
+    @override
+    def start(
+        self, source: EncodedSource, source_idx: Tensor, max_len: int
+    ) -> RowDecoder:
+        return _CachedRowDecoder(self, source, source_idx, max_len)
+
+    @override
+    def score(
+        self, source: EncodedSource, rows: DecoderRows, warmup_ban_mask: Tensor
+    ) -> RowScores:
+        flat = _FlatRows(rows)
+
+        hidden = self.decode_rows(source, flat)
+
+        idx, num_warmup = _list_counted(flat)
+
+        log_probs = compute_log_probs(
+            self.final_proj,
+            select_items(hidden, idx),
+            flat.targets[idx],
+            num_restricted=num_warmup,
+            banned=warmup_ban_mask.nonzero().squeeze(1),
+        )
+
+        row_idx = flat.row_idx[idx]
+
+        sizes = [num_warmup, idx.size(0) - num_warmup]
+
+        zeros = log_probs.new_zeros(flat.num_rows)
+
+        sums = [
+            zeros.index_add(0, part_idx, part)
+            for part_idx, part in zip(row_idx.split(sizes), log_probs.split(sizes))
+        ]
+
+        return RowScores(*sums)
+
+    @override
+    def compute_loss(
+        self,
+        source_seqs: Tensor,
+        source_layout: BatchLayout,
+        rows: DecoderRows,
+        coefs: RowCoefs,
+        warmup_ban_mask: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        num_passes: int = 1,
+    ) -> Tensor:
+        banned = warmup_ban_mask.nonzero().squeeze(1)
+
+        source = self.encode(source_seqs, source_layout)
+
+        def decode_part(seqs: Tensor, flat: _FlatRows) -> Tensor:
+            # The source as an argument: what a checkpoint computes again depends on it.
+            return self.decode_rows(replace(source, seqs=seqs), flat)
+
+        total = coefs.target.new_zeros(())
+
+        for part_idx in _divide(rows.source_idx, num_passes):
+            u, v = coefs.warmup[part_idx], coefs.target[part_idx]
+
+            if part_idx.numel() == 0:
+                # All ranks make as many passes, this one with a row that does not count.
+                part_idx = rows.source_idx.new_zeros(1)
+
+                u, v = u.new_zeros(1), v.new_zeros(1)
+
+            flat = _FlatRows(rows.select(part_idx) if num_passes > 1 else rows)
+
+            if num_passes > 1:
+                hidden = checkpoint(decode_part, source.seqs, flat, use_reentrant=False)
+            else:
+                hidden = decode_part(source.seqs, flat)
+
+            idx, num_warmup = _list_counted(flat)
+
+            row_idx = flat.row_idx[idx]
+
+            token_coefs = torch.cat([u[row_idx[:num_warmup]], v[row_idx[num_warmup:]]])
+
+            # The loss of a token is minus its log-probability.
+            total = total - compute_token_loss(
+                self.final_proj,
+                select_items(hidden, idx),
+                flat.targets[idx],
+                token_coefs,
+                num_restricted=num_warmup,
+                banned=banned,
+                label_smoothing=label_smoothing,
+            )
+
+        return total
+
+    @property
+    @override
+    def num_logits(self) -> int:
+        return self.final_proj.output_dim
+
+
+def _divide(source_idx: Tensor, num_passes: int) -> Sequence[Tensor]:
+    """
+    Divides rows into passes of nearly the same size, rows of a source together.
+
+    :returns: The rows of each pass. *Shape:* :math:`(R')` each.
+    """
+    if num_passes == 1:
+        return [torch.arange(source_idx.size(0), device=source_idx.device)]
+
+    return source_idx.argsort(stable=True).tensor_split(num_passes)
+
+
+def _list_counted(flat: _FlatRows) -> tuple[Tensor, int]:
+    """
+    Lists the tokens whose prediction counts, those of warmups first.
+
+    :returns: Their places, *Shape:* :math:`(P)`, and the number of warmup tokens.
+    """
+    warmup_idx = flat.warmup_mask.nonzero().squeeze(1)
+    target_idx = flat.target_mask.nonzero().squeeze(1)
+
+    return torch.cat([warmup_idx, target_idx]), warmup_idx.size(0)
+
+
+@final
+class TransformerConditional(_RowModel):
     """Serves fairseq2's encoder-decoder Transformers."""
 
     def __init__(self, model: TransformerModel) -> None:
+        super().__init__(model.decoder)
+
         self._model = model
 
     @override
     def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
         seqs, layout = self._model.encoder_frontend(source_seqs, source_layout)
 
-        return EncodedSource(
-            self._model.encoder(seqs, layout), list(source_layout.seq_lens)
-        )
+        memory = SourceMemory(layout.seq_lens, seqs.size(1), seqs.device)
+
+        return EncodedSource(self._model.encoder(seqs, layout), layout, memory)
 
     @override
-    def start(
-        self, source: EncodedSource, source_idx: Tensor, max_len: int
-    ) -> RowDecoder:
-        return _TransformerRowDecoder(self._model, source, source_idx, max_len)
-
-    @override
-    def score(
+    def decode(
         self,
         source: EncodedSource,
-        rows: DecoderRows,
-        warmup_ban_mask: Tensor,
-        *,
-        label_smoothing: float = 0.0,
-    ) -> RowScores:
-        encoded, encoded_layout = source.expand(rows.source_idx)
+        tokens: Tensor,
+        positions: Tensor,
+        max_len: int,
+        attend_rows: SelfAttention,
+        attend_source: SourceAttention | None,
+    ) -> Tensor:
+        layout = RowLayout(positions, max_len, attend_rows, attend_source)
 
-        seqs, layout = self._model.decoder_frontend(
-            rows.seqs, BatchLayout.of(rows.seqs, rows.seq_lens)
+        seqs, _ = self._model.decoder_frontend(tokens, layout)
+
+        hidden: Tensor = self._model.decoder(seqs, layout, source.seqs, source.layout)
+
+        return hidden
+
+    @override
+    def decode_rows(self, source: EncodedSource, flat: _FlatRows) -> Tensor:
+        return self.decode(
+            source,
+            flat.tokens,
+            flat.step_idx,
+            flat.max_len,
+            WholeRows(flat.folding),
+            self.relate_to_source(source, flat.source_idx),
         )
 
-        # (B, S, M)
-        hidden = self._model.decoder(seqs, layout, encoded, encoded_layout)
+    @override
+    def relate_to_source(
+        self, source: EncodedSource, source_idx: Tensor
+    ) -> SourceAttention | None:
+        sources, groups = source_idx.unique(return_inverse=True)
 
-        num_rows = rows.seqs.size(0)
+        num_groups = sources.size(0)
 
-        def sum_rows(row_idx: Tensor, values: Tensor) -> Tensor:
-            sums = torch.zeros(num_rows, device=values.device, dtype=torch.float32)
-
-            return sums.index_add(0, row_idx, values)
-
-        # Only counted positions reach the output projection, the largest matrix of a
-        # small model: (P, 2), P counted positions.
-        row_idx, step_idx = rows.warmup_mask.nonzero(as_tuple=True)
-
-        if row_idx.numel() > 0:
-            # (P, V)
-            logits = self._model.final_proj(hidden[row_idx, step_idx])
-
-            logits = logits.float().masked_fill(warmup_ban_mask, -torch.inf)
-
-            # (P)
-            nll = cross_entropy(
-                logits, rows.targets[row_idx, step_idx], None, reduction="none"
-            )
-
-            warmup_log_probs = sum_rows(row_idx, -nll)
-        else:
-            # Empty warmups with forced separators; keep the graph connected.
-            warmup_log_probs = hidden.new_zeros(num_rows, dtype=torch.float32)
-
-        row_idx, step_idx = rows.target_mask.nonzero(as_tuple=True)
-
-        logits = self._model.final_proj(hidden[row_idx, step_idx])
-
-        targets = rows.targets[row_idx, step_idx]
-
-        nll = cross_entropy(
-            logits,
-            targets,
-            None,
-            label_smoothing=label_smoothing,
-            reduction="none",
+        return SourceAttention(
+            source.memory,
+            Folding(groups, num_groups),
+            None if num_groups == source.num_sources else sources,
         )
 
-        target_log_probs = sum_rows(row_idx, -nll.flatten())
-
-        return RowScores(warmup_log_probs, target_log_probs)
+    @override
+    def get_offsets(self, source: EncodedSource, source_idx: Tensor) -> Tensor | int:
+        return 0
 
     @property
     @override
-    def num_logits(self) -> int:
-        return int(self._model.final_proj.output_dim)
+    def prompts_rows(self) -> bool:
+        return False
+
+    @property
+    @override
+    def final_proj(self) -> Projection:
+        return self._model.final_proj
 
     @property
     @override
@@ -278,73 +553,316 @@ class TransformerConditional(ConditionalModel):
 
 
 @final
-class _TransformerRowDecoder(RowDecoder):
+class TransformerLMConditional(_RowModel):
+    """
+    Serves fairseq2's decoder-only Transformers.
+
+    A source is the prompt, but for its last token: that is the first one of each row,
+    so that every row has a token to begin with. Prompts of different lengths may be in
+    one batch.
+    """
+
+    def __init__(self, model: TransformerLM) -> None:
+        super().__init__(model.decoder)
+
+        self._model = model
+
+    @override
+    def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
+        seq_lens = source_layout.seq_lens
+
+        memory = SourceMemory(seq_lens, max(seq_lens), source_seqs.device)
+
+        source = EncodedSource(source_seqs, source_layout, memory)
+
+        # With gradient the prompts are read in one pass with their rows.
+        if not torch.is_grad_enabled():
+            all_sources = torch.arange(memory.num_sources, device=source_seqs.device)
+
+            prompts = _FlatRows(_create_prompt_rows(source, all_sources))
+
+            def remember(module: Module, k: Tensor, v: Tensor) -> None:
+                memory.states[module] = (k, v)
+
+            self.decode(
+                source,
+                prompts.tokens,
+                prompts.step_idx,
+                prompts.max_len,
+                WholeRows(prompts.folding, on_states=remember),
+                None,
+            )
+
+        return source
+
+    @override
+    def decode(
+        self,
+        source: EncodedSource,
+        tokens: Tensor,
+        positions: Tensor,
+        max_len: int,
+        attend_rows: SelfAttention,
+        attend_source: SourceAttention | None,
+    ) -> Tensor:
+        layout = RowLayout(positions, max_len, attend_rows, attend_source)
+
+        seqs, _ = self._model.decoder_frontend(tokens, layout)
+
+        hidden: Tensor = self._model.decoder(seqs, layout)
+
+        return hidden
+
+    @override
+    def decode_rows(self, source: EncodedSource, flat: _FlatRows) -> Tensor:
+        memory = source.memory
+
+        # (T)
+        offsets = memory.seq_lens.index_select(0, flat.source_idx)
+
+        positions = flat.step_idx + offsets
+
+        max_len = memory.width + flat.max_len
+
+        if not torch.is_grad_enabled():
+            return self.decode(
+                source,
+                flat.tokens,
+                positions,
+                max_len,
+                ContinuedRows(
+                    flat.folding,
+                    memory.seq_lens.index_select(0, flat.row_sources),
+                    lambda module, end: memory.get(module, flat.row_sources, end),
+                ),
+                None,
+            )
+
+        # Only the prompts that these rows continue.
+        sources, prompt_idx = flat.row_sources.unique(return_inverse=True)
+
+        prompts = _FlatRows(_create_prompt_rows(source, sources))
+
+        num_prompt_tokens = prompts.tokens.size(0)
+
+        hidden = self.decode(
+            source,
+            torch.cat([prompts.tokens, flat.tokens]),
+            torch.cat([prompts.step_idx, positions]),
+            max_len,
+            PromptedRows(
+                prompts.folding,
+                flat.folding,
+                num_prompt_tokens,
+                prompt_idx,
+                memory.seq_lens.index_select(0, sources),
+            ),
+            None,
+        )
+
+        return hidden[num_prompt_tokens:]
+
+    @override
+    def relate_to_source(
+        self, source: EncodedSource, source_idx: Tensor
+    ) -> SourceAttention | None:
+        return None
+
+    @override
+    def get_offsets(self, source: EncodedSource, source_idx: Tensor) -> Tensor | int:
+        memory = source.memory
+
+        if not memory.padded:
+            return memory.width
+
+        return memory.seq_lens.index_select(0, source_idx)
+
+    @property
+    @override
+    def prompts_rows(self) -> bool:
+        return True
+
+    @property
+    @override
+    def final_proj(self) -> Projection:
+        return self._model.final_proj
+
+    @property
+    @override
+    def max_target_len(self) -> int:
+        return self._model.max_seq_len
+
+    @property
+    @override
+    def module(self) -> Module:
+        return self._model
+
+
+def _create_prompt_rows(source: EncodedSource, sources: Tensor) -> DecoderRows:
+    """
+    Builds rows of nothing but the prompts, in which no prediction counts.
+
+    :param sources: The prompts to take. *Shape:* :math:`(R)`.
+    """
+    seqs = source.seqs.index_select(0, sources)
+
+    none = torch.zeros_like(seqs, dtype=torch.bool)
+
+    return DecoderRows(
+        seqs=seqs,
+        seq_lens=source.memory.seq_lens.index_select(0, sources).tolist(),
+        targets=seqs,
+        warmup_mask=none,
+        target_mask=none,
+        source_idx=sources,
+    )
+
+
+@final
+class _CachedRowDecoder(RowDecoder):
     def __init__(
         self,
-        model: TransformerModel,
+        model: _RowModel,
         source: EncodedSource,
         source_idx: Tensor,
         max_len: int,
     ) -> None:
         self._model = model
+        self._source = source
+        self._source_idx = source_idx
 
-        self._encoded, self._encoded_layout = source.expand(source_idx)
+        # Where the rows begin in the cache, behind their prompts if they have any.
+        self._offsets = model.get_offsets(source, source_idx)
 
-        self._state_bag = IncrementalStateBag(max_len + 1)
+        prompt_width = source.memory.width if model.prompts_rows else 0
 
-        # Building a layout takes several PyTorch calls a row, a third of a small
-        # model's step; from one compaction to the next it stays the same.
-        self._tokens_layout: BatchLayout | None = None
+        self._prompt_width = prompt_width
 
-        self._tokens_shape: tuple[int, ...] = ()
+        self._cache = RowCache(source_idx.size(0), prompt_width + max_len)
+
+        # The number of tokens that all rows have been fed which still take part.
+        self._num_fed = 0
+
+        # The rows and the number of tokens of the last step, and their cross-attention:
+        # to group them by source costs more than a step of a small model.
+        self._last: tuple[Tensor | None, int, SourceAttention | None] | None = None
 
     @override
-    def step(self, tokens: Tensor) -> Tensor:
-        model = self._model
+    def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        num_steps = tokens.size(1)
 
-        if self._tokens_layout is None or self._tokens_shape != tokens.shape:
-            self._tokens_layout = BatchLayout.of(tokens)
+        offsets = self._offsets
 
-            self._tokens_shape = tokens.shape
+        if rows is not None and isinstance(offsets, Tensor):
+            offsets = offsets.index_select(0, rows)
 
-        seqs, layout = model.decoder_frontend(
-            tokens, self._tokens_layout, state_bag=self._state_bag
+        begins = offsets + self._num_fed
+
+        prompts = None
+
+        if self._model.prompts_rows and self._num_fed == 0:
+            prompts = (self._source.memory, self._source_idx)
+
+        at = torch.arange(num_steps, device=tokens.device)
+
+        # (A, S)
+        positions = torch.as_tensor(begins, device=tokens.device).view(-1, 1) + at
+
+        hidden = self._model.decode(
+            self._source,
+            tokens.flatten(),
+            positions.expand(tokens.shape).flatten(),
+            self._prompt_width + self._num_fed + num_steps,
+            SteppedRows(self._cache, rows, begins, num_steps, prompts),
+            self._relate_to_source(rows, num_steps),
         )
 
-        # (B, S_step, M)
-        hidden = model.decoder(
-            seqs,
-            layout,
-            self._encoded,
-            self._encoded_layout,
-            state_bag=self._state_bag,
+        self._num_fed += num_steps
+
+        # (A x S, M) -> (A, M)
+        hidden = hidden.unflatten(0, tokens.shape)[:, -1]
+
+        # (A, M) -> (A, V)
+        return self._model.final_proj(hidden)
+
+    def _relate_to_source(
+        self, rows: Tensor | None, num_steps: int
+    ) -> SourceAttention | None:
+        if self._last is not None:
+            last_rows, last_num_steps, attend_source = self._last
+
+            if last_rows is rows and last_num_steps == num_steps:
+                return attend_source
+
+        source_idx = self._source_idx
+
+        if rows is not None:
+            source_idx = source_idx.index_select(0, rows)
+
+        attend_source = self._model.relate_to_source(
+            self._source, source_idx.repeat_interleave(num_steps)
         )
 
-        self._state_bag.increment_step_nr(tokens.size(1))
+        self._last = (rows, num_steps, attend_source)
 
-        # From here on the state bag holds its projected keys and values, and only its
-        # lengths are read; `select()` need not copy more.
-        self._encoded = self._encoded[:, :, :0]
-
-        # (B, S_step, M) -> (B, V)
-        return model.final_proj(hidden[:, -1])
+        return attend_source
 
     @override
     def select(self, rows: Tensor) -> None:
-        self._state_bag.reorder(rows)
+        self._cache.select(rows)
 
-        self._encoded = self._encoded.index_select(0, rows)
+        source_idx = self._source_idx.index_select(0, rows)
 
-        seq_lens = self._encoded_layout.seq_lens
+        if not torch.equal(source_idx, self._source_idx):
+            self._last = None
 
-        self._encoded_layout = BatchLayout.of(
-            self._encoded, [seq_lens[i] for i in rows.tolist()]
+        self._source_idx = source_idx
+
+        if isinstance(self._offsets, Tensor):
+            self._offsets = self._offsets.index_select(0, rows)
+
+    @override
+    def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
+        flat = _FlatRows(rows, past_lens)
+
+        offsets = torch.as_tensor(self._offsets, device=flat.tokens.device)
+
+        # (R)
+        offsets = offsets.expand(flat.num_rows)
+
+        all_rows = torch.arange(flat.num_rows, device=offsets.device)
+
+        hidden = self._model.decode(
+            self._source,
+            flat.tokens,
+            flat.step_idx + offsets.index_select(0, flat.row_idx),
+            self._prompt_width + flat.max_len,
+            ContinuedRows(
+                flat.folding,
+                offsets + past_lens,
+                lambda module, end: self._cache.get(module, all_rows, end),
+            ),
+            self._model.relate_to_source(self._source, flat.source_idx),
         )
+
+        idx = flat.target_mask.nonzero().squeeze(1)
+
+        log_probs = compute_log_probs(
+            self._model.final_proj,
+            hidden.index_select(0, idx),
+            flat.targets[idx],
+            num_restricted=0,
+            banned=idx[:0],
+        )
+
+        sums = log_probs.new_zeros(flat.num_rows)
+
+        return sums.index_add(0, flat.row_idx[idx], log_probs)
 
 
 class ScorableTransformer(TransformerModel):  # type: ignore[misc]
     """
-    A ``TransformerModel`` whose ``forward`` can score decoder rows.
+    A ``TransformerModel`` whose ``forward`` can compute the loss of decoder rows.
 
     DDP and FSDP synchronise gradients in the hooks of the wrapper's ``forward``; a
     submodule called directly is silently not synchronised. So the differentiable pass
@@ -352,62 +870,58 @@ class ScorableTransformer(TransformerModel):  # type: ignore[misc]
     into this class in place: no parameter, name or checkpoint key changes.
     """
 
-    def forward(  # type: ignore[override]
-        self,
-        source_seqs: Tensor,
-        source_seqs_layout: BatchLayout,
-        target_seqs: Tensor,
-        target_seqs_layout: BatchLayout,
-        targets: Tensor | None = None,
-        *,
-        rows: DecoderRows | None = None,
-        warmup_ban_mask: Tensor | None = None,
-        label_smoothing: float = 0.0,
-        **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, Tensor] | RowScores:
+    def forward(
+        self, *args: Any, rows: DecoderRows | None = None, **kwargs: Any
+    ) -> Any:
         """
-        Scores ``rows`` if given, else does what ``TransformerModel`` does.
-
-        ``target_seqs`` and its layout are not read when ``rows`` is given; fairseq2's
-        wrappers require a fixed signature, so they are still passed.
+        Does what :meth:`ConditionalModel.compute_loss` does if ``rows`` is given, else
+        what ``TransformerModel`` does.
         """
-        if rows is None or warmup_ban_mask is None:
-            return super().forward(
-                source_seqs,
-                source_seqs_layout,
-                target_seqs,
-                target_seqs_layout,
-                targets,  # type: ignore[arg-type]
-                label_smoothing=label_smoothing,
-                **kwargs,
-            )
+        if rows is None:
+            return super().forward(*args, **kwargs)
 
-        conditional = TransformerConditional(self)
+        source_seqs, source_layout = args
 
-        source = conditional.encode(source_seqs, source_seqs_layout)
+        return TransformerConditional(self).compute_loss(
+            source_seqs, source_layout, rows, **kwargs
+        )
 
-        return conditional.score(
-            source, rows, warmup_ban_mask, label_smoothing=label_smoothing
+
+class ScorableTransformerLM(TransformerLM):  # type: ignore[misc]
+    """A ``TransformerLM`` with the ``forward`` of :class:`ScorableTransformer`."""
+
+    def forward(
+        self, *args: Any, rows: DecoderRows | None = None, **kwargs: Any
+    ) -> Any:
+        if rows is None:
+            return super().forward(*args, **kwargs)
+
+        source_seqs, source_layout = args
+
+        return TransformerLMConditional(self).compute_loss(
+            source_seqs, source_layout, rows, **kwargs
         )
 
 
 def make_scorable(model: Module) -> None:
     """
-    Lets the ``forward`` of ``model`` score decoder rows.
+    Lets the ``forward`` of ``model`` compute the loss of decoder rows.
 
     :raises WarmupError: If its kind is not supported.
     """
-    if isinstance(model, ScorableTransformer):
+    if isinstance(model, (ScorableTransformer, ScorableTransformerLM)):
         return
 
-    if type(model) is not TransformerModel:
-        # For the message.
-        create_conditional_model(model)
-
-        raise WarmupError(
-            f"`model` is of the subclass `{type(model).__name__}` of `TransformerModel`; train an unmodified `TransformerModel`."
-        )
+    # Before FSDP or a checkpoint is wrapped around its layers.
+    create_conditional_model(model)
 
     # The return value of `Recipe.setup_model()` is discarded by fairseq2 0.8.1, so only
     # a change in place survives.
-    model.__class__ = ScorableTransformer
+    if type(model) is TransformerModel:
+        model.__class__ = ScorableTransformer
+    elif type(model) is TransformerLM:
+        model.__class__ = ScorableTransformerLM
+    else:
+        raise WarmupError(
+            f"`model` is of the subclass `{type(model).__name__}` of fairseq2's `TransformerModel` or `TransformerLM`; train an unmodified one."
+        )

@@ -240,10 +240,25 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         # A new model fits its tokenizer.
         complete_model["config_overrides"] = {**fitting, **overrides}
 
+    reference_model = config["reference_model"]
+
+    warmup_section = _get_section(config, "warmup")
+
+    if reference_model is None and warmup_section["kl_weight"] > 0.0:
+        if init_from is None:
+            raise WarmupError(
+                "`warmup.kl_weight` is set, but there is no model to hold the warmups near to; set `reference_model`, or `init_from` to start from that model."
+            )
+
+        reference_model = {
+            key: complete_model[key] for key in ("family", "path", "config_overrides")
+        }
+
     return {
         **config,
         "tokenizer": complete_tokenizer,
         "model": complete_model,
+        "reference_model": reference_model,
         "dataset": _complete_dataset(config),
     }
 

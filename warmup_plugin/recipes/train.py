@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 from fairseq2.logging import log
 from fairseq2.models.seq2seq import Seq2SeqModel
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.component import ComponentManager
+from fairseq2.recipe.composition import register_reference_model
 from fairseq2.recipe.config import (
     AdamWConfig,
     CommonSection,
@@ -28,10 +29,14 @@ from fairseq2.recipe.config import (
     ModelSection,
     MyleLRConfig,
     OptimizerSection,
+    ReferenceModelSection,
     RegimeSection,
     TrainerSection,
 )
-from fairseq2.runtime.dependency import DependencyNotFoundError
+from fairseq2.runtime.dependency import (
+    DependencyContainer,
+    DependencyNotFoundError,
+)
 from fairseq2.task import Task
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.nn import Module
@@ -51,7 +56,11 @@ from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import BeamSearch, BeamSearchConfig
-from warmup_plugin.models.conditional import create_conditional_model, make_scorable
+from warmup_plugin.models.conditional import (
+    ConditionalModel,
+    create_conditional_model,
+    make_scorable,
+)
 from warmup_plugin.objectives import Objective
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
@@ -69,6 +78,7 @@ from warmup_plugin.recipes.control import (
 )
 from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
 from warmup_plugin.run_dir import RunDir
+from warmup_plugin.sampling import WarmupSampler
 
 
 @dataclass(kw_only=True)
@@ -117,6 +127,9 @@ class TrainConfig(Validatable):
 
     init_checkpoint: str | int = "best"
     """Which of its checkpoints: ``best``, ``last`` or a step."""
+
+    reference_model: ReferenceModelSection | None = None
+    """The frozen model of ``warmup.kl_weight``; ``None`` for that of ``init_from``. Every process holds a whole copy."""
 
     dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
 
@@ -207,12 +220,20 @@ class TrainConfig(Validatable):
         return result
 
 
+_REFERENCE_MODEL: Final = "reference_model"
+
+
 @final
 class TranslationTrainRecipe(Recipe):
     """Trains a translation model with the criterion that the config names."""
 
     def __init__(self, stop_signal: StopSignal | None = None) -> None:
         self._stop_signal = stop_signal or StopSignal()
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        # Loaded only if it is asked for.
+        register_reference_model(container, _REFERENCE_MODEL)
 
     @override
     def create_task(self, context: RecipeContext) -> Task:
@@ -248,6 +269,12 @@ class TranslationTrainRecipe(Recipe):
             config.warmup.objective.config,
         )
 
+        sampler = context.resolver.resolve(ComponentManager).create_component(
+            cast(Any, WarmupSampler),
+            config.warmup.sampler.name,
+            config.warmup.sampler.config,
+        )
+
         criterion = self._create_criterion(
             context,
             CriterionContext(
@@ -258,6 +285,8 @@ class TranslationTrainRecipe(Recipe):
                 label_smoothing=config.criterion.label_smoothing,
                 warmup=config.warmup,
                 objective=objective,
+                sampler=sampler,
+                reference=self._create_reference(context, config),
                 publish_every_n_steps=config.regime.publish_metrics_every_n_steps,
             ),
         )
@@ -352,6 +381,15 @@ class TranslationTrainRecipe(Recipe):
         log.info("{}", corpus.report.describe())
 
         return corpus
+
+    @staticmethod
+    def _create_reference(
+        context: RecipeContext, config: TrainConfig
+    ) -> ConditionalModel | None:
+        if config.criterion.name == "sft" or config.warmup.kl_weight == 0.0:
+            return None
+
+        return create_conditional_model(context.get_model(_REFERENCE_MODEL))
 
     @staticmethod
     def _create_criterion(

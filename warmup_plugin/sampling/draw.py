@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderLayout
-from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
+from warmup_plugin.models.conditional import (
+    ConditionalModel,
+    EncodedSource,
+    RowDecoder,
+)
+from warmup_plugin.sampling.truncation import truncate_log_probs
 
 
 @final
@@ -30,11 +35,14 @@ class Candidates:
     :math:`(B)`."""
 
     proposal_log_probs: Tensor
-    """The log-probability of each warmup under the distribution that it was drawn
+    """q, the log-probability of each warmup under the distribution that it was drawn
     from. *Shape:* :math:`(N,K)`."""
 
-    on_policy: bool = False
-    """``True`` if that distribution is P(c|x) itself, so that q is a."""
+    warmup_log_probs: Tensor | None = None
+    """a = log P(c|x), if drawing has found it. *Shape:* :math:`(N,K)`."""
+
+    past: CandidatePast | None = None
+    """What drawing has left behind for the pass that weighs."""
 
     @property
     def num_warmups(self) -> int:
@@ -67,35 +75,181 @@ class Candidates:
         return same.tril(diagonal=-1).any(dim=-1)
 
 
-def sample_tokens(log_probs: Tensor) -> Tensor:
+@final
+@dataclass(frozen=True)
+class CandidatePast:
+    """Holds a decoder that has read the first tokens of each candidate's row."""
+
+    decoder: RowDecoder
+
+    seq_lens: Tensor
+    """The number of tokens that it has read, prefix included. *Shape:* :math:`(B)`."""
+
+
+def concat_candidates(parts: list[Candidates], pad_idx: int) -> Candidates:
     """
-    Draws one token a row by inverting the cumulative distribution.
+    Puts the candidates of several groups of sources one after the other.
 
-    Sorting or ``torch.multinomial`` cost 25 to 60 times as much for a vocabulary of
-    8,000. The sums are in fp64: in fp32 the tail of a large vocabulary is lost.
-
-    :param log_probs: Normalised. *Shape:* :math:`(B,V)`.
-
-    :returns: *Shape:* :math:`(B)`.
+    What drawing has left behind is dropped.
     """
-    # (B, V)
-    cumulative = log_probs.exp().cumsum(dim=-1, dtype=torch.float64)
+    width = max(part.seqs.size(1) for part in parts)
+
+    seqs = [
+        torch.nn.functional.pad(p.seqs, (0, width - p.seqs.size(1)), value=pad_idx)
+        for p in parts
+    ]
+
+    known = [p.warmup_log_probs for p in parts if p.warmup_log_probs is not None]
+
+    return Candidates(
+        seqs=torch.cat(seqs),
+        seq_lens=torch.cat([p.seq_lens for p in parts]),
+        cut=torch.cat([p.cut for p in parts]),
+        proposal_log_probs=torch.cat([p.proposal_log_probs for p in parts]),
+        warmup_log_probs=torch.cat(known) if len(known) == len(parts) else None,
+    )
+
+
+_BLOCK_SIZE: Final = 64
+"""The number of tokens whose probabilities are summed before they are looked at."""
+
+
+def sample_tokens(logits: Tensor, num_samples: int = 1) -> tuple[Tensor, Tensor]:
+    """
+    Draws tokens by inverting the cumulative distribution.
+
+    In two steps, first a block of tokens, then one of its tokens, so that the running
+    sum is only over blocks. Its terms are in fp64: in fp32 the tail of a large
+    vocabulary is lost. ``torch.multinomial`` and sorting cost many times as much
+    (``scripts/bench_sampling.py``).
+
+    :param logits: *Shape:* :math:`(B,V)`.
+    :param num_samples: The number k of independent draws a row.
+
+    :returns: The tokens and their log-probabilities. *Shape:* :math:`(B,k)` each.
+    """
+    num_rows, num_logits = logits.shape
+
+    num_blocks = -(-num_logits // _BLOCK_SIZE)
+
+    # (B, 1)
+    max_logits = logits.amax(dim=1, keepdim=True)
+
+    # (B, V')
+    probs = logits.new_zeros((num_rows, num_blocks * _BLOCK_SIZE))
+
+    torch.sub(logits, max_logits, out=probs[:, :num_logits]).exp_()
+
+    # What pads the last block has no probability.
+    probs[:, num_logits:] = 0.0
+
+    # (B, V') -> (B, G, V' / G)
+    blocks = probs.unflatten(1, (num_blocks, _BLOCK_SIZE))
+
+    # (B, G)
+    sums = blocks.sum(dim=2, dtype=torch.float64)
+
+    cumulative = sums.cumsum(dim=1)
 
     # (B, 1)
     total = cumulative[:, -1:]
 
-    u = torch.rand(total.shape, dtype=torch.float64, device=log_probs.device)
+    u = torch.rand((num_rows, num_samples), dtype=torch.float64, device=logits.device)
 
     # Below one also after rounding, or u * total = total lies behind every entry;
     # `right=True` never picks a token of probability zero, not even for u = 0.
-    u = u.clamp_(max=1.0 - 1e-12)
+    u = u.clamp_(max=1.0 - 1e-12) * total
 
-    # (B, 1) -> (B)
-    tokens = torch.searchsorted(cumulative, u * total, right=True).squeeze(1)
+    # (B, k)
+    block_idx = torch.searchsorted(cumulative, u, right=True)
 
-    # Probabilities that are not numbers end up behind the last token; the caller
-    # finds them in the log-probability of what was drawn.
-    return tokens.clamp_(max=log_probs.size(-1) - 1)
+    # Probabilities that are not numbers end up behind the last block; the caller finds
+    # them in the log-probability of what was drawn.
+    block_idx = block_idx.clamp_(max=num_blocks - 1)
+
+    # (B, k, V' / G)
+    inner = blocks.gather(1, block_idx.unsqueeze(2).expand(-1, -1, _BLOCK_SIZE))
+
+    inner = inner.cumsum(dim=2, dtype=torch.float64)
+
+    # What is left of u within the block, kept there whatever rounding did.
+    rest = u - (cumulative - sums).gather(1, block_idx)
+
+    rest = rest.clamp(min=0.0).minimum(inner[:, :, -1] * (1.0 - 1e-12))
+
+    inner_idx = torch.searchsorted(inner, rest.unsqueeze(2), right=True).squeeze(2)
+
+    tokens = block_idx * _BLOCK_SIZE + inner_idx.clamp_(max=_BLOCK_SIZE - 1)
+
+    tokens = tokens.clamp_(max=num_logits - 1)
+
+    log_probs = logits.gather(1, tokens) - (max_logits + total.log().to(logits.dtype))
+
+    return tokens, log_probs
+
+
+def check_finite(log_probs: Tensor) -> None:
+    """
+    Checks the log-probabilities of warmups that were drawn.
+
+    :raises WarmupError: If one of them is not finite.
+    """
+    if not bool(log_probs.isfinite().all()):
+        raise WarmupError(
+            "The model gave a warmup a probability that is not a number; training has diverged: lower `optimizer.config.lr` or set `trainer.max_grad_norm`, and restart from an earlier checkpoint."
+        )
+
+
+@final
+class _TokenDraw:
+    """Draws the next tokens of warmups from a model's logits."""
+
+    def __init__(
+        self,
+        banned: Tensor,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+    ) -> None:
+        self._banned = banned
+        self._temperature = temperature
+        self._top_k = top_k
+        self._top_p = top_p
+
+    @property
+    def on_policy(self) -> bool:
+        """``True`` if tokens are drawn from P(c|x) itself."""
+        return self._temperature == 1.0 and self._top_k is None and self._top_p is None
+
+    def __call__(
+        self, logits: Tensor, num_samples: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        :param logits: *Shape:* :math:`(A,V)`.
+
+        :returns: The tokens and their log-probabilities, in the distribution they are
+            drawn from and in the model's. *Shape:* :math:`(A,k)` each.
+        """
+        logits = logits.float().index_fill_(1, self._banned, -torch.inf)
+
+        if self.on_policy:
+            tokens, log_probs = sample_tokens(logits, num_samples)
+
+            return tokens, log_probs, log_probs
+
+        tempered = logits / self._temperature
+
+        if self._top_k is not None or self._top_p is not None:
+            tempered = truncate_log_probs(
+                torch.log_softmax(tempered, dim=1), self._top_k, self._top_p
+            )
+
+        tokens, proposal_log_probs = sample_tokens(tempered, num_samples)
+
+        # (A, k)
+        log_probs = logits.gather(1, tokens) - logits.logsumexp(dim=1, keepdim=True)
+
+        return tokens, proposal_log_probs, log_probs
 
 
 @torch.no_grad()
@@ -108,31 +262,38 @@ def draw_candidates(
     num_warmups: int,
     max_warmup_len: int,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> Candidates:
     """
     Draws K independent warmups of each source from the model itself.
 
     Uses the default random generator of the device, which fairseq2 saves and restores
     with a checkpoint. The model must be in evaluation mode. Rows that have written
-    their separator are dropped from the batch once they are a quarter of it.
+    their separator are left out once they are a quarter of those that are fed.
 
     :param prefixes: The tokens before a warmup. *Shape:* :math:`(N,P)`.
     :param max_warmup_len: The most tokens of a warmup; then the separator is forced.
     :param temperature: Divides the logits; other than 1.0, q is not a.
+    :param top_k: See :func:`truncate_log_probs`.
+    :param top_p: See :func:`truncate_log_probs`.
 
     :raises WarmupError: If the model gives a probability that is not a number.
     """
-    num_sources = prefixes.size(0)
+    num_sources, prefix_len = prefixes.shape
 
     num_rows = num_sources * num_warmups
 
     device = prefixes.device
 
-    ban_mask = layout.warmup_ban_mask(model.num_logits, device)
+    draw = _TokenDraw(
+        layout.warmup_ban_mask(model.num_logits, device).nonzero().squeeze(1),
+        temperature,
+        top_k,
+        top_p,
+    )
 
-    source_idx = torch.arange(num_sources, device=device)
-
-    source_idx = source_idx.repeat_interleave(num_warmups)
+    sources = torch.arange(num_sources, device=device)
 
     # (B, C)
     seqs = torch.full(
@@ -143,71 +304,82 @@ def draw_candidates(
 
     proposal_log_probs = torch.zeros(num_rows, dtype=torch.float32, device=device)
 
+    warmup_log_probs = torch.zeros_like(proposal_log_probs)
+
     # The rows that still write, by their number in the full batch; some of them may
-    # have finished since the last compaction.
-    active = torch.arange(num_rows, device=device)
+    # have finished since the last look. ``None`` for all.
+    active: Tensor | None = None
 
     done = torch.zeros(num_rows, dtype=torch.bool, device=device)
 
     cut = torch.ones(num_rows, dtype=torch.bool, device=device)
 
-    decoder = model.start(source, source_idx, prefixes.size(1) + max_warmup_len)
+    # A look waits for the device; on a CPU it costs nothing.
+    look_every = 1 if device.type == "cpu" else 4
 
-    # (N, P) -> (B, P)
-    tokens = prefixes.index_select(0, source_idx)
+    decoder = model.start(source, sources, prefix_len + max_warmup_len)
+
+    # All rows of a source begin alike: one of them is enough.
+    drawn = draw(decoder.step(prefixes), num_warmups)
+
+    decoder.select(sources.repeat_interleave(num_warmups))
 
     for step_nr in range(max_warmup_len):
-        # (A, V), A active rows
-        logits = decoder.step(tokens).float().masked_fill(ban_mask, -torch.inf)
+        if step_nr > 0:
+            drawn = draw(decoder.step(tokens.unsqueeze(1), active), 1)
 
-        log_probs = torch.log_softmax(logits / temperature, dim=-1)
+        tokens: Tensor
 
         # (A)
-        next_tokens = sample_tokens(log_probs)
+        tokens, token_proposal_log_probs, token_log_probs = (d.flatten() for d in drawn)
 
-        token_log_probs = log_probs.gather(1, next_tokens.unsqueeze(1)).squeeze(1)
+        ended = done | (tokens == layout.separator_idx)
 
-        ended = done | (next_tokens == layout.separator_idx)
+        at = slice(None) if active is None else active
 
-        proposal_log_probs[active] += token_log_probs.masked_fill(done, 0.0)
+        proposal_log_probs[at] += token_proposal_log_probs.masked_fill(done, 0.0)
 
-        seqs[active, step_nr] = next_tokens.masked_fill(ended, layout.pad_idx)
+        warmup_log_probs[at] += token_log_probs.masked_fill(done, 0.0)
 
-        seq_lens[active] += (~ended).long()
+        seqs[at, step_nr] = tokens.masked_fill(ended, layout.pad_idx)
 
-        cut[active] = ~ended
+        seq_lens[at] += (~ended).long()
 
-        num_done = int(ended.sum())
+        cut[at] = ~ended
 
-        if num_done == active.size(0):
+        done = ended
+
+        if step_nr % look_every != 0:
+            continue
+
+        num_done = int(done.sum())
+
+        if num_done == done.size(0):
             break
 
-        if 4 * num_done >= active.size(0):
-            kept = (~ended).nonzero().squeeze(1)
+        if 4 * num_done >= done.size(0):
+            kept = (~done).nonzero().squeeze(1)
 
-            active = active.index_select(0, kept)
+            active = kept if active is None else active.index_select(0, kept)
 
-            next_tokens = next_tokens.index_select(0, kept)
-
-            decoder.select(kept)
+            tokens = tokens.index_select(0, kept)
 
             done = torch.zeros_like(active, dtype=torch.bool)
-        else:
-            done = ended
 
-        tokens = next_tokens.unsqueeze(1)
+    check_finite(proposal_log_probs)
 
-    if not bool(proposal_log_probs.isfinite().all()):
-        raise WarmupError(
-            "The model gave a warmup a probability that is not a number; training has diverged: lower `optimizer.config.lr` or set `trainer.max_grad_norm`, and restart from an earlier checkpoint."
-        )
+    # A warmup has been read but for its last token if it was cut.
+    past_lens = prefix_len + seq_lens.clamp(max=max_warmup_len - 1)
 
     max_len = max(int(seq_lens.max()), 1)
+
+    shape = (num_sources, num_warmups)
 
     return Candidates(
         seqs=seqs[:, :max_len],
         seq_lens=seq_lens,
         cut=cut,
-        proposal_log_probs=proposal_log_probs.view(num_sources, num_warmups),
-        on_policy=temperature == 1.0,
+        proposal_log_probs=proposal_log_probs.view(shape),
+        warmup_log_probs=warmup_log_probs.view(shape),
+        past=CandidatePast(decoder, past_lens),
     )

@@ -3,147 +3,188 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from fairseq2.models.transformer import TransformerModel
-from fairseq2.nn import BatchLayout
+from fairseq2.models.transformer_lm import TransformerLM
+from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
 from torch.nn import Linear, Module
 
 from tests.common import (
     BOS_IDX,
-    EOS_IDX,
     PAD_IDX,
     SEPARATOR_IDX,
-    WORDS,
     assert_close,
     assert_equal,
     create_layout,
     create_source,
+    create_tiny_lm,
     create_tiny_model,
     device,
     pad_rows,
 )
+from tests.unit.models.cases import (
+    CREATE_MODEL,
+    NUM_ROWS,
+    SEQS,
+    SOURCE_IDX,
+    SOURCES,
+    TARGETS,
+    WARMUPS,
+    Model,
+    assert_close_gradients,
+    build_rows,
+    create_coefs,
+    differentiate,
+    each_model,
+    forward_alone,
+    get_ban_mask,
+    lower_precision,
+    score_alone,
+    spy,
+)
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderRows, join_rows, plain_rows
+from warmup_plugin.layout import plain_rows
+from warmup_plugin.models import conditional, token_loss
 from warmup_plugin.models.conditional import (
+    RowCoefs,
+    RowDecoder,
     RowScores,
     ScorableTransformer,
-    TransformerConditional,
+    ScorableTransformerLM,
     create_conditional_model,
     evaluation_mode,
     make_scorable,
 )
 
-SOURCES = [[5, 6, EOS_IDX], [7, 7, 5, 6, 5, EOS_IDX]]
-TARGETS = [[BOS_IDX, 6, 5, 7, EOS_IDX], [BOS_IDX, 7, EOS_IDX]]
-
-# Of the two sources, in no order, with an empty one and a cut one.
-WARMUPS = [[5, 6], [], [7, 7, 7], [6]]
-SOURCE_IDX = [1, 0, 0, 1]
-CUT = [False, False, True, False]
+NUM_COUNTED = sum(len(seq) - 1 for seq in SEQS) - 1
+"""The predictions that count in a or b: all, but for the forced separator."""
 
 
-def build_rows() -> DecoderRows:
-    target_seqs, target_seq_lens = pad_rows(TARGETS)
+def score(model: Model) -> RowScores:
+    wrapper = create_conditional_model(model)
 
-    warmups, warmup_lens = pad_rows(WARMUPS)
+    source = wrapper.encode(*create_source(SOURCES))
 
-    return join_rows(
-        create_layout(),
-        target_seqs,
-        torch.tensor(target_seq_lens, device=device),
-        warmups,
-        torch.tensor(warmup_lens, device=device),
-        torch.tensor(CUT, device=device),
-        torch.ones(4, device=device, dtype=torch.bool),
-        torch.tensor(SOURCE_IDX, device=device),
+    return wrapper.score(source, build_rows(), get_ban_mask(model))
+
+
+def compute_loss(
+    model: Model,
+    coefs: tuple[Tensor, Tensor] | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    num_passes: int = 1,
+) -> Tensor:
+    return create_conditional_model(model).compute_loss(
+        *create_source(SOURCES),
+        build_rows(),
+        RowCoefs(*(coefs or create_coefs())),
+        get_ban_mask(model),
+        label_smoothing=label_smoothing,
+        num_passes=num_passes,
     )
 
 
-def smooth_nll(log_probs: Tensor, token: int, label_smoothing: float) -> Tensor:
-    """fairseq's: the smoothed share is spread over the *other* tokens."""
-    others = torch.cat([log_probs[:token], log_probs[token + 1 :]])
+def combine(scores: tuple[Tensor, Tensor]) -> Tensor:
+    """Computes what :func:`compute_loss` should."""
+    u, v = create_coefs()
 
-    return -(1 - label_smoothing) * log_probs[token] - label_smoothing * others.mean()
-
-
-def score_by_hand(
-    model: TransformerModel, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Scores each row alone, from the logits of a plain forward."""
-    a, b = [], []
-
-    allowed = [SEPARATOR_IDX, *WORDS]
-
-    for warmup, idx, cut in zip(WARMUPS, SOURCE_IDX, CUT):
-        source, target = SOURCES[idx], TARGETS[idx]
-
-        seq = [BOS_IDX, *warmup, SEPARATOR_IDX, *target[1:]]
-
-        # (S, V)
-        logits = model(*create_source([source]), *create_source([seq[:-1]]))[0]
-
-        # The sum of nothing is a tensor too.
-        a_sum = b_sum = logits.new_zeros(())
-
-        for step_nr in range(len(warmup) + (not cut)):
-            log_probs = logits[step_nr, allowed].log_softmax(dim=0)
-
-            a_sum = a_sum + log_probs[allowed.index(seq[step_nr + 1])]
-
-        for step_nr in range(len(warmup) + 1, len(seq) - 1):
-            log_probs = logits[step_nr].log_softmax(dim=0)
-
-            b_sum = b_sum - smooth_nll(log_probs, seq[step_nr + 1], label_smoothing)
-
-        a.append(a_sum)
-        b.append(b_sum)
-
-    return torch.stack(a), torch.stack(b)
-
-
-def get_ban_mask(model: TransformerModel) -> Tensor:
-    return create_layout().warmup_ban_mask(model.final_proj.output_dim, device)
+    return (u * scores[0] + v * scores[1]).sum()
 
 
 class TestScore:
-    @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-    def test_call_equals_scores_by_hand(self, label_smoothing: float) -> None:
-        model = create_tiny_model(num_layers=2)
+    @each_model
+    def test_call_equals_scores_of_rows_alone(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
 
-        wrapper = TransformerConditional(model)
+        a, b = score_alone(model)
 
-        source = wrapper.encode(*create_source(SOURCES))
-
-        scores = wrapper.score(
-            source, build_rows(), get_ban_mask(model), label_smoothing=label_smoothing
-        )
-
-        a, b = score_by_hand(model, label_smoothing)
+        scores = score(model)
 
         assert_close(scores.warmup_log_probs, a)
         assert_close(scores.target_log_probs, b)
 
-        # The gradients as well, of each parameter.
-        weights = torch.tensor([1.0, -2.0, 3.0, 0.5], device=device)
+        assert_close_gradients(
+            differentiate(combine(scores), model), differentiate(combine((a, b)), model)
+        )
 
-        def differentiate(a: Tensor, b: Tensor) -> list[Tensor]:
-            loss = (weights * (a - 0.5 * b)).sum()
+        with torch.no_grad():
+            scores = score(model)
 
-            return list(torch.autograd.grad(loss, list(model.parameters())))
+        assert_close(scores.warmup_log_probs, a)
+        assert_close(scores.target_log_probs, b)
 
-        for actual, expected in zip(differentiate(*scores), differentiate(a, b)):
-            assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    @each_model
+    def test_call_works_when_every_source_has_one_row_as_long(self, kind: str) -> None:
+        # Nothing to fold, to pad or to leave out.
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        sources, targets = [[5, 6], [7, 7]], [[BOS_IDX, 6, 5], [BOS_IDX, 7, 6]]
+
+        target_seqs, target_seq_lens = pad_rows(targets)
+
+        rows = plain_rows(
+            create_layout(), target_seqs, torch.tensor(target_seq_lens, device=device)
+        )
+
+        expected = torch.stack(
+            [
+                forward_alone(model, source, target[:-1])
+                .log_softmax(dim=1)[range(2), target[1:]]
+                .sum()
+                for source, target in zip(sources, targets)
+            ]
+        )
+
+        wrapper = create_conditional_model(model)
+
+        for grad_enabled in (True, False):
+            with torch.set_grad_enabled(grad_enabled):
+                source = wrapper.encode(*create_source(sources))
+
+                scores = wrapper.score(source, rows, get_ban_mask(model))
+
+            assert_close(scores.target_log_probs, expected)
+
+            assert_equal(scores.warmup_log_probs, [0.0, 0.0])
+
+    @each_model
+    def test_batch_may_be_wider_than_its_sources(self, kind: str) -> None:
+        # All of them are padded then, or those that have rows are.
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        a, b = score_alone(model)
+
+        seqs, layout = create_source(SOURCES)
+
+        wide_seqs = torch.nn.functional.pad(seqs, (0, 2), value=7)
+
+        wide_layout = BatchLayout.of(wide_seqs, list(layout.seq_lens))
+
+        wrapper = create_conditional_model(model)
+
+        for grad_enabled in (True, False):
+            with torch.set_grad_enabled(grad_enabled):
+                scores = wrapper.score(
+                    wrapper.encode(wide_seqs, wide_layout),
+                    build_rows(),
+                    get_ban_mask(model),
+                )
+
+            assert_close(scores.warmup_log_probs, a)
+            assert_close(scores.target_log_probs, b)
 
     def test_separator_and_control_symbols_count_in_target_distribution(self) -> None:
         # The distribution over y is the model's own; only c is restricted.
         model = create_tiny_model()
 
-        wrapper = TransformerConditional(model)
+        wrapper = create_conditional_model(model)
 
         rows = build_rows()
 
@@ -158,10 +199,11 @@ class TestScore:
 
         assert bool((restricted.warmup_log_probs > free.warmup_log_probs).all())
 
-    def test_call_returns_zero_when_no_warmup_is_counted(self) -> None:
-        model = create_tiny_model()
+    @each_model
+    def test_call_returns_zero_when_no_warmup_is_counted(self, kind: str) -> None:
+        model = CREATE_MODEL[kind]()
 
-        wrapper = TransformerConditional(model)
+        wrapper = create_conditional_model(model)
 
         target_seqs, target_seq_lens = pad_rows(TARGETS)
 
@@ -173,82 +215,593 @@ class TestScore:
 
         scores = wrapper.score(source, rows, get_ban_mask(model))
 
-        assert_equal(scores.warmup_log_probs, [0.0, 0.0])
+        assert_equal(scores.warmup_log_probs, [0.0] * len(TARGETS))
 
         # What plain fine-tuning minimises.
-        nll = model(
-            *create_source(SOURCES),
-            *create_source([target[:-1] for target in TARGETS]),
-            targets=pad_rows([target[1:] for target in TARGETS])[0],
-            reduction="none",  # type: ignore[call-overload]
-        )
+        expected = [
+            -torch.nn.functional.cross_entropy(
+                forward_alone(model, source, target[:-1]),
+                torch.tensor(target[1:], device=device),
+                reduction="sum",
+            )
+            for source, target in zip(SOURCES, TARGETS)
+        ]
 
-        assert_close(scores.target_log_probs, -nll.sum(dim=1))
+        assert_close(scores.target_log_probs, torch.stack(expected))
 
-    def test_log_probs_are_fp32_when_model_is_not(self) -> None:
-        model = create_tiny_model().bfloat16()
+    @each_model
+    def test_padding_is_not_seen(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
 
-        wrapper = TransformerConditional(model)
+        wrapper = create_conditional_model(model)
 
-        source = wrapper.encode(*create_source(SOURCES))
+        seqs, layout = create_source(SOURCES)
 
-        for log_probs in wrapper.score(source, build_rows(), get_ban_mask(model)):
+        other = seqs.clone()
+
+        assert bool((other[0, 3:] == PAD_IDX).all())
+
+        other[0, 3:] = 7
+
+        for grad_enabled in (True, False):
+            with torch.set_grad_enabled(grad_enabled):
+                one, two = (
+                    wrapper.score(
+                        wrapper.encode(source_seqs, layout),
+                        build_rows(),
+                        get_ban_mask(model),
+                    )
+                    for source_seqs in (seqs, other)
+                )
+
+            for x, y in zip(one, two):
+                assert_close(x, y)
+
+    @each_model
+    def test_log_probs_are_fp32_when_model_is_not(self, kind: str) -> None:
+        model = CREATE_MODEL[kind]()
+
+        expected = score(model)
+
+        for log_probs, fp32_log_probs in zip(score(lower_precision(model)), expected):
             assert log_probs.dtype == torch.float32
 
-            assert bool(log_probs.isfinite().all())
+            assert_close(log_probs, fp32_log_probs, rtol=0.02, atol=0.1)
+
+    @each_model
+    def test_only_counted_positions_are_projected(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        for run in (score, compute_loss):
+            with spy(model.final_proj) as calls:
+                run(model)
+
+            assert sum(x.size(0) for x, _ in calls) == NUM_COUNTED
+
+    @each_model
+    def test_logits_are_made_in_chunks(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        expected = score(model)
+
+        expected_gradients = differentiate(compute_loss(model), model)
+
+        # Three positions and a bit.
+        monkeypatch.setattr(token_loss, "MAX_NUM_LOGITS", 27)
+
+        with spy(model.final_proj) as calls:
+            scores = score(model)
+
+            gradients = differentiate(compute_loss(model), model)
+
+        assert max(logits.numel() for _, logits in calls) == 24
+
+        for x, y in zip(scores, expected):
+            assert_close(x, y)
+
+        assert_close_gradients(gradients, expected_gradients)
+
+
+def get_memory_projections(model: Model) -> list[Module]:
+    """Lists what projects the keys of sources, one a layer."""
+    attn = (
+        "encoder_decoder_attn" if isinstance(model, TransformerModel) else "self_attn"
+    )
+
+    return [
+        module
+        for name, module in model.decoder.named_modules()
+        if name.endswith(f".{attn}.k_proj")
+    ]
+
+
+def count_tokens(calls: list[tuple[Tensor, Any]]) -> list[int]:
+    """Returns the number of tokens that each call was given."""
+    return [x.shape[:-1].numel() for x, _ in calls]
+
+
+class TestEncodedSource:
+    @torch.no_grad()
+    def test_source_is_encoded_and_projected_once(self) -> None:
+        model = create_tiny_model(num_layers=2)
+
+        wrapper = create_conditional_model(model)
+
+        with ExitStack() as stack:
+            encoder_calls = stack.enter_context(spy(model.encoder))
+
+            projections = [
+                stack.enter_context(spy(proj)) for proj in get_memory_projections(model)
+            ]
+
+            source = wrapper.encode(*create_source(SOURCES))
+
+            self.use(model, wrapper, source)
+
+        assert len(encoder_calls) == 1
+
+        seqs, _ = create_source(SOURCES)
+
+        assert len(projections) == 2
+
+        for calls in projections:
+            assert count_tokens(calls) == [seqs.numel()]
+
+    @torch.no_grad()
+    def test_prompt_is_read_once(self) -> None:
+        model = create_tiny_lm(num_layers=2)
+
+        wrapper = create_conditional_model(model)
+
+        num_prompt_tokens = sum(len(source) for source in SOURCES)
+
+        num_row_tokens = sum(len(seq) - 1 for seq in SEQS)
+
+        with ExitStack() as stack:
+            projections = [
+                stack.enter_context(spy(proj)) for proj in get_memory_projections(model)
+            ]
+
+            source = wrapper.encode(*create_source(SOURCES))
+
+            for calls in projections:
+                assert count_tokens(calls) == [num_prompt_tokens]
+
+            self.use(model, wrapper, source)
+
+        assert len(projections) == 2
+
+        for calls in projections:
+            assert count_tokens(calls)[1:] == [num_row_tokens, 3, 3, num_row_tokens]
+
+    def test_prompt_is_read_once_when_there_is_gradient(self) -> None:
+        model = create_tiny_lm(num_layers=2)
+
+        # Of the sources that have rows.
+        num_prompt_tokens = sum(len(SOURCES[idx]) for idx in set(SOURCE_IDX))
+
+        num_row_tokens = sum(len(seq) - 1 for seq in SEQS)
+
+        for run in (score, compute_loss):
+            with spy(get_memory_projections(model)[1]) as calls:
+                run(model)
+
+            assert count_tokens(calls) == [num_prompt_tokens + num_row_tokens]
+
+    def use(
+        self,
+        model: Model,
+        wrapper: conditional.ConditionalModel,
+        source: conditional.EncodedSource,
+    ) -> None:
+        """Scores the rows, decodes two steps of three rows, scores the rows again."""
+        rows = build_rows()
+
+        wrapper.score(source, rows, get_ban_mask(model))
+
+        decoder = wrapper.start(source, torch.tensor([1, 0, 0], device=device), 2)
+
+        for token in (BOS_IDX, 5):
+            decoder.step(torch.full((3, 1), token, device=device))
+
+        wrapper.score(source, rows, get_ban_mask(model))
+
+
+class TestComputeLoss:
+    # One row a pass with 5, passes without rows with 8.
+    @pytest.mark.parametrize("num_passes", [1, 2, 3, 5, 8])
+    @each_model
+    def test_call_equals_weighted_scores(self, kind: str, num_passes: int) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        scores = score(model)
+
+        loss = compute_loss(model, num_passes=num_passes)
+
+        assert loss.shape == ()
+
+        assert_close(loss, combine(scores))
+
+        assert_close_gradients(
+            differentiate(loss, model), differentiate(combine(scores), model)
+        )
+
+    def test_gradient_is_scaled_by_what_follows(self) -> None:
+        # The trainer scales it, fp16 training does.
+        model = create_tiny_model()
+
+        gradients = differentiate(compute_loss(model), model)
+
+        scaled = differentiate(-4.0 * compute_loss(model, num_passes=2), model)
+
+        assert_close_gradients(
+            scaled, {name: -4.0 * gradient for name, gradient in gradients.items()}
+        )
+
+    @each_model
+    def test_call_works_without_gradient(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        with torch.no_grad():
+            expected = combine(score_alone(model))
+
+            loss = compute_loss(model, num_passes=2)
+
+        assert_close(loss, expected)
+
+        assert not loss.requires_grad
+
+    @pytest.mark.parametrize("num_passes", [2, 8])
+    def test_passes_are_as_many_as_asked_for(self, num_passes: int) -> None:
+        # All ranks must make as many: each is a collective call under FSDP.
+        model = create_tiny_model(num_layers=2)
+
+        layer = model.get_submodule("decoder.layers.0")
+
+        with spy(layer) as calls, spy(model.encoder) as encoder_calls:
+            loss = compute_loss(model, num_passes=num_passes)
+
+            assert len(calls) == num_passes
+
+            loss.backward()
+
+        # Each is computed again, but for the encoder.
+        assert len(calls) == 2 * num_passes
+
+        assert len(encoder_calls) == 1
+
+        if num_passes == 2:
+            # Three rows, then two.
+            sizes = [len(SEQS[i]) - 1 for i in (1, 2, 0, 3, 4)]
+
+            expected = [sum(sizes[:3]), sum(sizes[3:])]
+
+            assert sorted(count_tokens(calls)) == sorted(2 * expected)
+
+    def test_rows_of_a_source_share_a_pass(self) -> None:
+        model = create_tiny_lm()
+
+        with spy(model.decoder) as calls:
+            compute_loss(model, num_passes=2)
+
+        # The rows 1, 2 and 0 of the sources 0 and 1, then 3 and 4 of 1 and 3.
+        expected = [
+            sum(len(SOURCES[i]) for i in sources) + sum(len(SEQS[i]) - 1 for i in rows)
+            for sources, rows in (([0, 1], [1, 2, 0]), ([1, 3], [3, 4]))
+        ]
+
+        assert count_tokens(calls) == expected
+
+    @pytest.mark.parametrize("num_passes", [1, 2])
+    @each_model
+    def test_labels_of_targets_are_smoothed(self, kind: str, num_passes: int) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        loss = compute_loss(model, label_smoothing=0.2, num_passes=num_passes)
+
+        expected = combine(score_alone(model, label_smoothing=0.2))
+
+        assert_close(loss, expected)
+
+        assert_close_gradients(
+            differentiate(loss, model), differentiate(expected, model)
+        )
+
+        assert abs((loss - compute_loss(model)).item()) > 0.01
+
+    def test_labels_of_warmups_are_not_smoothed(self) -> None:
+        model = create_tiny_model()
+
+        u, v = create_coefs()
+
+        coefs = (u, torch.zeros_like(v))
+
+        assert_equal(
+            compute_loss(model, coefs, label_smoothing=0.2), compute_loss(model, coefs)
+        )
+
+    @each_model
+    def test_gradient_is_close_when_model_is_bf16(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        expected = differentiate(compute_loss(model), model)
+
+        lower_precision(model)
+
+        for num_passes in (1, 2):
+            loss = compute_loss(model, num_passes=num_passes)
+
+            assert loss.dtype == torch.float32
+
+            gradients = differentiate(loss, model)
+
+            assert all(g.dtype == torch.bfloat16 for g in gradients.values())
+
+            assert get_relative_error(gradients, expected) < 0.1
+
+    @each_model
+    def test_gradient_is_close_under_autocast(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        expected = differentiate(compute_loss(model), model)
+
+        for num_passes in (1, 2):
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                loss = compute_loss(model, num_passes=num_passes)
+
+            gradients = differentiate(loss, model)
+
+            assert all(g.dtype == torch.float32 for g in gradients.values())
+
+            assert get_relative_error(gradients, expected) < 0.1
+
+    @each_model
+    def test_autocast_lowers_precision(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # In the chunks as well, which have their own.
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        monkeypatch.setattr(token_loss, "MAX_NUM_LOGITS", 27)
+
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            with spy(model.final_proj) as calls:
+                loss = compute_loss(model)
+
+        assert {logits.dtype for _, logits in calls} == {torch.bfloat16}
+
+        assert loss.dtype == torch.float32
+
+    @pytest.mark.parametrize("num_passes", [1, 2, 8])
+    @each_model
+    def test_dropout_is_reproducible(self, kind: str, num_passes: int) -> None:
+        model = CREATE_MODEL[kind](num_layers=2, dropout_p=0.3)
+
+        def run(seed: int) -> tuple[float, dict[str, Tensor]]:
+            torch.manual_seed(seed)
+
+            loss = compute_loss(model, num_passes=num_passes)
+
+            return float(loss.detach()), differentiate(loss, model)
+
+        expected, _ = run(0)
+
+        model.train()
+
+        (loss, gradients), (same_loss, same_gradients) = run(0), run(0)
+
+        assert loss == same_loss
+
+        for name, gradient in gradients.items():
+            assert_equal(gradient, same_gradients[name])
+
+        assert abs(loss - expected) > 0.01
+
+        assert abs(loss - run(1)[0]) > 0.01
+
+    @each_model
+    def test_what_is_computed_again_has_the_same_dropout(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = CREATE_MODEL[kind](num_layers=2, dropout_p=0.3).train()
+
+        def run() -> tuple[Tensor, dict[str, Tensor]]:
+            torch.manual_seed(0)
+
+            loss = compute_loss(model, num_passes=2)
+
+            # The state of the generator is another one in the backward pass.
+            torch.manual_seed(1)
+
+            return loss, differentiate(loss, model)
+
+        loss, gradients = run()
+
+        def keep_all(
+            function: Callable[..., Tensor], *args: Any, use_reentrant: bool
+        ) -> Tensor:
+            return function(*args)
+
+        monkeypatch.setattr(conditional, "checkpoint", keep_all)
+
+        expected_loss, expected = run()
+
+        assert_equal(loss, expected_loss)
+
+        assert_close_gradients(gradients, expected, atol=1e-6)
+
+    def test_parameters_may_be_frozen(self) -> None:
+        model = create_tiny_model()
+
+        expected = differentiate(compute_loss(model), model)
+
+        model.requires_grad_(False)
+
+        weight = model.get_parameter("decoder.layers.0.ffn.inner_proj.weight")
+
+        weight.requires_grad_()
+
+        for num_passes in (1, 2):
+            [gradient] = torch.autograd.grad(
+                compute_loss(model, num_passes=num_passes), [weight]
+            )
+
+            assert_close(
+                gradient,
+                expected["decoder.layers.0.ffn.inner_proj.weight"],
+                rtol=1e-4,
+                atol=1e-5,
+            )
+
+
+def get_relative_error(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Compares gradients as one vector; not a number if one of them is not."""
+    assert list(a) == list(b)
+
+    error = sum(
+        float((a[name].double() - b[name].double()).square().sum()) for name in a
+    )
+
+    norm = sum(float(gradient.double().square().sum()) for gradient in b.values())
+
+    return float((error / norm) ** 0.5)
 
 
 class TestRowDecoder:
-    def decode(
-        self, model: TransformerModel, steps: Sequence[Sequence[Sequence[int]]]
-    ) -> Tensor:
-        """Feeds the steps to rows of the sources 1, 0, 0. Returns the last logits."""
-        wrapper = TransformerConditional(model)
+    def start(self, model: Model, source_idx: list[int], max_len: int) -> RowDecoder:
+        wrapper = create_conditional_model(model)
 
         source = wrapper.encode(*create_source(SOURCES))
 
-        source_idx = torch.tensor([1, 0, 0], device=device)
+        return wrapper.start(source, torch.tensor(source_idx, device=device), max_len)
 
-        max_len = sum(len(step[0]) for step in steps)
+    def forward_alone(self, model: Model, rows: list[tuple[int, list[int]]]) -> Tensor:
+        """Returns the last logits of sequences of sources. *Shape:* :math:`(B,V)`."""
+        return torch.stack(
+            [forward_alone(model, SOURCES[idx], seq)[-1] for idx, seq in rows]
+        )
 
-        decoder = wrapper.start(source, source_idx, max_len)
-
-        for step in steps:
-            logits = decoder.step(torch.tensor(step, device=device))
-
-        return logits
-
+    @each_model
     @torch.no_grad()
-    def test_step_equals_uncached_forward(self) -> None:
-        model = create_tiny_model(num_layers=2)
+    def test_step_equals_uncached_forward(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
 
         rows = [[BOS_IDX, 5, 6, 7], [BOS_IDX, 7, 7, 5], [BOS_IDX, SEPARATOR_IDX, 5, 5]]
 
-        expected = torch.stack(
-            [
-                model(*create_source([SOURCES[idx]]), *create_source([row]))[0, -1]
-                for idx, row in zip([1, 0, 0], rows)
-            ]
-        )
+        source_idx = [1, 0, 0]
+
+        expected = self.forward_alone(model, list(zip(source_idx, rows)))
 
         # A token at a time, and a prefix of two tokens.
         for bounds in ([0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 4]):
-            steps = [
-                [row[begin:end] for row in rows]
-                for begin, end in zip(bounds, bounds[1:])
-            ]
+            decoder = self.start(model, source_idx, 4)
 
-            assert_close(self.decode(model, steps), expected, rtol=0.0, atol=2e-5)
+            for begin, end in zip(bounds, bounds[1:]):
+                logits = decoder.step(
+                    torch.tensor([row[begin:end] for row in rows], device=device)
+                )
 
+            assert_close(logits, expected, rtol=0.0, atol=2e-5)
+
+    @each_model
     @torch.no_grad()
-    def test_select_drops_repeats_and_reorders_rows(self) -> None:
-        model = create_tiny_model(num_layers=2)
+    def test_step_works_when_all_sources_are_as_long(self, kind: str) -> None:
+        # The rows of a decoder-only model then all stand at one position.
+        model = CREATE_MODEL[kind](num_layers=2)
 
-        wrapper = TransformerConditional(model)
+        wrapper = create_conditional_model(model)
 
-        source = wrapper.encode(*create_source(SOURCES))
+        sources = [[5, 6], [7, 7]]
 
-        decoder = wrapper.start(source, torch.tensor([1, 0, 0], device=device), 4)
+        source = wrapper.encode(*create_source(sources))
+
+        decoder = wrapper.start(source, torch.tensor([1, 0, 1], device=device), 3)
+
+        decoder.step(torch.tensor([[BOS_IDX]] * 3, device=device))
+        decoder.step(torch.tensor([[5], [6], [7]], device=device))
+
+        logits = decoder.step(
+            torch.tensor([[6], [5]], device=device), torch.tensor([2, 0], device=device)
+        )
+
+        expected = [
+            forward_alone(model, [7, 7], [BOS_IDX, 7, 6])[-1],
+            forward_alone(model, [7, 7], [BOS_IDX, 5, 5])[-1],
+        ]
+
+        assert_close(logits, torch.stack(expected), rtol=0.0, atol=2e-5)
+
+    @each_model
+    @torch.no_grad()
+    def test_step_may_leave_rows_out(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        decoder = self.start(model, [1, 0, 0, 3], 4)
+
+        decoder.step(torch.tensor([[BOS_IDX]] * 4, device=device))
+
+        steps = [
+            ([0, 1, 3], [5, 6, 7], [(1, [5]), (0, [6]), (3, [7])]),
+            # In another order, and of other sources than before.
+            ([3, 1], [5, 7], [(3, [7, 5]), (0, [6, 7])]),
+            ([1], [6], [(0, [6, 7, 6])]),
+        ]
+
+        for rows, tokens, seqs in steps:
+            logits = decoder.step(
+                torch.tensor(tokens, device=device).unsqueeze(1),
+                torch.tensor(rows, device=device),
+            )
+
+            expected = self.forward_alone(
+                model, [(idx, [BOS_IDX, *seq]) for idx, seq in seqs]
+            )
+
+            assert_close(logits, expected, rtol=0.0, atol=2e-5)
+
+    @each_model
+    @torch.no_grad()
+    def test_rows_may_be_the_same_tensor_as_before(self, kind: str) -> None:
+        # What is grouped by source is then not grouped again.
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        decoder = self.start(model, [1, 0, 3], 4)
+
+        decoder.step(torch.tensor([[BOS_IDX]] * 3, device=device))
+
+        rows = torch.tensor([2, 0], device=device)
+
+        decoder.step(torch.tensor([[5], [6]], device=device), rows)
+
+        logits = decoder.step(torch.tensor([[7], [5]], device=device), rows)
+
+        expected = self.forward_alone(
+            model, [(3, [BOS_IDX, 5, 7]), (1, [BOS_IDX, 6, 5])]
+        )
+
+        assert_close(logits, expected, rtol=0.0, atol=2e-5)
+
+        decoder.select(torch.tensor([2, 1, 0], device=device))
+
+        # Now of the sources 0 and 3.
+        rows = torch.tensor([0, 2], device=device)
+
+        logits = decoder.step(torch.tensor([[6], [6]], device=device), rows)
+
+        expected = self.forward_alone(
+            model, [(3, [BOS_IDX, 5, 7, 6]), (1, [BOS_IDX, 6, 5, 6])]
+        )
+
+        assert_close(logits, expected, rtol=0.0, atol=2e-5)
+
+    @each_model
+    @torch.no_grad()
+    def test_select_drops_repeats_and_reorders_rows(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        decoder = self.start(model, [1, 0, 3], 4)
 
         decoder.step(torch.tensor([[BOS_IDX]] * 3, device=device))
         decoder.step(torch.tensor([[5], [6], [7]], device=device))
@@ -261,16 +814,126 @@ class TestRowDecoder:
 
         logits = decoder.step(torch.tensor([[7], [5]], device=device))
 
-        rows = [(1, [BOS_IDX, 5, 6, 7]), (0, [BOS_IDX, 7, 6, 5])]
-
-        expected = torch.stack(
-            [
-                model(*create_source([SOURCES[idx]]), *create_source([row]))[0, -1]
-                for idx, row in rows
-            ]
+        expected = self.forward_alone(
+            model, [(1, [BOS_IDX, 5, 6, 7]), (3, [BOS_IDX, 7, 6, 5])]
         )
 
         assert_close(logits, expected, rtol=0.0, atol=2e-5)
+
+    @each_model
+    @torch.no_grad()
+    def test_select_works_before_first_step(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        decoder = self.start(model, [0, 1, 3], 2)
+
+        decoder.select(torch.tensor([2, 2, 0, 1], device=device))
+
+        logits = decoder.step(torch.tensor([[BOS_IDX, t] for t in (5, 6, 7, 5)]))
+
+        expected = self.forward_alone(
+            model, [(3, [BOS_IDX, 5]), (3, [BOS_IDX, 6]), (0, [BOS_IDX, 7])]
+        )
+
+        assert_close(logits[:3], expected, rtol=0.0, atol=2e-5)
+
+    @each_model
+    @torch.no_grad()
+    def test_score_equals_score_from_scratch(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        rows = build_rows()
+
+        decoder = self.start(model, SOURCE_IDX, 8)
+
+        # As drawing does: all are fed while any of them writes, the last token of a
+        # warmup that is cut is not fed.
+        decoder.step(rows.seqs[:, :1])
+
+        past_lens = torch.tensor(
+            [1 + min(len(warmup), 2) for warmup in WARMUPS], device=device
+        )
+
+        for step_nr in (1, 2):
+            fed = torch.tensor(
+                [[w[step_nr - 1] if len(w) >= step_nr else 7] for w in WARMUPS]
+            )
+
+            decoder.step(fed.to(device))
+
+        _, expected = score_alone(model)
+
+        assert_close(decoder.score(rows, past_lens), expected)
+
+    @each_model
+    @torch.no_grad()
+    def test_score_works_when_ended_rows_were_left_out(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        rows = build_rows()
+
+        decoder = self.start(model, SOURCE_IDX, 8)
+
+        decoder.step(rows.seqs[:, :1])
+
+        for step_nr in (1, 2):
+            active = torch.tensor(
+                [row for row, w in enumerate(WARMUPS) if len(w) >= step_nr],
+                device=device,
+            )
+
+            decoder.step(rows.seqs[active, step_nr : step_nr + 1], active)
+
+        past_lens = torch.tensor(
+            [1 + min(len(warmup), 2) for warmup in WARMUPS], device=device
+        )
+
+        _, expected = score_alone(model)
+
+        assert_close(decoder.score(rows, past_lens), expected)
+
+    @each_model
+    @torch.no_grad()
+    def test_score_works_after_prefixes_were_repeated(self, kind: str) -> None:
+        # One row a source is fed, then selected once for each of its warmups.
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        rows = build_rows()
+
+        decoder = self.start(model, list(range(len(SOURCES))), 8)
+
+        decoder.step(torch.full((len(SOURCES), 1), BOS_IDX, device=device))
+
+        decoder.select(torch.tensor(SOURCE_IDX, device=device))
+
+        past_lens = torch.ones(NUM_ROWS, dtype=torch.long, device=device)
+
+        _, expected = score_alone(model)
+
+        assert_close(decoder.score(rows, past_lens), expected)
+
+    @each_model
+    @torch.no_grad()
+    def test_score_reads_and_projects_only_what_is_new(self, kind: str) -> None:
+        model = CREATE_MODEL[kind]()
+
+        rows = build_rows()
+
+        decoder = self.start(model, SOURCE_IDX, 8)
+
+        decoder.step(rows.seqs[:, :1])
+
+        past_lens = torch.ones(NUM_ROWS, dtype=torch.long, device=device)
+
+        with spy(model.decoder) as calls, spy(model.final_proj) as proj_calls:
+            decoder.score(rows, past_lens)
+
+        assert count_tokens(calls) == [sum(len(seq) - 2 for seq in SEQS)]
+
+        # Those of y, EOS included; those of c have been projected by drawing.
+        num_target_tokens = sum(len(TARGETS[idx]) - 1 for idx in SOURCE_IDX)
+
+        assert count_tokens(proj_calls) == [num_target_tokens]
 
 
 class TestEvaluationMode:
@@ -286,137 +949,165 @@ class TestEvaluationMode:
         assert all(module.training == training for module in model.modules())
 
 
-class TestScorableTransformer:
-    def call(self, model: Module, *, label_smoothing: float = 0.0) -> RowScores:
-        scores = model(
-            *create_source(SOURCES),
-            *create_source(TARGETS),
-            rows=build_rows(),
-            warmup_ban_mask=create_layout().warmup_ban_mask(8, device),
-            label_smoothing=label_smoothing,
-        )
-
-        assert isinstance(scores, RowScores)
-
-        return scores
-
-    def test_forward_scores_rows(self) -> None:
-        model = create_tiny_model()
+class TestMakeScorable:
+    @pytest.mark.parametrize("num_passes", [1, 2])
+    @each_model
+    def test_forward_computes_loss_of_rows(self, kind: str, num_passes: int) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
 
         make_scorable(model)
 
         for label_smoothing in (0.0, 0.2):
-            scores = self.call(model, label_smoothing=label_smoothing)
+            # Its type is another one now.
+            forward: Callable[..., Tensor] = model
 
-            a, b = score_by_hand(model, label_smoothing)
+            loss = forward(
+                *create_source(SOURCES),
+                rows=build_rows(),
+                coefs=RowCoefs(*create_coefs()),
+                warmup_ban_mask=get_ban_mask(model),
+                label_smoothing=label_smoothing,
+                num_passes=num_passes,
+            )
 
-            assert_close(scores.warmup_log_probs, a)
-            assert_close(scores.target_log_probs, b)
+            expected = combine(score_alone(model, label_smoothing))
 
-    def test_forward_does_what_it_did_when_there_are_no_rows(self) -> None:
-        plain, scorable = create_tiny_model(), create_tiny_model()
+            assert_close(loss, expected)
+
+            assert_close_gradients(
+                differentiate(loss, model), differentiate(expected, model)
+            )
+
+    @each_model
+    def test_forward_does_what_it_did_when_there_are_no_rows(self, kind: str) -> None:
+        plain, scorable = CREATE_MODEL[kind](), CREATE_MODEL[kind]()
 
         make_scorable(scorable)
 
-        inputs = (
-            *create_source(SOURCES),
-            *create_source([target[:-1] for target in TARGETS]),
-        )
+        inputs: tuple[Any, ...] = create_source([target[:-1] for target in TARGETS])
+
+        if isinstance(plain, TransformerModel):
+            inputs = (*create_source(SOURCES), *inputs)
 
         assert_equal(scorable(*inputs), plain(*inputs))
 
         targets, _ = pad_rows([target[1:] for target in TARGETS])
 
+        forwards: list[Callable[..., Tensor]] = [scorable, plain]
+
         for reduction in ("sum", "mean", "none"):
             kwargs: dict[str, Any] = {"label_smoothing": 0.1, "reduction": reduction}
 
-            assert_equal(
-                scorable(*inputs, targets, **kwargs),
-                plain(*inputs, targets, **kwargs),
-            )
+            one, two = (forward(*inputs, targets, **kwargs) for forward in forwards)
 
-    def test_make_scorable_changes_no_name(self) -> None:
-        model, other = create_tiny_model(), create_tiny_model()
+            assert_equal(one, two)
+
+        expected = differentiate(plain(*inputs).square().sum(), plain)
+
+        gradients = differentiate(scorable(*inputs).square().sum(), scorable)
+
+        for name, gradient in gradients.items():
+            assert_equal(gradient, expected[name])
+
+    @each_model
+    @torch.no_grad()
+    def test_model_still_decodes_with_state_bag(self, kind: str) -> None:
+        # As fairseq2's own generators do.
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        make_scorable(model)
+
+        source, seq = SOURCES[1], SEQS[0]
+
+        expected = forward_alone(CREATE_MODEL[kind](num_layers=2), source, seq)
+
+        state_bag = IncrementalStateBag(max_num_steps=32)
+
+        if isinstance(model, TransformerLM):
+            model(*create_source([source]), state_bag=state_bag)
+
+            state_bag.increment_step_nr(len(source))
+
+        for step_nr, token in enumerate(seq):
+            inputs: tuple[Any, ...] = create_source([[token]])
+
+            if isinstance(model, TransformerModel):
+                inputs = (*create_source([source]), *inputs)
+
+            logits = model(*inputs, state_bag=state_bag)[0, -1]
+
+            state_bag.increment_step_nr()
+
+            assert_close(logits, expected[step_nr], rtol=0.0, atol=2e-5)
+
+    @each_model
+    def test_call_changes_no_name(self, kind: str) -> None:
+        model, other = CREATE_MODEL[kind](), CREATE_MODEL[kind]()
 
         parameters = list(model.parameters())
 
         make_scorable(model)
 
-        assert isinstance(model, ScorableTransformer)
-        assert isinstance(model, TransformerModel)
+        expected_kls = {
+            "transformer": (ScorableTransformer, TransformerModel),
+            "llama": (ScorableTransformerLM, TransformerLM),
+            "qwen": (ScorableTransformerLM, TransformerLM),
+        }
+
+        kls, base_kls = expected_kls[kind]
+
+        assert type(model) is kls
+        assert isinstance(model, base_kls)
 
         assert list(model.state_dict()) == list(other.state_dict())
 
         assert all(x is y for x, y in zip(model.parameters(), parameters))
 
+        names = [name for name, _ in model.named_modules()]
+
+        assert names == [name for name, _ in other.named_modules()]
+
         # A second time, as after a restart within a process.
         make_scorable(model)
 
-        assert type(model) is ScorableTransformer
+        assert type(model) is kls
 
-    def test_make_scorable_raises_error_when_model_is_not_supported(self) -> None:
-        with pytest.raises(WarmupError, match="is a `Linear`.*use an encoder-decoder"):
+        model.load_state_dict(other.state_dict())
+
+    def test_call_raises_error_when_model_is_not_supported(self) -> None:
+        with pytest.raises(
+            WarmupError, match="is a `Linear`.*use a family.*`nllb` or `llama`"
+        ):
             make_scorable(Linear(2, 2))
 
         class Special(TransformerModel):  # type: ignore[misc]
             pass
 
-        model = create_tiny_model()
+        class SpecialLM(TransformerLM):  # type: ignore[misc]
+            pass
 
-        model.__class__ = Special
+        for model, kls in (
+            (create_tiny_model(), Special),
+            (create_tiny_lm(), SpecialLM),
+        ):
+            model.__class__ = kls
 
-        with pytest.raises(WarmupError, match="subclass `Special`"):
-            make_scorable(model)
+            with pytest.raises(WarmupError, match=f"subclass `{kls.__name__}`"):
+                make_scorable(model)
 
 
 class TestCreateConditionalModel:
-    def test_call_works(self) -> None:
-        model = create_tiny_model(max_seq_len=32)
+    @each_model
+    def test_call_works(self, kind: str) -> None:
+        # The last two rows of the projection stand for no token.
+        model = CREATE_MODEL[kind](vocab_size=10, max_seq_len=32)
 
-        conditional = create_conditional_model(model)
+        wrapper = create_conditional_model(model)
 
-        assert conditional.module is model
-        assert conditional.num_logits == 8
-        assert conditional.max_target_len == 32
+        assert wrapper.module is model
+        assert wrapper.num_logits == 10
+        assert wrapper.max_target_len == 32
 
     def test_call_raises_error_when_model_is_not_supported(self) -> None:
         with pytest.raises(WarmupError, match="is a `Linear`"):
             create_conditional_model(Linear(2, 2))
-
-
-class TestEncodedSource:
-    @torch.no_grad()
-    def test_expand_gives_rows_their_lengths(self) -> None:
-        wrapper = TransformerConditional(create_tiny_model())
-
-        source = wrapper.encode(*create_source(SOURCES))
-
-        seqs, layout = source.expand(torch.tensor([1, 0, 1], device=device))
-
-        assert isinstance(layout, BatchLayout)
-        assert list(layout.seq_lens) == [6, 3, 6]
-        assert_equal(seqs, source.seqs[[1, 0, 1]])
-
-    @torch.no_grad()
-    def test_padding_is_not_seen(self) -> None:
-        model = create_tiny_model()
-
-        wrapper = TransformerConditional(model)
-
-        seqs, layout = create_source(SOURCES)
-
-        other = seqs.clone()
-
-        assert bool((other[0, 3:] == PAD_IDX).all())
-
-        other[0, 3:] = 7
-
-        scores = [
-            wrapper.score(
-                wrapper.encode(source_seqs, layout), build_rows(), get_ban_mask(model)
-            )
-            for source_seqs in (seqs, other)
-        ]
-
-        for x, y in zip(*scores):
-            assert_close(x, y)

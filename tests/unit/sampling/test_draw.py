@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from fairseq2.models.transformer import TransformerModel
 from torch import Tensor
 
 from tests.common import (
     BOS_IDX,
     EOS_IDX,
     PAD_IDX,
-    SEPARATOR_IDX,
+    UNK_IDX,
     WORDS,
     assert_close,
     assert_equal,
@@ -28,63 +28,77 @@ from tests.common import (
     device,
     get_embedding,
     get_last_layer_norm,
-    list_sentences,
     pad_rows,
 )
+from tests.unit.models.cases import CREATE_MODEL, Model, each_model
+from tests.unit.sampling.cases import (
+    SOURCES,
+    assert_follows,
+    draw_with,
+    enumerate_log_probs,
+    to_indices,
+    to_lists,
+)
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderLayout, join_rows
-from warmup_plugin.models import conditional
-from warmup_plugin.models.conditional import TransformerConditional, evaluation_mode
-from warmup_plugin.sampling import Candidates, draw_candidates
-from warmup_plugin.sampling.draw import sample_tokens
+from warmup_plugin.layout import join_rows
+from warmup_plugin.models.conditional import (
+    _CachedRowDecoder,
+    create_conditional_model,
+    evaluation_mode,
+)
+from warmup_plugin.sampling import (
+    Candidates,
+    concat_candidates,
+    draw_candidates,
+    sample_tokens,
+)
 
-SOURCES = [[5, 6, EOS_IDX], [7, 7, 5, 6, 5, EOS_IDX]]
+Settings = dict[str, Any]
+
+PROPOSALS: list[Settings] = [
+    {},
+    {"temperature": 0.7},
+    {"temperature": 2.0},
+    {"top_k": 2},
+    {"top_p": 0.7, "temperature": 2.0},
+    {"top_p": 0.9, "top_k": 3},
+]
 
 
 def draw(
-    model: TransformerModel,
+    model: Model,
     num_warmups: int,
     max_warmup_len: int,
     *,
     sources: Sequence[Sequence[int]] = SOURCES,
-    layout: DecoderLayout | None = None,
     prefix: Sequence[int] = (BOS_IDX,),
-    temperature: float = 1.0,
     seed: int = 0,
+    **settings: Any,
 ) -> Candidates:
-    torch.manual_seed(seed)
-
-    wrapper = TransformerConditional(model)
-
-    with torch.no_grad():
-        source = wrapper.encode(*create_source(sources))
-
-    return draw_candidates(
-        wrapper,
-        source,
-        layout or create_layout(prefix_len=len(prefix)),
-        torch.tensor([prefix] * len(sources), device=device),
-        num_warmups=num_warmups,
-        max_warmup_len=max_warmup_len,
-        temperature=temperature,
+    """
+    :param settings: The temperature and the like.
+    """
+    return draw_with(
+        partial(draw_candidates, **settings),
+        model,
+        num_warmups,
+        max_warmup_len,
+        sources=sources,
+        prefix=prefix,
+        seed=seed,
     )
 
 
 @torch.no_grad()
 def rescore(
-    model: TransformerModel,
-    candidates: Candidates,
-    *,
-    sources: Sequence[Sequence[int]] = SOURCES,
-    layout: DecoderLayout | None = None,
-    prefix: Sequence[int] = (BOS_IDX,),
+    model: Model, candidates: Candidates, *, prefix: Sequence[int] = (BOS_IDX,)
 ) -> Tensor:
     """Scores warmups in one pass without cache. *Shape:* :math:`(N,K)`."""
-    layout = layout or create_layout(prefix_len=len(prefix))
+    layout = create_layout(prefix_len=len(prefix))
 
-    wrapper = TransformerConditional(model)
+    wrapper = create_conditional_model(model)
 
-    target_seqs, target_seq_lens = pad_rows([[*prefix, EOS_IDX]] * len(sources))
+    target_seqs, target_seq_lens = pad_rows([[*prefix, EOS_IDX]] * len(SOURCES))
 
     rows = join_rows(
         layout,
@@ -97,7 +111,7 @@ def rescore(
         candidates.source_idx(),
     )
 
-    source = wrapper.encode(*create_source(sources))
+    source = wrapper.encode(*create_source(SOURCES))
 
     ban_mask = layout.warmup_ban_mask(wrapper.num_logits, device)
 
@@ -106,175 +120,172 @@ def rescore(
     return scores.warmup_log_probs.view_as(candidates.proposal_log_probs)
 
 
-@torch.no_grad()
-def enumerate_log_probs(
-    model: TransformerModel, max_warmup_len: int, temperature: float
-) -> tuple[list[tuple[int, ...]], Tensor]:
-    """
-    Lists every warmup and its log-probability for each source of ``SOURCES``.
+def get_warmup_log_probs(candidates: Candidates) -> Tensor:
+    assert candidates.warmup_log_probs is not None
 
-    Nothing of the package is used but the model itself: one forward without cache for
-    every single prefix.
-    """
-    warmups = [tuple(words) for words in list_sentences(max_warmup_len)]
-
-    allowed = torch.tensor([SEPARATOR_IDX, *WORDS], device=device)
-
-    log_probs = torch.zeros((len(SOURCES), len(warmups)), device=device)
-
-    for n, source in enumerate(SOURCES):
-        for i, warmup in enumerate(warmups):
-            inputs = create_source([[BOS_IDX, *warmup]])
-
-            # (S, 4)
-            logits = model(*create_source([source]), *inputs)[0][:, allowed]
-
-            step_log_probs = (logits / temperature).log_softmax(dim=-1)
-
-            for step_nr, token in enumerate(warmup):
-                log_probs[n, i] += step_log_probs[step_nr, 1 + WORDS.index(token)]
-
-            if len(warmup) < max_warmup_len:
-                log_probs[n, i] += step_log_probs[-1, 0]
-
-    return warmups, log_probs
-
-
-def to_lists(candidates: Candidates) -> list[tuple[int, ...]]:
-    return [
-        tuple(seq[:seq_len])
-        for seq, seq_len in zip(candidates.seqs.tolist(), candidates.seq_lens.tolist())
-    ]
+    return candidates.warmup_log_probs
 
 
 @pytest.fixture
-def selections(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Records each compaction: the rows before and after."""
-    selections: list[tuple[int, int]] = []
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor | None]]:
+    """Records the tokens and the rows of each step."""
+    steps: list[tuple[Tensor, Tensor | None]] = []
 
-    kls = conditional._TransformerRowDecoder
+    step = _CachedRowDecoder.step
 
-    select = kls.select
+    def record(
+        self: _CachedRowDecoder, tokens: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        steps.append((tokens, rows))
 
-    def record(self: Any, rows: Tensor) -> None:
-        selections.append((self._encoded.size(0), rows.size(0)))
+        return step(self, tokens, rows)
 
-        select(self, rows)
+    monkeypatch.setattr(_CachedRowDecoder, "step", record)
 
-    monkeypatch.setattr(kls, "select", record)
-
-    return selections
+    return steps
 
 
 class TestDrawCandidates:
-    @pytest.mark.parametrize(
-        ("max_warmup_len", "temperature"), [(2, 1.0), (3, 1.0), (3, 0.7), (2, 2.0)]
-    )
-    def test_call_follows_distribution_of_model(
+    @pytest.mark.parametrize("settings", PROPOSALS, ids=str)
+    @each_model
+    def test_call_follows_proposal(
         self,
-        max_warmup_len: int,
-        temperature: float,
-        selections: list[tuple[int, int]],
+        kind: str,
+        settings: Settings,
+        steps: list[tuple[Tensor, Tensor | None]],
     ) -> None:
-        model = create_tiny_model()
+        model = CREATE_MODEL[kind]()
 
-        warmups, log_probs = enumerate_log_probs(model, max_warmup_len, temperature)
+        warmups, log_probs = enumerate_log_probs(model, 3, **settings)
 
-        # Forced separators included, all warmups together have probability 1.
+        # Forced separators included, all that can be drawn has probability 1.
         assert_close(log_probs.exp().sum(dim=1), [1.0, 1.0])
 
-        num_warmups = 4_000
+        candidates = draw(model, 3_000, 3, **settings)
 
-        candidates = draw(model, num_warmups, max_warmup_len, temperature=temperature)
-
-        # Finished rows were left out on the way.
-        assert selections and all(after < before for before, after in selections)
-
-        drawn = to_lists(candidates)
+        idx = to_indices(candidates, warmups)
 
         for n in range(len(SOURCES)):
-            counts = Counter(drawn[n * num_warmups : (n + 1) * num_warmups])
+            counts = idx[n].bincount(minlength=len(warmups))
 
-            assert set(counts) <= set(warmups)
+            assert_follows(counts, log_probs[n].exp())
 
-            # (count, expected) of each cell; rare warmups share the first.
-            cells = [(0.0, 0.0)]
+        # Rows that had ended were left out on the way.
+        assert steps[-1][1] is not None
 
-            for warmup, log_prob in zip(warmups, log_probs[n].tolist()):
-                expected = num_warmups * math.exp(log_prob)
-
-                if expected >= 10.0:
-                    cells.append((counts[warmup], expected))
-                else:
-                    cells[0] = (cells[0][0] + counts[warmup], cells[0][1] + expected)
-
-            if cells[0][1] == 0.0:
-                del cells[0]
-
-            chi_square = sum((x - expected) ** 2 / expected for x, expected in cells)
-
-            freedom = len(cells) - 1
-
-            assert freedom >= 12
-
-            # Mean and standard deviation of the chi-square distribution.
-            assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
-
-        # Both sources differ, or mixing them up would not be seen.
-        assert (log_probs[0] - log_probs[1]).abs().max() > 0.2
-
-    @pytest.mark.parametrize("temperature", [1.0, 0.7])
-    def test_proposal_log_probs_are_those_of_enumeration(
-        self, temperature: float
+    @pytest.mark.parametrize("settings", PROPOSALS, ids=str)
+    @each_model
+    def test_log_probs_are_those_of_enumeration(
+        self, kind: str, settings: Settings
     ) -> None:
-        model = create_tiny_model()
+        model = CREATE_MODEL[kind]()
 
-        warmups, log_probs = enumerate_log_probs(model, 2, temperature)
+        candidates = draw(model, 50, 2, **settings)
 
-        candidates = draw(model, 50, 2, temperature=temperature)
+        warmups, proposal_log_probs = enumerate_log_probs(model, 2, **settings)
 
-        idx = [warmups.index(warmup) for warmup in to_lists(candidates)]
+        idx = to_indices(candidates, warmups)
 
-        expected = log_probs.gather(1, torch.tensor(idx, device=device).view(2, 50))
+        expected = proposal_log_probs.gather(1, idx)
 
         assert_close(candidates.proposal_log_probs, expected, rtol=0.0, atol=2e-5)
 
+        # a is the model's own, whatever the proposal.
+        expected = enumerate_log_probs(model, 2)[1].gather(1, idx)
+
+        actual = get_warmup_log_probs(candidates)
+
+        assert_close(actual, expected, rtol=0.0, atol=2e-5)
+
     @pytest.mark.parametrize("prefix", [(BOS_IDX,), (BOS_IDX, 7)])
     @pytest.mark.parametrize("num_warmups", [1, 3, 64])
-    def test_proposal_log_probs_equal_uncached_scores(
-        self, num_warmups: int, prefix: tuple[int, ...]
+    @each_model
+    def test_log_probs_equal_uncached_scores(
+        self, kind: str, num_warmups: int, prefix: tuple[int, ...]
     ) -> None:
-        model = create_tiny_model(num_layers=2)
+        model = CREATE_MODEL[kind](num_layers=2)
 
         # Long warmups: many steps with and without compaction.
-        for seed in range(3):
-            candidates = draw(model, num_warmups, 12, prefix=prefix, seed=seed)
+        for seed, temperature in ((0, 1.0), (1, 1.0), (2, 0.7)):
+            candidates = draw(
+                model,
+                num_warmups,
+                12,
+                prefix=prefix,
+                seed=seed,
+                temperature=temperature,
+            )
 
-            log_probs = rescore(model, candidates, prefix=prefix)
+            expected = rescore(model, candidates, prefix=prefix)
 
-            assert_close(candidates.proposal_log_probs, log_probs, rtol=0.0, atol=1e-4)
+            actual = get_warmup_log_probs(candidates)
 
-    def test_temperature_is_part_of_proposal_but_not_of_score(self) -> None:
-        model = create_tiny_model()
+            assert_close(actual, expected, rtol=0.0, atol=1e-4)
 
-        candidates = draw(model, 16, 4, temperature=0.5)
+            difference = (candidates.proposal_log_probs - actual).abs().max()
 
-        difference = candidates.proposal_log_probs - rescore(model, candidates)
+            if temperature == 1.0:
+                assert difference == 0.0
+            else:
+                assert difference > 0.1
 
-        assert difference.abs().max() > 0.1
+    @each_model
+    def test_rows_are_fed_until_they_end(
+        self, kind: str, steps: list[tuple[Tensor, Tensor | None]]
+    ) -> None:
+        num_warmups = 50
 
-        assert not candidates.on_policy
+        model = CREATE_MODEL[kind]()
 
-    def test_warmups_are_well_formed(self) -> None:
+        candidates = draw(model, num_warmups, 6)
+
+        (prefixes, rows), *steps = steps
+
+        # One row a source stands for all that begin alike.
+        assert_equal(prefixes, [[BOS_IDX], [BOS_IDX]])
+
+        assert rows is None
+
+        # The last token of a cut warmup is not fed.
+        assert len(steps) == 5
+
+        all_rows = torch.arange(2 * num_warmups, device=device)
+
+        fed = all_rows
+
+        for step_nr, (tokens, rows) in enumerate(steps):
+            if rows is None:
+                rows = all_rows
+
+            # A row that was left out stays out.
+            assert bool(torch.isin(rows, fed).all())
+
+            fed = rows
+
+            writes = candidates.seq_lens[fed] > step_nr
+
+            # Each row its own tokens, and those that write take part.
+            assert_equal(
+                tokens[writes].squeeze(1), candidates.seqs[fed[writes], step_nr]
+            )
+
+            assert int(writes.sum()) == int((candidates.seq_lens > step_nr).sum())
+
+            # Of those that have ended not many.
+            assert int((~writes).sum()) < 0.25 * fed.size(0)
+
+        assert 0 < fed.size(0) < num_warmups
+
+    def test_call_draws_from_restricted_vocabulary(self) -> None:
         # The rows 8 and 9 of the embedding stand for no token.
         model = create_tiny_model(vocab_size=10)
 
         candidates = draw(model, 500, 3)
 
         assert candidates.num_warmups == 500
-        assert candidates.on_policy
         assert candidates.seqs.dtype == torch.int64
         assert candidates.proposal_log_probs.dtype == torch.float32
+        assert get_warmup_log_probs(candidates).dtype == torch.float32
 
         at = torch.arange(candidates.seqs.size(1), device=device)
 
@@ -292,28 +303,46 @@ class TestDrawCandidates:
 
         assert_equal(candidates.source_idx(), [0] * 500 + [1] * 500)
 
-    def test_forced_separator_costs_nothing(self) -> None:
-        model = create_tiny_model()
-
-        # The first word alone: P(c|x) of the four outcomes sums to 1.
-        candidates = draw(model, 2000, 1, sources=SOURCES[:1])
-
-        probs = dict(zip(to_lists(candidates), candidates.proposal_log_probs[0].exp()))
-
-        assert set(probs) == {(), *((word,) for word in WORDS)}
-
-        assert float(sum(probs.values())) == pytest.approx(1.0, abs=1e-5)
-
-    def test_all_empty_warmups_have_one_column(self) -> None:
+    def test_banned_tokens_are_never_drawn(self) -> None:
         model = create_tiny_model()
 
         with torch.no_grad():
-            # Whatever the decoder says, it points at the separator.
-            weight, bias = get_last_layer_norm(model).parameters()
+            # Whatever the decoder says, it points at EOS and away from the words.
+            _, bias = get_last_layer_norm(model).parameters()
 
-            weight.zero_()
+            embedding = get_embedding(model)
 
-            bias.copy_(20.0 * get_embedding(model)[SEPARATOR_IDX])
+            bias.copy_(50.0 * (embedding[EOS_IDX] - embedding[list(WORDS)].mean(dim=0)))
+
+        for settings in PROPOSALS:
+            candidates = draw(model, 100, 2, **settings)
+
+            tokens = set(candidates.seqs.flatten().tolist())
+
+            assert tokens <= {PAD_IDX, *WORDS}
+
+            log_probs = rescore(model, candidates)
+
+            assert_close(get_warmup_log_probs(candidates), log_probs, atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("max_warmup_len", [1, 2])
+    def test_forced_separator_costs_nothing(self, max_warmup_len: int) -> None:
+        model = create_tiny_model()
+
+        candidates = draw(model, 2000, max_warmup_len, sources=SOURCES[:1])
+
+        # P(c|x) of all outcomes sums to 1.
+        probs = dict(zip(to_lists(candidates), candidates.proposal_log_probs[0].exp()))
+
+        assert len(probs) == 1 + 3 + (9 if max_warmup_len == 2 else 0)
+
+        assert float(sum(probs.values())) == pytest.approx(1.0, abs=1e-5)
+
+    @each_model
+    def test_call_works_when_all_warmups_are_empty(self, kind: str) -> None:
+        model = CREATE_MODEL[kind]()
+
+        point_at_separator(model)
 
         candidates = draw(model, 4, 3)
 
@@ -333,8 +362,23 @@ class TestDrawCandidates:
 
         assert to_lists(one) != to_lists(other)
 
-    def test_call_needs_evaluation_mode(self) -> None:
-        model = create_tiny_model(num_layers=2, dropout_p=0.5).train()
+    def test_candidates_of_source_are_independent(self) -> None:
+        warmups, log_probs = enumerate_log_probs(create_tiny_model(), 1)
+
+        # Many sources, two candidates each.
+        candidates = draw(create_tiny_model(), 2, 1, sources=SOURCES[:1] * 4_000)
+
+        first, second = to_indices(candidates, warmups).unbind(dim=1)
+
+        probs = log_probs[0].exp()
+
+        counts = (first * len(warmups) + second).bincount(minlength=16)
+
+        assert_follows(counts, probs.outer(probs).flatten())
+
+    @each_model
+    def test_call_needs_evaluation_mode(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2, dropout_p=0.5).train()
 
         with evaluation_mode(model):
             candidates = draw(model, 16, 6)
@@ -349,12 +393,16 @@ class TestDrawCandidates:
         assert (candidates.proposal_log_probs - rescore(model, candidates)).abs().max() > 0.1  # fmt: skip
 
     def test_call_does_not_record_gradients(self) -> None:
-        model = create_tiny_model()
+        candidates = draw(create_tiny_model(), 2, 2)
 
-        assert not draw(model, 2, 2).proposal_log_probs.requires_grad
+        assert not candidates.proposal_log_probs.requires_grad
+        assert not get_warmup_log_probs(candidates).requires_grad
 
+    @pytest.mark.parametrize("settings", PROPOSALS, ids=str)
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_call_raises_error_when_model_has_diverged(self, value: float) -> None:
+    def test_call_raises_error_when_model_has_diverged(
+        self, value: float, settings: Settings
+    ) -> None:
         model = create_tiny_model()
 
         with torch.no_grad():
@@ -362,8 +410,29 @@ class TestDrawCandidates:
 
             bias.fill_(value)
 
+        with pytest.raises(WarmupError, match="not a number.*`optimizer.config.lr`"):
+            draw(model, 2, 3, **settings)
+
+    def test_call_raises_error_when_model_has_diverged_for_one_source(self) -> None:
+        model = create_tiny_model()
+
+        with torch.no_grad():
+            # The first source does not hold it, nor does any warmup.
+            get_embedding(model)[UNK_IDX] = math.nan
+
         with pytest.raises(WarmupError, match="not a number"):
-            draw(model, 2, 3)
+            draw(model, 2, 3, sources=[SOURCES[0], [UNK_IDX, EOS_IDX]])
+
+
+def point_at_separator(model: Model) -> None:
+    """Makes the separator certain, whatever the decoder reads."""
+    with torch.no_grad():
+        for parameter in get_last_layer_norm(model).parameters():
+            parameter.zero_()
+
+        project = model.final_proj.register_forward_hook
+
+        project(lambda *args: args[2].index_fill(-1, torch.tensor(4), 50.0))
 
 
 class TestCandidates:
@@ -383,23 +452,150 @@ class TestCandidates:
         )
 
 
+class TestConcatCandidates:
+    def test_call_puts_sources_one_after_the_other(self) -> None:
+        short, long = (
+            create_candidates(warmups, max_warmup_len=3)
+            for warmups in ([[[5], []]], [[[6, 7, 5], [6]], [[], [7, 7]]])
+        )
+
+        short = replace(
+            short,
+            proposal_log_probs=torch.tensor([[-1.0, -2.0]], device=device),
+            warmup_log_probs=torch.tensor([[-0.5, -0.25]], device=device),
+        )
+
+        long = replace(long, warmup_log_probs=torch.ones((2, 2), device=device))
+
+        joined = concat_candidates([short, long], PAD_IDX)
+
+        assert to_lists(joined) == [(5,), (), (6, 7, 5), (6,), (), (7, 7)]
+
+        # Told apart by their padding.
+        assert_equal(joined.seqs[0], [5, PAD_IDX, PAD_IDX])
+
+        assert_equal(joined.cut, [False, False, True, False, False, False])
+
+        assert_equal(joined.proposal_log_probs, [[-1.0, -2.0], [0.0, 0.0], [0.0, 0.0]])
+
+        assert_equal(
+            get_warmup_log_probs(joined), [[-0.5, -0.25], [1.0, 1.0], [1.0, 1.0]]
+        )
+
+        assert_equal(joined.source_idx(), [0, 0, 1, 1, 2, 2])
+
+    def test_past_is_dropped(self) -> None:
+        parts = [draw(create_tiny_model(), 2, 2, seed=seed) for seed in (0, 1)]
+
+        assert parts[0].past is not None
+
+        assert concat_candidates(parts, PAD_IDX).past is None
+
+    def test_unknown_log_probs_stay_unknown(self) -> None:
+        part = create_candidates([[[5], []]], max_warmup_len=3)
+
+        known = replace(part, warmup_log_probs=part.proposal_log_probs)
+
+        assert concat_candidates([known, part], PAD_IDX).warmup_log_probs is None
+
+
+VOCAB_SIZES = [2, 63, 64, 65, 128, 150, 1000]
+
+
+def patch_rand(monkeypatch: pytest.MonkeyPatch, values: Sequence[float]) -> None:
+    """Lets ``torch.rand`` return these numbers, one after the other in each row."""
+
+    def rand(size: Any, **kwargs: Any) -> Tensor:
+        assert kwargs["dtype"] == torch.float64
+
+        return torch.tensor(values, **kwargs).view(-1, 1).expand(size)
+
+    monkeypatch.setattr(torch, "rand", rand)
+
+
 class TestSampleTokens:
-    def test_call_follows_distribution(self) -> None:
+    @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+    def test_call_follows_distribution(self, vocab_size: int) -> None:
         torch.manual_seed(0)
 
-        probs = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05, 0.0], device=device)
+        # Not normalised, some of them impossible.
+        logits = 2.0 * torch.randn(vocab_size, device=device) - 3.0
 
-        num_rows = 50_000
+        logits[3::7] = -torch.inf
 
-        tokens = sample_tokens(probs.log().expand(num_rows, -1))
+        num_rows, num_samples = 1_000, 40
 
-        counts = tokens.bincount(minlength=6)
+        tokens, log_probs = sample_tokens(logits.expand(num_rows, -1), num_samples)
 
-        assert counts[1] == 0 and counts[5] == 0
+        assert tokens.shape == log_probs.shape == (num_rows, num_samples)
 
-        errors = (num_rows * probs * (1.0 - probs)).sqrt()
+        counts = tokens.flatten().bincount(minlength=vocab_size)
 
-        assert bool(((counts - num_rows * probs).abs() <= 4 * errors).all())
+        assert_follows(counts, logits.softmax(dim=0))
+
+        assert_close(log_probs, logits.log_softmax(dim=0)[tokens])
+
+    def test_rows_have_their_own_distributions(self) -> None:
+        torch.manual_seed(0)
+
+        logits = torch.randn((3, 70), device=device)
+
+        tokens, log_probs = sample_tokens(logits, 10_000)
+
+        for row in range(3):
+            counts = tokens[row].bincount(minlength=70)
+
+            assert_follows(counts, logits[row].softmax(dim=0))
+
+        assert_close(log_probs, logits.log_softmax(dim=1).gather(1, tokens))
+
+    def test_samples_of_row_are_independent(self) -> None:
+        torch.manual_seed(0)
+
+        logits = torch.tensor([0.0, 1.0, 0.5, -1.0], device=device)
+
+        tokens, _ = sample_tokens(logits.expand(5_000, -1), 3)
+
+        probs = logits.softmax(dim=0)
+
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            counts = (4 * tokens[:, i] + tokens[:, j]).bincount(minlength=16)
+
+            assert_follows(counts, probs.outer(probs).flatten())
+
+    @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+    def test_call_meets_inverse_of_cumulative_distribution(
+        self, monkeypatch: pytest.MonkeyPatch, vocab_size: int
+    ) -> None:
+        # A number in the middle of each token's share, and at its borders.
+        for shift in (0.5, 1e-9, 1.0 - 1e-9):
+            values = [(token + shift) / vocab_size for token in range(vocab_size)]
+
+            patch_rand(monkeypatch, values)
+
+            logits = torch.zeros((vocab_size, vocab_size), device=device)
+
+            tokens, _ = sample_tokens(logits)
+
+            assert_equal(tokens.squeeze(1), list(range(vocab_size)))
+
+    @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+    @pytest.mark.parametrize("u", [0.0, 1e-300, 0.5, 1.0 - 2.0**-53, 1.0])
+    def test_call_draws_only_token_there_is(
+        self, monkeypatch: pytest.MonkeyPatch, u: float, vocab_size: int
+    ) -> None:
+        patch_rand(monkeypatch, [u])
+
+        # Each token alone, whatever its logit.
+        logits = torch.full((vocab_size, vocab_size), -torch.inf, device=device)
+
+        logits.diagonal().copy_(torch.linspace(-80.0, 80.0, vocab_size, device=device))
+
+        tokens, log_probs = sample_tokens(logits, 2)
+
+        assert_equal(tokens[:, 1], list(range(vocab_size)))
+
+        assert_equal(log_probs, torch.zeros_like(log_probs))
 
     @pytest.mark.parametrize(
         ("u", "expected"), [(0.0, 2), (1.0 - 2.0**-53, 4), (1.0, 4)]
@@ -407,33 +603,65 @@ class TestSampleTokens:
     def test_call_never_draws_what_is_impossible(
         self, monkeypatch: pytest.MonkeyPatch, u: float, expected: int
     ) -> None:
-        def rand(size: Any, **kwargs: Any) -> Tensor:
-            return torch.full(size, u, **kwargs)
+        patch_rand(monkeypatch, [u])
 
-        monkeypatch.setattr(torch, "rand", rand)
+        # Also where the last block is all impossible.
+        for width in (7, 64, 65, 200):
+            probs = torch.zeros((1, width), device=device)
 
-        probs = [[0.0, 0.0, 0.5, 0.2, 0.3, 0.0, 0.0]]
+            probs[0, 2:5] = torch.tensor([0.5, 0.2, 0.3], device=device)
 
-        for scale in (1.0, 0.9999, 1.0001):
-            log_probs = torch.tensor(probs, device=device).mul(scale).log()
+            for scale in (1.0, 0.9999, 1.0001):
+                tokens, _ = sample_tokens(probs.mul(scale).log())
 
-            assert_equal(sample_tokens(log_probs), [expected])
+                assert_equal(tokens, [[expected]])
 
+    def test_call_hardly_draws_what_is_hardly_possible(self) -> None:
+        torch.manual_seed(0)
+
+        logits = torch.full((130,), math.log(1e-30), device=device)
+
+        logits[[40, 70]] = 0.0
+
+        # The first of each block and the last of all among them.
+        tokens, log_probs = sample_tokens(logits.expand(20_000, -1), 5)
+
+        assert set(tokens.flatten().tolist()) == {40, 70}
+
+        assert_close(log_probs, torch.full_like(log_probs, math.log(0.5)))
+
+    @pytest.mark.parametrize("vocab_size", [2, 66])
     def test_call_reaches_tail_of_distribution(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, vocab_size: int
     ) -> None:
-        def rand(size: Any, **kwargs: Any) -> Tensor:
-            return torch.full(size, 1.0 - 5e-10, **kwargs)
+        patch_rand(monkeypatch, [1.0 - 5e-10])
 
-        monkeypatch.setattr(torch, "rand", rand)
+        # In fp32 the last one would vanish beside the first.
+        logits = torch.full((1, vocab_size), -torch.inf, device=device)
 
-        # In fp32 the second would vanish beside the first.
-        log_probs = torch.tensor([[-1e-9, math.log(1e-9)]], device=device)
+        logits[0, 0], logits[0, -1] = -1e-9, math.log(1e-9)
 
-        assert_equal(sample_tokens(log_probs), [1])
+        tokens, log_probs = sample_tokens(logits)
 
-    def test_call_draws_some_token_when_probabilities_are_not_numbers(self) -> None:
-        log_probs = torch.full((3, 5), math.nan, device=device)
+        assert_equal(tokens, [[vocab_size - 1]])
+
+        assert_close(log_probs, [[math.log(1e-9)]])
+
+    @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+    def test_call_draws_some_token_when_probabilities_are_not_numbers(
+        self, vocab_size: int
+    ) -> None:
+        logits = torch.randn((4, vocab_size), device=device)
+
+        logits[0] = math.nan
+        logits[1, -1] = math.nan
+        logits[2, 0] = math.inf
+        logits[3] = -math.inf
 
         # An index out of range would abort a GPU before anybody can tell why.
-        assert bool((sample_tokens(log_probs) < 5).all())
+        tokens, log_probs = sample_tokens(logits, 50)
+
+        assert bool((tokens >= 0).all()) and bool((tokens < vocab_size).all())
+
+        # By this the caller finds them.
+        assert not bool(log_probs.isfinite().any())

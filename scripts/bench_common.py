@@ -1,0 +1,473 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""What the benchmarks share: shapes, models, batches, the clock and the table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import fairseq2
+import torch
+from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.models.nllb import NllbConfig
+from fairseq2.models.nllb.factory import create_nllb_model
+from fairseq2.models.transformer import TransformerModel
+from fairseq2.nn import BatchLayout
+from torch import Tensor
+
+import warmup_plugin
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.layout import DecoderLayout
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX, SEPARATOR_IDX, FIRST_WORD_IDX = range(6)
+
+# The first calls allocate and import what the others find.
+_NUM_DROPPED: Final = 1
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Holds the dimensions of a model and of its data."""
+
+    name: str
+
+    model_dim: int
+
+    num_layers: int
+    """Of the encoder and of the decoder each."""
+
+    num_heads: int = 4
+
+    vocab_size: int
+
+    source_len: int
+    """The mean number of a source's tokens, EOS included."""
+
+    target_len: int
+    """The mean number of a target's tokens to predict, EOS included."""
+
+    warmup_len: int
+    """The most tokens of a warmup, the separator not included."""
+
+    num_warmups: int
+    """The number K of warmups a source."""
+
+    num_target_tokens: int = 1500
+    """The size of a batch unless another one is asked for."""
+
+    needs_gpu: bool = False
+    """``True`` if a step takes minutes on a CPU."""
+
+    @property
+    def max_seq_len(self) -> int:
+        """No sequence of :func:`create_batch` with a warmup is longer."""
+        longest = 2 * max(self.source_len, self.target_len)
+
+        return longest + self.warmup_len + 2
+
+    def describe(self) -> str:
+        """Describes the setting for people."""
+        return (
+            f"{self.name}: {self.model_dim} dimensions, {self.num_layers}+{self.num_layers} layers, "
+            f"V = {self.vocab_size:,}; x / y / c = {self.source_len} / {self.target_len} / "
+            f"{self.warmup_len} tokens, K = {self.num_warmups}"
+        )
+
+
+def create_model(setting: Setting, device: torch.device) -> TransformerModel:
+    """Creates an untrained model, whose weights are the same at every call."""
+    config = NllbConfig(
+        model_dim=setting.model_dim,
+        max_seq_len=setting.max_seq_len,
+        vocab_size=setting.vocab_size,
+        pad_idx=PAD_IDX,
+        num_encoder_layers=setting.num_layers,
+        num_decoder_layers=setting.num_layers,
+        num_encoder_attn_heads=setting.num_heads,
+        num_decoder_attn_heads=setting.num_heads,
+        ffn_inner_dim=4 * setting.model_dim,
+        dropout_p=0.1,
+    )
+
+    torch.manual_seed(0)
+
+    with device:
+        return create_nllb_model(config)
+
+
+def create_marian(setting: Setting, device: torch.device) -> Any:
+    """
+    Creates an untrained ``MarianMTModel`` of transformers with the same dimensions.
+
+    :raises WarmupError: If transformers is not installed.
+    """
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError:
+        raise WarmupError(
+            "transformers is not installed; install it with `pip install 'transformers>=4.57,<5'` or choose other steps with `--variants`."
+        ) from None
+
+    config = transformers.MarianConfig(
+        d_model=setting.model_dim,
+        max_position_embeddings=setting.max_seq_len,
+        vocab_size=setting.vocab_size,
+        encoder_layers=setting.num_layers,
+        decoder_layers=setting.num_layers,
+        encoder_attention_heads=setting.num_heads,
+        decoder_attention_heads=setting.num_heads,
+        encoder_ffn_dim=4 * setting.model_dim,
+        decoder_ffn_dim=4 * setting.model_dim,
+        activation_function="relu",
+        dropout=0.1,
+        scale_embedding=True,
+        decoder_start_token_id=BOS_IDX,
+        pad_token_id=PAD_IDX,
+        eos_token_id=EOS_IDX,
+        forced_eos_token_id=None,
+    )
+
+    torch.manual_seed(0)
+
+    with device:
+        return transformers.MarianMTModel(config)
+
+
+def generate_with_marian(
+    model: Any,
+    source_seqs: Tensor,
+    attention_mask: Tensor,
+    *,
+    num_warmups: int,
+    max_warmup_len: int,
+) -> Tensor:
+    """
+    Draws K warmups a source with ``generate()``.
+
+    :param source_seqs: *Shape:* :math:`(N,S_{src})`.
+    :param attention_mask: *Shape:* Same as ``source_seqs``.
+
+    :returns: The warmups with their separator, padded. *Shape:* :math:`(B,C)`.
+    """
+    # (B, C + 1)
+    seqs: Tensor = model.generate(
+        source_seqs,
+        attention_mask=attention_mask,
+        do_sample=True,
+        # Without it, the 50 likeliest tokens only.
+        top_k=0,
+        num_return_sequences=num_warmups,
+        max_new_tokens=max_warmup_len,
+        eos_token_id=SEPARATOR_IDX,
+        pad_token_id=PAD_IDX,
+    )
+
+    return seqs[:, 1:]
+
+
+def measure_drawn_lens(warmups: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Finds where generated warmups end.
+
+    :param warmups: What follows a separator is not read. *Shape:* :math:`(B,C)`.
+
+    :returns: The lengths without separator, and ``True`` for those that end in one.
+        *Shape:* :math:`(B)` each.
+    """
+    is_separator = warmups == SEPARATOR_IDX
+
+    ended = is_separator.any(dim=1)
+
+    lens = torch.where(ended, is_separator.int().argmax(dim=1), warmups.size(1))
+
+    return lens, ended
+
+
+def create_layout(setting: Setting) -> DecoderLayout:
+    """Creates the layout of a vocabulary of random tokens."""
+    return DecoderLayout(
+        separator_idx=SEPARATOR_IDX,
+        eos_idx=EOS_IDX,
+        pad_idx=PAD_IDX,
+        prefix_len=1,
+        vocab_size=setting.vocab_size,
+        banned_in_warmup=(PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX),
+        banned_in_target=(PAD_IDX, UNK_IDX, BOS_IDX, SEPARATOR_IDX),
+    )
+
+
+def create_batch(
+    setting: Setting, num_target_tokens: int, device: torch.device
+) -> Seq2SeqBatch:
+    """
+    Creates a batch of random tokens, the same at every call.
+
+    Lengths vary by 30 % around their mean, so that padding costs what it costs in a
+    batch of real text that was not sorted by length.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    num_sources = max(1, round(num_target_tokens / setting.target_len))
+
+    def draw(mean_len: int, prefix: Sequence[int]) -> tuple[Tensor, list[int]]:
+        spread = int(0.3 * mean_len)
+
+        lens = torch.randint(
+            mean_len - spread,
+            mean_len + spread + 1,
+            (num_sources,),
+            generator=generator,
+        )
+
+        seqs = torch.full((num_sources, len(prefix) + int(lens.max())), PAD_IDX)
+
+        for seq, length in zip(seqs, lens.tolist()):
+            words = torch.randint(
+                FIRST_WORD_IDX, setting.vocab_size, (length - 1,), generator=generator
+            )
+
+            row = torch.tensor([*prefix, *words.tolist(), EOS_IDX])
+
+            seq[: row.size(0)] = row
+
+        return seqs.to(device), [len(prefix) + n for n in lens.tolist()]
+
+    return Seq2SeqBatch(
+        *draw(setting.source_len, []), *draw(setting.target_len, [BOS_IDX])
+    )
+
+
+def repeat_source(batch: Seq2SeqBatch, num_times: int) -> tuple[Tensor, BatchLayout]:
+    """Repeats each source for its candidates, as one does who shares nothing."""
+    source_seqs, source_layout = batch.as_source_input()
+
+    # (N, S_src) -> (B, S_src)
+    seqs = source_seqs.repeat_interleave(num_times, dim=0)
+
+    seq_lens = [n for n in source_layout.seq_lens for _ in range(num_times)]
+
+    return seqs, BatchLayout.of(seqs, seq_lens)
+
+
+def mask_source(seqs: Tensor, layout: BatchLayout) -> tuple[Tensor, Tensor]:
+    """Returns sources with the mask that transformers wants."""
+    return seqs, (layout.position_indices >= 0).long()
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_alternating(
+    steps: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    num_rounds: int,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """
+    Measures steps in turn, A B C A B C …, so that a change of the machine's speed
+    meets all of them.
+
+    :param between: Called before each step; its time does not count.
+
+    :returns: The wall times in seconds of each step, those of the first round dropped.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+
+    for round_nr in range(_NUM_DROPPED + num_rounds):
+        for name, step in steps.items():
+            print(
+                f"round {round_nr}/{num_rounds}: {name}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+            between()
+
+            torch.manual_seed(round_nr)
+
+            synchronize(device)
+
+            begin = time.perf_counter()
+
+            step()
+
+            synchronize(device)
+
+            if round_nr >= _NUM_DROPPED:
+                times[name].append(time.perf_counter() - begin)
+
+    return times
+
+
+def format_range(values: Sequence[float], *, digits: int) -> str:
+    """Formats the least and the largest of several values."""
+    return f"{min(values):.{digits}f}-{max(values):.{digits}f}"
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a table of plain text, the first column to the left."""
+    table = [header, *rows]
+
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+
+    lines = []
+
+    for row in table:
+        cells = [row[0].ljust(widths[0])]
+
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+
+        lines.append("  ".join(cells).rstrip())
+
+    lines.insert(1, "-" * max(len(line) for line in lines))
+
+    return "\n".join(lines)
+
+
+def describe_environment(args: argparse.Namespace) -> dict[str, object]:
+    """Describes for scripts what was measured, on what, and how."""
+    device = torch.device(args.device)
+
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    else:
+        device_name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fairseq2": fairseq2.__version__,
+        "warmup_plugin": warmup_plugin.__version__,
+    }
+
+    transformers = sys.modules.get("transformers")
+
+    if transformers is not None:
+        versions["transformers"] = transformers.__version__
+
+    return {
+        "commit": _find_commit(),
+        "versions": versions,
+        "device": args.device,
+        "device_name": device_name,
+        "num_threads": torch.get_num_threads(),
+        "num_rounds": args.rounds,
+    }
+
+
+def _find_commit() -> str | None:
+    """Finds the commit of the code, with ``-dirty`` if it was changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+
+    try:
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+
+    return result.stdout.strip() or None
+
+
+def parse_positive_int(text: str) -> int:
+    """Parses an argument that counts something."""
+    value = int(text) if text.isdecimal() else 0
+
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, but is {text}")
+
+    return value
+
+
+def parse_names(option: str, text: str, known: Sequence[str]) -> list[str]:
+    """
+    Parses names that are divided by commas.
+
+    :raises WarmupError: If one is not known.
+    """
+    names = text.split(",")
+
+    for name in names:
+        if name not in known:
+            raise WarmupError(
+                f"`{option}` names `{name}`, which is not known; use {', '.join(known)}."
+            )
+
+    return list(dict.fromkeys(names))
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every benchmark can be told."""
+    parser.add_argument(
+        "--rounds",
+        type=parse_positive_int,
+        default=5,
+        metavar="N",
+        help="measurements of each step; one more is dropped (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--threads",
+        type=parse_positive_int,
+        default=1,
+        metavar="N",
+        help="threads of PyTorch on the CPU (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where to measure (default: %(default)s)",
+    )
+
+
+def prepare_device(args: argparse.Namespace) -> torch.device:
+    """
+    Applies the common arguments.
+
+    :raises WarmupError: If there is no such device.
+    """
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise WarmupError(
+            "`--device` is `cuda`, but PyTorch finds no GPU; leave it out to measure on the CPU."
+        )
+
+    torch.set_num_threads(args.threads)
+
+    return torch.device(args.device)
+
+
+def run_benchmark(run: Callable[[], None]) -> int:
+    """
+    Runs a benchmark.
+
+    :returns: The exit status.
+    """
+    try:
+        run()
+    except WarmupError as ex:
+        print(f"error: {ex}", file=sys.stderr)
+
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+
+        return 130
+
+    return 0

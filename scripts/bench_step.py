@@ -1,0 +1,1036 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+What does a warmup step cost, as a multiple of the SFT step, beside the multiple that
+the number of operations predicts?
+
+A step is forward and backward, without the optimizer. Model and text are random: an
+untrained model hardly ever writes a separator, so warmups are cut at the length limit,
+as the prediction assumes. Dropout is 0.1 and label smoothing 0, the same for all. The
+steps that are compared alternate in one process. ``plain`` and ``hf-warmup`` are what
+one writes who repeats each source K times and differentiates the marginal through all
+candidates, on fairseq2's and on transformers' forward. ``joint-1`` draws by a beam of
+K + 1, which the prediction does not count. ::
+
+    python -m scripts.bench_step
+    python -m scripts.bench_step --settings mt5-vocab --memory --rounds 1 --variants sft,marginal-1,marginal-all
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.gang import create_fake_gangs
+from fairseq2.metrics import Mean, MetricBag
+from fairseq2.metrics.common import add_seq2seq_batch_metrics
+from fairseq2.nn import BatchLayout
+from torch import Tensor
+from torch.nn import Module
+
+from scripts.bench_common import (
+    ROOT,
+    Setting,
+    add_common_arguments,
+    create_batch,
+    create_layout,
+    create_marian,
+    create_model,
+    describe_environment,
+    format_range,
+    format_table,
+    generate_with_marian,
+    mask_source,
+    measure_alternating,
+    measure_drawn_lens,
+    parse_names,
+    parse_positive_int,
+    prepare_device,
+    repeat_source,
+    run_benchmark,
+    synchronize,
+)
+from warmup_plugin.criteria import Criterion, CriterionContext, WarmupSection
+from warmup_plugin.criteria import warmup as warmup_module
+from warmup_plugin.criteria.base import num_target_tokens
+from warmup_plugin.criteria.config import KeepSection
+from warmup_plugin.criteria.sft import create_sft_criterion
+from warmup_plugin.criteria.warmup import create_warmup_criterion
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.layout import DecoderRows, join_rows
+from warmup_plugin.models.conditional import (
+    ConditionalModel,
+    create_conditional_model,
+    evaluation_mode,
+    make_scorable,
+)
+from warmup_plugin.objectives import (
+    Objective,
+    best_loss,
+    elbo_loss,
+    joint_loss,
+    marginal_loss,
+)
+from warmup_plugin.sampling import WarmupSampler, draw_candidates
+from warmup_plugin.sampling.samplers import StochasticBeamSampler
+
+SETTINGS: Final = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            name="captions",
+            model_dim=128,
+            num_layers=2,
+            vocab_size=6000,
+            source_len=17,
+            target_len=17,
+            warmup_len=8,
+            num_warmups=4,
+        ),
+        Setting(
+            name="sentence",
+            model_dim=256,
+            num_layers=6,
+            vocab_size=8000,
+            source_len=30,
+            target_len=30,
+            warmup_len=8,
+            num_warmups=4,
+        ),
+        Setting(
+            name="summarization",
+            model_dim=256,
+            num_layers=6,
+            vocab_size=8000,
+            source_len=512,
+            target_len=64,
+            warmup_len=16,
+            num_warmups=4,
+        ),
+        # For the memory of a large vocabulary: small where that does not matter.
+        Setting(
+            name="mt5-vocab",
+            model_dim=256,
+            num_layers=2,
+            vocab_size=250_000,
+            source_len=40,
+            target_len=40,
+            warmup_len=8,
+            num_warmups=8,
+            num_target_tokens=320,
+        ),
+        Setting(
+            name="t5-base",
+            model_dim=768,
+            num_layers=12,
+            num_heads=12,
+            vocab_size=32_128,
+            source_len=40,
+            target_len=40,
+            warmup_len=8,
+            num_warmups=4,
+            needs_gpu=True,
+        ),
+        Setting(
+            name="mt5-base",
+            model_dim=768,
+            num_layers=12,
+            num_heads=12,
+            vocab_size=250_112,
+            source_len=40,
+            target_len=40,
+            warmup_len=8,
+            num_warmups=4,
+            needs_gpu=True,
+        ),
+    )
+}
+
+
+def predict_multiple(
+    setting: Setting, num_kept: int | None, *, source_repeated: bool = False
+) -> float:
+    """
+    Predicts a warmup step as a multiple of the SFT step by counting multiply-adds.
+
+    With d dimensions, a token costs 12 d² in a layer of the encoder, 14 d² in a layer
+    of the decoder, and V d in the output projection; the keys and values of a source
+    token cost 2 d² in a layer of the decoder. A warmup is counted with its separator.
+    Backward costs two forwards. Attention weights, softmax and drawing are not counted.
+
+    :param num_kept: The candidates a source in the differentiable pass; ``None`` for
+        all, which need not be weighed first.
+    :param source_repeated: ``True`` if each candidate has its source encoded.
+    """
+    squared = setting.model_dim**2
+
+    num_layers = setting.num_layers
+
+    encode = setting.source_len * (12 + 2) * num_layers * squared
+
+    token = 14 * num_layers * squared + setting.vocab_size * setting.model_dim
+
+    warmup = (setting.warmup_len + 1) * token
+
+    target = setting.target_len * token
+
+    sft = 3 * (encode + target)
+
+    num_warmups = setting.num_warmups
+
+    num_encoded = num_warmups if source_repeated else 1
+
+    # Once without gradient, for drawing and weighing, and once with.
+    step = 4 * num_encoded * encode + num_warmups * warmup
+
+    if num_kept is None:
+        step += 3 * num_warmups * (warmup + target)
+    else:
+        step += num_warmups * target + 3 * num_kept * (warmup + target)
+
+    return step / sft
+
+
+@final
+@dataclass(frozen=True)
+class WarmupVariant:
+    """A way to set the criterion ``warmup``."""
+
+    objective: Objective
+
+    num_kept: int | None
+    """The candidates a source in the differentiable pass; ``None`` for all."""
+
+    keep: KeepSection
+    """What chooses them."""
+
+    sampler: WarmupSampler = draw_candidates
+
+
+WARMUP_VARIANTS: Final = {
+    "marginal-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1)),
+    "marginal-2": WarmupVariant(marginal_loss, 2, KeepSection(num=2)),
+    "marginal-all": WarmupVariant(marginal_loss, None, KeepSection(name="all")),
+    "elbo-1": WarmupVariant(elbo_loss, 1, KeepSection(num=1)),
+    "best-1": WarmupVariant(best_loss, 1, KeepSection(num=1)),
+    "joint-1": WarmupVariant(
+        joint_loss, 1, KeepSection(num=1), StochasticBeamSampler()
+    ),
+}
+
+_SFT: Final = "sft"
+_PLAIN: Final = "plain"
+_HF_SFT: Final = "hf-sft"
+_HF_WARMUP: Final = "hf-warmup"
+
+VARIANTS: Final = (_SFT, *WARMUP_VARIANTS, _PLAIN, _HF_SFT, _HF_WARMUP)
+
+# The step whose multiple a row is, if not `sft`.
+_BASELINES: Final = {_HF_SFT: _HF_SFT, _HF_WARMUP: _HF_SFT}
+
+# What a step may cost at most, as a multiple of the SFT step; all others of the
+# criterion `warmup`, _MAX_RATIO times the predicted multiple.
+_MAX_MULTIPLES: Final = {
+    ("captions", "marginal-1"): 3.6,
+    ("sentence", "marginal-1"): 2.8,
+    ("summarization", "marginal-1"): 1.9,
+}
+
+_MAX_RATIO: Final = 1.25
+
+# The peak memory as a multiple of the SFT step's.
+_MAX_MEMORY: Final = {
+    ("mt5-vocab", "marginal-1"): 1.5,
+    ("mt5-vocab", "marginal-all"): 1.5,
+}
+
+# How many times as slow as `marginal-1`, in seconds and as a multiple.
+_MIN_SLOWDOWNS: Final = {("captions", _HF_WARMUP): 2.0}
+
+
+@final
+class BenchStep:
+    """One forward and backward."""
+
+    def __init__(
+        self,
+        module: Module,
+        compute_loss: Callable[[], Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        model: ConditionalModel | None = None,
+    ) -> None:
+        """
+        :param model: What ``compute_loss`` encodes with, to be profiled.
+        """
+        self.module = module
+        self.model = model
+
+        self._compute_loss = compute_loss
+        self._device = device
+        self._dtype = dtype
+
+    def __call__(self) -> None:
+        self.backward(self.forward())
+
+    def forward(self) -> Tensor:
+        """Computes the loss."""
+        enabled = self._dtype != torch.float32
+
+        with torch.autocast(self._device.type, self._dtype, enabled=enabled):
+            return self._compute_loss()
+
+    def backward(self, loss: Tensor) -> None:
+        """Computes the gradients."""
+        torch.autograd.backward(loss)
+
+    def clear(self) -> None:
+        """Deletes the gradients."""
+        for parameter in self.module.parameters():
+            parameter.grad = None
+
+
+def create_step(
+    name: str,
+    setting: Setting,
+    batch: Seq2SeqBatch,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> BenchStep:
+    """Creates the step of a variant, with a model of its own."""
+    finish = partial(BenchStep, device=device, dtype=dtype)
+
+    if name in (_HF_SFT, _HF_WARMUP):
+        marian = create_marian(setting, device)
+
+        # `from_pretrained()` would have left it in evaluation mode, a constructor not.
+        marian.train()
+
+        if name == _HF_SFT:
+            return finish(marian, partial(_compute_marian_sft_loss, marian, batch))
+
+        return finish(
+            marian, partial(_compute_marian_warmup_loss, marian, setting, batch)
+        )
+
+    module = create_model(setting, device)
+
+    if name in WARMUP_VARIANTS:
+        make_scorable(module)
+
+    model = create_conditional_model(module)
+
+    if name == _PLAIN:
+        return finish(module, partial(_compute_plain_loss, model, setting, batch))
+
+    criterion, metric_bag = _create_criterion(
+        model, setting, WARMUP_VARIANTS.get(name), device
+    )
+
+    def compute_loss() -> Tensor:
+        return criterion.compute_loss(batch, metric_bag, step_nr=1)
+
+    return finish(module, compute_loss, model=model)
+
+
+def _create_criterion(
+    model: ConditionalModel,
+    setting: Setting,
+    variant: WarmupVariant | None,
+    device: torch.device,
+) -> tuple[Criterion, MetricBag]:
+    if variant is None:
+        factory = create_sft_criterion
+
+        # Which it does not read.
+        variant = WARMUP_VARIANTS["marginal-1"]
+    else:
+        factory = create_warmup_criterion
+
+    criterion = factory(
+        CriterionContext(
+            model=model,
+            dp_model=model.module,
+            layout=create_layout(setting),
+            gangs=create_fake_gangs(device),
+            label_smoothing=0.0,
+            warmup=WarmupSection(
+                num_warmups=setting.num_warmups,
+                max_warmup_len=setting.warmup_len,
+                keep=variant.keep,
+            ),
+            objective=variant.objective,
+            sampler=variant.sampler,
+            reference=None,
+            publish_every_n_steps=None,
+        )
+    )
+
+    metric_bag = MetricBag(device)
+
+    add_seq2seq_batch_metrics(metric_bag)
+
+    metric_bag.add("nll_loss", Mean())
+
+    criterion.add_metrics(metric_bag)
+
+    return criterion, metric_bag
+
+
+def _compute_plain_loss(
+    model: ConditionalModel, setting: Setting, batch: Seq2SeqBatch
+) -> Tensor:
+    """Computes the marginal with fairseq2's forward, the sources repeated."""
+    module = model.module
+
+    # The same draws as those of the criterion, so that only the rest is compared.
+    with torch.no_grad(), evaluation_mode(module):
+        candidates = draw_candidates(
+            model,
+            model.encode(*batch.as_source_input()),
+            create_layout(setting),
+            batch.target_seqs[:, :1],
+            num_warmups=setting.num_warmups,
+            max_warmup_len=setting.warmup_len,
+        )
+
+    torch.clear_autocast_cache()
+
+    rows = _join_warmups(
+        setting, batch, candidates.seqs, candidates.seq_lens, candidates.cut
+    )
+
+    # (B, S)
+    nll = module(
+        *repeat_source(batch, setting.num_warmups),
+        rows.seqs,
+        BatchLayout.of(rows.seqs, rows.seq_lens),
+        targets=rows.targets,
+        reduction="none",
+    )
+
+    return _sum_marginal_losses(setting, rows, nll.view_as(rows.targets))
+
+
+def _compute_marian_sft_loss(model: Any, batch: Seq2SeqBatch) -> Tensor:
+    inputs, targets = batch.as_auto_regressive()
+
+    source_seqs, attention_mask = mask_source(*batch.as_source_input())
+
+    loss: Tensor = model(
+        input_ids=source_seqs,
+        attention_mask=attention_mask,
+        decoder_input_ids=inputs.target_seqs,
+        # Where transformers counts nothing.
+        labels=targets.seqs.masked_fill(
+            targets.seqs == model.config.pad_token_id, -100
+        ),
+    ).loss
+
+    return loss
+
+
+def _compute_marian_warmup_loss(
+    model: Any, setting: Setting, batch: Seq2SeqBatch
+) -> Tensor:
+    num_warmups = setting.num_warmups
+
+    with torch.no_grad(), evaluation_mode(model):
+        warmups = generate_with_marian(
+            model,
+            *mask_source(*batch.as_source_input()),
+            num_warmups=num_warmups,
+            max_warmup_len=setting.warmup_len,
+        )
+
+    torch.clear_autocast_cache()
+
+    warmup_lens, ended = measure_drawn_lens(warmups)
+
+    rows = _join_warmups(setting, batch, warmups, warmup_lens, ~ended)
+
+    source_seqs, attention_mask = mask_source(*repeat_source(batch, num_warmups))
+
+    # (B, S, V)
+    logits = model(
+        input_ids=source_seqs,
+        attention_mask=attention_mask,
+        decoder_input_ids=rows.seqs,
+    ).logits
+
+    # (B, S, V) -> (B, S)
+    nll = F.cross_entropy(
+        logits.flatten(0, 1), rows.targets.flatten(), reduction="none"
+    ).view_as(rows.targets)
+
+    return _sum_marginal_losses(setting, rows, nll)
+
+
+def _join_warmups(
+    setting: Setting,
+    batch: Seq2SeqBatch,
+    warmups: Tensor,
+    warmup_lens: Tensor,
+    warmup_cut: Tensor,
+) -> DecoderRows:
+    target_seqs, target_layout = batch.as_target_input()
+
+    source_idx = torch.arange(target_seqs.size(0), device=target_seqs.device)
+
+    return join_rows(
+        create_layout(setting),
+        target_seqs,
+        target_layout.seq_lens_pt.long(),
+        warmups,
+        warmup_lens,
+        warmup_cut,
+        torch.ones_like(warmup_cut),
+        source_idx.repeat_interleave(setting.num_warmups),
+    )
+
+
+def _sum_marginal_losses(setting: Setting, rows: DecoderRows, nll: Tensor) -> Tensor:
+    """
+    :param nll: Of each position. *Shape:* :math:`(B,S)`.
+    """
+
+    def sum_rows(mask: Tensor) -> Tensor:
+        # (B, S) -> (N, K)
+        return -(nll * mask).sum(dim=1).view(-1, setting.num_warmups)
+
+    a, b = sum_rows(rows.warmup_mask), sum_rows(rows.target_mask)
+
+    return marginal_loss(a, b, a.detach()).sum()
+
+
+@final
+@dataclass(frozen=True)
+class Bar:
+    """Holds what a step is asked to keep."""
+
+    text: str
+
+    met: bool
+
+
+@final
+@dataclass
+class Measurement:
+    """Holds what was measured of one variant in one setting."""
+
+    times: list[float]
+    """The wall times in seconds."""
+
+    predicted: float | None
+    """The predicted multiple of the SFT step."""
+
+    baseline: Measurement | None = None
+    """The SFT step, if it was measured as well."""
+
+    peak_bytes: int | None = None
+    """The memory that the step took at most beyond what was there before it."""
+
+    bars: list[Bar] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """The median time."""
+        return statistics.median(self.times)
+
+    @property
+    def multiple(self) -> float | None:
+        """The time as a multiple of the SFT step's."""
+        if self.baseline is None:
+            return None
+
+        return self.seconds / self.baseline.seconds
+
+    @property
+    def ratio(self) -> float | None:
+        """The multiple that was measured over the one that was predicted."""
+        if self.multiple is None or self.predicted is None:
+            return None
+
+        return self.multiple / self.predicted
+
+    @property
+    def memory_multiple(self) -> float | None:
+        """The peak memory as a multiple of the SFT step's."""
+        if self.baseline is None or self.peak_bytes is None:
+            return None
+
+        if self.baseline.peak_bytes is None:
+            return None
+
+        return self.peak_bytes / self.baseline.peak_bytes
+
+
+def predict_variant(setting: Setting, name: str) -> float | None:
+    """Predicts the multiple of a variant; ``None`` for an SFT step."""
+    if name in WARMUP_VARIANTS:
+        return predict_multiple(setting, WARMUP_VARIANTS[name].num_kept)
+
+    if name in (_PLAIN, _HF_WARMUP):
+        return predict_multiple(setting, None, source_repeated=True)
+
+    return None
+
+
+def measure_setting(
+    setting: Setting, args: argparse.Namespace, names: Sequence[str]
+) -> dict[str, Measurement]:
+    """Measures variants in one setting."""
+    device = torch.device(args.device)
+
+    steps = _create_steps(setting, args, names)
+
+    def clear() -> None:
+        for step in steps.values():
+            step.clear()
+
+    times = measure_alternating(steps, device, num_rounds=args.rounds, between=clear)
+
+    # The processes that measure memory need room.
+    steps.clear()
+
+    measurements = {
+        name: Measurement(times[name], predict_variant(setting, name)) for name in names
+    }
+
+    for name, measurement in measurements.items():
+        measurement.baseline = measurements.get(_BASELINES.get(name, _SFT))
+
+        if args.memory:
+            measurement.peak_bytes = _measure_memory_apart(setting, args, name)
+
+    for name, measurement in measurements.items():
+        measurement.bars = list_bars(setting.name, name, measurements)
+
+    return measurements
+
+
+def _create_steps(
+    setting: Setting, args: argparse.Namespace, names: Sequence[str]
+) -> dict[str, BenchStep]:
+    device = torch.device(args.device)
+
+    batch = create_batch(setting, _get_num_tokens(setting, args), device)
+
+    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+
+    return {name: create_step(name, setting, batch, device, dtype) for name in names}
+
+
+def _get_num_tokens(setting: Setting, args: argparse.Namespace) -> int:
+    num_tokens: int | None = args.num_tokens
+
+    return setting.num_target_tokens if num_tokens is None else num_tokens
+
+
+def list_bars(
+    setting_name: str, name: str, measurements: Mapping[str, Measurement]
+) -> list[Bar]:
+    """Compares a measurement with what is asked of it."""
+    bars: list[Bar] = []
+
+    measurement = measurements[name]
+
+    key = (setting_name, name)
+
+    multiple = measurement.multiple
+
+    if name in WARMUP_VARIANTS and multiple is not None:
+        assert measurement.predicted is not None
+
+        limit = _MAX_MULTIPLES.get(key, _MAX_RATIO * measurement.predicted)
+
+        bars.append(Bar(f"<= {limit:.2f} x", multiple <= limit))
+
+    memory_multiple = measurement.memory_multiple
+
+    if key in _MAX_MEMORY and memory_multiple is not None:
+        limit = _MAX_MEMORY[key]
+
+        bars.append(Bar(f"memory <= {limit:.2f} x", memory_multiple <= limit))
+
+    ours = measurements.get("marginal-1")
+
+    if key in _MIN_SLOWDOWNS and ours is not None:
+        limit = _MIN_SLOWDOWNS[key]
+
+        bars.append(
+            Bar(
+                f">= {limit:.1f} times the seconds of marginal-1",
+                measurement.seconds >= limit * ours.seconds,
+            )
+        )
+
+        if multiple is not None and ours.multiple is not None:
+            bars.append(
+                Bar(
+                    f">= {limit:.1f} times its multiple",
+                    multiple >= limit * ours.multiple,
+                )
+            )
+
+    return bars
+
+
+def _measure_memory_apart(setting: Setting, args: argparse.Namespace, name: str) -> int:
+    """
+    Measures the peak memory in a process of its own, where no other step has left any.
+    """
+    print(f"memory: {name}", file=sys.stderr, flush=True)
+
+    command = [sys.executable, "-m", "scripts.bench_step", "--memory-of-one"]
+
+    command += ["--settings", setting.name, "--variants", name, "--allow-slow"]
+
+    command += ["--num-tokens", str(_get_num_tokens(setting, args))]
+
+    for option in ("threads", "device", "dtype"):
+        command += [f"--{option}", str(getattr(args, option))]
+
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    if result.returncode != 0:
+        tail = result.stderr.strip().splitlines()[-1:] or ["killed, out of memory?"]
+
+        raise WarmupError(
+            f"The process that measures the memory of `{name}` in `{setting.name}` ended with status {result.returncode} ({tail[0]}); lower `--num-tokens` or leave `{name}` out of `--variants`."
+        )
+
+    return int(result.stdout)
+
+
+def _measure_memory(step: BenchStep, device: torch.device) -> int:
+    """Measures what two steps take at most beyond what is there before them."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        before = _read_memory("VmRSS")
+
+        # What Python's `resource` reports includes the creation of the model, and the
+        # process that started this one.
+        Path("/proc/self/clear_refs").write_text("5")
+
+    # The second finds what the first has left to the allocator.
+    for _ in range(2):
+        step.clear()
+
+        step()
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) - before
+
+    return _read_memory("VmHWM") - before
+
+
+def _read_memory(key: str) -> int:
+    """Reads a figure of this process in bytes."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        raise WarmupError(
+            "`--memory` reads /proc, which this system does not have; leave it out or measure on Linux."
+        ) from None
+
+    values = {line.split(":")[0]: line.split(":")[1] for line in lines}
+
+    # `1234 kB`
+    return 1024 * int(values[key].split()[0])
+
+
+@final
+class PhaseTimer:
+    """Measures how long the parts of a step take, each without those inside it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+
+        self._device = device
+        self._nested = 0.0
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Adds the time that passes to a phase; a prefix ``warmup::`` is left out."""
+        name = name.removeprefix("warmup::")
+
+        outer_nested, self._nested = self._nested, 0.0
+
+        synchronize(self._device)
+
+        begin = time.perf_counter()
+
+        yield
+
+        synchronize(self._device)
+
+        elapsed = time.perf_counter() - begin
+
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._nested
+
+        self._nested = outer_nested + elapsed
+
+
+def profile_step(step: BenchStep, device: torch.device) -> dict[str, float]:
+    """Measures the phases of one step of the criterion ``warmup`` in seconds."""
+    assert step.model is not None
+
+    timer = PhaseTimer(device)
+
+    encode = step.model.encode
+
+    def measure_encode(*args: Any) -> Any:
+        with timer.measure("encode"):
+            return encode(*args)
+
+    with (
+        # The phases that the criterion names for PyTorch's profiler, which itself would
+        # slow down the many small operations of a step.
+        mock.patch.object(warmup_module, "record_function", timer.measure),
+        mock.patch.object(step.model, "encode", measure_encode),
+        timer.measure("rest"),
+    ):
+        loss = step.forward()
+
+        with timer.measure("backward"):
+            step.backward(loss)
+
+    return timer.seconds
+
+
+def _profile_setting(
+    setting: Setting, args: argparse.Namespace, name: str
+) -> dict[str, list[float]]:
+    device = torch.device(args.device)
+
+    step = _create_steps(setting, args, [name])[name]
+
+    phases: dict[str, list[float]] = {}
+
+    def profile() -> None:
+        for phase, seconds in profile_step(step, device).items():
+            phases.setdefault(phase, []).append(seconds)
+
+    measure_alternating(
+        {name: profile}, device, num_rounds=args.rounds, between=step.clear
+    )
+
+    # The first round is dropped, as `measure_alternating()` does.
+    return {phase: seconds[-args.rounds :] for phase, seconds in phases.items()}
+
+
+def _format_phases(phases: Mapping[str, Sequence[float]]) -> str:
+    medians = {phase: statistics.median(times) for phase, times in phases.items()}
+
+    total = sum(medians.values())
+
+    rows = [
+        [phase, f"{medians[phase]:.3f}", f"{medians[phase] / total:.0%}"]
+        for phase in medians
+    ]
+
+    return format_table(["phase", "seconds", "share"], rows)
+
+
+def _format_measurements(
+    measurements: Mapping[str, Measurement], num_tokens: int
+) -> str:
+    def format_number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
+    rows = []
+
+    for name, m in measurements.items():
+        peak_mib = "-" if m.peak_bytes is None else f"{m.peak_bytes / 2**20:.0f}"
+
+        rows.append(
+            [
+                name,
+                f"{m.seconds:.3f}",
+                format_range(m.times, digits=3),
+                format_number(m.multiple),
+                format_number(m.predicted),
+                format_number(m.ratio),
+                f"{num_tokens / m.seconds:.0f}",
+                peak_mib,
+                format_number(m.memory_multiple),
+                "; ".join(bar.text for bar in m.bars) or "-",
+                "; ".join("met" if bar.met else "missed" for bar in m.bars) or "-",
+            ]
+        )
+
+    header = ["step", "seconds", "range", "x SFT", "predicted", "x / predicted"]
+
+    header += ["target tokens/s", "peak MiB", "MiB x SFT", "bar", "result"]
+
+    return format_table(header, rows)
+
+
+def _to_json(measurement: Measurement) -> dict[str, object]:
+    return {
+        "times": [round(seconds, 6) for seconds in measurement.times],
+        "seconds": measurement.seconds,
+        "multiple": measurement.multiple,
+        "predicted": measurement.predicted,
+        "ratio": measurement.ratio,
+        "peak_bytes": measurement.peak_bytes,
+        "memory_multiple": measurement.memory_multiple,
+        "bars": [{"bar": bar.text, "met": bar.met} for bar in measurement.bars],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench_step",
+        description="Measures a warmup step as a multiple of the SFT step, beside what the number of operations predicts.",
+    )
+
+    parser.add_argument(
+        "--settings",
+        default="captions,sentence,summarization",
+        metavar="NAMES",
+        help=f"of {', '.join(SETTINGS)}; divided by commas (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--variants",
+        default=",".join(VARIANTS),
+        metavar="NAMES",
+        help="the steps to compare, divided by commas (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--num-tokens",
+        type=parse_positive_int,
+        metavar="N",
+        help="target tokens of the batch (default: 1500, mt5-vocab 320)",
+    )
+
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="also measure peak memory, each step in a process of its own",
+    )
+
+    # What those processes are told.
+    parser.add_argument("--memory-of-one", action="store_true", help=argparse.SUPPRESS)
+
+    parser.add_argument(
+        "--profile",
+        metavar="VARIANT",
+        help="only show where the time of this step goes",
+    )
+
+    parser.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="bf16: under autocast (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--allow-slow",
+        action="store_true",
+        help="measure t5-base and mt5-base on the CPU",
+    )
+
+    add_common_arguments(parser)
+
+    args = parser.parse_args(argv)
+
+    return run_benchmark(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    names = parse_names("--variants", args.variants, VARIANTS)
+
+    settings = [
+        SETTINGS[name] for name in parse_names("--settings", args.settings, [*SETTINGS])
+    ]
+
+    if args.profile is not None:
+        parse_names("--profile", args.profile, [*WARMUP_VARIANTS])
+
+    for setting in settings:
+        if setting.needs_gpu and args.device == "cpu" and not args.allow_slow:
+            raise WarmupError(
+                f"`--settings` names `{setting.name}`, whose step takes minutes on a CPU; give `--device cuda`, or `--allow-slow` to measure it all the same."
+            )
+
+    device = prepare_device(args)
+
+    if args.memory_of_one:
+        (step,) = _create_steps(settings[0], args, names).values()
+
+        print(_measure_memory(step, device))
+
+        return
+
+    records: dict[str, object] = {}
+
+    for setting in settings:
+        batch = create_batch(setting, _get_num_tokens(setting, args), device)
+
+        num_tokens = num_target_tokens(batch)
+
+        print(
+            f"\n{setting.describe()}; {batch.num_examples} sources, {num_tokens:,} target tokens\n"
+        )
+
+        record: dict[str, object] = {
+            "shapes": vars(setting),
+            "num_sources": batch.num_examples,
+            "num_target_tokens": num_tokens,
+        }
+
+        if args.profile is not None:
+            phases = _profile_setting(setting, args, args.profile)
+
+            print(_format_phases(phases))
+
+            record["phases"] = phases
+        else:
+            measurements = measure_setting(setting, args, names)
+
+            print(_format_measurements(measurements, num_tokens))
+
+            record["steps"] = {n: _to_json(m) for n, m in measurements.items()}
+
+        records[setting.name] = record
+
+    print()
+
+    print(
+        json.dumps(
+            {
+                "benchmark": "step",
+                **describe_environment(args),
+                "dtype": args.dtype,
+                "settings": records,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

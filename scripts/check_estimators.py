@@ -1,0 +1,973 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+r"""
+Do the objectives estimate what they claim to, and how noisy are they?
+
+A warmup of at most three of four words is one of 85, so that
+:math:`P(y|x) = \sum_c P(c|x) P(y|c,x)` and its gradient are known exactly: a and b of
+every warmup, and the gradients of both with respect to all parameters. By the chain
+rule the gradient that a trial of K draws would train with is a sum of these, weighted by
+the derivatives of the objective. So the samplers draw for thousands of trials at once,
+and no trial needs a backward pass; that the sum is what a backward pass computes is
+checked beside it.
+
+The bias is the length of the difference between the mean gradient of the trials and the
+gradient of what is claimed, the variance their mean squared distance from their mean,
+both relative to the length of the exact gradient. An unbiased estimator shows a bias of
+about the noise that follows it.
+
+The models are tiny, random and on a CPU; b differs by several nats among warmups. With
+long targets it differs by more, and in a model that ignores its warmups hardly at all. ::
+
+    python -m scripts.check_estimators
+    python -m scripts.check_estimators --model decoder-only --num-trials 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from typing import Final, final
+
+import torch
+from fairseq2.models.llama import LLaMAConfig, create_llama_model
+from fairseq2.models.transformer import TransformerModel
+from fairseq2.models.transformer_lm import TransformerLM
+from fairseq2.nn import BatchLayout
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import pad
+
+from scripts.bench_common import (
+    BOS_IDX,
+    EOS_IDX,
+    FIRST_WORD_IDX,
+    PAD_IDX,
+    Setting,
+    create_layout,
+    create_model,
+    format_table,
+    parse_positive_int,
+    run_benchmark,
+)
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.layout import DecoderLayout, DecoderRows, join_rows
+from warmup_plugin.models.conditional import (
+    ConditionalModel,
+    RowCoefs,
+    create_conditional_model,
+)
+from warmup_plugin.objectives import (
+    Objective,
+    TemperedObjective,
+    best_loss,
+    elbo_loss,
+    joint_loss,
+    marginal_loss,
+    requires_distinct,
+)
+from warmup_plugin.sampling import Candidates, WarmupSampler
+from warmup_plugin.sampling.samplers import (
+    IndependentConfig,
+    StochasticBeamSampler,
+    create_independent_sampler,
+)
+from warmup_plugin.scoring import (
+    KeptCandidates,
+    differentiate_objective,
+    keep_all,
+    keep_mass,
+    keep_resampled,
+    keep_top,
+    score_candidates,
+)
+
+SETTING: Final = Setting(
+    name="enumeration",
+    model_dim=16,
+    num_layers=2,
+    # Four of them are words.
+    vocab_size=FIRST_WORD_IDX + 4,
+    source_len=3,
+    target_len=9,
+    warmup_len=3,
+    num_warmups=4,
+)
+
+SOURCE: Final = [5, 6, EOS_IDX]
+
+TARGET: Final = [BOS_IDX, 6, 5, 7, 8, 6, 5, 5, 8, EOS_IDX]
+
+NUMS_WARMUPS: Final = (1, 2, 4, 16, 64)
+
+_TEMPERATURE: Final = 3.0
+
+# One draw of each of this many trials tells something about the frequencies.
+_MIN_NUM_TRIALS: Final = 100
+
+# The two gradients must be equal, whatever was drawn.
+_NUM_BACKWARD_TRIALS: Final = 200
+
+
+@final
+@dataclass(frozen=True)
+class Problem:
+    """Holds a model and the length of its warmups, so short that they can be listed."""
+
+    model: ConditionalModel
+    """In evaluation mode."""
+
+    layout: DecoderLayout
+
+    max_warmup_len: int
+
+    def repeat_source(self, num_sources: int) -> tuple[Tensor, BatchLayout]:
+        """Returns the source N times."""
+        seqs = torch.tensor([SOURCE]).expand(num_sources, -1)
+
+        return seqs, BatchLayout.of(seqs)
+
+    def repeat_target(self, num_sources: int) -> tuple[Tensor, Tensor]:
+        """Returns the target N times, and N times its length."""
+        seqs = torch.tensor([TARGET]).expand(num_sources, -1)
+
+        return seqs, torch.full((num_sources,), len(TARGET))
+
+    def ban_mask(self) -> Tensor:
+        """Marks the tokens that a warmup cannot hold. *Shape:* :math:`(V)`."""
+        return self.layout.warmup_ban_mask(self.model.num_logits, torch.device("cpu"))
+
+    def join(self, candidates: Candidates) -> DecoderRows:
+        """Builds the decoder sequences of candidates of the repeated source."""
+        return join_rows(
+            self.layout,
+            *self.repeat_target(candidates.proposal_log_probs.size(0)),
+            candidates.seqs,
+            candidates.seq_lens,
+            candidates.cut,
+            torch.ones_like(candidates.cut),
+            candidates.source_idx(),
+        )
+
+
+def create_encoder_decoder_problem(max_warmup_len: int) -> Problem:
+    model = create_model(SETTING, torch.device("cpu"))
+
+    return _create_problem(model, max_warmup_len, seed=5)
+
+
+def create_decoder_only_problem(max_warmup_len: int) -> Problem:
+    config = LLaMAConfig(
+        model_dim=SETTING.model_dim,
+        max_seq_len=32,
+        vocab_size=SETTING.vocab_size,
+        pad_idx=PAD_IDX,
+        num_layers=SETTING.num_layers,
+        num_attn_heads=SETTING.num_heads,
+        num_key_value_heads=SETTING.num_heads // 2,
+        ffn_inner_dim=4 * SETTING.model_dim,
+    )
+
+    return _create_problem(create_llama_model(config), max_warmup_len, seed=2)
+
+
+PROBLEMS: Final[Mapping[str, Callable[[int], Problem]]] = {
+    "encoder-decoder": create_encoder_decoder_problem,
+    "decoder-only": create_decoder_only_problem,
+}
+
+
+def _create_problem(
+    model: TransformerModel | TransformerLM, max_warmup_len: int, *, seed: int
+) -> Problem:
+    torch.manual_seed(seed)
+
+    # Large weights, so that y depends on c, and small logits, so that no token is
+    # nearly certain.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=3.0 / math.sqrt(parameter.size(1)))
+
+        layer_norm = model.decoder.layer_norm
+
+        assert isinstance(layer_norm, Module)
+
+        for parameter in layer_norm.parameters():
+            parameter.mul_(0.3)
+
+    return Problem(
+        create_conditional_model(model.eval()), create_layout(SETTING), max_warmup_len
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Enumeration:
+    """Holds all C warmups that there are, and what the exact sum is made of, fp64."""
+
+    warmups: Candidates
+    """The candidates of one source."""
+
+    warmup_log_probs: Tensor
+    """a = log P(c|x). *Shape:* :math:`(C)`."""
+
+    target_log_probs: Tensor
+    """b = log P(y|c,x). *Shape:* :math:`(C)`."""
+
+    grads: Tensor
+    """The gradients of a, then those of b, with respect to all W parameters. *Shape:*
+    :math:`(2 \\times C,W)`."""
+
+    coordinates: Tensor
+    """The same gradients in an orthonormal basis of what they span, in which lengths
+    and distances are the same. *Shape:* :math:`(2 \\times C,2 \\times C)`."""
+
+    @property
+    def num_warmups(self) -> int:
+        """The number C of all warmups."""
+        return self.warmups.num_warmups
+
+    def find(self, candidates: Candidates) -> Tensor:
+        """
+        Finds the numbers of warmups that were drawn.
+
+        *Shape:* :math:`(N,K)`.
+        """
+        idx = torch.empty(
+            SETTING.vocab_size ** self.warmups.seqs.size(1), dtype=torch.long
+        )
+
+        idx[self._encode(self.warmups)] = torch.arange(self.num_warmups)
+
+        return idx[self._encode(candidates)].view_as(candidates.proposal_log_probs)
+
+    def _encode(self, candidates: Candidates) -> Tensor:
+        """Reads warmups as numbers whose digits are tokens. *Shape:* :math:`(B)`."""
+        max_len = self.warmups.seqs.size(1)
+
+        seqs = candidates.seqs
+
+        seqs = pad(seqs, (0, max_len - seqs.size(1)), value=PAD_IDX)
+
+        return (seqs * SETTING.vocab_size ** torch.arange(max_len)).sum(dim=1)
+
+
+def list_warmups(problem: Problem) -> Candidates:
+    """Lists all warmups of the problem's source, the empty one first."""
+    words = range(FIRST_WORD_IDX, SETTING.vocab_size)
+
+    max_len = problem.max_warmup_len
+
+    warmups = [
+        warmup
+        for length in range(max_len + 1)
+        for warmup in product(words, repeat=length)
+    ]
+
+    seqs = [[*warmup, *[PAD_IDX] * (max_len - len(warmup))] for warmup in warmups]
+
+    seq_lens = torch.tensor([len(warmup) for warmup in warmups])
+
+    return Candidates(
+        seqs=torch.tensor(seqs),
+        seq_lens=seq_lens,
+        cut=seq_lens == max_len,
+        proposal_log_probs=torch.zeros((1, len(warmups))),
+    )
+
+
+def flatten_grad(value: Tensor, model: ConditionalModel) -> Tensor:
+    """Computes the gradient with respect to all parameters. *Shape:* :math:`(W)`."""
+    grads = torch.autograd.grad(
+        value,
+        list(model.module.parameters()),
+        retain_graph=True,
+        materialize_grads=True,
+    )
+
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def enumerate_warmups(problem: Problem) -> Enumeration:
+    """Scores and differentiates every warmup, one backward pass each."""
+    warmups = list_warmups(problem)
+
+    model = problem.model
+
+    # (C), (C)
+    scores = model.score(
+        model.encode(*problem.repeat_source(1)),
+        problem.join(warmups),
+        problem.ban_mask(),
+    )
+
+    grads = [flatten_grad(log_prob, model) for part in scores for log_prob in part]
+
+    # (2 x C, W)
+    all_grads = torch.stack(grads).double()
+
+    # (W, 2C) = (W, 2C) x (2C, 2C)
+    _, triangle = torch.linalg.qr(all_grads.T)
+
+    a, b = (part.detach().double() for part in scores)
+
+    return Enumeration(warmups, a, b, all_grads, triangle.T)
+
+
+Claim = Callable[[Tensor, Tensor], Tensor]
+"""Computes from a and b of all warmups what an objective estimates from a few."""
+
+
+def compute_nll(a: Tensor, b: Tensor) -> Tensor:
+    """Computes -log P(y|x)."""
+    return -torch.logsumexp(a + b, dim=0)
+
+
+def compute_jensen_bound(a: Tensor, b: Tensor) -> Tensor:
+    """Computes the bound of -log P(y|x) that Jensen's inequality gives."""
+    return -(a.exp() * b).sum()
+
+
+def compute_tempered_nll(a: Tensor, b: Tensor) -> Tensor:
+    r"""Computes :math:`-\tau \log E_c[P(y|c,x)^{1/\tau}]`."""
+    return -_TEMPERATURE * torch.logsumexp(a + b / _TEMPERATURE, dim=0)
+
+
+@final
+@dataclass(frozen=True)
+class Estimator:
+    """Holds an objective and what its mean is compared with."""
+
+    objective: Objective
+
+    claim: Claim
+
+
+_TEMPERED: Final = f"marginal, tau = {_TEMPERATURE:g}"
+
+ESTIMATORS: Final[Mapping[str, Estimator]] = {
+    "marginal": Estimator(marginal_loss, compute_nll),
+    "marginal, no baseline": Estimator(
+        partial(marginal_loss, control_variate=False), compute_nll
+    ),
+    _TEMPERED: Estimator(
+        TemperedObjective(marginal_loss, _TEMPERATURE), compute_tempered_nll
+    ),
+    "elbo": Estimator(elbo_loss, compute_jensen_bound),
+    # Claims nothing.
+    "best": Estimator(best_loss, compute_nll),
+    # Claims it only where the candidates are all the warmups there are.
+    "joint": Estimator(joint_loss, compute_nll),
+}
+
+
+def _create_independent(temperature: float) -> WarmupSampler:
+    return create_independent_sampler(IndependentConfig(temperature=temperature))
+
+
+ON_POLICY: Final = "on policy"
+
+PROPOSALS: Final[Mapping[str, WarmupSampler]] = {
+    ON_POLICY: _create_independent(1.0),
+    "temperature 0.7": _create_independent(0.7),
+    "temperature 1.5": _create_independent(1.5),
+    "stochastic beam": StochasticBeamSampler(),
+}
+
+
+def is_distinct(sampler: WarmupSampler) -> bool:
+    """Tells whether the draws of a trial all differ, hence depend on each other."""
+    return bool(getattr(sampler, "distinct", False))
+
+
+Keep = Callable[[Tensor, Tensor], KeptCandidates]
+
+KEEPS: Final[Mapping[str, Keep]] = {
+    "all": keep_all,
+    "resample 1": partial(keep_resampled, num_kept=1),
+    "resample 2": partial(keep_resampled, num_kept=2),
+    "top 1": partial(keep_top, num_kept=1),
+    "top 2": partial(keep_top, num_kept=2),
+    "mass 0.5": partial(keep_mass, mass=0.5),
+    "mass 0.9": partial(keep_mass, mass=0.9),
+}
+
+KEEP_ESTIMATORS: Final = ("marginal", _TEMPERED, "elbo")
+
+KEEP_NUMS_WARMUPS: Final = (4, 16)
+
+
+@final
+@dataclass(frozen=True)
+class Exact:
+    """Holds the value and the gradient of a claim."""
+
+    value: float
+
+    coefs: Tensor
+    """What multiplies the gradients of a and b. *Shape:* :math:`(2 \\times C)`."""
+
+    grad: Tensor
+    """In the coordinates of the enumeration. *Shape:* :math:`(2 \\times C)`."""
+
+
+def compute_exact(enumeration: Enumeration, claim: Claim) -> Exact:
+    """Computes the value and the gradient of a claim."""
+    a = enumeration.warmup_log_probs.clone().requires_grad_()
+    b = enumeration.target_log_probs.clone().requires_grad_()
+
+    value = claim(a, b)
+
+    coefs = torch.cat(torch.autograd.grad(value, [a, b]))
+
+    return Exact(value.item(), coefs, coefs @ enumeration.coordinates)
+
+
+@final
+@dataclass(frozen=True)
+class Draws:
+    """Holds the candidates of N trials."""
+
+    candidates: Candidates
+
+    idx: Tensor
+    """Their numbers in the enumeration. *Shape:* :math:`(N,K)`."""
+
+
+def draw(
+    problem: Problem,
+    enumeration: Enumeration,
+    sampler: WarmupSampler,
+    num_trials: int,
+    num_warmups: int,
+) -> Draws:
+    """Draws K warmups in each of N trials, each of which is a source of one batch."""
+    target_seqs, _ = problem.repeat_target(num_trials)
+
+    with torch.no_grad():
+        source = problem.model.encode(*problem.repeat_source(num_trials))
+
+    candidates = sampler(
+        problem.model,
+        source,
+        problem.layout,
+        target_seqs[:, : problem.layout.prefix_len],
+        num_warmups=num_warmups,
+        max_warmup_len=problem.max_warmup_len,
+    )
+
+    return Draws(candidates, enumeration.find(candidates))
+
+
+@final
+@dataclass(frozen=True)
+class Trials:
+    """Holds what many trials would train with."""
+
+    losses: Tensor
+    """*Shape:* :math:`(N)`."""
+
+    coefs: Tensor
+    """What multiplies the gradients of a and b of all warmups. *Shape:* :math:`(N,2
+    \\times C)`."""
+
+    num_rows: float
+    """The mean number of rows that a trial keeps."""
+
+
+def run_trials(
+    enumeration: Enumeration, draws: Draws, objective: Objective, keep: Keep
+) -> Trials:
+    """Computes the loss of each trial and its gradient as a sum over all warmups."""
+    num_trials, num_warmups = draws.idx.shape
+
+    losses, warmup_coefs, target_coefs = differentiate_objective(
+        objective,
+        enumeration.warmup_log_probs[draws.idx],
+        enumeration.target_log_probs[draws.idx],
+        draws.candidates.proposal_log_probs.double(),
+    )
+
+    kept = keep(warmup_coefs, target_coefs)
+
+    num_columns = 2 * enumeration.num_warmups
+
+    # Where a of a row that is kept stands; its b stands C further.
+    at = num_columns * (kept.rows // num_warmups) + draws.idx.flatten()[kept.rows]
+
+    coefs = losses.new_zeros(num_trials * num_columns)
+
+    coefs.index_add_(0, at, kept.warmup_coefs)
+    coefs.index_add_(0, at + enumeration.num_warmups, kept.target_coefs)
+
+    return Trials(
+        losses, coefs.view(num_trials, num_columns), kept.rows.size(0) / num_trials
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """Holds what was measured of an estimator, relative to the exact value."""
+
+    model: str
+
+    objective: str
+
+    proposal: str
+
+    num_warmups: int
+
+    keep: str
+
+    num_rows: float
+    """The mean number of rows in the differentiable pass of a trial."""
+
+    grad_bias: float
+
+    grad_bias_noise: float
+    """The length that ``grad_bias`` is expected to have without any bias."""
+
+    grad_variance: float
+
+    value_bias: float
+
+    value_bias_noise: float
+    """The standard error of ``value_bias``."""
+
+
+def measure(trials: Trials, enumeration: Enumeration, exact: Exact) -> dict[str, float]:
+    """Measures bias and variance; see :class:`Row`."""
+    num_trials = trials.losses.size(0)
+
+    # (N, 2 x C)
+    grads = trials.coefs @ enumeration.coordinates
+
+    mean = grads.mean(dim=0)
+
+    length = float(exact.grad.norm())
+
+    variance = float((grads - mean).square().sum()) / (num_trials - 1) / length**2
+
+    values = trials.losses / abs(exact.value)
+
+    return {
+        "num_rows": trials.num_rows,
+        "grad_bias": float((mean - exact.grad).norm()) / length,
+        "grad_bias_noise": math.sqrt(variance / num_trials),
+        "grad_variance": variance,
+        "value_bias": float(values.mean()) - exact.value / abs(exact.value),
+        "value_bias_noise": float(values.std()) / math.sqrt(num_trials),
+    }
+
+
+@final
+@dataclass(frozen=True)
+class SamplerCheck:
+    """Holds how far a sampler is from the enumeration."""
+
+    proposal: str
+
+    log_prob_error: float
+    """The largest difference of log P(c|x), in nats."""
+
+    frequency_error: float
+    """The largest difference between how often a warmup was drawn and how often it
+    should be, in standard deviations. Of draws that depend on each other the first."""
+
+
+def check_sampler(
+    proposal: str, enumeration: Enumeration, draws: Draws
+) -> SamplerCheck:
+    """Compares probabilities and frequencies of what a sampler has drawn."""
+    exact_log_probs = enumeration.warmup_log_probs
+
+    candidates, idx = draws.candidates, draws.idx
+
+    assert candidates.warmup_log_probs is not None
+
+    log_prob_errors = candidates.warmup_log_probs - exact_log_probs[idx]
+
+    if is_distinct(PROPOSALS[proposal]):
+        idx, log_probs = idx[:, 0], exact_log_probs
+    else:
+        log_probs = torch.full_like(exact_log_probs, -torch.inf)
+
+        log_probs[idx] = candidates.proposal_log_probs.double()
+
+    # (C)
+    expected = idx.numel() * log_probs.exp()
+
+    counts = torch.bincount(idx.flatten(), minlength=enumeration.num_warmups)
+
+    deviations = (counts - expected) / (expected * (1.0 - log_probs.exp())).sqrt()
+
+    # The normal approximation needs a few draws.
+    deviations = deviations[expected >= 5.0]
+
+    return SamplerCheck(
+        proposal,
+        log_prob_error=float(log_prob_errors.abs().max()),
+        frequency_error=float(deviations.abs().max()),
+    )
+
+
+def check_backward(
+    problem: Problem, enumeration: Enumeration, num_trials: int
+) -> float:
+    """
+    Compares a sum over the enumeration with what a training step does.
+
+    Draws, weighs and differentiates as the criterion does, with ``marginal`` and K = 4.
+
+    :returns: The difference of the mean gradients, relative to their length.
+    """
+    model = problem.model
+
+    draws = draw(problem, enumeration, PROPOSALS[ON_POLICY], num_trials, 4)
+
+    source_seqs, source_layout = problem.repeat_source(num_trials)
+
+    with torch.no_grad():
+        source = model.encode(source_seqs, source_layout)
+
+    scores = score_candidates(
+        model,
+        source,
+        problem.layout,
+        draws.candidates,
+        *problem.repeat_target(num_trials),
+    )
+
+    _, warmup_coefs, target_coefs = differentiate_objective(
+        marginal_loss,
+        scores.warmup_log_probs,
+        scores.target_log_probs,
+        draws.candidates.proposal_log_probs,
+    )
+
+    loss = model.compute_loss(
+        source_seqs,
+        source_layout,
+        problem.join(draws.candidates),
+        RowCoefs(warmup_coefs.flatten(), target_coefs.flatten()),
+        problem.ban_mask(),
+    )
+
+    grad = flatten_grad(loss / num_trials, model).double()
+
+    trials = run_trials(enumeration, draws, marginal_loss, keep_all)
+
+    expected = trials.coefs.mean(dim=0) @ enumeration.grads
+
+    return float((grad - expected).norm() / expected.norm())
+
+
+@final
+@dataclass(frozen=True)
+class Spread:
+    """Describes how different the warmups of a problem are."""
+
+    model: str
+
+    num_warmups: int
+
+    total_prob: float
+    """The sum of P(c|x), which is 1."""
+
+    entropy: float
+    """Of P(c|x), in nats."""
+
+    target_log_prob_min: float
+
+    target_log_prob_max: float
+
+    target_log_prob_std: float
+    """The standard deviation of b under P(c|x)."""
+
+    nll: float
+
+    bound: float
+
+    ess_share: float
+    """What the effective sample size of many draws is a share of their number."""
+
+    warmup_grad_share: float
+    """The length of what log P(c|x) contributes to the exact gradient."""
+
+
+def describe_spread(model_name: str, enumeration: Enumeration) -> Spread:
+    """Describes the warmups of a problem exactly."""
+    a, b = enumeration.warmup_log_probs, enumeration.target_log_probs
+
+    probs = a.exp()
+
+    mean = (probs * b).sum()
+
+    nll = compute_exact(enumeration, compute_nll)
+
+    num_warmups = enumeration.num_warmups
+
+    warmup_grad = nll.coefs[:num_warmups] @ enumeration.coordinates[:num_warmups]
+
+    return Spread(
+        model=model_name,
+        num_warmups=num_warmups,
+        total_prob=float(probs.sum()),
+        entropy=-float((probs * a).sum()),
+        target_log_prob_min=float(b.min()),
+        target_log_prob_max=float(b.max()),
+        target_log_prob_std=float((probs * (b - mean).square()).sum().sqrt()),
+        nll=nll.value,
+        bound=-float(mean),
+        ess_share=1.0 / float((probs * (b + nll.value).exp().square()).sum()),
+        warmup_grad_share=float(warmup_grad.norm() / nll.grad.norm()),
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """Holds everything that was measured with one model."""
+
+    spread: Spread
+
+    backward_error: float
+    """See :func:`check_backward`."""
+
+    samplers: Sequence[SamplerCheck]
+
+    rows: Sequence[Row]
+    """Of every objective, proposal and K; all candidates are kept."""
+
+    keep_rows: Sequence[Row]
+    """Of every way to keep candidates, on policy."""
+
+
+def check_model(model_name: str, num_trials: int) -> Report:
+    """Measures every estimator with one model."""
+    problem = PROBLEMS[model_name](SETTING.warmup_len)
+
+    enumeration = enumerate_warmups(problem)
+
+    exacts = {
+        name: compute_exact(enumeration, estimator.claim)
+        for name, estimator in ESTIMATORS.items()
+    }
+
+    def measure_row(objective: str, proposal: str, draws: Draws, keep: str) -> Row:
+        trials = run_trials(
+            enumeration, draws, ESTIMATORS[objective].objective, KEEPS[keep]
+        )
+
+        return Row(
+            model_name,
+            objective,
+            proposal,
+            draws.idx.size(1),
+            keep,
+            **measure(trials, enumeration, exacts[objective]),
+        )
+
+    samplers, rows, keep_rows = [], [], []
+
+    for proposal, sampler in PROPOSALS.items():
+        nums_warmups = [*NUMS_WARMUPS]
+
+        if is_distinct(sampler):
+            nums_warmups.append(enumeration.num_warmups)
+
+        for num_warmups in nums_warmups:
+            draws = draw(problem, enumeration, sampler, num_trials, num_warmups)
+
+            if num_warmups == NUMS_WARMUPS[-1]:
+                samplers.append(check_sampler(proposal, enumeration, draws))
+
+            for name, estimator in ESTIMATORS.items():
+                if requires_distinct(estimator.objective) and not is_distinct(sampler):
+                    continue
+
+                rows.append(measure_row(name, proposal, draws, "all"))
+
+            if proposal == ON_POLICY and num_warmups in KEEP_NUMS_WARMUPS:
+                keep_rows += [
+                    measure_row(name, proposal, draws, keep)
+                    for name in KEEP_ESTIMATORS
+                    for keep in KEEPS
+                ]
+
+    return Report(
+        describe_spread(model_name, enumeration),
+        check_backward(problem, enumeration, _NUM_BACKWARD_TRIALS),
+        samplers,
+        rows,
+        keep_rows,
+    )
+
+
+def format_report(report: Report) -> str:
+    """Formats the tables of one model."""
+    return "\n\n".join(
+        [
+            _format_spread(report.spread),
+            _format_samplers(report),
+            _format_rows(report.rows, "bias of gradient (noise), %", _format_grad_bias),
+            _format_rows(
+                report.rows, "variance of gradient", lambda r: f"{r.grad_variance:.3g}"
+            ),
+            _format_rows(report.rows, "bias of value (noise), %", _format_value_bias),
+            "Compared with Jensen's bound: `elbo`; with -log P(y|x) tempered: the tempered objective;\nwith -log P(y|x): all others, though `best` estimates nothing, and `joint` only if it sees all warmups.",
+            _format_keep_rows(report.keep_rows),
+        ]
+    )
+
+
+def _format_spread(spread: Spread) -> str:
+    return (
+        f"{spread.model}: {spread.num_warmups} warmups, whose P(c|x) sums to {spread.total_prob:.6f}, entropy {spread.entropy:.2f} nats\n"
+        f"log P(y|c,x) from {spread.target_log_prob_min:.2f} to {spread.target_log_prob_max:.2f}, standard deviation {spread.target_log_prob_std:.2f}\n"
+        f"-log P(y|x) = {spread.nll:.3f}, Jensen's bound {spread.bound:.3f}; effective sample size of many draws {100 * spread.ess_share:.0f} %\n"
+        f"log P(c|x) contributes {100 * spread.warmup_grad_share:.0f} % of the length of the gradient"
+    )
+
+
+def _format_samplers(report: Report) -> str:
+    table = format_table(
+        ["sampler", "error of log P(c|x)", "error of frequencies, sigma"],
+        [
+            [
+                check.proposal,
+                f"{check.log_prob_error:.1e}",
+                f"{check.frequency_error:.1f}",
+            ]
+            for check in report.samplers
+        ],
+    )
+
+    return f"{table}\n\nA backward pass differs from the sum over the enumeration by {report.backward_error:.1e} of its length."
+
+
+def _format_grad_bias(row: Row) -> str:
+    return f"{100 * row.grad_bias:.1f} ({100 * row.grad_bias_noise:.1f})"
+
+
+def _format_value_bias(row: Row) -> str:
+    return f"{100 * row.value_bias:.2f} ({100 * row.value_bias_noise:.2f})"
+
+
+def _format_rows(
+    rows: Sequence[Row], title: str, format_cell: Callable[[Row], str]
+) -> str:
+    """Formats one number of each row, a line for each objective and proposal."""
+    nums_warmups = sorted({row.num_warmups for row in rows})
+
+    cells = {
+        (row.objective, row.proposal, row.num_warmups): format_cell(row) for row in rows
+    }
+
+    lines = [
+        [name, proposal]
+        + [cells.get((name, proposal, num_warmups), "") for num_warmups in nums_warmups]
+        for name, proposal in dict.fromkeys((r.objective, r.proposal) for r in rows)
+    ]
+
+    header = [title, "proposal", *(f"K = {k}" for k in nums_warmups)]
+
+    return format_table(
+        header, sorted(lines, key=lambda line: [*ESTIMATORS].index(line[0]))
+    )
+
+
+def _format_keep_rows(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            row.objective,
+            str(row.num_warmups),
+            row.keep,
+            f"{row.num_rows:.2f}",
+            _format_grad_bias(row),
+            f"{row.grad_variance:.3g}",
+        ]
+        for row in sorted(rows, key=lambda r: KEEP_ESTIMATORS.index(r.objective))
+    ]
+
+    return format_table(
+        ["on policy", "K", "keep", "rows", "bias of gradient (noise), %", "variance"],
+        lines,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="check_estimators.py",
+        description="Compares the objectives' gradients with exact sums over all warmups, on tiny models.",
+    )
+
+    parser.add_argument(
+        "--model",
+        choices=[*PROBLEMS, "both"],
+        default="both",
+        help="the kind of model (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--num-trials",
+        type=parse_positive_int,
+        default=2000,
+        metavar="N",
+        help="trials of each estimator (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the seed of the draws; the models are always the same (default: %(default)s)",
+    )
+
+    args = parser.parse_args(argv)
+
+    return run_benchmark(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.num_trials < _MIN_NUM_TRIALS:
+        raise WarmupError(
+            f"`--num-trials` is {args.num_trials}, from which no frequency can be told; use at least {_MIN_NUM_TRIALS}."
+        )
+
+    names = [*PROBLEMS] if args.model == "both" else [args.model]
+
+    reports = []
+
+    for name in names:
+        torch.manual_seed(args.seed)
+
+        report = check_model(name, args.num_trials)
+
+        print(format_report(report), end="\n\n")
+
+        reports.append(asdict(report))
+
+    print(
+        json.dumps(
+            {
+                "check": "estimators",
+                "num_trials": args.num_trials,
+                "seed": args.seed,
+                "reports": reports,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,466 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+The gradient of one training step, computed by several processes or by one.
+
+``test_scale.py`` runs ``torchrun --nproc-per-node 2 -m tests.integration.scale_worker
+FOLDER`` once for all cases, does the same in one process and compares.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, cast, final
+
+import torch
+from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.gang import (
+    Gangs,
+    ProcessGroupGang,
+    create_fake_gangs,
+    create_fsdp_gangs,
+    create_parallel_gangs,
+)
+from fairseq2.metrics import Mean, MetricBag
+from fairseq2.models.transformer import (
+    TransformerModel,
+    apply_ac_to_transformer,
+    apply_fsdp_to_transformer,
+)
+from fairseq2.models.transformer_lm import (
+    TransformerLM,
+    apply_ac_to_transformer_lm,
+    apply_fsdp_to_transformer_lm,
+)
+from fairseq2.nn.data_parallel import get_data_parallel_facade
+from fairseq2.nn.ddp import to_ddp
+from fairseq2.nn.fsdp import FSDPWrapper, to_fsdp
+from fairseq2.nn.utils.grad import normalize_grads
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn import Module
+
+from tests.common import (
+    BOS_IDX,
+    EOS_IDX,
+    create_candidates,
+    create_layout,
+    create_tiny_lm,
+    create_tiny_model,
+    device,
+    pad_rows,
+)
+from warmup_plugin.criteria import CriterionContext, WarmupSection
+from warmup_plugin.criteria.base import num_target_tokens
+from warmup_plugin.criteria.config import KeepSection
+from warmup_plugin.criteria.warmup import create_warmup_criterion
+from warmup_plugin.layout import DecoderLayout, DecoderRows
+from warmup_plugin.models.conditional import (
+    ConditionalModel,
+    EncodedSource,
+    create_conditional_model,
+    make_scorable,
+)
+from warmup_plugin.objectives import marginal_loss
+from warmup_plugin.sampling import Candidates, WarmupSampler, draw_candidates
+
+SOURCES: Final = [
+    [5, 6, EOS_IDX],
+    [7, EOS_IDX],
+    [7, 7, 5, 6, 5, EOS_IDX],
+    [6, 5, 7, EOS_IDX],
+    [5, 5, 6, 6, 7, 7, 5, EOS_IDX],
+]
+
+TARGETS: Final = [
+    [BOS_IDX, 6, 5, EOS_IDX],
+    [BOS_IDX, 7, EOS_IDX],
+    [BOS_IDX, 7, 5, 5, 6, 7, EOS_IDX],
+    [BOS_IDX, 6, 6, 5, 7, EOS_IDX],
+    [BOS_IDX, 5, 7, EOS_IDX],
+]
+
+WARMUPS: Final = [
+    [[5], [], [6]],
+    [[7], [7], [5]],
+    [[5, 6, 7], [5], [6, 6, 6, 6]],
+    [[], [7, 5, 6, 5], [5, 7]],
+    [[6, 7, 5], [7, 7], [5, 5, 5, 5]],
+]
+"""The first rank has the first two sources, with short warmups."""
+
+SHARES: Final = [[range(0, 1), range(1, 2)], [range(2, 4), range(4, 5)]]
+"""The micro-batches of each rank."""
+
+MAX_WARMUP_LEN: Final = 4
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Says how a step is computed."""
+
+    model: Literal["nllb", "llama"]
+
+    wrapper: Literal["ddp", "fsdp"]
+
+    warmup: Mapping[str, Any] = field(
+        default_factory=lambda: {"keep": KeepSection(name="mass", mass=0.6)}
+    )
+    """The fields of ``WarmupSection``."""
+
+    draws: bool = False
+    """If ``True``, warmups are drawn, else they are those of ``WARMUPS``."""
+
+    accumulates: bool = False
+    """If ``True``, the micro-batches of a rank are read one by one, without
+    synchronising in between."""
+
+    checkpoints: bool = False
+    """If ``True``, layers compute their activations again in the backward pass."""
+
+    low_precision: bool = False
+    """If ``True``, bfloat16: FSDP's own mixed precision, `autocast` under DDP."""
+
+
+_VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "mass": {},
+    "resample": {"warmup": {"keep": KeepSection(name="resample", num=2)}},
+    "sft_weight": {
+        "warmup": {"keep": KeepSection(name="top", num=1), "sft_weight": 0.5}
+    },
+    "passes": {
+        "warmup": {"keep": KeepSection(name="mass", mass=0.6), "max_num_tokens": 12}
+    },
+    "draws": {"draws": True},
+    "accumulates": {"accumulates": True},
+    "checkpoints": {
+        "checkpoints": True,
+        "warmup": {"keep": KeepSection(name="all"), "max_num_tokens": 12},
+    },
+    "low_precision": {
+        "low_precision": True,
+        "warmup": {"keep": KeepSection(name="all")},
+    },
+}
+
+CASES: Final = {
+    f"{variant}-{model}-{wrapper}": Case(model=model, wrapper=wrapper, **options)
+    for variant, options in _VARIANTS.items()
+    for model in cast("tuple[Literal['nllb', 'llama'], ...]", ("nllb", "llama"))
+    for wrapper in cast("tuple[Literal['ddp', 'fsdp'], ...]", ("ddp", "fsdp"))
+}
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """Holds what a process knows after the backward pass."""
+
+    grads: dict[str, Tensor]
+    """The gradient of each parameter that has one, of all ranks."""
+
+    candidates: list[Candidates]
+    """The warmups of its sources, of one group after the other."""
+
+    passes: list[tuple[int, int, int]]
+    """Of each differentiable pass the number of rows, of decoder tokens and of
+    parts that it was divided into."""
+
+
+@final
+class FixedSampler:
+    """Hands out given candidates, those of the next sources at each call."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self._candidates = candidates
+        self._num_done = 0
+
+    def __call__(
+        self,
+        model: ConditionalModel,
+        source: EncodedSource,
+        layout: DecoderLayout,
+        prefixes: Tensor,
+        *,
+        num_warmups: int,
+        max_warmup_len: int,
+    ) -> Candidates:
+        candidates = self._candidates
+
+        begin, end = self._num_done, self._num_done + prefixes.size(0)
+
+        self._num_done = end
+
+        rows = slice(begin * num_warmups, end * num_warmups)
+
+        return Candidates(
+            seqs=candidates.seqs[rows],
+            seq_lens=candidates.seq_lens[rows],
+            cut=candidates.cut[rows],
+            proposal_log_probs=candidates.proposal_log_probs[begin:end],
+        )
+
+
+@final
+class RecordingSampler:
+    """Remembers what another sampler draws."""
+
+    def __init__(self, sampler: WarmupSampler) -> None:
+        self._sampler = sampler
+        self.candidates: list[Candidates] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Candidates:
+        candidates = self._sampler(*args, **kwargs)
+
+        self.candidates.append(
+            Candidates(
+                candidates.seqs,
+                candidates.seq_lens,
+                candidates.cut,
+                candidates.proposal_log_probs,
+            )
+        )
+
+        return candidates
+
+
+def create_model(case: Case) -> TransformerModel | TransformerLM:
+    """Creates the same model in each process, before it is wrapped."""
+    model: TransformerModel | TransformerLM
+
+    if case.model == "nllb":
+        model = create_tiny_model(num_layers=2)
+    else:
+        model = create_tiny_lm(num_layers=2)
+
+    make_scorable(model)
+
+    if case.checkpoints:
+        if isinstance(model, TransformerModel):
+            apply_ac_to_transformer(model, every_nth_layer=1)
+        else:
+            apply_ac_to_transformer_lm(model, every_nth_layer=1)
+
+    return model.train()
+
+
+def wrap_model(case: Case, model: Module, gangs: Gangs) -> Module:
+    """Does what fairseq2's training recipe does before ``create_task``."""
+    if case.wrapper == "ddp":
+        return to_ddp(model, gangs, find_unused_parameters=False)
+
+    def apply_fsdp(module: Module, wrapper: FSDPWrapper) -> Module:
+        if isinstance(module, TransformerModel):
+            return apply_fsdp_to_transformer(module, "layer", wrapper)
+
+        assert isinstance(module, TransformerLM)
+
+        return apply_fsdp_to_transformer_lm(module, "layer", wrapper)
+
+    return to_fsdp(
+        model,
+        gangs,
+        apply_fsdp,
+        version="v2",
+        mixed_precision_dtype=torch.bfloat16 if case.low_precision else None,
+        fp32_reduce=True,
+        broadcast_state=True,
+    )
+
+
+def create_batch(sources: Sequence[int]) -> Seq2SeqBatch:
+    return Seq2SeqBatch(
+        *pad_rows([SOURCES[idx] for idx in sources]),
+        *pad_rows([TARGETS[idx] for idx in sources]),
+    )
+
+
+def compute_step(
+    case: Case,
+    model: TransformerModel | TransformerLM,
+    dp_model: Module,
+    gangs: Gangs,
+    batches: Sequence[Sequence[int]],
+    sampler: WarmupSampler,
+    warmup: WarmupSection,
+) -> Step:
+    """
+    Computes the gradient of a step as fairseq2's trainer does.
+
+    :param batches: The sources of each micro-batch of this rank.
+    """
+    recorder = RecordingSampler(sampler)
+
+    criterion = create_warmup_criterion(
+        CriterionContext(
+            model=create_conditional_model(model),
+            dp_model=dp_model,
+            layout=create_layout(),
+            gangs=gangs,
+            label_smoothing=0.1,
+            warmup=warmup,
+            objective=marginal_loss,
+            sampler=recorder,
+            reference=None,
+            publish_every_n_steps=1,
+        )
+    )
+
+    metric_bag = MetricBag(device)
+
+    metric_bag.add("nll_loss", Mean())
+
+    criterion.add_metrics(metric_bag)
+
+    passes = []
+
+    def look(module: Module, args: object, kwargs: dict[str, Any]) -> None:
+        rows: DecoderRows = kwargs["rows"]
+
+        passes.append((len(rows.seq_lens), sum(rows.seq_lens), kwargs["num_passes"]))
+
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
+
+    # FSDP casts by itself.
+    uses_autocast = case.low_precision and case.wrapper == "ddp" and gangs.dp.size > 1
+
+    num_targets = 0
+
+    for batch_nr, sources in enumerate(batches, start=1):
+        batch = create_batch(sources)
+
+        if batch_nr < len(batches):
+            sync_context = get_data_parallel_facade(dp_model).no_sync()
+        else:
+            sync_context = nullcontext()
+
+        with sync_context:
+            with torch.autocast("cpu", torch.bfloat16, enabled=uses_autocast):
+                loss = criterion.compute_loss(batch, metric_bag, step_nr=1)
+
+            loss.backward()
+
+        num_targets += num_target_tokens(batch)
+
+    handle.remove()
+
+    normalize_grads(dp_model, gangs.dp, num_targets)
+
+    grads = {}
+
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+
+        if grad is None:
+            continue
+
+        if isinstance(grad, DTensor):
+            grad = grad.full_tensor()
+
+        grads[name.replace("_checkpoint_wrapped_module.", "")] = grad
+
+    return Step(grads, recorder.candidates, passes)
+
+
+def create_section(case: Case, **options: Any) -> WarmupSection:
+    """
+    :param options: What differs from ``case``.
+    """
+    return WarmupSection(
+        **{
+            "num_warmups": len(WARMUPS[0]),
+            "max_warmup_len": MAX_WARMUP_LEN,
+            **case.warmup,
+            **options,
+        }
+    )
+
+
+def fixed_candidates(sources: Sequence[int]) -> Candidates:
+    return create_candidates([WARMUPS[idx] for idx in sources], MAX_WARMUP_LEN)
+
+
+def compute_share(case: Case, gangs: Gangs) -> Step:
+    """Computes a step together with other processes."""
+    rank = gangs.dp.rank
+
+    batches: list[Sequence[int]] = list(SHARES[rank])
+
+    sources = [idx for batch in batches for idx in batch]
+
+    if not case.accumulates:
+        batches = [sources]
+
+    model = create_model(case)
+
+    dp_model = wrap_model(case, model, gangs)
+
+    if case.draws:
+        torch.manual_seed(rank)
+
+        # The ranks draw different numbers of tokens, whatever the model says.
+        section = create_section(case, max_warmup_len=[1, MAX_WARMUP_LEN][rank])
+
+        sampler: WarmupSampler = draw_candidates
+    else:
+        # All ranks together read one sequence of random numbers, one a source.
+        torch.manual_seed(0)
+
+        torch.rand((sources[0], 1), dtype=torch.float64)
+
+        section, sampler = create_section(case), FixedSampler(fixed_candidates(sources))
+
+    return compute_step(case, model, dp_model, gangs, batches, sampler, section)
+
+
+def compute_whole(case: Case, candidates: Candidates) -> Step:
+    """Computes the same step at once and in this process alone."""
+    model = create_model(case)
+
+    torch.manual_seed(0)
+
+    return compute_step(
+        case,
+        model,
+        model,
+        create_fake_gangs(device),
+        [range(len(SOURCES))],
+        FixedSampler(candidates),
+        create_section(case, max_num_tokens=None),
+    )
+
+
+def main(folder: Path) -> None:
+    """Computes all cases as one of the processes that torchrun has started."""
+    # A collective call that not all ranks make fails soon.
+    root = ProcessGroupGang.create_default_process_group(
+        device, timeout=timedelta(seconds=60)
+    )
+
+    ddp_gangs = create_parallel_gangs(root)
+
+    fsdp_gangs = create_fsdp_gangs(ddp_gangs)
+
+    steps = {}
+
+    for name, case in CASES.items():
+        print(f"case {name}", flush=True)
+
+        gangs = ddp_gangs if case.wrapper == "ddp" else fsdp_gangs
+
+        steps[name] = compute_share(case, gangs)
+
+    torch.save(steps, folder / f"rank_{root.rank}.pt")
+
+    root.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,506 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""What can be checked of the benchmarks without a clock; and that they run."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scripts import bench_sampling, bench_step
+from scripts.bench_common import (
+    BOS_IDX,
+    EOS_IDX,
+    PAD_IDX,
+    SEPARATOR_IDX,
+    Setting,
+    create_batch,
+    create_layout,
+    create_model,
+    format_table,
+    measure_alternating,
+    measure_drawn_lens,
+)
+from scripts.bench_step import (
+    SETTINGS,
+    WARMUP_VARIANTS,
+    Measurement,
+    PhaseTimer,
+    create_step,
+    list_bars,
+    predict_multiple,
+    profile_step,
+)
+from tests.common import assert_close, assert_equal, device
+from warmup_plugin.criteria.base import num_target_tokens
+from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.sampling import draw_candidates
+
+TINY = Setting(
+    name="tiny",
+    model_dim=16,
+    num_layers=1,
+    num_heads=2,
+    vocab_size=2000,
+    source_len=10,
+    target_len=10,
+    warmup_len=4,
+    num_warmups=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def restored_threads() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+
+    yield
+
+    torch.set_num_threads(num_threads)
+
+
+class TestPredictMultiple:
+    # The table of the design; each column of it counts something else.
+    @pytest.mark.parametrize(
+        "name,keep_1,keep_2,keep_all,repeated",
+        [
+            ("captions", 2.96, 4.07, 5.33, 6.42),
+            ("sentence", 2.32, 3.07, 3.80, 5.49),
+            ("t5-base", 2.18, 2.86, 3.48, 5.26),
+            ("mt5-base", 2.47, 3.39, 4.22, 5.23),
+            ("summarization", 1.57, 1.76, 1.93, 5.35),
+        ],
+    )
+    def test_call_reproduces_table(
+        self, name: str, keep_1: float, keep_2: float, keep_all: float, repeated: float
+    ) -> None:
+        setting = SETTINGS[name]
+
+        multiples = [
+            predict_multiple(setting, 1),
+            predict_multiple(setting, 2),
+            predict_multiple(setting, None),
+            predict_multiple(setting, None, source_repeated=True),
+        ]
+
+        expected = [keep_1, keep_2, keep_all, repeated]
+
+        assert [round(multiple, 2) for multiple in multiples] == expected
+
+
+class TestCreateBatch:
+    def test_call_varies_lengths_around_mean(self) -> None:
+        batch = create_batch(TINY, 2000, device)
+
+        sources, targets = batch.source_seq_lens, batch.target_seq_lens
+
+        assert sources is not None and targets is not None
+
+        assert (min(sources), max(sources)) == (7, 13)
+
+        # BOS, which nobody predicts, comes on top.
+        assert (min(targets), max(targets)) == (8, 14)
+
+        assert num_target_tokens(batch) == pytest.approx(2000, rel=0.05)
+
+    def test_call_fills_rows_with_words(self) -> None:
+        batch = create_batch(TINY, 100, device)
+
+        assert batch.target_seq_lens is not None
+
+        for seq, length in zip(batch.target_seqs.tolist(), batch.target_seq_lens):
+            assert seq[0] == BOS_IDX
+
+            assert min(seq[1 : length - 1]) > SEPARATOR_IDX
+
+            assert seq[length - 1] == EOS_IDX
+
+            assert set(seq[length:]) <= {PAD_IDX}
+
+    def test_call_returns_the_same_again(self) -> None:
+        first, second = (create_batch(TINY, 100, device) for _ in range(2))
+
+        assert_equal(first.source_seqs, second.source_seqs)
+
+
+class TestMeasureDrawnLens:
+    def test_call_finds_first_separator(self) -> None:
+        warmups = torch.tensor(
+            [[7, SEPARATOR_IDX, SEPARATOR_IDX], [SEPARATOR_IDX, 7, 7], [7, 8, 9]]
+        )
+
+        lens, ended = measure_drawn_lens(warmups)
+
+        assert_equal(lens, [1, 0, 3])
+        assert_equal(ended, [True, True, False])
+
+
+class TestMeasureAlternating:
+    def test_call_takes_turns_and_drops_first_round(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[str] = []
+
+        clock = SimpleNamespace(now=0.0)
+
+        def run(name: str, seconds: float) -> None:
+            # As a first call does, the first takes longer.
+            clock.now += seconds if name in calls else 10.0 * seconds
+
+            calls.append(name)
+
+        def between() -> None:
+            clock.now += 100.0
+
+            calls.append("between")
+
+        monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+
+        times = measure_alternating(
+            {"a": lambda: run("a", 1.0), "b": lambda: run("b", 2.0)},
+            device,
+            num_rounds=2,
+            between=between,
+        )
+
+        assert calls == ["between", "a", "between", "b"] * 3
+
+        assert times == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+
+
+class TestFormatTable:
+    def test_call_aligns_columns(self) -> None:
+        table = format_table(["step", "s"], [["a", "10.0"], ["long name", "2.0"]])
+
+        assert table.splitlines() == [
+            "step          s",
+            "---------------",
+            "a          10.0",
+            "long name   2.0",
+        ]
+
+
+def create_measurements(**seconds: float) -> dict[str, Measurement]:
+    """Creates measurements of steps, ``_`` in their names for ``-``."""
+    measurements = {
+        name.replace("_", "-"): Measurement([value], predicted=2.0)
+        for name, value in seconds.items()
+    }
+
+    for name, measurement in measurements.items():
+        baseline = "hf-sft" if name.startswith("hf") else "sft"
+
+        measurement.baseline = measurements.get(baseline)
+
+    return measurements
+
+
+class TestListBars:
+    @pytest.mark.parametrize("seconds,met", [(2.4, True), (2.6, False)])
+    def test_call_asks_for_predicted_multiple(self, seconds: float, met: bool) -> None:
+        measurements = create_measurements(sft=1.0, marginal_2=seconds)
+
+        (bar,) = list_bars("captions", "marginal-2", measurements)
+
+        assert (bar.text, bar.met) == ("<= 2.50 x", met)
+
+    @pytest.mark.parametrize("seconds,met", [(7.1, True), (7.3, False)])
+    def test_call_asks_for_named_multiple(self, seconds: float, met: bool) -> None:
+        measurements = create_measurements(sft=2.0, marginal_1=seconds)
+
+        (bar,) = list_bars("captions", "marginal-1", measurements)
+
+        assert (bar.text, bar.met) == ("<= 3.60 x", met)
+
+    @pytest.mark.parametrize("peak_bytes,met", [(149, True), (151, False)])
+    def test_call_asks_for_memory(self, peak_bytes: int, met: bool) -> None:
+        measurements = create_measurements(sft=1.0, marginal_all=1.0)
+
+        measurements["sft"].peak_bytes = 100
+        measurements["marginal-all"].peak_bytes = peak_bytes
+
+        bars = list_bars("mt5-vocab", "marginal-all", measurements)
+
+        assert [bar.met for bar in bars] == [True, met]
+
+    def test_call_compares_seconds_and_multiples_of_transformers(self) -> None:
+        # Twice the seconds of ours, but less than twice the multiple: 5 / 2.5 of its
+        # own SFT step, and 2.5 of ours.
+        measurements = create_measurements(
+            sft=1.0, marginal_1=2.5, hf_sft=2.5, hf_warmup=5.0
+        )
+
+        bars = list_bars("captions", "hf-warmup", measurements)
+
+        assert [bar.met for bar in bars] == [True, False]
+
+    def test_call_asks_nothing_of_sft_and_without_it(self) -> None:
+        measurements = create_measurements(sft=1.0)
+
+        assert list_bars("captions", "sft", measurements) == []
+
+        measurements = create_measurements(marginal_1=1.0)
+
+        assert list_bars("captions", "marginal-1", measurements) == []
+
+
+def compute_grads(name: str) -> torch.Tensor:
+    """Computes the gradients of a step without dropout, as one vector."""
+    batch = create_batch(TINY, 100, device)
+
+    step = create_step(name, TINY, batch, device, torch.float32)
+
+    step.module.eval()
+
+    torch.manual_seed(0)
+
+    step()
+
+    grads = [p.grad for p in step.module.parameters() if p.grad is not None]
+
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+class TestCreateStep:
+    def test_plain_computes_what_criterion_computes(self) -> None:
+        plain, ours = compute_grads("plain"), compute_grads("marginal-all")
+
+        # Not quite: the criterion leaves four tokens out of P(c|x).
+        assert (plain - ours).norm() < 0.01 * ours.norm()
+
+    @pytest.mark.parametrize("name", ["hf-sft", "hf-warmup"])
+    def test_transformers_steps_compute_gradients(self, name: str) -> None:
+        pytest.importorskip("transformers")
+
+        grads = compute_grads(name)
+
+        assert grads.isfinite().all() and grads.abs().sum() > 0
+
+    def test_clear_deletes_gradients(self) -> None:
+        batch = create_batch(TINY, 20, device)
+
+        step = create_step("sft", TINY, batch, device, torch.float32)
+
+        step()
+
+        step.clear()
+
+        assert all(p.grad is None for p in step.module.parameters())
+
+    def test_untrained_model_writes_warmups_of_full_length(self) -> None:
+        # What the prediction counts.
+        setting = SETTINGS["captions"]
+
+        model = create_model(setting, device).eval()
+
+        conditional = create_conditional_model(model)
+
+        batch = create_batch(setting, 300, device)
+
+        torch.manual_seed(0)
+
+        with torch.no_grad():
+            candidates = draw_candidates(
+                conditional,
+                conditional.encode(*batch.as_source_input()),
+                create_layout(setting),
+                batch.target_seqs[:, :1],
+                num_warmups=setting.num_warmups,
+                max_warmup_len=setting.warmup_len,
+            )
+
+        mean_len = candidates.seq_lens.float().mean()
+
+        assert float(mean_len) > 0.95 * setting.warmup_len
+
+
+class TestPhaseTimer:
+    def test_measure_leaves_out_what_is_inside(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        times = iter([0.0, 1.0, 3.0, 3.0, 7.0, 10.0])
+
+        monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+
+        timer = PhaseTimer(device)
+
+        with timer.measure("rest"):
+            with timer.measure("warmup::draw"):
+                pass
+
+            with timer.measure("warmup::draw"):
+                pass
+
+        # 2 and 4 seconds of 10.
+        assert timer.seconds == {"draw": 6.0, "rest": 4.0}
+
+
+class TestProfileStep:
+    def test_call_finds_phases(self) -> None:
+        batch = create_batch(TINY, 20, device)
+
+        step = create_step("marginal-1", TINY, batch, device, torch.float32)
+
+        seconds = profile_step(step, device)
+
+        phases = {"encode", "draw", "weigh", "keep", "differentiate", "backward"}
+
+        assert phases <= set(seconds)
+
+
+class TestMain:
+    def test_prints_table_and_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        names = ["sft", *WARMUP_VARIANTS, "plain"]
+
+        args = ["--settings", "captions", "--num-tokens", "20", "--rounds", "1"]
+
+        assert bench_step.main([*args, "--variants", ",".join(names)]) == 0
+
+        lines = capsys.readouterr().out.splitlines()
+
+        rows = [line.split() for line in lines if line.split()[:1]]
+
+        assert [row[0] for row in rows if row[0] in names] == names
+
+        record = json.loads(lines[-1])
+
+        steps = record["settings"]["captions"]["steps"]
+
+        assert list(steps) == names
+
+        ours, sft = steps["marginal-1"], steps["sft"]
+
+        assert ours["multiple"] == pytest.approx(ours["seconds"] / sft["seconds"])
+
+        assert ours["ratio"] == pytest.approx(ours["multiple"] / 2.96, rel=0.01)
+
+    def test_measures_memory_in_process_of_its_own(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        args = ["--settings", "captions", "--num-tokens", "300", "--rounds", "1"]
+
+        assert bench_step.main([*args, "--variants", "sft", "--memory"]) == 0
+
+        record = json.loads(capsys.readouterr().out.splitlines()[-1])
+
+        peak_bytes = record["settings"]["captions"]["steps"]["sft"]["peak_bytes"]
+
+        # At least the gradient of the embedding and the logits, far from the memory of
+        # the whole process.
+        num_logits = 300 * 6000
+
+        assert 4 * num_logits < peak_bytes < 200 * 2**20
+
+    @pytest.mark.parametrize(
+        "args,message",
+        [
+            (["--settings", "captions,foo"], "`--settings` names `foo`"),
+            (["--variants", "foo"], "`--variants` names `foo`"),
+            (["--profile", "sft"], "`--profile` names `sft`"),
+            (["--settings", "t5-base"], "`--allow-slow`"),
+        ],
+    )
+    def test_refuses_bad_argument(
+        self, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert bench_step.main(args) == 2
+
+        error = capsys.readouterr().err
+
+        assert message in error and error.count("\n") == 1
+
+    @pytest.mark.parametrize("rounds", ["0", "-1", "x"])
+    def test_refuses_number_of_rounds(
+        self, rounds: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            bench_step.main(["--rounds", rounds])
+
+        assert f"must be a positive integer, but is {rounds}" in capsys.readouterr().err
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+    def test_refuses_missing_gpu(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert bench_step.main(["--device", "cuda"]) == 2
+
+        assert "PyTorch finds no GPU" in capsys.readouterr().err
+
+    def test_says_what_to_do_without_transformers(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # How Python marks a module that cannot be imported.
+        monkeypatch.setitem(sys.modules, "transformers", None)
+
+        args = ["--settings", "captions", "--num-tokens", "20"]
+
+        assert bench_step.main([*args, "--variants", "hf-sft"]) == 2
+
+        error = capsys.readouterr().err
+
+        assert "transformers is not installed" in error and error.count("\n") == 1
+
+
+class TestSampling:
+    def test_all_draw_warmups_of_the_same_length(self) -> None:
+        pytest.importorskip("transformers")
+
+        torch.manual_seed(0)
+
+        draws = bench_sampling.create_draws(8, 0.5, device)
+
+        mean_lens = [float(draw().float().mean()) for draw in draws.values()]
+
+        # (1 - p) / p tokens; the standard error of 32 rows is 0.25.
+        assert len(mean_lens) == 4
+
+        assert mean_lens == pytest.approx([1.0] * 4, abs=0.8)
+
+    def test_samplers_draw_from_the_same_distribution(self) -> None:
+        torch.manual_seed(0)
+
+        probs = torch.tensor([0.1, 0.0, 0.6, 0.3])
+
+        logits = probs.log().expand(4000, 4).contiguous()
+
+        samplers = bench_sampling.create_samplers(logits)
+
+        samplers["inverse CDF"] = lambda: bench_sampling.InverseCdfSampler().sample(
+            logits.softmax(dim=-1)
+        )
+
+        for sampler in samplers.values():
+            shares = torch.bincount(sampler(), minlength=4) / 4000
+
+            assert_close(shares, probs, rtol=0.0, atol=0.04)
+
+            assert shares[1] == 0
+
+    def test_main_prints_tables_and_json(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("transformers")
+
+        args = ["--sources", "1", "--end-prob", "0.5", "--rounds", "1"]
+
+        assert bench_sampling.main([*args, "--vocab-sizes", "500"]) == 0
+
+        lines = capsys.readouterr().out.splitlines()
+
+        record = json.loads(lines[-1])
+
+        for name in (*record["draw_times"], *record["sampler_times"]["500"]):
+            assert any(line.startswith(name) for line in lines)
+
+    @pytest.mark.parametrize("end_prob", ["0", "1", "x"])
+    def test_main_refuses_probability(
+        self, end_prob: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            bench_sampling.main(["--end-prob", end_prob])
+
+        assert "must be between 0 and 1" in capsys.readouterr().err

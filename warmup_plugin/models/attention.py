@@ -1,0 +1,481 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+Attention over flat decoder rows.
+
+fairseq2's layers stay what they are. Only their attention modules change class in
+place (:func:`adapt_attention`), and only for a :class:`RowLayout`: then they fold the
+flat tokens by row or by source as the layout says. So wrappers of whole layers (FSDP,
+activation checkpointing, ``torch.compile``) and checkpoints see nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol, final
+
+import torch
+from fairseq2.models.transformer import (
+    AttentionBiasCache,
+    CausalAttentionBias,
+    IdentityBias,
+    MultiheadAttention,
+    StandardMultiheadAttention,
+)
+from fairseq2.models.transformer.sdpa.flash2 import Flash2SDPA
+from fairseq2.models.transformer.sdpa.flash3 import Flash3SDPA
+from fairseq2.models.transformer.sdpa.naive import NaiveSDPA
+from fairseq2.models.transformer.sdpa.torch import TorchSDPA
+from fairseq2.nn import BatchLayout, IncrementalStateBag
+from fairseq2.ops import repeat_interleave
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import scaled_dot_product_attention
+from typing_extensions import override
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.models.rows import Folding, RowCache, SourceMemory
+
+
+class SelfAttention(Protocol):
+    """Says what the tokens of rows see of their rows."""
+
+    def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """
+        :param q: *Shape:* :math:`(T,H,D)`, as are ``k`` and ``v``.
+
+        :returns: *Shape:* :math:`(T,H,D)`.
+        """
+
+
+@final
+class RowLayout(BatchLayout):  # type: ignore[misc]
+    """
+    Tells the decoder how its T flat tokens hang together.
+
+    fairseq2's frontends and position encoders read it as the layout of a packed batch;
+    its layers pass it on to :class:`RowAttention`, which reads the rest.
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        max_seq_len: int,
+        attend_rows: SelfAttention,
+        attend_source: SourceAttention | None,
+    ) -> None:
+        """
+        :param positions: The place of each token in its row. *Shape:* :math:`(T)`.
+        :param max_seq_len: More than the largest of them.
+        :param attend_source: ``None`` for models without cross-attention.
+        """
+        # The base class would find these out in a loop over all rows.
+        self._width = positions.size(0)
+        self._packed = True
+        self._padded = False
+        self._position_indices = positions
+        self._max_seq_len = max_seq_len
+
+        self.attend_rows = attend_rows
+        self.attend_source = attend_source
+
+
+# `torch.compile` would guard on every mask and folding of a layout, and after a few batches
+# of other shapes give up on the whole layer. Projections and networks stay compiled.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_rows(
+    module: RowAttention, layout: RowLayout, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    return layout.attend_rows(module, q, k, v)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_source(
+    module: RowAttention,
+    layout: RowLayout,
+    q: Tensor,
+    keys: Tensor,
+    keys_layout: BatchLayout,
+) -> Tensor:
+    assert layout.attend_source is not None
+
+    return layout.attend_source(module, q, keys, keys_layout)
+
+
+class RowAttention(StandardMultiheadAttention):  # type: ignore[misc]
+    """A multi-head attention that also understands :class:`RowLayout`."""
+
+    @override
+    def forward(
+        self,
+        seqs: Tensor,
+        seqs_layout: BatchLayout,
+        keys: Tensor,
+        keys_layout: BatchLayout,
+        values: Tensor,
+        bias_cache: AttentionBiasCache,
+        *,
+        state_bag: IncrementalStateBag | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if not isinstance(seqs_layout, RowLayout):
+            return super().forward(
+                seqs,
+                seqs_layout,
+                keys,
+                keys_layout,
+                values,
+                bias_cache,
+                state_bag=state_bag,
+                **kwargs,
+            )
+
+        # (T, M) -> (T, H, D)
+        q = self._project_q(seqs, seqs_layout)
+
+        if seqs is keys:
+            # (T, M) -> (T, H_kv, D)
+            k, v = self._project_kv(keys, seqs_layout, values)
+
+            attns = _attend_rows(self, seqs_layout, q, k, v)
+        else:
+            attns = _attend_source(self, seqs_layout, q, keys, keys_layout)
+
+        # (T, H, D) -> (T, M)
+        return self.output_proj(attns.flatten(-2, -1))
+
+
+# The kinds that compute plain scaled dot-product attention.
+_KNOWN_SDPAS: Final = (TorchSDPA, NaiveSDPA, Flash2SDPA, Flash3SDPA)
+
+
+def adapt_attention(decoder: Module) -> None:
+    """
+    Lets the attention modules of ``decoder`` understand :class:`RowLayout`.
+
+    :raises WarmupError: If one of them computes something else than causal attention
+        over a whole row, or attention to a source.
+    """
+    for name, module in decoder.named_modules():
+        if not isinstance(module, MultiheadAttention):
+            continue
+
+        if isinstance(module, RowAttention):
+            continue
+
+        if type(module) is not StandardMultiheadAttention:
+            raise WarmupError(
+                f"`model` has at `{name}` an attention of the kind `{type(module).__name__}`, which warmup_plugin cannot batch; use a model of fairseq2's `StandardMultiheadAttention`."
+            )
+
+        bias = getattr(module.sdpa, "bias", None)
+
+        known = isinstance(bias, IdentityBias) or (
+            isinstance(bias, CausalAttentionBias) and bias.attn_window_len is None
+        )
+
+        if not known or not isinstance(module.sdpa, _KNOWN_SDPAS):
+            raise WarmupError(
+                f"`model` has at `{name}` the attention bias `{bias}` ({type(module.sdpa).__name__}), which warmup_plugin cannot batch; use a model with full causal attention."
+            )
+
+        module.__class__ = RowAttention
+
+
+def attend(
+    module: RowAttention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> Tensor:
+    """
+    Computes scaled dot-product attention as the module's own would.
+
+    :param q: *Shape:* :math:`(G,Q,H,D)`.
+    :param k: *Shape:* :math:`(G,L,H_{kv},D)`, as is ``v``.
+    :param mask: ``True`` for what is seen; broadcast to :math:`(G,H,Q,L)`.
+
+    :returns: *Shape:* :math:`(G,Q,H,D)`.
+    """
+    # With grouped query attention several query heads share one of keys and values.
+    if module.num_query_groups > 1:
+        k = repeat_interleave(k, dim=-2, repeat=module.num_query_groups)
+        v = repeat_interleave(v, dim=-2, repeat=module.num_query_groups)
+
+    attns = scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        dropout_p=module.sdpa.dropout_p if module.training else 0.0,  # type: ignore[arg-type]
+        is_causal=is_causal,
+        scale=getattr(module.sdpa, "scale", None),
+    )
+
+    return attns.transpose(1, 2)
+
+
+@final
+class WholeRows:
+    """Self-attention of rows that are read from their first token on."""
+
+    def __init__(
+        self, rows: Folding, *, on_states: Callable[..., None] | None = None
+    ) -> None:
+        """
+        :param on_states: Receives the module and its folded keys and values.
+        """
+        self._rows = rows
+        self._on_states = on_states
+
+    def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Padding stands behind the tokens of its row, where causality hides it.
+        k, v = self._rows.fold(k), self._rows.fold(v)
+
+        if self._on_states is not None:
+            self._on_states(module, k, v)
+
+        attns = attend(module, self._rows.fold(q), k, v, is_causal=True)
+
+        return self._rows.unfold(attns)
+
+
+def _create_continued_mask(past_lens: Tensor, past_width: int, width: int) -> Tensor:
+    """
+    Marks what rows see that continue a past of other keys.
+
+    :param past_lens: *Shape:* :math:`(R)`.
+
+    :returns: *Shape:* :math:`(R,1,S,L+S)`.
+    """
+    device = past_lens.device
+
+    # (R, L)
+    past = torch.arange(past_width, device=device) < past_lens.unsqueeze(1)
+
+    # (S, S)
+    own = torch.ones((width, width), dtype=torch.bool, device=device).tril()
+
+    num_rows = past_lens.size(0)
+
+    mask = torch.cat(
+        [
+            past.unsqueeze(1).expand(-1, width, -1),
+            own.unsqueeze(0).expand(num_rows, -1, -1),
+        ],
+        dim=2,
+    )
+
+    return mask.unsqueeze(1)
+
+
+@final
+class ContinuedRows:
+    """Self-attention of rows whose first tokens have been read before."""
+
+    def __init__(
+        self,
+        rows: Folding,
+        past_lens: Tensor,
+        get_past: Callable[[Module, int], tuple[Tensor, Tensor]],
+    ) -> None:
+        """
+        :param past_lens: The number of tokens that each row has behind it. *Shape:*
+            :math:`(R)`.
+        :param get_past: Returns the keys and values of a layer up to a position.
+            *Shape:* :math:`(R,L,H,D)` each.
+        """
+        self._rows = rows
+        self._get_past = get_past
+        self._past_width = int(past_lens.max())
+        self._mask = _create_continued_mask(past_lens, self._past_width, rows.width)
+
+    def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        past_k, past_v = self._get_past(module, self._past_width)
+
+        # (R, L + S, H, D)
+        k = torch.cat([past_k, self._rows.fold(k)], dim=1)
+        v = torch.cat([past_v, self._rows.fold(v)], dim=1)
+
+        attns = attend(module, self._rows.fold(q), k, v, mask=self._mask)
+
+        return self._rows.unfold(attns)
+
+
+@final
+class PromptedRows:
+    """
+    Self-attention of prompts and of the rows that continue them, read in one pass.
+
+    The tokens of the prompts come first. Each prompt is read once, however many rows
+    continue it.
+    """
+
+    def __init__(
+        self,
+        prompts: Folding,
+        rows: Folding,
+        num_prompt_tokens: int,
+        prompt_idx: Tensor,
+        prompt_lens: Tensor,
+    ) -> None:
+        """
+        :param prompt_idx: The prompt of each row. *Shape:* :math:`(R)`.
+        :param prompt_lens: *Shape:* :math:`(N)`.
+        """
+        self._prompts = prompts
+        self._rows = rows
+        self._num_prompt_tokens = num_prompt_tokens
+        self._prompt_idx = prompt_idx
+
+        self._mask = _create_continued_mask(
+            prompt_lens.index_select(0, prompt_idx), prompts.width, rows.width
+        )
+
+    def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        sizes = [self._num_prompt_tokens, q.size(0) - self._num_prompt_tokens]
+
+        prompt_q, q = q.split(sizes)
+        prompt_k, k = k.split(sizes)
+        prompt_v, v = v.split(sizes)
+
+        # (N, L, H, D)
+        prompt_k = self._prompts.fold(prompt_k)
+        prompt_v = self._prompts.fold(prompt_v)
+
+        prompt_attns = attend(
+            module, self._prompts.fold(prompt_q), prompt_k, prompt_v, is_causal=True
+        )
+
+        # (R, L + S, H, D)
+        k = torch.cat([prompt_k[self._prompt_idx], self._rows.fold(k)], dim=1)
+        v = torch.cat([prompt_v[self._prompt_idx], self._rows.fold(v)], dim=1)
+
+        attns = attend(module, self._rows.fold(q), k, v, mask=self._mask)
+
+        return torch.cat([self._prompts.unfold(prompt_attns), self._rows.unfold(attns)])
+
+
+@final
+class SteppedRows:
+    """Self-attention of rows that are decoded step by step and fill a cache."""
+
+    def __init__(
+        self,
+        cache: RowCache,
+        rows: Tensor | None,
+        positions: Tensor | int,
+        num_steps: int,
+        prompts: tuple[SourceMemory, Tensor] | None,
+    ) -> None:
+        """
+        :param rows: The rows of ``cache`` that take this step; ``None`` for all.
+            *Shape:* :math:`(A)`.
+        :param positions: Where their next token stands: one number if it is the same
+            for all, else *Shape:* :math:`(A)`.
+        :param num_steps: The number S of tokens that each of them is fed.
+        :param prompts: What the rows of ``cache`` continue, and the prompt of each of
+            them; read in the first step. *Shape:* :math:`(B)`.
+        """
+        self._cache = cache
+        self._cache_rows = rows
+        self._positions = positions
+        self._num_steps = num_steps
+        self._prompts = prompts
+        self._mask: Tensor | None = None
+
+    def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self._prompts is not None:
+            memory, prompt_idx = self._prompts
+
+            self._cache.begin(module, *memory.get(module, prompt_idx, memory.width))
+
+        # (T, H, D) -> (A, S, H, D)
+        shape = (-1, self._num_steps)
+
+        k, v = self._cache.append(
+            module,
+            k.unflatten(0, shape),
+            v.unflatten(0, shape),
+            self._cache_rows,
+            self._positions,
+        )
+
+        attns = attend(module, q.unflatten(0, shape), k, v, mask=self._get_mask(k))
+
+        return attns.flatten(0, 1)
+
+    def _get_mask(self, k: Tensor) -> Tensor | None:
+        if isinstance(self._positions, int) and self._num_steps == 1:
+            return None
+
+        if self._mask is None:
+            positions = torch.as_tensor(self._positions, device=k.device).view(-1, 1)
+
+            # (A, S)
+            positions = positions + torch.arange(self._num_steps, device=k.device)
+
+            at = torch.arange(k.size(1), device=k.device)
+
+            # (A, 1, S, L)
+            self._mask = (at <= positions.unsqueeze(2)).unsqueeze(1)
+
+        return self._mask
+
+
+@final
+class SourceAttention:
+    """
+    Cross-attention of rows to their sources.
+
+    Queries do not see each other here, so all tokens of all rows of a source are one
+    long row of queries, and its keys and values need no copy.
+    """
+
+    def __init__(
+        self, memory: SourceMemory, by_source: Folding, sources: Tensor | None
+    ) -> None:
+        """
+        :param by_source: Arranges tokens by their source.
+        :param sources: The sources that have rows, in the order of ``by_source``;
+            ``None`` for all. *Shape:* :math:`(G)`.
+        """
+        self._memory = memory
+        self._by_source = by_source
+        self._sources = sources
+
+        # (G, S_src)
+        mask = memory.mask(sources)
+
+        self._mask = None if mask is None else mask[:, None, None, :]
+
+    def __call__(
+        self, module: RowAttention, q: Tensor, keys: Tensor, keys_layout: BatchLayout
+    ) -> Tensor:
+        # (N, S_src, H, D)
+        k, v = self._get_states(module, keys, keys_layout)
+
+        if self._sources is not None:
+            k = k.index_select(0, self._sources)
+            v = v.index_select(0, self._sources)
+
+        attns = attend(module, self._by_source.fold(q), k, v, mask=self._mask)
+
+        return self._by_source.unfold(attns)
+
+    def _get_states(
+        self, module: RowAttention, keys: Tensor, keys_layout: BatchLayout
+    ) -> tuple[Tensor, Tensor]:
+        # With gradient a layer asks once, or twice if it is checkpointed, and then must
+        # compute it again.
+        if torch.is_grad_enabled():
+            return module._project_kv(keys, keys_layout, keys)
+
+        if module not in self._memory.states:
+            self._memory.states[module] = module._project_kv(keys, keys_layout, keys)
+
+        return self._memory.states[module]

@@ -1,0 +1,334 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+Many decoder rows as one flat sequence of tokens.
+
+A batch of warmups is ragged: rows end at different lengths, several rows share one
+source, and some rows already have a past in a cache. So the decoder reads the tokens of
+all rows one after the other, without padding; only the attention itself
+(``attention.py``) folds them into rectangles, by row for self-attention, by source for
+cross-attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from typing_extensions import override
+
+
+class _Gather(torch.autograd.Function):
+    """
+    Selects items by an index whose inverse is known.
+
+    The backward of ``index_select`` adds item by item, which costs more on a CPU than
+    all else in a small attention.
+    """
+
+    @staticmethod
+    @override
+    def forward(
+        ctx: Any, x: Tensor, idx: Tensor, inverse: Tensor, counted: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(inverse, counted)
+
+        return x.index_select(0, idx)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inverse, counted = ctx.saved_tensors
+
+        grad = grad.index_select(0, inverse)
+
+        if counted is not None:
+            # A padded place held a copy of an item, but was not that item.
+            grad = grad * counted.view(-1, *[1] * (grad.ndim - 1))
+
+        return grad, None, None, None
+
+
+def _gather(x: Tensor, idx: Tensor, inverse: Tensor, counted: Tensor | None) -> Tensor:
+    return _Gather.apply(x, idx, inverse, counted)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def select_items(x: Tensor, idx: Tensor) -> Tensor:
+    """
+    Selects items that differ from each other.
+
+    :param x: *Shape:* :math:`(T,*)`.
+    :param idx: *Shape:* :math:`(P)`.
+
+    :returns: *Shape:* :math:`(P,*)`.
+    """
+    if idx.numel() == 0:
+        return x[:0]
+
+    selected = torch.zeros(x.size(0), dtype=torch.bool, device=x.device)
+
+    selected[idx] = True
+
+    inverse = idx.new_zeros(x.size(0))
+
+    inverse[idx] = torch.arange(idx.size(0), device=x.device)
+
+    return _gather(x, idx, inverse, selected)
+
+
+@final
+class Folding:
+    """Arranges T items, each of one of G groups, as a padded rectangle, and back."""
+
+    def __init__(self, groups: Tensor, num_groups: int) -> None:
+        """
+        :param groups: The group of each item; a group keeps the order of its items.
+            *Shape:* :math:`(T)`.
+        """
+        device = groups.device
+
+        self._num_groups = num_groups
+
+        counts = torch.bincount(groups, minlength=num_groups)
+
+        # One look at the device for both.
+        width, num_descents = torch.stack(
+            [counts.max(), (groups[1:] < groups[:-1]).sum()]
+        ).tolist()
+
+        self._width = int(width)
+
+        num_items = groups.size(0)
+
+        # Nothing to move if all groups are as large and one follows the other.
+        self._full = num_items == num_groups * self._width and num_descents == 0
+
+        if self._full:
+            return
+
+        # (T)
+        order = groups.argsort(stable=True)
+
+        sorted_groups = groups.index_select(0, order)
+
+        begins = counts.cumsum(0) - counts
+
+        rank = torch.arange(num_items, device=device)
+
+        rank = rank - begins.index_select(0, sorted_groups)
+
+        # (T)
+        self._places = torch.empty_like(order)
+
+        self._places[order] = sorted_groups * self._width + rank
+
+        # (G x Q)
+        self._items = order.new_zeros(num_groups * self._width)
+
+        self._items[self._places] = torch.arange(num_items, device=device)
+
+        self._counted = torch.zeros_like(self._items, dtype=torch.bool)
+
+        self._counted[self._places] = True
+
+    @property
+    def width(self) -> int:
+        """The size of the largest group."""
+        return self._width
+
+    def fold(self, x: Tensor) -> Tensor:
+        """
+        :param x: *Shape:* :math:`(T,*)`.
+
+        :returns: *Shape:* :math:`(G,Q,*)`; what stands in a padded place is finite and
+            means nothing.
+        """
+        if not self._full:
+            x = _gather(x, self._items, self._places, None)
+
+        return x.reshape(self._num_groups, self._width, *x.shape[1:])
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """
+        :param x: *Shape:* :math:`(G,Q,*)`.
+
+        :returns: *Shape:* :math:`(T,*)`.
+        """
+        x = x.flatten(0, 1)
+
+        if not self._full:
+            x = _gather(x, self._places, self._items, self._counted)
+
+        return x
+
+
+@final
+class RowCache:
+    """
+    Holds the keys and values that B rows have left behind, one pair a layer.
+
+    Position p of row b stands at ``[b, p]``, however long the row is.
+    """
+
+    def __init__(self, num_rows: int, max_len: int) -> None:
+        """
+        :param max_len: The number of positions that there is room for.
+        """
+        self._num_rows = num_rows
+        self._max_len = max_len
+
+        self._states: dict[Module, tuple[Tensor, Tensor]] = {}
+
+    def begin(self, module: Module, k: Tensor, v: Tensor) -> None:
+        """
+        Makes room for a layer, whose rows begin with ``k`` and ``v``.
+
+        :param k: *Shape:* :math:`(B,L,H,D)`, or with one row for all; L may be 0.
+        """
+        # Zeros, since garbage that is no number would pass an attention mask.
+        all_k = k.new_zeros((self._num_rows, self._max_len, *k.shape[2:]))
+        all_v = v.new_zeros((self._num_rows, self._max_len, *v.shape[2:]))
+
+        all_k[:, : k.size(1)] = k
+        all_v[:, : v.size(1)] = v
+
+        self._states[module] = (all_k, all_v)
+
+    def append(
+        self,
+        module: Module,
+        k: Tensor,
+        v: Tensor,
+        rows: Tensor | None,
+        positions: Tensor | int,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Writes the keys and values of the next tokens of A rows.
+
+        :param k: *Shape:* :math:`(A,S,H,D)`.
+        :param rows: The rows that take part, ``None`` for all. *Shape:* :math:`(A)`.
+        :param positions: Where their first token stands: one number if it is the same
+            for all rows, else *Shape:* :math:`(A)`.
+
+        :returns: All keys and values of those rows. *Shape:* :math:`(A,L,H,D)` each.
+        """
+        if module not in self._states:
+            self.begin(module, k[:1, :0], v[:1, :0])
+
+        all_k, all_v = self._states[module]
+
+        num_steps = k.size(1)
+
+        at_row: slice | Tensor
+        at_step: slice | Tensor
+
+        if isinstance(positions, int):
+            end = positions + num_steps
+
+            at_row = slice(None) if rows is None else rows
+
+            at_step = slice(positions, end)
+        else:
+            end = self._max_len
+
+            if rows is None:
+                at_row = torch.arange(self._num_rows, device=k.device).unsqueeze(1)
+            else:
+                at_row = rows.unsqueeze(1)
+
+            # (A, 1) + (S) -> (A, S)
+            at_step = positions.unsqueeze(1) + torch.arange(num_steps, device=k.device)
+
+        all_k[at_row, at_step] = k
+        all_v[at_row, at_step] = v
+
+        if rows is None:
+            return all_k[:, :end], all_v[:, :end]
+
+        return all_k[:, :end].index_select(0, rows), all_v[:, :end].index_select(
+            0, rows
+        )
+
+    def get(self, module: Module, rows: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """
+        Returns the first ``end`` positions of rows.
+
+        :param rows: *Shape:* :math:`(R)`.
+
+        :returns: *Shape:* :math:`(R,L,H,D)` each.
+        """
+        k, v = self._states[module]
+
+        return k[:, :end].index_select(0, rows), v[:, :end].index_select(0, rows)
+
+    def select(self, rows: Tensor) -> None:
+        """
+        Keeps, repeats or reorders rows.
+
+        :param rows: *Shape:* :math:`(B')`.
+        """
+        self._num_rows = rows.size(0)
+
+        for module, (k, v) in self._states.items():
+            self._states[module] = (k.index_select(0, rows), v.index_select(0, rows))
+
+
+@final
+class SourceMemory:
+    """Holds what N sources look like to the rows decoded against them."""
+
+    def __init__(
+        self, seq_lens: Sequence[int], width: int, device: torch.device
+    ) -> None:
+        """
+        :param seq_lens: The lengths of the sources.
+        :param width: The number of their positions, padding included.
+        """
+        self.num_sources = len(seq_lens)
+
+        self.width = width
+
+        self.padded = min(seq_lens) < width
+        """``True`` if not all positions of all sources count."""
+
+        self.seq_lens = torch.tensor(seq_lens, device=device)
+        """*Shape:* :math:`(N)`."""
+
+        self.states: dict[Module, tuple[Tensor, Tensor]] = {}
+        """The keys and values of each layer. *Shape:* :math:`(N,S_{src},H,D)` each."""
+
+    def get(self, module: Module, sources: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """
+        Returns the keys and values of sources, up to position ``end``.
+
+        :param sources: *Shape:* :math:`(R)`.
+
+        :returns: *Shape:* :math:`(R,L,H,D)` each.
+        """
+        k, v = self.states[module]
+
+        return k[:, :end].index_select(0, sources), v[:, :end].index_select(0, sources)
+
+    def mask(self, sources: Tensor | None) -> Tensor | None:
+        """
+        Marks what belongs to each source.
+
+        :param sources: The sources asked for; ``None`` for all. *Shape:* :math:`(G)`.
+
+        :returns: *Shape:* :math:`(G,S_{src})`; ``None`` if all of it does.
+        """
+        if not self.padded:
+            return None
+
+        seq_lens = self.seq_lens
+
+        if sources is not None:
+            seq_lens = seq_lens.index_select(0, sources)
+
+        at = torch.arange(self.width, device=seq_lens.device)
+
+        return at < seq_lens.unsqueeze(1)

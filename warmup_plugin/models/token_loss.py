@@ -1,0 +1,244 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+From hidden states to token log-probabilities, never with all logits in memory at once.
+
+The output projection is the largest matrix of a small model and, with the 250,000 tokens
+of a multilingual vocabulary, its logits are the largest tensor of a training step. So
+only counted positions reach it, and those in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from fairseq2.nn import Projection
+from torch import Tensor
+from typing_extensions import override
+
+MAX_NUM_LOGITS: Final = 1 << 24
+"""The number of logits that are in memory at once: 64 MiB in fp32."""
+
+
+def compute_log_probs(
+    proj: Projection,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    num_restricted: int,
+    banned: Tensor,
+) -> Tensor:
+    """
+    Computes the log-probability of each target token.
+
+    :param proj: The output projection.
+    :param hidden: The decoder output. *Shape:* :math:`(P,M)`.
+    :param targets: *Shape:* :math:`(P)`.
+    :param num_restricted: The number of positions, the first ones, at which ``banned``
+        tokens have probability zero and the others are renormalised.
+    :param banned: *Shape:* :math:`(V')`.
+
+    :returns: Natural logarithm, fp32. *Shape:* :math:`(P)`.
+    """
+    log_probs = []
+
+    for part, restricted in _chunks(proj, hidden.size(0), num_restricted):
+        # (P', V)
+        logits = proj(hidden[part]).float()
+
+        if restricted:
+            logits = logits.index_fill(1, banned, -torch.inf)
+
+        target_logits = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
+
+        log_probs.append(target_logits - logits.logsumexp(dim=1))
+
+    if not log_probs:
+        # Connected, for a backward through nothing.
+        return hidden.float().sum(dim=1)
+
+    return torch.cat(log_probs)
+
+
+class _TokenLoss(torch.autograd.Function):
+    @staticmethod
+    @override
+    def forward(
+        ctx: Any,
+        proj: Projection,
+        hidden: Tensor,
+        targets: Tensor,
+        coefs: Tensor,
+        num_restricted: int,
+        banned: Tensor,
+        label_smoothing: float,
+        *params: Tensor,
+    ) -> Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+
+        hidden_grad = torch.zeros_like(hidden)
+
+        # Sums of many chunks in a low precision would lose the small ones.
+        param_grads = [torch.zeros_like(p, dtype=torch.float32) for p in params]
+
+        # `autocast` would keep casts of the parameters whose graph is freed here.
+        device_type = hidden.device.type
+
+        autocast = torch.autocast(
+            device_type,
+            dtype=torch.get_autocast_dtype(device_type),
+            enabled=torch.is_autocast_enabled(device_type),
+            cache_enabled=False,
+        )
+
+        for part, restricted in _chunks(proj, hidden.size(0), num_restricted):
+            with torch.enable_grad(), autocast:
+                inputs = hidden[part].detach().requires_grad_()
+
+                raw_logits = proj(inputs)
+
+            logits = raw_logits.detach().float()
+
+            if restricted:
+                logits = logits.index_fill(1, banned, -torch.inf)
+
+            loss, grad = _differentiate(
+                logits,
+                targets[part],
+                coefs[part],
+                0.0 if restricted else label_smoothing,
+            )
+
+            total += loss
+
+            grads = torch.autograd.grad(
+                raw_logits, [inputs, *params], grad.to(raw_logits.dtype)
+            )
+
+            hidden_grad[part] = grads[0]
+
+            for param_grad, g in zip(param_grads, grads[1:]):
+                param_grad += g
+
+        ctx.save_for_backward(
+            hidden_grad, *(g.to(p.dtype) for g, p in zip(param_grads, params))
+        )
+
+        return total
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, *param_grads = ctx.saved_tensors
+
+        return (
+            None,
+            hidden_grad * grad.to(hidden_grad.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+            *(g * grad.to(g.dtype) for g in param_grads),
+        )
+
+
+def compute_token_loss(
+    proj: Projection,
+    hidden: Tensor,
+    targets: Tensor,
+    coefs: Tensor,
+    *,
+    num_restricted: int,
+    banned: Tensor,
+    label_smoothing: float,
+) -> Tensor:
+    r"""
+    Computes :math:`-\sum_p \mathrm{coef}_p \log P(\mathrm{target}_p)`.
+
+    Since the coefficients are known beforehand, each chunk of logits is differentiated
+    as soon as it is there, and then forgotten; no second forward is needed.
+
+    :param coefs: Constants. *Shape:* :math:`(P)`.
+    :param num_restricted: The number of positions, the first ones, at which ``banned``
+        tokens have probability zero and no label is smoothed.
+    :param label_smoothing: As fairseq2's ``cross_entropy`` defines it: the target keeps
+        :math:`1 - \epsilon - \epsilon/(V-1)`, and every token gets
+        :math:`\epsilon/(V-1)` besides.
+
+    See :func:`compute_log_probs` for the other parameters.
+
+    :returns: *Shape:* scalar, fp32.
+    """
+    params = [p for p in proj.parameters() if p.requires_grad]
+
+    return _TokenLoss.apply(  # type: ignore[no-any-return,no-untyped-call]
+        proj,
+        hidden,
+        targets,
+        coefs,
+        num_restricted,
+        banned,
+        label_smoothing,
+        *params,
+    )
+
+
+def _chunks(
+    proj: Projection, num_positions: int, num_restricted: int
+) -> Iterator[tuple[slice, bool]]:
+    """Divides positions into chunks; none of them holds both kinds."""
+    size = max(MAX_NUM_LOGITS // proj.output_dim, 1)
+
+    for begin, end in ((0, num_restricted), (num_restricted, num_positions)):
+        for idx in range(begin, end, size):
+            yield slice(idx, min(idx + size, end)), end == num_restricted
+
+
+def _differentiate(
+    logits: Tensor, targets: Tensor, coefs: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """
+    Computes the weighted loss and its derivative with respect to the logits.
+
+    :param logits: *Shape:* :math:`(P,V)`.
+
+    :returns: A scalar, and *Shape:* :math:`(P,V)`.
+    """
+    # (P, 1)
+    log_total = logits.logsumexp(dim=1, keepdim=True)
+
+    targets = targets.unsqueeze(1)
+    coefs = coefs.unsqueeze(1)
+
+    # (P, 1)
+    losses = log_total - logits.gather(1, targets)
+
+    vocab_size = logits.size(1)
+
+    if label_smoothing > 0.0:
+        epsilon = label_smoothing / (vocab_size - 1)
+
+        kept = 1.0 - label_smoothing - epsilon
+
+        losses = kept * losses + epsilon * (
+            vocab_size * log_total - logits.sum(dim=1, keepdim=True)
+        )
+    else:
+        epsilon, kept = 0.0, 1.0
+
+    # (P, V)
+    grad = (logits - log_total).exp_()
+
+    if label_smoothing > 0.0:
+        # kept + V * epsilon = 1
+        grad -= epsilon
+
+    grad.scatter_add_(1, targets, torch.full_like(losses, -kept))
+
+    grad *= coefs
+
+    return (coefs * losses).sum(), grad

@@ -1,0 +1,39 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
+from warmup_plugin.sampling.draw import Candidates
+
+
+class WarmupSampler(Protocol):
+    """
+    Draws K warmups of each source.
+
+    Registered as a fairseq2 component under the name that ``warmup.sampler.name``
+    takes. A sampler whose warmups of a source all differ may say so by an attribute
+    ``distinct`` that is ``True``.
+    """
+
+    def __call__(
+        self,
+        model: ConditionalModel,
+        source: EncodedSource,
+        layout: DecoderLayout,
+        prefixes: Tensor,
+        *,
+        num_warmups: int,
+        max_warmup_len: int,
+    ) -> Candidates:
+        """
+        :param model: In evaluation mode.
+        :param prefixes: The tokens before a warmup. *Shape:* :math:`(N,P)`.
+        :param max_warmup_len: The most tokens of a warmup; then the separator is
+            forced.
+        """

@@ -1,0 +1,91 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""The samplers that ``warmup.sampler.name`` chooses from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, final
+
+from fairseq2.logging import log
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import Tensor
+from typing_extensions import override
+
+from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
+from warmup_plugin.sampling.base import WarmupSampler
+from warmup_plugin.sampling.draw import Candidates, draw_candidates
+from warmup_plugin.sampling.stochastic_beam import draw_distinct_candidates
+
+
+@dataclass(kw_only=True)
+class IndependentConfig(Validatable):
+    """Configures the sampler ``independent``."""
+
+    temperature: float = 1.0
+    """Divides the logits of the draws. Draws at another temperature than 1.0 are corrected by their importance weight."""
+
+    top_k: int | None = None
+    """The most tokens to draw from, the likeliest ones. What they leave out no weight can correct."""
+
+    top_p: float | None = None
+    """The share of the probability to draw from, the likeliest tokens first. What it leaves out no weight can correct."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.temperature <= 0.0:
+            result.add_error("`temperature` must be greater than 0.")
+
+        if self.top_k is not None and self.top_k < 1:
+            result.add_error("`top_k` must be greater than or equal to 1.")
+
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            result.add_error(
+                "`top_p` must be greater than 0 and less than or equal to 1."
+            )
+
+        return result
+
+
+def create_independent_sampler(config: IndependentConfig) -> WarmupSampler:
+    """Creates the sampler ``independent``; warns if it cuts the distribution."""
+    if config.top_k is not None or config.top_p is not None:
+        log.warning("Warmups are drawn with `top_k` or `top_p`: what they leave out is never drawn, which no importance weight corrects, so training no longer follows the gradient of log P(y|x).")  # fmt: skip
+
+    return partial(
+        draw_candidates,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+    )
+
+
+@final
+class StochasticBeamSampler:
+    """The sampler ``stochastic_beam``, see :func:`draw_distinct_candidates`."""
+
+    distinct: Final = True
+
+    def __call__(
+        self,
+        model: ConditionalModel,
+        source: EncodedSource,
+        layout: DecoderLayout,
+        prefixes: Tensor,
+        *,
+        num_warmups: int,
+        max_warmup_len: int,
+    ) -> Candidates:
+        return draw_distinct_candidates(
+            model,
+            source,
+            layout,
+            prefixes,
+            num_warmups=num_warmups,
+            max_warmup_len=max_warmup_len,
+        )
