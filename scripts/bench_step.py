@@ -291,9 +291,9 @@ class BenchStep:
 
     def forward(self) -> Tensor:
         """Computes the loss."""
-        enabled = self._dtype != torch.float32
+        enabled = self._dtype == torch.bfloat16
 
-        with torch.autocast(self._device.type, self._dtype, enabled=enabled):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=enabled):
             return self._compute_loss()
 
     def backward(self, loss: Tensor) -> None:
@@ -318,9 +318,6 @@ def create_step(
 
     if name in (_HF_SFT, _HF_WARMUP):
         marian = create_marian(setting, device)
-
-        # `from_pretrained()` would have left it in evaluation mode, a constructor not.
-        marian.train()
 
         if name == _HF_SFT:
             return finish(marian, partial(_compute_marian_sft_loss, marian, batch))

@@ -610,8 +610,8 @@ def check_sampler(
 
     deviations = (counts - expected) / (expected * (1.0 - log_probs.exp())).sqrt()
 
-    # The normal approximation needs a few draws.
-    deviations = deviations[expected >= 5.0]
+    # Counts of less are far from normal.
+    deviations = deviations[expected >= 10.0]
 
     return SamplerCheck(
         proposal,
@@ -752,11 +752,13 @@ class Report:
     """Of every way to keep candidates, on policy."""
 
 
-def check_model(model_name: str, num_trials: int) -> Report:
-    """Measures every estimator with one model."""
+def check_model(model_name: str, num_trials: int, seed: int) -> Report:
+    """Measures every estimator with one model, which does not depend on the seed."""
     problem = PROBLEMS[model_name](SETTING.warmup_len)
 
     enumeration = enumerate_warmups(problem)
+
+    torch.manual_seed(seed)
 
     exacts = {
         name: compute_exact(enumeration, estimator.claim)
@@ -949,9 +951,7 @@ def _run(args: argparse.Namespace) -> None:
     reports = []
 
     for name in names:
-        torch.manual_seed(args.seed)
-
-        report = check_model(name, args.num_trials)
+        report = check_model(name, args.num_trials, args.seed)
 
         print(format_report(report), end="\n\n")
 

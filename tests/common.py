@@ -1,14 +1,15 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
-"""What many tests need: tensors compared, a tiny vocabulary, a tiny model."""
+"""What many tests need: tensors compared, a tiny vocabulary, tiny models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
+import pytest
 import torch
 from fairseq2.models.llama import LLaMAConfig
 from fairseq2.models.llama.factory import create_llama_model
@@ -33,6 +34,8 @@ VOCAB_SIZE: Final = 8
 
 WORDS: Final = (5, 6, 7)
 """The tokens that are text."""
+
+Model: TypeAlias = TransformerModel | TransformerLM
 
 ModelT = TypeVar("ModelT", TransformerModel, TransformerLM)
 
@@ -170,14 +173,24 @@ def _randomize(create_model: Callable[[], ModelT], seed: int) -> ModelT:
                 parameter.add_(0.2 * torch.randn(parameter.shape, device=device))
 
             # No token nearly certain, or a few draws would not see the others.
-            # The separator has a probability of about 0.3 with the default seed.
+            # The separator has a probability of 0.2 to 0.6 with the default seed.
             for parameter in get_last_layer_norm(model).parameters():
                 parameter.mul_(0.5)
 
     return model.eval()
 
 
-def get_last_layer_norm(model: TransformerModel | TransformerLM) -> Module:
+CREATE_MODEL: Final[dict[str, Callable[..., Model]]] = {
+    "transformer": create_tiny_model,
+    "llama": create_tiny_lm,
+    "qwen": create_tiny_qwen,
+}
+
+each_model = pytest.mark.parametrize("kind", CREATE_MODEL)
+"""Runs a test with the name of each kind of model."""
+
+
+def get_last_layer_norm(model: Model) -> Module:
     """Returns what stands between a decoder and its output projection."""
     layer_norm = model.decoder.layer_norm
 
@@ -209,6 +222,18 @@ def create_source(rows: Sequence[Sequence[int]]) -> tuple[Tensor, BatchLayout]:
     seqs, seq_lens = pad_rows(rows)
 
     return seqs, BatchLayout.of(seqs, seq_lens)
+
+
+def forward_alone(model: Model, source: Sequence[int], seq: Sequence[int]) -> Tensor:
+    """Returns what fairseq2's forward makes of one sequence. *Shape:* :math:`(S,V)`."""
+    if isinstance(model, TransformerModel):
+        logits = model(*create_source([source]), *create_source([seq]))[0]
+    else:
+        logits = model(*create_source([[*source, *seq]]))[0, len(source) :]
+
+    assert isinstance(logits, Tensor)
+
+    return logits
 
 
 def list_sentences(max_len: int) -> list[list[int]]:

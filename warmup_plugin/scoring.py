@@ -247,13 +247,13 @@ def keep_top(
 
     See :func:`keep_resampled` for the parameters.
     """
-    magnitudes = _get_magnitudes(warmup_coefs, target_coefs)
+    order = _order(warmup_coefs, target_coefs)
 
-    top_idx = magnitudes.topk(num_kept, dim=1).indices
+    mask = torch.zeros_like(order, dtype=torch.bool)
 
-    mask = torch.zeros_like(magnitudes, dtype=torch.bool).scatter(1, top_idx, True)
-
-    return _keep_masked(warmup_coefs, target_coefs, mask)
+    return _keep_masked(
+        warmup_coefs, target_coefs, mask.scatter(1, order[:, :num_kept], True)
+    )
 
 
 @torch.no_grad()
@@ -261,23 +261,46 @@ def keep_mass(
     warmup_coefs: Tensor, target_coefs: Tensor, mass: float
 ) -> KeptCandidates:
     """
-    Keeps as many candidates of each source as make up a share of the gradient.
+    Keeps as many candidates of each source as make up a share of what y is learned from.
 
-    They are taken in the order of what they matter, so sources that are sure keep one
-    and others more. Biased as :func:`keep_top` is.
+    They are taken in the order of what they matter to the gradient, so sources that are
+    sure keep one and others more. The share is that of the derivatives with respect to
+    b, the posterior weights; those with respect to a come near to 1/K for every
+    candidate, and would keep nearly all. Biased as :func:`keep_top` is.
 
     :param mass: The share that must be reached, above 0 and at most 1.
+
+    See :func:`keep_all` for the other parameters.
     """
-    magnitudes = _get_magnitudes(warmup_coefs, target_coefs)
+    order = _order(warmup_coefs, target_coefs)
 
-    ordered, order = magnitudes.sort(dim=1, descending=True)
+    weights = target_coefs.abs().double().gather(1, order)
 
-    # The share of those before.
-    before = (ordered.cumsum(dim=1) - ordered) / ordered.sum(dim=1, keepdim=True)
+    # What those before have reached: (N, K)
+    before = weights.cumsum(dim=1) - weights
 
-    mask = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before < mass)
+    mask = before < mass * weights.sum(dim=1, keepdim=True)
+
+    # One at least, also where y learns nothing.
+    mask[:, 0] = True
+
+    mask = torch.zeros_like(mask).scatter(1, order, mask)
 
     return _keep_masked(warmup_coefs, target_coefs, mask)
+
+
+def _order(warmup_coefs: Tensor, target_coefs: Tensor) -> Tensor:
+    """
+    Orders candidates by what they matter to the gradient, most first.
+
+    Those below their baseline all matter 1/K in ``marginal``; of them the ones come
+    first that teach y more, or rounding would decide.
+
+    *Shape:* :math:`(N,K)`.
+    """
+    keys = _get_magnitudes(warmup_coefs, target_coefs) + 1e-3 * target_coefs.abs()
+
+    return keys.argsort(dim=1, descending=True, stable=True)
 
 
 def _get_magnitudes(warmup_coefs: Tensor, target_coefs: Tensor) -> Tensor:

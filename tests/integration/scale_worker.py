@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, cast, final
@@ -100,6 +100,13 @@ SHARES: Final = [[range(0, 1), range(1, 2)], [range(2, 4), range(4, 5)]]
 
 MAX_WARMUP_LEN: Final = 4
 
+_MASS: Final = {
+    "keep": KeepSection(name="mass", mass=0.6),
+    # Without it all unlikely warmups would matter the same to the gradient, and
+    # rounding would decide which of them are kept.
+    "entropy_weight": 0.3,
+}
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +117,14 @@ class Case:
 
     wrapper: Literal["ddp", "fsdp"]
 
-    warmup: Mapping[str, Any] = field(
-        default_factory=lambda: {"keep": KeepSection(name="mass", mass=0.6)}
-    )
+    warmup: Mapping[str, Any]
     """The fields of ``WarmupSection``."""
 
     draws: bool = False
     """If ``True``, warmups are drawn, else they are those of ``WARMUPS``."""
 
     accumulates: bool = False
-    """If ``True``, the micro-batches of a rank are read one by one, without
-    synchronising in between."""
+    """If ``True``, the micro-batches of a rank are read one by one."""
 
     checkpoints: bool = False
     """If ``True``, layers compute their activations again in the backward pass."""
@@ -129,25 +133,19 @@ class Case:
     """If ``True``, bfloat16: FSDP's own mixed precision, `autocast` under DDP."""
 
 
+_ALL_IN_PASSES: Final = {"keep": KeepSection(name="all"), "max_num_tokens": 12}
+
 _VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "mass": {},
+    "mass": {"warmup": _MASS},
     "resample": {"warmup": {"keep": KeepSection(name="resample", num=2)}},
     "sft_weight": {
         "warmup": {"keep": KeepSection(name="top", num=1), "sft_weight": 0.5}
     },
-    "passes": {
-        "warmup": {"keep": KeepSection(name="mass", mass=0.6), "max_num_tokens": 12}
-    },
-    "draws": {"draws": True},
-    "accumulates": {"accumulates": True},
-    "checkpoints": {
-        "checkpoints": True,
-        "warmup": {"keep": KeepSection(name="all"), "max_num_tokens": 12},
-    },
-    "low_precision": {
-        "low_precision": True,
-        "warmup": {"keep": KeepSection(name="all")},
-    },
+    "passes": {"warmup": {**_MASS, "max_num_tokens": 12}},
+    "draws": {"draws": True, "warmup": {"keep": KeepSection(name="all")}},
+    "accumulates": {"accumulates": True, "warmup": _MASS},
+    "checkpoints": {"checkpoints": True, "warmup": _ALL_IN_PASSES},
+    "low_precision": {"low_precision": True, "warmup": _ALL_IN_PASSES},
 }
 
 CASES: Final = {
@@ -329,14 +327,15 @@ def compute_step(
     handle = model.register_forward_pre_hook(look, with_kwargs=True)
 
     # FSDP casts by itself.
-    uses_autocast = case.low_precision and case.wrapper == "ddp" and gangs.dp.size > 1
+    uses_autocast = case.low_precision and case.wrapper == "ddp"
 
     num_targets = 0
 
     for batch_nr, sources in enumerate(batches, start=1):
         batch = create_batch(sources)
 
-        if batch_nr < len(batches):
+        # fairseq2 0.8.1 calls a method that FSDP of PyTorch 2.9 does not have.
+        if batch_nr < len(batches) and case.wrapper == "ddp":
             sync_context = get_data_parallel_facade(dp_model).no_sync()
         else:
             sync_context = nullcontext()
@@ -403,7 +402,7 @@ def compute_share(case: Case, gangs: Gangs) -> Step:
     dp_model = wrap_model(case, model, gangs)
 
     if case.draws:
-        torch.manual_seed(rank)
+        torch.manual_seed(10 * rank)
 
         # The ranks draw different numbers of tokens, whatever the model says.
         section = create_section(case, max_warmup_len=[1, MAX_WARMUP_LEN][rank])
@@ -421,7 +420,9 @@ def compute_share(case: Case, gangs: Gangs) -> Step:
 
 
 def compute_whole(case: Case, candidates: Candidates) -> Step:
-    """Computes the same step at once and in this process alone."""
+    """Computes the same step at once, in this process alone and in fp32."""
+    case = replace(case, checkpoints=False, low_precision=False)
+
     model = create_model(case)
 
     torch.manual_seed(0)
@@ -455,7 +456,8 @@ def main(folder: Path) -> None:
 
         gangs = ddp_gangs if case.wrapper == "ddp" else fsdp_gangs
 
-        steps[name] = compute_share(case, gangs)
+        # Not the class itself, which belongs to the main module here.
+        steps[name] = vars(compute_share(case, gangs))
 
     torch.save(steps, folder / f"rank_{root.rank}.pt")
 

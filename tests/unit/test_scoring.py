@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,30 +12,47 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from tests.common import (
     BOS_IDX,
+    CREATE_MODEL,
     EOS_IDX,
+    Model,
     assert_close,
     assert_equal,
     create_candidates,
     create_layout,
     create_source,
-    create_tiny_model,
     device,
     list_sentences,
     pad_rows,
 )
-from warmup_plugin.models.conditional import TransformerConditional
-from warmup_plugin.objectives import Objective, best_loss, elbo_loss, marginal_loss
-from warmup_plugin.sampling import Candidates
-from warmup_plugin.scoring import (
-    KeptCandidates,
-    WeighedCandidates,
-    differentiate_objective,
-    keep_candidates,
-    weigh_candidates,
+from tests.plain import score_plainly
+from tests.unit.sampling.cases import SOURCES, draw_with, each_kind, enumerate_log_probs
+from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.objectives import (
+    Objective,
+    best_loss,
+    elbo_loss,
+    joint_loss,
+    marginal_loss,
 )
+from warmup_plugin.sampling import Candidates, WarmupSampler, draw_candidates
+from warmup_plugin.sampling.stochastic_beam import draw_distinct_candidates
+from warmup_plugin.scoring import (
+    CandidateScores,
+    KeptCandidates,
+    differentiate_objective,
+    keep_all,
+    keep_mass,
+    keep_resampled,
+    keep_top,
+    score_candidates,
+    score_warmups,
+)
+
+Keep = Callable[[Tensor, Tensor], KeptCandidates]
 
 
 class TestDifferentiateObjective:
@@ -55,6 +74,7 @@ class TestDifferentiateObjective:
             partial(marginal_loss, control_variate=False),
             elbo_loss,
             best_loss,
+            joint_loss,
         ],
     )
     def test_call_works_when_gradients_are_off(
@@ -94,21 +114,25 @@ def scatter(kept: KeptCandidates, coefs: Tensor, num_candidates: int) -> Tensor:
     return torch.zeros(num_candidates, device=device).index_add(0, kept.rows, coefs)
 
 
-class TestKeepCandidates:
-    # One candidate decides, one hardly counts, one has no derivative at all.
-    a_coefs = torch.tensor(
-        [[0.3, -0.25, -0.05, 0.0], [-1e-4, 0.0, 0.0, 2e-4]], device=device
-    )
-    b_coefs = torch.tensor(
-        [[-0.6, -0.3, -1e-5, 0.0], [-0.5, -0.5, 0.0, -1e-4]], device=device
-    )
+# One candidate decides, one hardly counts, one has no derivative at all.
+A_COEFS = torch.tensor(
+    [[0.3, -0.25, -0.05, 0.0], [-1e-4, 0.0, 0.0, 2e-4]], device=device
+)
+B_COEFS = torch.tensor(
+    [[-0.6, -0.3, -1e-5, 0.0], [-0.5, -0.5, 0.0, -1e-4]], device=device
+)
 
-    def test_call_keeps_all_when_number_is_none(self) -> None:
-        kept = keep_candidates(self.a_coefs, self.b_coefs, None)
+
+class TestKeepAll:
+    def test_call_works(self) -> None:
+        kept = keep_all(A_COEFS, B_COEFS)
 
         assert_equal(kept.rows, list(range(8)))
-        assert_equal(kept.warmup_coefs, self.a_coefs.flatten())
-        assert_equal(kept.target_coefs, self.b_coefs.flatten())
+        assert_equal(kept.warmup_coefs, A_COEFS.flatten())
+        assert_equal(kept.target_coefs, B_COEFS.flatten())
+
+
+class TestKeepResampled:
 
     @pytest.mark.parametrize("num_kept", [1, 2, 3, 4])
     def test_call_is_unbiased(self, num_kept: int) -> None:
@@ -116,15 +140,15 @@ class TestKeepCandidates:
 
         num_draws = 20_000
 
-        kept = keep_candidates(
-            self.a_coefs.repeat(num_draws, 1),
-            self.b_coefs.repeat(num_draws, 1),
+        kept = keep_resampled(
+            A_COEFS.repeat(num_draws, 1),
+            B_COEFS.repeat(num_draws, 1),
             num_kept,
         )
 
         for kept_coefs, coefs in (
-            (kept.warmup_coefs, self.a_coefs),
-            (kept.target_coefs, self.b_coefs),
+            (kept.warmup_coefs, A_COEFS),
+            (kept.target_coefs, B_COEFS),
         ):
             # (D, N, K), D draws
             scattered = scatter(kept, kept_coefs, num_draws * 8).view(num_draws, 2, 4)
@@ -142,14 +166,14 @@ class TestKeepCandidates:
 
         num_draws = 2_000
 
-        kept = keep_candidates(
-            self.a_coefs.repeat(num_draws, 1),
-            self.b_coefs.repeat(num_draws, 1),
+        kept = keep_resampled(
+            A_COEFS.repeat(num_draws, 1),
+            B_COEFS.repeat(num_draws, 1),
             num_kept,
         )
 
         # (2, 4)
-        magnitudes = self.a_coefs.abs() + self.b_coefs.abs()
+        magnitudes = A_COEFS.abs() + B_COEFS.abs()
 
         totals = magnitudes.sum(dim=1, keepdim=True)
 
@@ -184,7 +208,7 @@ class TestKeepCandidates:
         a_coefs = torch.tensor([[0.25, -0.25]], device=device)
         b_coefs = torch.tensor([[-1.0, -1e-6]], device=device)
 
-        kept = keep_candidates(a_coefs.repeat(100, 1), b_coefs.repeat(100, 1), 1)
+        kept = keep_resampled(a_coefs.repeat(100, 1), b_coefs.repeat(100, 1), 1)
 
         assert kept.warmup_coefs.abs().max() <= 1.5
         assert set((kept.rows % 2).tolist()) == {0, 1}
@@ -192,7 +216,7 @@ class TestKeepCandidates:
     def test_call_works_when_objective_is_flat(self) -> None:
         zeros = torch.zeros((2, 3), device=device)
 
-        kept = keep_candidates(zeros, zeros, 2)
+        kept = keep_resampled(zeros, zeros, 2)
 
         # Rows for every source, so that no batch is empty.
         assert set((kept.rows // 3).tolist()) == {0, 1}
@@ -217,7 +241,7 @@ class TestKeepCandidates:
         monkeypatch.setattr(torch, "rand", rand)
 
         for num_kept in range(1, 9):
-            kept = keep_candidates(a_coefs, torch.zeros_like(a_coefs), num_kept)
+            kept = keep_resampled(a_coefs, torch.zeros_like(a_coefs), num_kept)
 
             # As many points as asked for: each carries the same share.
             scattered = scatter(kept, kept.warmup_coefs, 450).view(50, 9)
@@ -232,93 +256,301 @@ class TestKeepCandidates:
 
         torch.manual_seed(0)
 
-        kept = keep_candidates(scale * self.a_coefs, scale * self.b_coefs, 2)
+        kept = keep_resampled(scale * A_COEFS, scale * B_COEFS, 2)
 
         torch.manual_seed(0)
 
-        assert_equal(kept.rows, keep_candidates(self.a_coefs, self.b_coefs, 2).rows)
+        assert_equal(kept.rows, keep_resampled(A_COEFS, B_COEFS, 2).rows)
 
 
-class TestWeighCandidates:
-    sources = [[5, 6, EOS_IDX], [7, 7, 5, 6, 5, EOS_IDX]]
-    targets = [[BOS_IDX, 6, 5, EOS_IDX], [BOS_IDX, 7, EOS_IDX]]
+class TestKeepTop:
+    @pytest.mark.parametrize(
+        ("num_kept", "rows", "b_coefs"),
+        [
+            # |b| sums to 0.90001 and 1.0001, of which 0.6 and 0.5 are kept.
+            (1, [0, 4], [-0.90001, -1.0001]),
+            # 0.9 and 1.0 are kept.
+            (
+                2,
+                [0, 1, 4, 5],
+                [-0.6 * 0.90001 / 0.9, -0.3 * 0.90001 / 0.9, -0.50005, -0.50005],
+            ),
+            # 0.0003 is more than 0.
+            (3, [0, 1, 2, 4, 5, 7], [-0.6, -0.3, -1e-5, -0.5, -0.5, -1e-4]),
+        ],
+    )
+    def test_call_works(
+        self, num_kept: int, rows: list[int], b_coefs: list[float]
+    ) -> None:
+        kept = keep_top(A_COEFS, B_COEFS, num_kept)
 
-    def weigh(self, warmups: list[list[list[int]]], max_len: int) -> WeighedCandidates:
-        return self.weigh_candidates(create_candidates(warmups, max_len))
+        assert_equal(kept.rows, rows)
 
-    def weigh_candidates(self, candidates: Candidates) -> WeighedCandidates:
-        model = TransformerConditional(create_tiny_model())
+        assert_close(kept.target_coefs, b_coefs)
 
-        with torch.no_grad():
-            source = model.encode(*create_source(self.sources))
+        # What pushes a is not scaled.
+        assert_equal(kept.warmup_coefs, A_COEFS.flatten()[rows])
 
-        target_seqs, target_seq_lens = pad_rows(self.targets)
+    def test_call_keeps_everything_when_asked_to(self) -> None:
+        kept = keep_top(A_COEFS, B_COEFS, 4)
 
-        return weigh_candidates(
-            model,
-            source,
-            create_layout(),
-            candidates,
-            target_seqs,
-            torch.tensor(target_seq_lens, device=device),
-            marginal_loss,
+        assert_equal(kept.rows, list(range(8)))
+        assert_equal(kept.target_coefs, B_COEFS.flatten())
+
+
+class TestKeepMass:
+    @pytest.mark.parametrize(
+        ("mass", "rows", "b_scales"),
+        [
+            # The magnitudes are 0.9, 0.55, 0.05001, 0 and 0.5001, 0.5, 0, 0.0003: their
+            # shares are 0.600, 0.367, 0.033, 0 and 0.4999, 0.4998, 0, 0.0003.
+            (0.45, [0, 4], [1.500017, 2.0002]),
+            (0.55, [0, 4, 5], [1.500017, 1.0001, 1.0001]),
+            (0.9, [0, 1, 4, 5], [1.0000111, 1.0000111, 1.0001, 1.0001]),
+            (0.98, [0, 1, 2, 4, 5], [1.0, 1.0, 1.0, 1.0001, 1.0001]),
+            # No more than there is.
+            (0.9999, [0, 1, 2, 4, 5, 7], [1.0] * 6),
+        ],
+    )
+    def test_call_works(
+        self, mass: float, rows: list[int], b_scales: list[float]
+    ) -> None:
+        kept = keep_mass(A_COEFS, B_COEFS, mass)
+
+        assert_equal(kept.rows, rows)
+
+        b_coefs = B_COEFS.flatten()[rows] * torch.tensor(b_scales, device=device)
+
+        assert_close(kept.target_coefs, b_coefs)
+
+        assert_equal(kept.warmup_coefs, A_COEFS.flatten()[rows])
+
+    def test_call_keeps_whole_gradient_when_mass_is_1(self) -> None:
+        kept = keep_mass(A_COEFS, B_COEFS, 1.0)
+
+        for coefs, kept_coefs in (
+            (A_COEFS, kept.warmup_coefs),
+            (B_COEFS, kept.target_coefs),
+        ):
+            assert_close(scatter(kept, kept_coefs, 8), coefs.flatten())
+
+
+@pytest.mark.parametrize(
+    "keep", [partial(keep_top, num_kept=1), partial(keep_mass, mass=0.6)]
+)
+class TestKeepLargest:
+    def test_call_keeps_chosen_one_when_selection_is_hard(self, keep: Keep) -> None:
+        # As `best` has it.
+        coefs = torch.tensor([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0]], device=device)
+
+        kept = keep(coefs, coefs)
+
+        assert_equal(kept.rows, [2, 4])
+        assert_equal(kept.warmup_coefs, [-1.0, -1.0])
+        assert_equal(kept.target_coefs, [-1.0, -1.0])
+
+    def test_call_works_when_kept_one_teaches_no_target(self, keep: Keep) -> None:
+        kept = keep(
+            torch.tensor([[5.0, 0.0]], device=device),
+            torch.tensor([[0.0, -1.0]], device=device),
         )
 
-    def test_warmup_log_probs_sum_to_one(self) -> None:
-        weighed = self.weigh([list_sentences(2)] * 2, max_len=2)
+        assert_equal(kept.rows, [0])
+        assert_equal(kept.warmup_coefs, [5.0])
+        assert_equal(kept.target_coefs, [0.0])
 
-        assert weighed.warmup_log_probs.shape == (2, 13)
+    def test_call_works_when_objective_is_flat(self, keep: Keep) -> None:
+        zeros = torch.zeros((2, 3), device=device)
 
-        assert_close(weighed.warmup_log_probs.exp().sum(dim=1), [1.0, 1.0])
+        kept = keep(zeros, zeros)
 
-    def test_candidates_do_not_touch_each_other(self) -> None:
-        one: list[list[int]] = [[5, 6], [], [7]]
-        two: list[list[int]] = [[6], [5, 5], []]
+        # Rows for every source, so that no batch is empty.
+        assert set((kept.rows // 3).tolist()) == {0, 1}
 
-        together = self.weigh([one, two], max_len=2)
+        assert_equal(kept.warmup_coefs, torch.zeros_like(kept.warmup_coefs))
+        assert_equal(kept.target_coefs, torch.zeros_like(kept.target_coefs))
+
+
+TARGETS = [[BOS_IDX, 6, 5, EOS_IDX], [BOS_IDX, 7, EOS_IDX]]
+
+
+def score(model: Model, candidates: Candidates) -> CandidateScores:
+    wrapper = create_conditional_model(model)
+
+    with torch.no_grad():
+        source = wrapper.encode(*create_source(SOURCES))
+
+    target_seqs, target_seq_lens = pad_rows(TARGETS)
+
+    return score_candidates(
+        wrapper,
+        source,
+        create_layout(),
+        candidates,
+        target_seqs,
+        torch.tensor(target_seq_lens, device=device),
+    )
+
+
+@each_kind
+class TestScoreCandidates:
+    # An empty one, a cut one, equal ones.
+    warmups = [[[5, 6], [], [7, 7, 6]], [[6], [6], [5, 5, 5]]]
+
+    def test_call_equals_plain_scores(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        candidates = create_candidates(self.warmups, max_warmup_len=3)
+
+        scores = score(model, candidates)
+
+        with torch.no_grad():
+            a, b = score_plainly(model, SOURCES, TARGETS, candidates)
+
+        assert_close(scores.warmup_log_probs, a)
+        assert_close(scores.target_log_probs, b)
+
+        assert not scores.target_log_probs.requires_grad
+
+    def test_warmup_log_probs_sum_to_one(self, kind: str) -> None:
+        candidates = create_candidates([list_sentences(2)] * 2, max_warmup_len=2)
+
+        scores = score(CREATE_MODEL[kind](), candidates)
+
+        assert scores.warmup_log_probs.shape == (2, 13)
+
+        assert_close(scores.warmup_log_probs.exp().sum(dim=1), [1.0, 1.0])
+
+    def test_candidates_do_not_touch_each_other(self, kind: str) -> None:
+        model = CREATE_MODEL[kind]()
+
+        together = score(model, create_candidates(self.warmups, max_warmup_len=3))
 
         for k in range(3):
-            alone = self.weigh([[one[k]], [two[k]]], max_len=2)
+            alone = score(
+                model,
+                create_candidates([[w[k]] for w in self.warmups], max_warmup_len=3),
+            )
 
             for name in ("warmup_log_probs", "target_log_probs"):
                 expected = getattr(alone, name)[:, 0]
 
                 assert_close(getattr(together, name)[:, k], expected)
 
-    def test_drawn_probabilities_are_taken_over_when_on_policy(self) -> None:
-        candidates = create_candidates([[[5, 6], []], [[6], []]], max_warmup_len=2)
+    def test_known_warmup_log_probs_are_taken_over(self, kind: str) -> None:
+        model = CREATE_MODEL[kind]()
 
-        scored = self.weigh_candidates(candidates)
+        candidates = create_candidates(self.warmups, max_warmup_len=3)
+
+        expected = score(model, candidates)
 
         # Not scored again, whatever they are.
-        drawn = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]], device=device)
+        known = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]], device=device)
 
-        weighed = self.weigh_candidates(
-            replace(candidates, proposal_log_probs=drawn, on_policy=True)
+        with record_num_items(model.final_proj) as num_items:
+            scores = score(model, replace(candidates, warmup_log_probs=known))
+
+        assert_equal(scores.warmup_log_probs, known)
+
+        assert_close(scores.target_log_probs, expected.target_log_probs)
+
+        # Their positions need no output projection: 3 and 2 target tokens a row.
+        assert num_items == [3 * 3 + 3 * 2]
+
+    @pytest.mark.parametrize(
+        "sampler",
+        [
+            draw_candidates,
+            partial(draw_candidates, temperature=1.5),
+            draw_distinct_candidates,
+        ],
+    )
+    def test_call_goes_on_where_drawing_left_off(
+        self, kind: str, sampler: WarmupSampler
+    ) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        # Empty ones and cut ones among them.
+        candidates = draw_with(sampler, model, 24, 3)
+
+        assert set(candidates.seq_lens.tolist()) == {0, 1, 2, 3}
+
+        # From the first token on.
+        expected = score(model, replace(candidates, past=None, warmup_log_probs=None))
+
+        with record_num_items(model.decoder) as num_items:
+            scores = score(model, candidates)
+
+        assert_close(scores.warmup_log_probs, expected.warmup_log_probs)
+        assert_close(scores.target_log_probs, expected.target_log_probs)
+
+        # Read are the separator, the target without EOS, and the last token of a warmup
+        # that was cut, after the prompts if the model has any.
+        num_read = 24 * (3 + 2) + int(candidates.cut.sum())
+
+        assert num_items[-1] == num_read
+
+
+@contextmanager
+def record_num_items(module: Module) -> Iterator[list[int]]:
+    """Lists the number of tokens of each call of ``module``."""
+    num_items: list[int] = []
+
+    handle = module.register_forward_pre_hook(
+        lambda _, args: num_items.append(args[0].size(0))
+    )
+
+    try:
+        yield num_items
+    finally:
+        handle.remove()
+
+
+@each_kind
+class TestScoreWarmups:
+    def score(self, model: Model, candidates: Candidates) -> Tensor:
+        wrapper = create_conditional_model(model)
+
+        with torch.no_grad():
+            source = wrapper.encode(*create_source(SOURCES))
+
+        return score_warmups(
+            wrapper,
+            source,
+            create_layout(),
+            candidates,
+            torch.full((2, 1), BOS_IDX, device=device),
         )
 
-        assert_equal(weighed.warmup_log_probs, drawn)
+    def test_call_equals_plain_scores(self, kind: str) -> None:
+        # Another model than the one that drew.
+        candidates = draw_with(draw_candidates, CREATE_MODEL[kind](seed=1), 6, 3)
 
-        assert_close(weighed.target_log_probs, scored.target_log_probs)
+        model = CREATE_MODEL[kind](num_layers=2)
 
-        # w = softmax(b)
-        assert_close(weighed.target_coefs, -scored.target_log_probs.softmax(dim=1))
+        log_probs = self.score(model, candidates)
 
-    def test_losses_and_coefs_are_those_of_objective(self) -> None:
-        candidates: list[list[list[int]]] = [[[5, 6], [], [7]], [[6], [5, 5], []]]
+        with torch.no_grad():
+            expected, _ = score_plainly(model, SOURCES, TARGETS, candidates)
 
-        weighed = self.weigh(candidates, max_len=2)
+        assert_close(log_probs, expected)
 
-        expected = differentiate_objective(
-            marginal_loss,
-            weighed.warmup_log_probs,
-            weighed.target_log_probs,
-            torch.zeros((2, 3), device=device),
-        )
+        assert candidates.warmup_log_probs is not None
 
-        for x, y in zip(
-            (weighed.losses, weighed.warmup_coefs, weighed.target_coefs), expected
-        ):
-            assert not x.requires_grad
+        assert (log_probs - candidates.warmup_log_probs).abs().max() > 0.1
 
-            assert_equal(x, y)
+    def test_call_works_when_all_warmups_are_empty(self, kind: str) -> None:
+        candidates = create_candidates([[[]], [[]]], max_warmup_len=3)
+
+        log_probs = self.score(CREATE_MODEL[kind](), candidates)
+
+        _, expected = enumerate_log_probs(CREATE_MODEL[kind](), 3)
+
+        assert_close(log_probs, expected[:, :1])
+
+    def test_log_probs_sum_to_one(self, kind: str) -> None:
+        candidates = create_candidates([list_sentences(2)] * 2, max_warmup_len=2)
+
+        log_probs = self.score(CREATE_MODEL[kind](), candidates)
+
+        assert_close(log_probs.exp().sum(dim=1), [1.0, 1.0])

@@ -110,13 +110,13 @@ class KeepSection(Validatable):
     """Chooses the candidates that the differentiable pass sees."""
 
     name: str = "resample"
-    """`resample` keeps ``num`` of them at random without bias, `top` the ``num`` that matter most, `mass` as many as make up a share of the gradient, `all` every one."""
+    """`resample` keeps ``num`` of them at random without bias, `top` the ``num`` that matter most, `mass` as many as make up a share of the posterior weight, `all` every one."""
 
-    num: int = 1
-    """The number of candidates a source that `resample` and `top` keep. Fewer are faster; with `resample` also noisier, with `top` more biased."""
+    num: int = 2
+    """The number of candidates a source that `resample` and `top` keep; from K on it is all of them. Fewer are faster; with `resample` also noisier, with `top` more biased."""
 
     mass: float = 0.9
-    """The share of the gradient that `mass` keeps."""
+    """The share of the posterior weight, of what y is learned from, that `mass` keeps."""
 
     @override
     def validate(self) -> ValidationResult:
@@ -184,11 +184,6 @@ class WarmupSection(Validatable):
 
         if self.max_warmup_len < 1:
             result.add_error("`max_warmup_len` must be greater than or equal to 1.")
-
-        if self.keep.name in ("resample", "top") and self.keep.num > self.num_warmups:
-            result.add_error(
-                f"`keep.num` must be less than or equal to `num_warmups` ({self.num_warmups}), but is {self.keep.num} instead; to keep every candidate set `keep.name` to `all`."
-            )
 
         if self.sft_weight < 0.0:
             result.add_error("`sft_weight` must be greater than or equal to 0.")

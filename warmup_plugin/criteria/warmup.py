@@ -41,7 +41,7 @@ from warmup_plugin.objectives import (
     reference_kl_term,
     requires_distinct,
 )
-from warmup_plugin.sampling import Candidates, concat_candidates
+from warmup_plugin.sampling import Candidates, concat_candidates, is_distinct
 from warmup_plugin.scoring import (
     CandidateScores,
     KeptCandidates,
@@ -159,7 +159,7 @@ class WarmupCriterion(Criterion):
                     context.model.num_logits, source_seqs.device
                 ),
                 label_smoothing=context.label_smoothing,
-                num_passes=self._count_passes(rows),
+                passes=self._divide_rows(rows),
             )
 
         return loss
@@ -218,29 +218,15 @@ class WarmupCriterion(Criterion):
 
     def _divide_sources(self, target_seq_lens: Tensor) -> list[tuple[int, int]]:
         """Divides sources into groups whose rows fit into memory at once."""
-        num_sources = target_seq_lens.size(0)
-
-        budget = self._config.max_num_tokens
-
-        if budget is None:
-            return [(0, num_sources)]
-
         config = self._config
 
+        if config.max_num_tokens is None:
+            return [(0, target_seq_lens.size(0))]
+
         # The longest rows that these sources can get.
-        lens = target_seq_lens + config.max_warmup_len + 1
+        lens = (target_seq_lens + config.max_warmup_len + 1) * config.num_warmups
 
-        groups, begin, num_tokens = [], 0, 0
-
-        for idx, size in enumerate((lens * config.num_warmups).tolist()):
-            if idx > begin and num_tokens + size > budget:
-                groups.append((begin, idx))
-
-                begin, num_tokens = idx, 0
-
-            num_tokens += size
-
-        return [*groups, (begin, num_sources)]
+        return _divide(lens.tolist(), config.max_num_tokens)
 
     def _look_at(
         self,
@@ -397,26 +383,36 @@ class WarmupCriterion(Criterion):
 
         return rows, RowCoefs(warmup_coefs, target_coefs)
 
-    def _count_passes(self, rows: DecoderRows) -> int:
-        """Returns the number of passes that the rows of all ranks need."""
+    def _divide_rows(self, rows: DecoderRows) -> list[Tensor] | None:
+        """Divides rows into passes that fit into memory; ``None`` for one pass."""
         budget = self._config.max_num_tokens
 
         if budget is None:
-            return 1
+            return None
 
-        num_passes = -(-sum(rows.seq_lens) // budget)
+        # Rows of a source together: they share its keys and values.
+        order = rows.source_idx.argsort(stable=True)
+
+        seq_lens = [rows.seq_lens[i] for i in order.tolist()]
+
+        passes = [order[begin:end] for begin, end in _divide(seq_lens, budget)]
+
+        num_passes = len(passes)
 
         gang = self._context.gangs.dp
 
-        if gang.size == 1:
-            return num_passes
+        if gang.size > 1:
+            # Under FSDP every pass gathers parameters, so all ranks make as many.
+            most = torch.tensor(num_passes, device=order.device)
 
-        # Under FSDP every pass gathers parameters, so all ranks make as many.
-        result = torch.tensor(num_passes, device=rows.seqs.device)
+            gang.all_reduce(most, ReduceOperation.MAX)
 
-        gang.all_reduce(result, ReduceOperation.MAX)
+            num_passes = int(most)
 
-        return int(result)
+        if num_passes == 1:
+            return None
+
+        return passes + [order[:0]] * (num_passes - len(passes))
 
     @staticmethod
     def _get_targets(batch: Seq2SeqBatch) -> tuple[Tensor, Tensor]:
@@ -516,23 +512,38 @@ class WarmupCriterion(Criterion):
         return self._draw_time
 
 
+def _divide(sizes: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    """
+    Divides items into groups, in their order, each as large as the budget allows.
+
+    :returns: Begin and end of each; an item that exceeds the budget is alone.
+    """
+    groups, begin, total = [], 0, 0
+
+    for idx, size in enumerate(sizes):
+        if idx > begin and total + size > budget:
+            groups.append((begin, idx))
+
+            begin, total = idx, 0
+
+        total += size
+
+    return [*groups, (begin, len(sizes))]
+
+
 Keep = Callable[[Tensor, Tensor], KeptCandidates]
 
 
-def _create_keep(section: KeepSection) -> Keep:
-    """
-    :raises WarmupError: If the way to keep candidates is not known.
-    """
-    if section.name == "resample":
-        return partial(keep_resampled, num_kept=section.num)
-
-    if section.name == "top":
-        return partial(keep_top, num_kept=section.num)
-
+def _create_keep(section: KeepSection, num_warmups: int) -> Keep:
     if section.name == "mass":
         return partial(keep_mass, mass=section.mass)
 
-    return keep_all
+    if section.name == "all" or section.num >= num_warmups:
+        return keep_all
+
+    keep = keep_resampled if section.name == "resample" else keep_top
+
+    return partial(keep, num_kept=section.num)
 
 
 def create_warmup_criterion(context: CriterionContext) -> Criterion:
@@ -540,13 +551,18 @@ def create_warmup_criterion(context: CriterionContext) -> Criterion:
     Creates the criterion ``warmup``.
 
     :raises WarmupError: If the objective needs warmups that all differ, and the sampler
-        does not promise them.
+        does not promise them; or if it does and there is only one.
     """
-    distinct = getattr(context.sampler, "distinct", False)
-
-    if requires_distinct(context.objective) and not distinct:
+    if requires_distinct(context.objective) and not is_distinct(context.sampler):
         raise WarmupError(
             f"`warmup.objective.name` is `{context.warmup.objective.name}`, which needs warmups that all differ; set `warmup.sampler.name` to `stochastic_beam`."
         )
 
-    return WarmupCriterion(context, _create_keep(context.warmup.keep))
+    if is_distinct(context.sampler) and context.warmup.num_warmups == 1:
+        raise WarmupError(
+            f"`warmup.sampler.name` is `{context.warmup.sampler.name}`, which draws warmups that differ from each other, but `warmup.num_warmups` is 1; raise it, or set `warmup.sampler.name` to `independent`."
+        )
+
+    keep = _create_keep(context.warmup.keep, context.warmup.num_warmups)
+
+    return WarmupCriterion(context, keep)

@@ -119,22 +119,25 @@ class BeamSearch:
 
         max_warmup_len = self._max_warmup_len
 
-        room = self._model.max_target_len - prefix_len
+        # The most tokens that each source leaves for an output and EOS.
+        rooms = [
+            self._model.get_max_target_len(n) - prefix_len for n in source_seq_lens
+        ]
 
         if max_warmup_len is not None:
-            room -= max_warmup_len + 1
+            rooms = [room - max_warmup_len - 1 for room in rooms]
 
         # A word and EOS at least.
-        if room < 2:
+        if min(rooms) < 2:
             raise WarmupError(
-                f"`max_warmup_len` is {max_warmup_len}, which leaves no room for an output in the {self._model.max_target_len} tokens that the model reads; lower it."
+                f"`max_warmup_len` is {max_warmup_len}, which leaves no room for an output in the {min(map(self._model.get_max_target_len, source_seq_lens))} tokens that the model reads; lower it."
             )
 
         # The most output tokens of each source, EOS not counted: (N)
         limits = torch.tensor(
             [
                 min(int(config.max_len_a * n + config.max_len_b), room - 1)
-                for n in source_seq_lens
+                for n, room in zip(source_seq_lens, rooms)
             ],
             device=device,
         )

@@ -80,6 +80,10 @@ class RowLayout(BatchLayout):  # type: ignore[misc]
         self.attend_rows = attend_rows
         self.attend_source = attend_source
 
+    @override
+    def __repr__(self) -> str:
+        return f"RowLayout(width={self._width}, max_seq_len={self._max_seq_len})"
+
 
 # `torch.compile` would guard on every mask and folding of a layout, and after a few batches
 # of other shapes give up on the whole layer. Projections and networks stay compiled.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
@@ -22,6 +22,7 @@ import torch
 from fairseq2.models.transformer import TransformerModel
 from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.nn import BatchLayout, Projection
+from fairseq2.nn.fsdp import FSDP2Module
 from torch import Tensor
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
@@ -171,7 +172,7 @@ class ConditionalModel(ABC):
         warmup_ban_mask: Tensor,
         *,
         label_smoothing: float = 0.0,
-        num_passes: int = 1,
+        passes: Sequence[Tensor] | None = None,
     ) -> Tensor:
         r"""
         Computes :math:`\sum_b (u_b \log P(c_b|x) + v_b \log P(y|c_b,x))` for the
@@ -183,9 +184,10 @@ class ConditionalModel(ABC):
         :param source_seqs: *Shape:* :math:`(N,S_{src})`.
         :param label_smoothing: The share of label smoothing in log P(y|c,x), as
             fairseq2's ``cross_entropy`` defines it.
-        :param num_passes: If more than one, the rows are read in as many passes, each
-            of which is computed again in the backward pass: only the memory of one is
-            needed at a time.
+        :param passes: If given, the rows that are read in each of several passes, which
+            are computed again in the backward pass: only the memory of one is needed at
+            a time. A pass may be empty, where other ranks have more. *Shape:*
+            :math:`(R)` each.
 
         :returns: *Shape:* scalar.
         """
@@ -195,10 +197,13 @@ class ConditionalModel(ABC):
     def num_logits(self) -> int:
         """The width of the output projection."""
 
-    @property
     @abstractmethod
-    def max_target_len(self) -> int:
-        """The longest decoder sequence that the model can read, prompt included."""
+    def get_max_target_len(self, source_len: int) -> int:
+        """
+        Returns the number of tokens that a row may have.
+
+        :param source_len: The length of its source; a prompt takes room as well.
+        """
 
     @property
     @abstractmethod
@@ -238,6 +243,22 @@ def evaluation_mode(module: Module) -> Iterator[None]:
         yield
     finally:
         module.train(training)
+
+
+@contextmanager
+def _gathered(module: Module) -> Iterator[None]:
+    """
+    Gathers the parameters that FSDP has divided.
+
+    FSDP leaves that to the backward pass of a layer, which has not begun where a whole
+    pass is computed again; that of the layer also divides them again. All ranks make as
+    many passes, hence as many of these.
+    """
+    for submodule in module.modules():
+        if isinstance(submodule, FSDP2Module):
+            submodule.unshard()
+
+    yield
 
 
 @final
@@ -390,7 +411,7 @@ class _RowModel(ConditionalModel):
         warmup_ban_mask: Tensor,
         *,
         label_smoothing: float = 0.0,
-        num_passes: int = 1,
+        passes: Sequence[Tensor] | None = None,
     ) -> Tensor:
         banned = warmup_ban_mask.nonzero().squeeze(1)
 
@@ -402,21 +423,8 @@ class _RowModel(ConditionalModel):
 
         total = coefs.target.new_zeros(())
 
-        for part_idx in _divide(rows.source_idx, num_passes):
-            u, v = coefs.warmup[part_idx], coefs.target[part_idx]
-
-            if part_idx.numel() == 0:
-                # All ranks make as many passes, this one with a row that does not count.
-                part_idx = rows.source_idx.new_zeros(1)
-
-                u, v = u.new_zeros(1), v.new_zeros(1)
-
-            flat = _FlatRows(rows.select(part_idx) if num_passes > 1 else rows)
-
-            if num_passes > 1:
-                hidden = checkpoint(decode_part, source.seqs, flat, use_reentrant=False)
-            else:
-                hidden = decode_part(source.seqs, flat)
+        def add_loss(hidden: Tensor, flat: _FlatRows, u: Tensor, v: Tensor) -> None:
+            nonlocal total
 
             idx, num_warmup = _list_counted(flat)
 
@@ -435,24 +443,40 @@ class _RowModel(ConditionalModel):
                 label_smoothing=label_smoothing,
             )
 
+        if passes is None:
+            flat = _FlatRows(rows)
+
+            add_loss(decode_part(source.seqs, flat), flat, coefs.warmup, coefs.target)
+
+            return total
+
+        for part_idx in passes:
+            u, v = coefs.warmup[part_idx], coefs.target[part_idx]
+
+            if part_idx.numel() == 0:
+                # With a row that does not count.
+                part_idx = rows.source_idx.new_zeros(1)
+
+                u, v = u.new_zeros(1), v.new_zeros(1)
+
+            flat = _FlatRows(rows.select(part_idx))
+
+            hidden = checkpoint(
+                decode_part,
+                source.seqs,
+                flat,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), _gathered(self.module)),
+            )
+
+            add_loss(hidden, flat, u, v)
+
         return total
 
     @property
     @override
     def num_logits(self) -> int:
         return self.final_proj.output_dim
-
-
-def _divide(source_idx: Tensor, num_passes: int) -> Sequence[Tensor]:
-    """
-    Divides rows into passes of nearly the same size, rows of a source together.
-
-    :returns: The rows of each pass. *Shape:* :math:`(R')` each.
-    """
-    if num_passes == 1:
-        return [torch.arange(source_idx.size(0), device=source_idx.device)]
-
-    return source_idx.argsort(stable=True).tensor_split(num_passes)
 
 
 def _list_counted(flat: _FlatRows) -> tuple[Tensor, int]:
@@ -541,9 +565,8 @@ class TransformerConditional(_RowModel):
     def final_proj(self) -> Projection:
         return self._model.final_proj
 
-    @property
     @override
-    def max_target_len(self) -> int:
+    def get_max_target_len(self, source_len: int) -> int:
         return self._model.max_target_seq_len
 
     @property
@@ -605,6 +628,9 @@ class TransformerLMConditional(_RowModel):
         attend_rows: SelfAttention,
         attend_source: SourceAttention | None,
     ) -> Tensor:
+        # The longest row need not be that of the longest prompt.
+        max_len = min(max_len, self._model.max_seq_len)
+
         layout = RowLayout(positions, max_len, attend_rows, attend_source)
 
         seqs, _ = self._model.decoder_frontend(tokens, layout)
@@ -687,10 +713,9 @@ class TransformerLMConditional(_RowModel):
     def final_proj(self) -> Projection:
         return self._model.final_proj
 
-    @property
     @override
-    def max_target_len(self) -> int:
-        return self._model.max_seq_len
+    def get_max_target_len(self, source_len: int) -> int:
+        return self._model.max_seq_len - source_len
 
     @property
     @override

@@ -130,9 +130,11 @@ def check_lengths(
     # The separator comes on top of the warmup; the last token is never read.
     extra = 0 if max_warmup_len is None else max_warmup_len + 1
 
-    if max_target_len + extra - 1 > model.max_target_len:
+    model_target_len = model.get_max_target_len(max_source_len)
+
+    if max_target_len + extra - 1 > model_target_len:
         raise WarmupError(
-            f"`dataset.max_target_len` ({max_target_len}) and `warmup.max_warmup_len` ({max_warmup_len}) make decoder sequences longer than the {model.max_target_len} tokens of the model; lower one of them or raise `max_seq_len` in `model.config_overrides`."
+            f"`dataset.max_target_len` ({max_target_len}) and `warmup.max_warmup_len` ({max_warmup_len}) make decoder sequences longer than the {model_target_len} tokens of the model; lower one of them or raise `max_seq_len` in `model.config_overrides`."
         )
 
 

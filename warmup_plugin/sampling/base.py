@@ -37,3 +37,8 @@ class WarmupSampler(Protocol):
         :param max_warmup_len: The most tokens of a warmup; then the separator is
             forced.
         """
+
+
+def is_distinct(sampler: WarmupSampler) -> bool:
+    """Returns ``True`` if all warmups of a source differ, see :class:`WarmupSampler`."""
+    return bool(getattr(sampler, "distinct", False))

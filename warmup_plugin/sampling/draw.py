@@ -325,11 +325,6 @@ def draw_candidates(
     decoder.select(sources.repeat_interleave(num_warmups))
 
     for step_nr in range(max_warmup_len):
-        if step_nr > 0:
-            drawn = draw(decoder.step(tokens.unsqueeze(1), active), 1)
-
-        tokens: Tensor
-
         # (A)
         tokens, token_proposal_log_probs, token_log_probs = (d.flatten() for d in drawn)
 
@@ -349,22 +344,25 @@ def draw_candidates(
 
         done = ended
 
-        if step_nr % look_every != 0:
-            continue
-
-        num_done = int(done.sum())
-
-        if num_done == done.size(0):
+        if step_nr + 1 == max_warmup_len:
             break
 
-        if 4 * num_done >= done.size(0):
-            kept = (~done).nonzero().squeeze(1)
+        if step_nr % look_every == 0:
+            num_done = int(done.sum())
 
-            active = kept if active is None else active.index_select(0, kept)
+            if num_done == done.size(0):
+                break
 
-            tokens = tokens.index_select(0, kept)
+            if 4 * num_done >= done.size(0):
+                kept = (~done).nonzero().squeeze(1)
 
-            done = torch.zeros_like(active, dtype=torch.bool)
+                active = kept if active is None else active.index_select(0, kept)
+
+                tokens = tokens.index_select(0, kept)
+
+                done = torch.zeros_like(active, dtype=torch.bool)
+
+        drawn = draw(decoder.step(tokens.unsqueeze(1), active), 1)
 
     check_finite(proposal_log_probs)
 

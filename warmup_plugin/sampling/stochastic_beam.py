@@ -49,7 +49,8 @@ def draw_distinct_candidates(
     where the threshold :math:`\kappa` is the :math:`(K+1)`-th largest :math:`G_c`. Then
     :math:`\frac{1}{K} \sum_k \exp(a_k - q_k) f(c_k)` is the estimate of
     :math:`\sum_c P(c|x) f(c)` that Kool et al. show to be unbiased; it is exact if
-    there are only K warmups.
+    there are only K warmups. With K = 1 its variance is infinite:
+    :func:`draw_candidates` draws the same and needs no weight.
 
     Uses the default random generator of the device. The model must be in evaluation
     mode.
@@ -70,7 +71,7 @@ def draw_distinct_candidates(
     num_beams = num_warmups + 1
 
     # All beams of a source begin alike: before the first step one stands for all.
-    # (N, G), G beams
+    # (N, G), G beams; in fp64, since differences of large numbers decide
     log_probs = torch.zeros((num_sources, 1), dtype=torch.float64, device=device)
 
     perturbed = _perturb(log_probs)
@@ -229,9 +230,10 @@ def _pool(ended: Tensor, rows: Tensor, extensions: Tensor, *, fill: float) -> Te
 
 
 def _perturb(log_probs: Tensor) -> Tensor:
-    """Adds independent Gumbel noise, in fp64: fp32 cuts its upper tail."""
-    # PyTorch promises that `exponential_()` never returns zero.
-    return log_probs - torch.empty_like(log_probs).exponential_().log_()
+    """Adds independent Gumbel noise."""
+    # A third of the time of `exponential_()`. Never one, so the noise is never infinite;
+    # should it be zero, that is one in 2^53 which is never drawn.
+    return log_probs - torch.rand_like(log_probs).log_().neg_().log_()
 
 
 def _log1mexp(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from fairseq2.models.transformer import TransformerModel
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.nn import Module
@@ -16,15 +15,18 @@ from typing_extensions import override
 
 from tests.common import (
     BOS_IDX,
+    CREATE_MODEL,
     EOS_IDX,
     SEPARATOR_IDX,
     VOCAB_SIZE,
     WORDS,
+    Model,
     assert_close,
     create_layout,
-    create_source,
     create_tiny_model,
     device,
+    each_model,
+    forward_alone,
     list_sentences,
     pad_rows,
 )
@@ -35,16 +37,18 @@ from warmup_plugin.layout import DecoderRows, join_rows
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     EncodedSource,
+    RowCoefs,
     RowDecoder,
     RowScores,
-    TransformerConditional,
+    create_conditional_model,
 )
+from warmup_plugin.models.rows import SourceMemory
 
 SOURCES = [[5, 6, EOS_IDX], [7, 7, 5, 6, 5, EOS_IDX], [6, EOS_IDX], [7, 5, EOS_IDX]]
 
 
 def search(
-    model: TransformerModel | ConditionalModel,
+    model: Model | ConditionalModel,
     *,
     sources: Sequence[Sequence[int]] = SOURCES,
     prefix: Sequence[int] = (BOS_IDX,),
@@ -55,8 +59,8 @@ def search(
     max_len_b: int = 6,
     vocab_size: int = VOCAB_SIZE,
 ) -> list[Hypothesis]:
-    if isinstance(model, TransformerModel):
-        model = TransformerConditional(model)
+    if not isinstance(model, ConditionalModel):
+        model = create_conditional_model(model)
 
     config = BeamSearchConfig(
         beam_size=beam_size,
@@ -78,7 +82,7 @@ def search(
 
 @torch.no_grad()
 def score_sequences(
-    model: TransformerModel,
+    model: Model,
     source: Sequence[int],
     warmups: Sequence[Sequence[int]],
     targets: Sequence[Sequence[int]],
@@ -92,7 +96,7 @@ def score_sequences(
     """
     layout = create_layout(prefix_len=len(prefix))
 
-    wrapper = TransformerConditional(model)
+    wrapper = create_conditional_model(model)
 
     target_seqs, target_seq_lens = pad_rows(
         [[*prefix, *target, EOS_IDX] for target in targets]
@@ -126,7 +130,7 @@ def score_sequences(
 
 @torch.no_grad()
 def search_greedily(
-    model: TransformerModel,
+    model: Model,
     source: Sequence[int],
     *,
     max_warmup_len: int | None,
@@ -148,7 +152,7 @@ def search_greedily(
         else:
             allowed = [SEPARATOR_IDX, *WORDS]
 
-        logits = model(*create_source([source]), *create_source([seq]))[0, -1]
+        logits = forward_alone(model, source, seq)[-1]
 
         token = allowed[int(logits[allowed].argmax())]
 
@@ -181,7 +185,11 @@ class ScriptedModel(ConditionalModel):
 
     @override
     def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
-        return EncodedSource(source_seqs, list(source_layout.seq_lens))
+        memory = SourceMemory(
+            source_layout.seq_lens, source_seqs.size(1), source_seqs.device
+        )
+
+        return EncodedSource(source_seqs, source_layout, memory)
 
     @override
     def start(
@@ -191,13 +199,22 @@ class ScriptedModel(ConditionalModel):
 
     @override
     def score(
+        self, source: EncodedSource, rows: DecoderRows, warmup_ban_mask: Tensor
+    ) -> RowScores:
+        raise NotImplementedError()
+
+    @override
+    def compute_loss(
         self,
-        source: EncodedSource,
+        source_seqs: Tensor,
+        source_layout: BatchLayout,
         rows: DecoderRows,
+        coefs: RowCoefs,
         warmup_ban_mask: Tensor,
         *,
         label_smoothing: float = 0.0,
-    ) -> RowScores:
+        num_passes: int = 1,
+    ) -> Tensor:
         raise NotImplementedError()
 
     @property
@@ -228,7 +245,10 @@ class ScriptedDecoder(RowDecoder):
         self._pasts: list[list[int]] = [[] for _ in range(num_rows)]
 
     @override
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        # A beam drops rows, it does not leave them out.
+        assert rows is None
+
         logits = torch.full((len(self._pasts), VOCAB_SIZE), -20.0, device=device)
 
         for row, (past, step) in enumerate(zip(self._pasts, tokens.tolist())):
@@ -246,14 +266,19 @@ class ScriptedDecoder(RowDecoder):
     def select(self, rows: Tensor) -> None:
         self._pasts = [list(self._pasts[i]) for i in rows.tolist()]
 
+    @override
+    def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
+        raise NotImplementedError()
+
 
 class TestBeamSearch:
+    @each_model
     @pytest.mark.parametrize("max_warmup_len", [None, 1, 3])
     @pytest.mark.parametrize("seed", [0, 1, 6])
     def test_call_equals_greedy_search_when_beam_size_is_1(
-        self, seed: int, max_warmup_len: int | None
+        self, kind: str, seed: int, max_warmup_len: int | None
     ) -> None:
-        model = create_tiny_model(num_layers=2, seed=seed)
+        model = CREATE_MODEL[kind](num_layers=2, seed=seed)
 
         hypotheses = search(
             model, beam_size=1, max_warmup_len=max_warmup_len, max_len_b=5
@@ -266,12 +291,13 @@ class TestBeamSearch:
 
             assert (hypothesis.warmup, hypothesis.target) == expected
 
+    @each_model
     @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
     @pytest.mark.parametrize("max_warmup_len", [None, 1, 2])
     def test_call_finds_best_of_all_when_beam_is_wide(
-        self, max_warmup_len: int | None, length_penalty: float
+        self, kind: str, max_warmup_len: int | None, length_penalty: float
     ) -> None:
-        model = create_tiny_model()
+        model = CREATE_MODEL[kind]()
 
         warmups: list[list[int]] = list_sentences(max_warmup_len or 0)
 
@@ -308,13 +334,18 @@ class TestBeamSearch:
             assert hypothesis.score == pytest.approx(scores[best], abs=2e-5)
             assert hypothesis.log_prob == pytest.approx(log_probs[best], abs=2e-5)
 
+    @each_model
     @pytest.mark.parametrize("prefix", [(BOS_IDX,), (BOS_IDX, 7)])
     @pytest.mark.parametrize("max_warmup_len", [None, 1, 4])
     @pytest.mark.parametrize("beam_size", [1, 2, 5])
     def test_scores_equal_uncached_scores(
-        self, beam_size: int, max_warmup_len: int | None, prefix: tuple[int, ...]
+        self,
+        kind: str,
+        beam_size: int,
+        max_warmup_len: int | None,
+        prefix: tuple[int, ...],
     ) -> None:
-        model = create_tiny_model(num_layers=2)
+        model = CREATE_MODEL[kind](num_layers=2)
 
         hypotheses = search(
             model,
@@ -361,12 +392,13 @@ class TestBeamSearch:
 
                     assert math.isfinite(hypothesis.score)
 
+    @each_model
     @pytest.mark.parametrize("max_warmup_len", [None, 3])
     @pytest.mark.parametrize("beam_size", [1, 4])
     def test_hypothesis_does_not_depend_on_batch(
-        self, beam_size: int, max_warmup_len: int | None
+        self, kind: str, beam_size: int, max_warmup_len: int | None
     ) -> None:
-        model = create_tiny_model(num_layers=2)
+        model = CREATE_MODEL[kind](num_layers=2, seed=5)
 
         def run(sources: Sequence[Sequence[int]]) -> list[Hypothesis]:
             return search(
@@ -444,6 +476,43 @@ class TestBeamSearch:
         assert len(hypothesis.warmup) + len(hypothesis.target) == 12 - num_special
 
         assert model.longest == 11
+
+    @each_model
+    def test_prompt_counts_in_limit_of_model(self, kind: str) -> None:
+        # An encoder-decoder reads its source apart.
+        model = CREATE_MODEL[kind](max_seq_len=12)
+
+        sources = [[5, 6, 7, EOS_IDX], [7, EOS_IDX]]
+
+        # What follows the longer prompt must not shorten the output of the other.
+        for max_warmup_len in (None, 2):
+            together = search(
+                model, sources=sources, max_warmup_len=max_warmup_len, max_len_b=1000
+            )
+
+            for source, hypothesis in zip(sources, together):
+                [alone] = search(
+                    model,
+                    sources=[source],
+                    max_warmup_len=max_warmup_len,
+                    max_len_b=1000,
+                )
+
+                assert (hypothesis.warmup, hypothesis.target) == (
+                    alone.warmup,
+                    alone.target,
+                )
+
+                # BOS, separator and EOS.
+                num_tokens = 2 + len(hypothesis.warmup) + len(hypothesis.target)
+
+                if max_warmup_len is not None:
+                    num_tokens += 1
+
+                if kind != "transformer":
+                    num_tokens += len(source)
+
+                assert num_tokens <= 12
 
     @pytest.mark.parametrize("max_warmup_len", [9, 12, 40])
     def test_call_raises_error_when_warmup_leaves_no_room(

@@ -10,15 +10,11 @@ is empty, and another one is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-import pytest
 import torch
-from fairseq2.models.transformer import TransformerModel
-from fairseq2.models.transformer_lm import TransformerLM
-from fairseq2.nn.functional import cross_entropy
 from torch import Tensor
 from torch.nn import Module
 
@@ -26,28 +22,15 @@ from tests.common import (
     BOS_IDX,
     EOS_IDX,
     SEPARATOR_IDX,
-    WORDS,
+    Model,
     assert_close,
+    create_candidates,
     create_layout,
-    create_source,
-    create_tiny_lm,
-    create_tiny_model,
-    create_tiny_qwen,
     device,
     pad_rows,
 )
+from tests.plain import score_plainly
 from warmup_plugin.layout import DecoderRows, join_rows
-
-Model: TypeAlias = TransformerModel | TransformerLM
-
-CREATE_MODEL: Final[dict[str, Callable[..., Model]]] = {
-    "transformer": create_tiny_model,
-    "llama": create_tiny_lm,
-    "qwen": create_tiny_qwen,
-}
-
-each_model = pytest.mark.parametrize("kind", CREATE_MODEL)
-"""Runs a test with the name of each kind of model."""
 
 # The last one, the longest, has no row; nor has the third.
 SOURCES = [
@@ -67,7 +50,8 @@ TARGETS = [
 
 WARMUPS = [[5, 6], [], [7, 7, 7], [6], [7, 5]]
 SOURCE_IDX = [1, 0, 0, 1, 3]
-CUT = [False, False, True, False, False]
+
+MAX_WARMUP_LEN: Final = 3
 
 NUM_ROWS: Final = len(WARMUPS)
 
@@ -89,7 +73,7 @@ def build_rows() -> DecoderRows:
         torch.tensor(target_seq_lens, device=device),
         warmups,
         torch.tensor(warmup_lens, device=device),
-        torch.tensor(CUT, device=device),
+        torch.tensor([n == MAX_WARMUP_LEN for n in warmup_lens], device=device),
         torch.ones(NUM_ROWS, device=device, dtype=torch.bool),
         torch.tensor(SOURCE_IDX, device=device),
     )
@@ -111,50 +95,22 @@ def lower_precision(model: Model) -> Model:
     return model
 
 
-def forward_alone(model: Model, source: Sequence[int], seq: Sequence[int]) -> Tensor:
-    """Returns what fairseq2's forward makes of one sequence. *Shape:* :math:`(S,V)`."""
-    if isinstance(model, TransformerModel):
-        logits = model(*create_source([source]), *create_source([seq]))[0]
-    else:
-        logits = model(*create_source([[*source, *seq]]))[0, len(source) :]
-
-    assert isinstance(logits, Tensor)
-
-    return logits
-
-
 def score_alone(model: Model, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     """Scores each row alone. *Shape:* :math:`(B)` each."""
-    a, b = [], []
-
-    allowed = [SEPARATOR_IDX, *WORDS]
-
-    for seq, warmup, idx, cut in zip(SEQS, WARMUPS, SOURCE_IDX, CUT):
-        logits = forward_alone(model, SOURCES[idx], seq[:-1]).float()
-
-        num_warmup = len(warmup) + 1
-
-        # A forced separator does not count.
-        num_counted = num_warmup - int(cut)
-
-        targets = torch.tensor(seq[1:], device=device)
-
-        log_probs = logits[:num_counted, allowed].log_softmax(dim=1)
-
-        idx_in_allowed = [allowed.index(token) for token in seq[1 : num_counted + 1]]
-
-        a.append(log_probs[range(num_counted), idx_in_allowed].sum())
-
-        b.append(
-            -cross_entropy(
-                logits[num_warmup:],
-                targets[num_warmup:],
-                pad_idx=None,
-                label_smoothing=label_smoothing,
-            )
+    scores = [
+        score_plainly(
+            model,
+            [SOURCES[idx]],
+            [TARGETS[idx]],
+            create_candidates([[warmup]], MAX_WARMUP_LEN),
+            label_smoothing=label_smoothing,
         )
+        for warmup, idx in zip(WARMUPS, SOURCE_IDX)
+    ]
 
-    return torch.stack(a), torch.stack(b)
+    a, b = zip(*scores)
+
+    return torch.cat(a).flatten(), torch.cat(b).flatten()
 
 
 def create_coefs() -> tuple[Tensor, Tensor]:

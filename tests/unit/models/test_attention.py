@@ -49,7 +49,9 @@ from warmup_plugin.models.rows import Folding, RowCache, SourceMemory
 MODEL_DIM = 12
 
 
-def create_attention(sdpa: SDPA | None = None, **kwargs: Any) -> Any:
+def create_attention(
+    sdpa: SDPA | None = None, **kwargs: Any
+) -> StandardMultiheadAttention:
     """Creates an attention whose numbers depend on all that it is given."""
     torch.manual_seed(0)
 
@@ -69,7 +71,7 @@ def create_attention(sdpa: SDPA | None = None, **kwargs: Any) -> Any:
     return attn.eval()
 
 
-def create_self_attention(sdpa: SDPA | None = None) -> Any:
+def create_self_attention(sdpa: SDPA | None = None) -> StandardMultiheadAttention:
     """Creates one with rotary positions and normalised queries and keys."""
     with device:
         return create_attention(
@@ -109,6 +111,11 @@ def attend_alone(attn: Module, seq: Tensor, keys: Tensor | None = None) -> Tenso
     return output
 
 
+def project(attn: StandardMultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the keys and values of rows. *Shape:* :math:`(B,S,H,D)` each."""
+    return attn._project_kv(x, BatchLayout.of(x), x)
+
+
 def attend_rows(
     attn: Module, tokens: Tensor, positions: Tensor, attend_rows: SelfAttention
 ) -> Tensor:
@@ -120,6 +127,11 @@ def attend_rows(
     assert isinstance(output, Tensor)
 
     return output
+
+
+def reject(module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Stands where nothing may be seen."""
+    raise AssertionError()
 
 
 def list_positions(begins: list[int], seqs: list[Tensor]) -> Tensor:
@@ -138,19 +150,14 @@ def create_row_folding(seqs: list[Tensor]) -> Folding:
     return Folding(torch.tensor(row_idx, device=device), len(seqs))
 
 
-def get_module(attn: Module) -> Module:
-    """Puts ``attn`` where a decoder has it, and adapts it."""
-    decoder = ModuleDict({"self_attn": attn})
-
-    adapt_attention(decoder)
+def adapt(attn: Module) -> None:
+    adapt_attention(ModuleDict({"self_attn": attn}))
 
     assert type(attn) is RowAttention
 
-    return decoder
-
 
 def assert_same_gradients(attn: Module, outputs: Tensor, expected: Tensor) -> None:
-    parameters = [p for p in attn.parameters()]
+    parameters = list(attn.parameters())
 
     gradients = [
         torch.autograd.grad(x.square().sum(), parameters) for x in (outputs, expected)
@@ -180,7 +187,7 @@ class TestWholeRows:
 
         expected = torch.cat([attend_alone(attn, seq) for seq in seqs])
 
-        get_module(attn)
+        adapt(attn)
 
         outputs = attend_rows(
             attn,
@@ -198,7 +205,7 @@ class TestWholeRows:
 
         one, two = create_seqs(3, 2)
 
-        get_module(attn)
+        adapt(attn)
 
         # The first token of the second row, the first one of the first row, …
         tokens = torch.stack([two[0], one[0], one[1], two[1], one[2]])
@@ -217,7 +224,7 @@ class TestWholeRows:
         # The first token of all stands in the padded places too.
         attn = create_self_attention()
 
-        get_module(attn)
+        adapt(attn)
 
         seqs = create_seqs(4, 1, 3)
 
@@ -252,7 +259,7 @@ class TestWholeRows:
     def test_states_are_told(self) -> None:
         attn = create_self_attention()
 
-        get_module(attn)
+        adapt(attn)
 
         seqs = create_seqs(3, 2)
 
@@ -272,17 +279,15 @@ class TestWholeRows:
         assert module is attn
 
         for row, seq in enumerate(seqs):
-            batch = seq.unsqueeze(0)
+            expected_k, expected_v = project(attn, seq.unsqueeze(0))
 
-            expected = attn._project_kv(batch, BatchLayout.of(batch), batch)
-
-            assert_close(k[row, : seq.size(0)], expected[0][0])
-            assert_close(v[row, : seq.size(0)], expected[1][0])
+            assert_close(k[row, : seq.size(0)], expected_k[0])
+            assert_close(v[row, : seq.size(0)], expected_v[0])
 
     def test_dropout_of_weights_is_that_of_training(self) -> None:
         attn = create_self_attention(TorchSDPA(CausalAttentionBias(), dropout_p=0.5))
 
-        get_module(attn)
+        adapt(attn)
 
         seqs = create_seqs(4, 3)
 
@@ -313,7 +318,7 @@ class TestContinuedRows:
     def test_call_equals_attention_of_whole_rows(self, pasts: list[int]) -> None:
         attn = create_self_attention()
 
-        get_module(attn)
+        adapt(attn)
 
         seqs = create_seqs(4, 1, 5, 3)
 
@@ -327,7 +332,7 @@ class TestContinuedRows:
         for row, seq in enumerate(seqs):
             filled[row, : seq.size(0)] = seq
 
-        cache.begin(attn, *attn._project_kv(filled, BatchLayout.of(filled), filled))
+        cache.begin(attn, *project(attn, filled))
 
         rest = [seq[past:] for seq, past in zip(seqs, pasts)]
 
@@ -373,7 +378,7 @@ class TestPromptedRows:
             ],
         ]
 
-        get_module(attn)
+        adapt(attn)
 
         outputs = attend_rows(
             attn,
@@ -398,7 +403,7 @@ class TestSteppedRows:
     def test_call_equals_attention_of_whole_rows(self, as_tensor: bool) -> None:
         attn = create_self_attention()
 
-        get_module(attn)
+        adapt(attn)
 
         seqs = create_seqs(5, 5, 5)
 
@@ -440,7 +445,7 @@ class TestSteppedRows:
         # Behind their prompts, of which two rows share one.
         attn = create_self_attention()
 
-        get_module(attn)
+        adapt(attn)
 
         prompts, prompt_idx = create_seqs(3, 1), [1, 0, 1]
 
@@ -491,7 +496,7 @@ class TestSteppedRows:
 
 
 class TestSourceAttention:
-    # The source of each token; some of three sources, the second one in no order.
+    # The source of each token: in no order, without the second one, of one alone.
     @pytest.mark.parametrize(
         "source_idx", [[2, 0, 0, 1, 2, 0], [0, 2, 0], [1], [0, 0, 1, 1, 2, 2]]
     )
@@ -512,7 +517,7 @@ class TestSourceAttention:
             ]
         )
 
-        get_module(attn)
+        adapt(attn)
 
         # Large numbers in padded places.
         keys = torch.full((3, max(source_lens), MODEL_DIM), 1e4, device=device)
@@ -533,9 +538,6 @@ class TestSourceAttention:
         attend_source = SourceAttention(
             memory, Folding(groups, num_groups), None if num_groups == 3 else used
         )
-
-        def reject(*_: Any) -> Tensor:
-            raise AssertionError()
 
         layout = RowLayout(
             torch.zeros(len(source_idx), device=device, dtype=torch.long),
@@ -572,9 +574,6 @@ class TestRowLayout:
     def test_call_looks_like_packed_batch(self) -> None:
         positions = torch.tensor([0, 1, 0], device=device)
 
-        def reject(*_: Any) -> Tensor:
-            raise AssertionError()
-
         layout = RowLayout(positions, 2, reject, None)
 
         assert layout.packed
@@ -583,8 +582,11 @@ class TestRowLayout:
         assert layout.max_seq_len == 2
         assert layout.position_indices is positions
 
+        # As a debugger shows it.
+        assert "RowLayout" in repr(layout)
 
-class Special(MultiheadAttention):  # type: ignore[misc]
+
+class Special(MultiheadAttention):
     """An attention of a kind that nobody knows."""
 
     @override
@@ -592,7 +594,7 @@ class Special(MultiheadAttention):  # type: ignore[misc]
         raise NotImplementedError()
 
 
-class UnknownSDPA(SDPA):  # type: ignore[misc]
+class UnknownSDPA(SDPA):
     """Says neither what it sees nor what it drops."""
 
     @override
@@ -686,7 +688,7 @@ class TestAdaptAttention:
 
         expected = run()
 
-        get_module(attn)
+        adapt(attn)
 
         for a, b in zip(run(), expected):
             assert_equal(a, b)

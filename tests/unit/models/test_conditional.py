@@ -17,8 +17,10 @@ from torch.nn import Linear, Module
 
 from tests.common import (
     BOS_IDX,
+    CREATE_MODEL,
     PAD_IDX,
     SEPARATOR_IDX,
+    Model,
     assert_close,
     assert_equal,
     create_layout,
@@ -26,23 +28,21 @@ from tests.common import (
     create_tiny_lm,
     create_tiny_model,
     device,
+    each_model,
+    forward_alone,
     pad_rows,
 )
 from tests.unit.models.cases import (
-    CREATE_MODEL,
     NUM_ROWS,
     SEQS,
     SOURCE_IDX,
     SOURCES,
     TARGETS,
     WARMUPS,
-    Model,
     assert_close_gradients,
     build_rows,
     create_coefs,
     differentiate,
-    each_model,
-    forward_alone,
     get_ban_mask,
     lower_precision,
     score_alone,
@@ -175,6 +175,29 @@ class TestScore:
                     wrapper.encode(wide_seqs, wide_layout),
                     build_rows(),
                     get_ban_mask(model),
+                )
+
+            assert_close(scores.warmup_log_probs, a)
+            assert_close(scores.target_log_probs, b)
+
+    @each_model
+    def test_longest_prompt_and_longest_row_may_differ(self, kind: str) -> None:
+        # Together they would be longer than what the model reads: 9 tokens of source 1
+        # and row 3, 9 of source 0 and row 2.
+        model = CREATE_MODEL[kind](max_seq_len=11)
+
+        rows = build_rows().select(torch.tensor([2, 3], device=device))
+
+        a, b = (scores[2:4] for scores in score_alone(CREATE_MODEL[kind]()))
+
+        wrapper = create_conditional_model(model)
+
+        inputs = create_source(SOURCES[:2])
+
+        for grad_enabled in (True, False):
+            with torch.set_grad_enabled(grad_enabled):
+                scores = wrapper.score(
+                    wrapper.encode(*inputs), rows, get_ban_mask(model)
                 )
 
             assert_close(scores.warmup_log_probs, a)
@@ -481,15 +504,17 @@ class TestComputeLoss:
             assert sorted(count_tokens(calls)) == sorted(2 * expected)
 
     def test_rows_of_a_source_share_a_pass(self) -> None:
+        # So that its prompt is read in one pass alone.
         model = create_tiny_lm()
 
         with spy(model.decoder) as calls:
-            compute_loss(model, num_passes=2)
+            compute_loss(model, num_passes=3)
 
-        # The rows 1, 2 and 0 of the sources 0 and 1, then 3 and 4 of 1 and 3.
+        passes = [(SOURCES[0], [1, 2]), (SOURCES[1], [0, 3]), (SOURCES[3], [4])]
+
         expected = [
-            sum(len(SOURCES[i]) for i in sources) + sum(len(SEQS[i]) - 1 for i in rows)
-            for sources, rows in (([0, 1], [1, 2, 0]), ([1, 3], [3, 4]))
+            len(source) + sum(len(SEQS[row]) - 1 for row in rows)
+            for source, rows in passes
         ]
 
         assert count_tokens(calls) == expected
@@ -619,9 +644,7 @@ class TestComputeLoss:
 
         loss, gradients = run()
 
-        def keep_all(
-            function: Callable[..., Tensor], *args: Any, use_reentrant: bool
-        ) -> Tensor:
+        def keep_all(function: Callable[..., Tensor], *args: Any, **_: Any) -> Tensor:
             return function(*args)
 
         monkeypatch.setattr(conditional, "checkpoint", keep_all)

@@ -17,12 +17,13 @@ class TestRegisterPresets:
 
         configs = {
             name: container.resolve(NllbConfig, key=f"transformer_{name}")
-            for name in ("test", "tiny", "small", "base")
+            for name in ("test", "demo", "tiny", "small", "base")
         }
 
         # (layers of encoder and of decoder, dimensions, inner, heads, dropout)
         expected = {
             "test": (2, 2, 64, 128, 4, 0.1),
+            "demo": (2, 2, 128, 256, 4, 0.1),
             # As used for Multi30k.
             "tiny": (4, 4, 128, 256, 4, 0.3),
             "small": (6, 6, 256, 1024, 4, 0.1),

@@ -397,7 +397,8 @@ class TestSourceMemory:
 
         sources = torch.tensor([2, 0, 2, 2], device=device)
 
-        some_k, some_v = memory.get(module, sources)
+        for end in (3, 2):
+            some_k, some_v = memory.get(module, sources, end)
 
-        assert_equal(some_k, k[sources])
-        assert_equal(some_v, -k[sources])
+            assert_equal(some_k, k[sources, :end])
+            assert_equal(some_v, -k[sources, :end])

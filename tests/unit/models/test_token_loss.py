@@ -225,7 +225,9 @@ class TestComputeTokenLoss:
     def test_only_gradients_are_kept_for_backward(self) -> None:
         case = Case()
 
-        kept = getattr(case.loss(3).grad_fn, "saved_tensors")
+        loss = case.loss(3)
+
+        kept = getattr(loss.grad_fn, "saved_tensors")
 
         inputs = [case.hidden, *case.proj.parameters()]
 

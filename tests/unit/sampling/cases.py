@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,14 +17,18 @@ from tests.common import (
     EOS_IDX,
     SEPARATOR_IDX,
     WORDS,
+    Model,
     create_layout,
     create_source,
     device,
+    forward_alone,
     list_sentences,
 )
-from tests.unit.models.cases import Model, forward_alone
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.sampling import Candidates, WarmupSampler
+
+each_kind = pytest.mark.parametrize("kind", ["transformer", "llama"])
+"""Runs a test with the name of an encoder-decoder and of a decoder-only model."""
 
 # In a decoder-only model, prompts of different lengths.
 SOURCES = [[5, 6, EOS_IDX], [7, 7, 5, 6, 5, EOS_IDX]]

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from tests.common import (
     BOS_IDX,
+    CREATE_MODEL,
     EOS_IDX,
     PAD_IDX,
+    SEPARATOR_IDX,
     UNK_IDX,
     WORDS,
+    Model,
     assert_close,
     assert_equal,
     create_candidates,
@@ -30,11 +33,11 @@ from tests.common import (
     get_last_layer_norm,
     pad_rows,
 )
-from tests.unit.models.cases import CREATE_MODEL, Model, each_model
 from tests.unit.sampling.cases import (
     SOURCES,
     assert_follows,
     draw_with,
+    each_kind,
     enumerate_log_probs,
     to_indices,
     to_lists,
@@ -147,7 +150,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor | None]]
 
 class TestDrawCandidates:
     @pytest.mark.parametrize("settings", PROPOSALS, ids=str)
-    @each_model
+    @each_kind
     def test_call_follows_proposal(
         self,
         kind: str,
@@ -174,7 +177,7 @@ class TestDrawCandidates:
         assert steps[-1][1] is not None
 
     @pytest.mark.parametrize("settings", PROPOSALS, ids=str)
-    @each_model
+    @each_kind
     def test_log_probs_are_those_of_enumeration(
         self, kind: str, settings: Settings
     ) -> None:
@@ -199,7 +202,7 @@ class TestDrawCandidates:
 
     @pytest.mark.parametrize("prefix", [(BOS_IDX,), (BOS_IDX, 7)])
     @pytest.mark.parametrize("num_warmups", [1, 3, 64])
-    @each_model
+    @each_kind
     def test_log_probs_equal_uncached_scores(
         self, kind: str, num_warmups: int, prefix: tuple[int, ...]
     ) -> None:
@@ -229,7 +232,7 @@ class TestDrawCandidates:
             else:
                 assert difference > 0.1
 
-    @each_model
+    @each_kind
     def test_rows_are_fed_until_they_end(
         self, kind: str, steps: list[tuple[Tensor, Tensor | None]]
     ) -> None:
@@ -338,7 +341,7 @@ class TestDrawCandidates:
 
         assert float(sum(probs.values())) == pytest.approx(1.0, abs=1e-5)
 
-    @each_model
+    @each_kind
     def test_call_works_when_all_warmups_are_empty(self, kind: str) -> None:
         model = CREATE_MODEL[kind]()
 
@@ -376,7 +379,7 @@ class TestDrawCandidates:
 
         assert_follows(counts, probs.outer(probs).flatten())
 
-    @each_model
+    @each_kind
     def test_call_needs_evaluation_mode(self, kind: str) -> None:
         model = CREATE_MODEL[kind](num_layers=2, dropout_p=0.5).train()
 
@@ -426,13 +429,11 @@ class TestDrawCandidates:
 
 def point_at_separator(model: Model) -> None:
     """Makes the separator certain, whatever the decoder reads."""
-    with torch.no_grad():
-        for parameter in get_last_layer_norm(model).parameters():
-            parameter.zero_()
+    separator = torch.tensor([SEPARATOR_IDX], device=device)
 
-        project = model.final_proj.register_forward_hook
-
-        project(lambda *args: args[2].index_fill(-1, torch.tensor(4), 50.0))
+    model.final_proj.register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, separator, 50.0)
+    )
 
 
 class TestCandidates:
@@ -508,7 +509,7 @@ def patch_rand(monkeypatch: pytest.MonkeyPatch, values: Sequence[float]) -> None
     def rand(size: Any, **kwargs: Any) -> Tensor:
         assert kwargs["dtype"] == torch.float64
 
-        return torch.tensor(values, **kwargs).view(-1, 1).expand(size)
+        return torch.tensor(values, **kwargs).view(-1, 1).expand(size).clone()
 
     monkeypatch.setattr(torch, "rand", rand)
 

@@ -57,14 +57,23 @@ class TestTruncateLogProbs:
     ) -> None:
         assert_close(truncate([0.1, 0.4, 0.2, 0.3], None, top_p), expected)
 
-    @pytest.mark.parametrize(("top_p", "num_kept"), [(0.1, 1), (0.4, 4), (0.9, 9)])
+    @pytest.mark.parametrize(
+        ("probs", "top_p", "num_kept"),
+        [
+            ([0.1] * 10, 0.4, 4),
+            ([0.001] * 1000, 0.02, 20),
+            ([0.42, 0.29, 0.27, 0.02], 0.42, 1),
+            ([0.28, 0.25, 0.16, 0.13, 0.11, 0.07], 0.93, 5),
+            ([0.3, 0.16, 0.15, 0.12, 0.11, 0.1, 0.03, 0.03], 0.73, 4),
+        ],
+    )
     def test_top_p_is_reached_by_exactly_that_mass(
-        self, top_p: float, num_kept: int
+        self, probs: list[float], top_p: float, num_kept: int
     ) -> None:
-        # In fp32 ten times 0.1 is not 1.
-        probs = truncate([0.1] * 10, None, top_p)
+        # Rounded to fp32 they do not add up to that.
+        truncated = truncate(probs, None, top_p)
 
-        assert_close(probs[probs > 0.0], [1 / num_kept] * num_kept)
+        assert_close(truncated[truncated > 0.0], [p / top_p for p in probs[:num_kept]])
 
     def test_top_p_keeps_unlikeliest_token_when_all_mass_is_asked_for(self) -> None:
         # The last vanishes when it is added to the first, even in fp64.
@@ -72,9 +81,15 @@ class TestTruncateLogProbs:
 
         assert_equal(truncate_log_probs(log_probs, None, 1.0), log_probs)
 
-    def test_top_p_is_a_share_of_what_top_k_keeps(self) -> None:
-        # 0.4 / 0.7 = 0.57 is enough, though 0.4 is not.
-        assert_close(truncate([0.1, 0.4, 0.2, 0.3], 2, 0.5), [0.0, 1.0, 0.0, 0.0])
+    @pytest.mark.parametrize(
+        ("top_p", "expected"),
+        # 0.4 / 0.7 = 0.57
+        [(0.55, [0.0, 1.0, 0.0, 0.0]), (0.6, [0.0, 4 / 7, 0.0, 3 / 7])],
+    )
+    def test_top_p_is_a_share_of_what_top_k_keeps(
+        self, top_p: float, expected: list[float]
+    ) -> None:
+        assert_close(truncate([0.1, 0.4, 0.2, 0.3], 2, top_p), expected)
 
     @pytest.mark.parametrize(
         ("top_k", "top_p"), [(2, None), (4, None), (None, 0.999), (None, 1.0), (3, 1.0)]

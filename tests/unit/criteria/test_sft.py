@@ -1,0 +1,145 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fairseq2.metrics import Mean, MetricBag
+from fairseq2.models.transformer import TransformerModel
+from torch import Tensor
+
+from tests.common import (
+    PAD_IDX,
+    VOCAB_SIZE,
+    assert_close,
+    create_source,
+    create_tiny_model,
+    device,
+    get_last_layer_norm,
+    pad_rows,
+)
+from tests.unit.criteria.cases import (
+    SOURCES,
+    TARGETS,
+    create_batch,
+    create_criterion,
+    create_metric_bag,
+    differentiate,
+    get_metric,
+)
+from warmup_plugin.criteria.sft import create_sft_criterion, update_loss
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.models.conditional import evaluation_mode
+
+
+class TestSftCriterion:
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    def test_compute_loss_equals_cross_entropy(self, label_smoothing: float) -> None:
+        model = create_tiny_model()
+
+        criterion = create_criterion(
+            model, create_sft_criterion, label_smoothing=label_smoothing
+        )
+
+        metric_bag = create_metric_bag(criterion)
+
+        loss = criterion.compute_loss(create_batch(), metric_bag, step_nr=1)
+
+        logits = TransformerModel.forward(
+            model,
+            *create_source(SOURCES),
+            *create_source([target[:-1] for target in TARGETS]),
+        )
+
+        assert isinstance(logits, Tensor)
+
+        targets, _ = pad_rows([target[1:] for target in TARGETS])
+
+        expected = F.cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten(),
+            ignore_index=PAD_IDX,
+            reduction="sum",
+            # fairseq spreads the share over the other tokens, PyTorch over all.
+            label_smoothing=label_smoothing * VOCAB_SIZE / (VOCAB_SIZE - 1),
+        )
+
+        assert_close(loss, expected)
+
+        assert_close(
+            differentiate(model, loss),
+            differentiate(model, expected),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+        # Six tokens: three words, one word, two EOS.
+        assert get_metric(metric_bag, "nll_loss") == pytest.approx(
+            float(expected.detach()) / 6
+        )
+
+        assert criterion.max_warmup_len is None
+
+    def test_evaluate_does_not_smooth(self) -> None:
+        model = create_tiny_model()
+
+        criterion, smooth_criterion = (
+            create_criterion(model, create_sft_criterion, label_smoothing=share)
+            for share in (0.0, 0.3)
+        )
+
+        metric_bag = create_metric_bag(smooth_criterion)
+
+        with torch.inference_mode(), evaluation_mode(model):
+            shown = smooth_criterion.evaluate(create_batch(), metric_bag, shown=[0, 1])
+
+        assert shown == []
+
+        loss = criterion.compute_loss(
+            create_batch(), create_metric_bag(criterion), step_nr=1
+        )
+
+        assert get_metric(metric_bag, "nll_loss") == pytest.approx(
+            float(loss.detach()) / 6
+        )
+
+    def test_compute_loss_raises_error_when_training_has_diverged(self) -> None:
+        model = create_tiny_model()
+
+        criterion = create_criterion(model, create_sft_criterion)
+
+        with torch.no_grad():
+            next(get_last_layer_norm(model).parameters()).fill_(math.nan)
+
+        with pytest.raises(WarmupError, match="loss is nan.*lower `optimizer"):
+            criterion.compute_loss(
+                create_batch(), create_metric_bag(criterion), step_nr=1
+            )
+
+
+class TestUpdateLoss:
+    def test_call_averages_over_tokens_of_all_batches(self) -> None:
+        metric_bag = MetricBag(device)
+
+        metric_bag.add("nll_loss", Mean())
+
+        # Four tokens to predict and two.
+        for loss, target in zip((8.0, 1.0), TARGETS):
+            batch = create_batch(SOURCES[:1], [target])
+
+            update_loss(torch.tensor(loss, device=device), batch, metric_bag)
+
+        assert get_metric(metric_bag, "nll_loss") == pytest.approx(9.0 / 6)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_call_raises_error_when_loss_is_not_finite(self, value: float) -> None:
+        metric_bag = MetricBag(device)
+
+        metric_bag.add("nll_loss", Mean())
+
+        with pytest.raises(WarmupError, match="diverged"):
+            update_loss(torch.tensor(value, device=device), create_batch(), metric_bag)
