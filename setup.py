@@ -83,6 +83,8 @@ setup(
     extras_require={
         # setuptools: a test builds the wheel without a network.
         "test": ["pytest>=8", "setuptools>=70.1"],
+        # scripts/bench_*.py compare with it.
+        "bench": ["transformers>=4.57,<5"],
         "dev": [
             "black~=26.1",
             "flake8>=7",

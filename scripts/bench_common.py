@@ -118,7 +118,7 @@ def create_marian(setting: Setting, device: torch.device) -> Any:
         transformers = importlib.import_module("transformers")
     except ImportError:
         raise WarmupError(
-            "transformers is not installed; install it with `pip install 'transformers>=4.57,<5'` or choose other steps with `--variants`."
+            "transformers is not installed; install it with `pip install '.[bench]'` or choose other steps with `--variants`."
         ) from None
 
     config = transformers.MarianConfig(

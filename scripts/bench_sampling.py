@@ -17,8 +17,8 @@ The models are set such that a warmup ends with the same probability at every st
 that end early are where the four differ most. The second table is of the token samplers
 alone. ::
 
-    python -m scripts.bench_sampling
-    python -m scripts.bench_sampling --sources 8 --end-prob 0.3 --vocab-sizes 8000
+    python scripts/bench_sampling.py
+    python scripts/bench_sampling.py --sources 8 --end-prob 0.3 --vocab-sizes 8000
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, final
 
 import torch
@@ -43,6 +44,10 @@ from fairseq2.models.transformer import TransformerModel
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from typing_extensions import override
+
+if not __package__:
+    # Started as a file: the folder of the package is not on the path then.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.bench_common import (
     BOS_IDX,
@@ -313,7 +318,7 @@ def _parse_prob(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.bench_sampling",
+        prog="python scripts/bench_sampling.py",
         description="Measures drawing K = 4 warmups of up to 30 tokens a source, beside fairseq2's and transformers' own sampling.",
     )
 

@@ -13,8 +13,8 @@ one writes who repeats each source K times and differentiates the marginal throu
 candidates, on fairseq2's and on transformers' forward. ``joint-1`` draws by a beam of
 K + 1, which the prediction does not count. ::
 
-    python -m scripts.bench_step
-    python -m scripts.bench_step --settings mt5-vocab --memory --rounds 1 --variants sft,marginal-1,marginal-all
+    python scripts/bench_step.py
+    python scripts/bench_step.py --settings mt5-vocab --memory --rounds 1 --variants sft,marginal-1,marginal-all
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ from fairseq2.metrics.common import add_seq2seq_batch_metrics
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.nn import Module
+
+if not __package__:
+    # Started as a file: the folder of the package is not on the path then.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.bench_common import (
     ROOT,
@@ -695,7 +699,7 @@ def _measure_memory_apart(setting: Setting, args: argparse.Namespace, name: str)
     """
     print(f"memory: {name}", file=sys.stderr, flush=True)
 
-    command = [sys.executable, "-m", "scripts.bench_step", "--memory-of-one"]
+    command = [sys.executable, __file__, "--memory-of-one"]
 
     command += ["--settings", setting.name, "--variants", name, "--allow-slow"]
 
@@ -898,7 +902,7 @@ def _to_json(measurement: Measurement) -> dict[str, object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.bench_step",
+        prog="python scripts/bench_step.py",
         description="Measures a warmup step as a multiple of the SFT step, beside what the number of operations predicts.",
     )
 

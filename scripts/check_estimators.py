@@ -20,8 +20,8 @@ about the noise that follows it.
 The models are tiny, random and on a CPU; b differs by several nats among warmups. With
 long targets it differs by more, and in a model that ignores its warmups hardly at all. ::
 
-    python -m scripts.check_estimators
-    python -m scripts.check_estimators --model decoder-only --num-trials 10000
+    python scripts/check_estimators.py
+    python scripts/check_estimators.py --model decoder-only --num-trials 10000
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Final, final
 
 import torch
@@ -44,6 +45,10 @@ from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import pad
+
+if not __package__:
+    # Started as a file: the folder of the package is not on the path then.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.bench_common import (
     BOS_IDX,

@@ -167,9 +167,9 @@ class Step:
     candidates: list[Candidates]
     """The warmups of its sources, of one group after the other."""
 
-    passes: list[tuple[int, int, int]]
-    """Of each differentiable pass the number of rows, of decoder tokens and of
-    parts that it was divided into."""
+    passes: list[tuple[int, int]]
+    """Of each differentiable pass the number of decoder tokens and of the parts that
+    it was divided into."""
 
 
 @final
@@ -217,14 +217,8 @@ class RecordingSampler:
     def __call__(self, *args: Any, **kwargs: Any) -> Candidates:
         candidates = self._sampler(*args, **kwargs)
 
-        self.candidates.append(
-            Candidates(
-                candidates.seqs,
-                candidates.seq_lens,
-                candidates.cut,
-                candidates.proposal_log_probs,
-            )
-        )
+        # Without a decoder, which would keep the model.
+        self.candidates.append(replace(candidates, warmup_log_probs=None, past=None))
 
         return candidates
 
@@ -322,7 +316,7 @@ def compute_step(
     def look(module: Module, args: object, kwargs: dict[str, Any]) -> None:
         rows: DecoderRows = kwargs["rows"]
 
-        passes.append((len(rows.seq_lens), sum(rows.seq_lens), kwargs["num_passes"]))
+        passes.append((sum(rows.seq_lens), kwargs["num_passes"]))
 
     handle = model.register_forward_pre_hook(look, with_kwargs=True)
 

@@ -291,6 +291,17 @@ class TestKeepTop:
         # What pushes a is not scaled.
         assert_equal(kept.warmup_coefs, A_COEFS.flatten()[rows])
 
+    def test_call_works_when_kept_one_teaches_no_target(self) -> None:
+        kept = keep_top(
+            torch.tensor([[5.0, 0.0]], device=device),
+            torch.tensor([[0.0, -1.0]], device=device),
+            num_kept=1,
+        )
+
+        assert_equal(kept.rows, [0])
+        assert_equal(kept.warmup_coefs, [5.0])
+        assert_equal(kept.target_coefs, [0.0])
+
     def test_call_keeps_everything_when_asked_to(self) -> None:
         kept = keep_top(A_COEFS, B_COEFS, 4)
 
@@ -302,14 +313,12 @@ class TestKeepMass:
     @pytest.mark.parametrize(
         ("mass", "rows", "b_scales"),
         [
-            # The magnitudes are 0.9, 0.55, 0.05001, 0 and 0.5001, 0.5, 0, 0.0003: their
-            # shares are 0.600, 0.367, 0.033, 0 and 0.4999, 0.4998, 0, 0.0003.
-            (0.45, [0, 4], [1.500017, 2.0002]),
-            (0.55, [0, 4, 5], [1.500017, 1.0001, 1.0001]),
-            (0.9, [0, 1, 4, 5], [1.0000111, 1.0000111, 1.0001, 1.0001]),
-            (0.98, [0, 1, 2, 4, 5], [1.0, 1.0, 1.0, 1.0001, 1.0001]),
-            # No more than there is.
-            (0.9999, [0, 1, 2, 4, 5, 7], [1.0] * 6),
+            # |b| is 0.6, 0.3, 1e-5, 0 and 0.5, 0.5, 1e-4, 0 in the order of what
+            # candidates matter; the sums are 0.90001 and 1.0001.
+            (0.45, [0, 4], [0.90001 / 0.6, 1.0001 / 0.5]),
+            (0.55, [0, 4, 5], [0.90001 / 0.6, 1.0001, 1.0001]),
+            (0.9, [0, 1, 4, 5], [0.90001 / 0.9, 0.90001 / 0.9, 1.0001, 1.0001]),
+            (0.999995, [0, 1, 2, 4, 5, 7], [1.0] * 6),
         ],
     )
     def test_call_works(
@@ -323,6 +332,7 @@ class TestKeepMass:
 
         assert_close(kept.target_coefs, b_coefs)
 
+        # What pushes a is not scaled.
         assert_equal(kept.warmup_coefs, A_COEFS.flatten()[rows])
 
     def test_call_keeps_whole_gradient_when_mass_is_1(self) -> None:
@@ -334,32 +344,52 @@ class TestKeepMass:
         ):
             assert_close(scatter(kept, kept_coefs, 8), coefs.flatten())
 
+    def test_call_keeps_one_when_target_is_not_learned(self) -> None:
+        a_coefs = torch.tensor([[1.0, -2.0, 0.5]], device=device)
+
+        kept = keep_mass(a_coefs, torch.zeros_like(a_coefs), 0.9)
+
+        assert_equal(kept.rows, [1])
+        assert_equal(kept.warmup_coefs, [-2.0])
+        assert_equal(kept.target_coefs, [0.0])
+
 
 @pytest.mark.parametrize(
-    "keep", [partial(keep_top, num_kept=1), partial(keep_mass, mass=0.6)]
+    ("keep", "num_kept"),
+    [
+        (partial(keep_top, num_kept=1), 1),
+        (partial(keep_mass, mass=0.6), 1),
+        (partial(keep_top, num_kept=2), 2),
+        (partial(keep_mass, mass=0.8), 2),
+        (partial(keep_top, num_kept=3), 3),
+        (partial(keep_mass, mass=0.9), 3),
+    ],
 )
 class TestKeepLargest:
-    def test_call_keeps_chosen_one_when_selection_is_hard(self, keep: Keep) -> None:
+    def test_call_prefers_what_teaches_target_when_all_matter_alike(
+        self, keep: Keep, num_kept: int
+    ) -> None:
+        # `marginal`: all below the baseline 1/4 have |1/4 - w| + w = 1/4.
+        weights = torch.tensor([[0.1, 0.7, 0.05, 0.15]], device=device)
+
+        kept = keep(0.25 - weights, -weights)
+
+        assert_equal(kept.rows, sorted([1, 3, 0][:num_kept]))
+
+        assert_close(kept.target_coefs.sum(), -1.0)
+
+    def test_call_keeps_chosen_one_when_selection_is_hard(
+        self, keep: Keep, num_kept: int
+    ) -> None:
         # As `best` has it.
         coefs = torch.tensor([[0.0, 0.0, -1.0], [0.0, -1.0, 0.0]], device=device)
 
         kept = keep(coefs, coefs)
 
-        assert_equal(kept.rows, [2, 4])
-        assert_equal(kept.warmup_coefs, [-1.0, -1.0])
-        assert_equal(kept.target_coefs, [-1.0, -1.0])
+        for kept_coefs in (kept.warmup_coefs, kept.target_coefs):
+            assert_equal(scatter(kept, kept_coefs, 6), coefs.flatten())
 
-    def test_call_works_when_kept_one_teaches_no_target(self, keep: Keep) -> None:
-        kept = keep(
-            torch.tensor([[5.0, 0.0]], device=device),
-            torch.tensor([[0.0, -1.0]], device=device),
-        )
-
-        assert_equal(kept.rows, [0])
-        assert_equal(kept.warmup_coefs, [5.0])
-        assert_equal(kept.target_coefs, [0.0])
-
-    def test_call_works_when_objective_is_flat(self, keep: Keep) -> None:
+    def test_call_works_when_objective_is_flat(self, keep: Keep, num_kept: int) -> None:
         zeros = torch.zeros((2, 3), device=device)
 
         kept = keep(zeros, zeros)

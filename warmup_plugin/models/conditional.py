@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import torch
@@ -135,6 +135,9 @@ class ConditionalModel(ABC):
     def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
         """
         Encodes the sources once for all rows that will be decoded against them.
+
+        What is encoded with gradient is to be scored with gradient, what is encoded
+        without is to be decoded and scored without.
 
         :param source_seqs: *Shape:* :math:`(N,S_{src})`.
         """
@@ -417,10 +420,6 @@ class _RowModel(ConditionalModel):
 
         source = self.encode(source_seqs, source_layout)
 
-        def decode_part(seqs: Tensor, flat: _FlatRows) -> Tensor:
-            # The source as an argument: what a checkpoint computes again depends on it.
-            return self.decode_rows(replace(source, seqs=seqs), flat)
-
         total = coefs.target.new_zeros(())
 
         def add_loss(hidden: Tensor, flat: _FlatRows, u: Tensor, v: Tensor) -> None:
@@ -446,7 +445,7 @@ class _RowModel(ConditionalModel):
         if passes is None:
             flat = _FlatRows(rows)
 
-            add_loss(decode_part(source.seqs, flat), flat, coefs.warmup, coefs.target)
+            add_loss(self.decode_rows(source, flat), flat, coefs.warmup, coefs.target)
 
             return total
 
@@ -462,8 +461,8 @@ class _RowModel(ConditionalModel):
             flat = _FlatRows(rows.select(part_idx))
 
             hidden = checkpoint(
-                decode_part,
-                source.seqs,
+                self.decode_rows,
+                source,
                 flat,
                 use_reentrant=False,
                 context_fn=lambda: (nullcontext(), _gathered(self.module)),

@@ -92,7 +92,7 @@ class TestCriterionTrainUnit:
 
         assert isinstance(loss, Tensor)
 
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
         optimizer.step()
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from tests.common import (
     BOS_IDX,
+    CREATE_MODEL,
     EOS_IDX,
     Model,
     assert_close,
+    assert_equal,
     create_candidates,
     create_tiny_model,
     device,
@@ -33,7 +35,6 @@ from tests.unit.criteria.cases import (
     create_criterion,
     create_given_candidates,
     create_metric_bag,
-    create_sharp_model,
     create_twins,
     differentiate,
     each_keep,
@@ -152,11 +153,7 @@ class TestTerms:
     def test_terms_are_added_to_objective(
         self, kind: str, objective: Objective
     ) -> None:
-        reference = create_sharp_model(kind)
-
-        with torch.no_grad():
-            for parameter in reference.parameters():
-                parameter.mul_(0.7)
+        reference = CREATE_MODEL[kind]()
 
         reference_a = get_reference_log_probs(reference)
 
@@ -262,12 +259,12 @@ class TestKeep:
 
         magnitudes = u.abs() + v.abs()
 
-        shares = magnitudes / magnitudes.sum(dim=1, keepdim=True)
+        order = magnitudes.argsort(dim=1, descending=True)
 
-        ordered, order = shares.sort(dim=1, descending=True)
+        weights = v.abs().gather(1, order)
 
-        # Row by row as above; 0.7 is reached by one, two or three of them.
-        needed = (ordered.cumsum(dim=1) - ordered < 0.7).sum(dim=1)
+        # Those before which 0.7 is not yet reached.
+        needed = (weights.cumsum(dim=1) - weights < 0.7).sum(dim=1)
 
         num_kept = {"all": 8, "resample": 2, "top": 2, "mass": int(needed.sum())}
 
@@ -299,6 +296,27 @@ class TestKeep:
 
         assert bool(grads.isfinite().all())
 
+    @pytest.mark.parametrize("num", [4, 9])
+    @pytest.mark.parametrize("name", ["resample", "top"])
+    def test_all_are_kept_when_as_many_are_to_be_kept_as_drawn(
+        self, kind: str, name: str, num: int
+    ) -> None:
+        model, _ = create_twins(kind)
+
+        grads = []
+
+        for keep in (KeepSection(name=name, num=num), KeepSection(name="all")):
+            criterion = create_criterion(
+                model,
+                sampler=FixedSampler(create_given_candidates()),
+                keep=keep,
+                max_warmup_len=3,
+            )
+
+            grads.append(compute_grads(model, criterion, create_batch()))
+
+        assert_equal(*grads)
+
 
 class TestMaxNumTokens:
     # Four rows a source, at most 4 x (5 + 3 + 1) = 36 and 4 x (3 + 3 + 1) = 28 tokens.
@@ -329,8 +347,8 @@ class TestMaxNumTokens:
     @pytest.mark.parametrize(
         ("max_num_tokens", "group_sizes"),
         [
-            (148, [5]),
-            (147, [4, 1]),
+            (156, [5]),
+            (155, [4, 1]),
             (64, [2, 2, 1]),
             (63, [1, 2, 1, 1]),
             # A source whose rows do not fit is read nevertheless.
@@ -344,7 +362,7 @@ class TestMaxNumTokens:
         model, _ = create_twins(kind)
 
         kwargs: dict[str, Any] = {
-            "reference": create_sharp_model(kind),
+            "reference": CREATE_MODEL[kind](),
             "kl_weight": 0.3,
             "sft_weight": 0.3,
             "label_smoothing": 0.1,
@@ -361,7 +379,7 @@ class TestMaxNumTokens:
         assert sizes == group_sizes
 
     def create_uneven_batch(self) -> tuple[Seq2SeqBatch, FixedSampler]:
-        """Creates ten sources with two rows each, of 32 and 30 or of 5 and 3 tokens."""
+        """Creates ten sources with two rows each, of 32 and 30 or of 4 and 2 tokens."""
         long, short = [BOS_IDX, *[5, 6] * 14, EOS_IDX], [BOS_IDX, EOS_IDX]
 
         batch = create_batch(SOURCES[:1] * 10, [long, *[short] * 8, long])
@@ -404,8 +422,8 @@ class TestMaxNumTokens:
         ("max_num_tokens", "bounds"),
         [
             (None, (1, 1)),
-            # Of 188 tokens.
-            (188, (1, 1)),
+            # Of 172 tokens.
+            (172, (1, 1)),
             (100, (2, 3)),
             (64, (3, 4)),
             # As many passes as rows, not as tokens.
@@ -447,7 +465,7 @@ class TestMaxNumTokens:
         loss.backward()
 
         # What was forgotten is computed again.
-        if max_num_tokens is None or max_num_tokens >= 188:
+        if max_num_tokens is None or max_num_tokens >= 172:
             assert num_calls == 0
         else:
             assert least <= num_calls <= most

@@ -213,7 +213,7 @@ class ScriptedModel(ConditionalModel):
         warmup_ban_mask: Tensor,
         *,
         label_smoothing: float = 0.0,
-        num_passes: int = 1,
+        passes: Sequence[Tensor] | None = None,
     ) -> Tensor:
         raise NotImplementedError()
 
@@ -222,9 +222,8 @@ class ScriptedModel(ConditionalModel):
     def num_logits(self) -> int:
         return VOCAB_SIZE
 
-    @property
     @override
-    def max_target_len(self) -> int:
+    def get_max_target_len(self, source_len: int) -> int:
         return self._max_target_len
 
     @property

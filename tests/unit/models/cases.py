@@ -151,3 +151,8 @@ def spy(module: Module) -> Iterator[list[tuple[Tensor, Any]]]:
         yield calls
     finally:
         handle.remove()
+
+
+def count_tokens(calls: list[tuple[Tensor, Any]]) -> list[int]:
+    """Returns the number of tokens that each call was given."""
+    return [x.shape[:-1].numel() for x, _ in calls]

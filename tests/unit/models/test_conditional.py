@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
@@ -19,7 +19,6 @@ from tests.common import (
     BOS_IDX,
     CREATE_MODEL,
     PAD_IDX,
-    SEPARATOR_IDX,
     Model,
     assert_close,
     assert_equal,
@@ -33,14 +32,13 @@ from tests.common import (
     pad_rows,
 )
 from tests.unit.models.cases import (
-    NUM_ROWS,
     SEQS,
     SOURCE_IDX,
     SOURCES,
     TARGETS,
-    WARMUPS,
     assert_close_gradients,
     build_rows,
+    count_tokens,
     create_coefs,
     differentiate,
     get_ban_mask,
@@ -53,7 +51,6 @@ from warmup_plugin.layout import plain_rows
 from warmup_plugin.models import conditional, token_loss
 from warmup_plugin.models.conditional import (
     RowCoefs,
-    RowDecoder,
     RowScores,
     ScorableTransformer,
     ScorableTransformerLM,
@@ -65,6 +62,16 @@ from warmup_plugin.models.conditional import (
 NUM_COUNTED = sum(len(seq) - 1 for seq in SEQS) - 1
 """The predictions that count in a or b: all, but for the forced separator."""
 
+PASSES: Final[dict[str, list[list[int]] | None]] = {
+    "none": None,
+    "one": [[0, 1, 2, 3, 4]],
+    "two": [[3, 0, 4], [2, 1]],
+    "rows": [[0], [1], [2], [3], [4]],
+    # As a rank makes them that has fewer rows than others.
+    "empty": [[1, 2, 0], [3, 4], [], []],
+}
+"""Rows that are read together."""
+
 
 def score(model: Model) -> RowScores:
     wrapper = create_conditional_model(model)
@@ -74,12 +81,21 @@ def score(model: Model) -> RowScores:
     return wrapper.score(source, build_rows(), get_ban_mask(model))
 
 
+def create_passes(name: str) -> list[Tensor] | None:
+    passes = PASSES[name]
+
+    if passes is None:
+        return None
+
+    return [torch.tensor(rows, device=device, dtype=torch.long) for rows in passes]
+
+
 def compute_loss(
     model: Model,
     coefs: tuple[Tensor, Tensor] | None = None,
     *,
     label_smoothing: float = 0.0,
-    num_passes: int = 1,
+    passes: str = "none",
 ) -> Tensor:
     return create_conditional_model(model).compute_loss(
         *create_source(SOURCES),
@@ -87,7 +103,7 @@ def compute_loss(
         RowCoefs(*(coefs or create_coefs())),
         get_ban_mask(model),
         label_smoothing=label_smoothing,
-        num_passes=num_passes,
+        passes=create_passes(passes),
     )
 
 
@@ -340,11 +356,6 @@ def get_memory_projections(model: Model) -> list[Module]:
     ]
 
 
-def count_tokens(calls: list[tuple[Tensor, Any]]) -> list[int]:
-    """Returns the number of tokens that each call was given."""
-    return [x.shape[:-1].numel() for x, _ in calls]
-
-
 class TestEncodedSource:
     @torch.no_grad()
     def test_source_is_encoded_and_projected_once(self) -> None:
@@ -433,15 +444,14 @@ class TestEncodedSource:
 
 
 class TestComputeLoss:
-    # One row a pass with 5, passes without rows with 8.
-    @pytest.mark.parametrize("num_passes", [1, 2, 3, 5, 8])
+    @pytest.mark.parametrize("passes", PASSES)
     @each_model
-    def test_call_equals_weighted_scores(self, kind: str, num_passes: int) -> None:
+    def test_call_equals_weighted_scores(self, kind: str, passes: str) -> None:
         model = CREATE_MODEL[kind](num_layers=2)
 
         scores = score(model)
 
-        loss = compute_loss(model, num_passes=num_passes)
+        loss = compute_loss(model, passes=passes)
 
         assert loss.shape == ()
 
@@ -457,7 +467,7 @@ class TestComputeLoss:
 
         gradients = differentiate(compute_loss(model), model)
 
-        scaled = differentiate(-4.0 * compute_loss(model, num_passes=2), model)
+        scaled = differentiate(-4.0 * compute_loss(model, passes="two"), model)
 
         assert_close_gradients(
             scaled, {name: -4.0 * gradient for name, gradient in gradients.items()}
@@ -470,61 +480,57 @@ class TestComputeLoss:
         with torch.no_grad():
             expected = combine(score_alone(model))
 
-            loss = compute_loss(model, num_passes=2)
+            loss = compute_loss(model, passes="two")
 
         assert_close(loss, expected)
 
         assert not loss.requires_grad
 
-    @pytest.mark.parametrize("num_passes", [2, 8])
-    def test_passes_are_as_many_as_asked_for(self, num_passes: int) -> None:
-        # All ranks must make as many: each is a collective call under FSDP.
+    @pytest.mark.parametrize("passes", ["one", "two", "empty"])
+    def test_passes_are_as_many_as_asked_for(self, passes: str) -> None:
+        # All ranks make as many: each is a collective call under FSDP.
         model = create_tiny_model(num_layers=2)
+
+        expected = []
+
+        for rows in PASSES[passes] or []:
+            # A pass without rows reads the first one.
+            expected.append(sum(len(SEQS[row]) - 1 for row in rows or [0]))
 
         layer = model.get_submodule("decoder.layers.0")
 
         with spy(layer) as calls, spy(model.encoder) as encoder_calls:
-            loss = compute_loss(model, num_passes=num_passes)
+            loss = compute_loss(model, passes=passes)
 
-            assert len(calls) == num_passes
+            assert count_tokens(calls) == expected
 
             loss.backward()
 
         # Each is computed again, but for the encoder.
-        assert len(calls) == 2 * num_passes
+        assert sorted(count_tokens(calls)) == sorted(2 * expected)
 
         assert len(encoder_calls) == 1
 
-        if num_passes == 2:
-            # Three rows, then two.
-            sizes = [len(SEQS[i]) - 1 for i in (1, 2, 0, 3, 4)]
-
-            expected = [sum(sizes[:3]), sum(sizes[3:])]
-
-            assert sorted(count_tokens(calls)) == sorted(2 * expected)
-
-    def test_rows_of_a_source_share_a_pass(self) -> None:
-        # So that its prompt is read in one pass alone.
+    def test_pass_reads_no_other_prompts(self) -> None:
         model = create_tiny_lm()
 
         with spy(model.decoder) as calls:
-            compute_loss(model, num_passes=3)
-
-        passes = [(SOURCES[0], [1, 2]), (SOURCES[1], [0, 3]), (SOURCES[3], [4])]
+            compute_loss(model, passes="two")
 
         expected = [
-            len(source) + sum(len(SEQS[row]) - 1 for row in rows)
-            for source, rows in passes
+            sum(len(SOURCES[idx]) for idx in sources)
+            + sum(len(SEQS[row]) - 1 for row in rows)
+            for sources, rows in (([1, 3], [3, 0, 4]), ([0], [2, 1]))
         ]
 
         assert count_tokens(calls) == expected
 
-    @pytest.mark.parametrize("num_passes", [1, 2])
+    @pytest.mark.parametrize("passes", ["none", "two"])
     @each_model
-    def test_labels_of_targets_are_smoothed(self, kind: str, num_passes: int) -> None:
+    def test_labels_of_targets_are_smoothed(self, kind: str, passes: str) -> None:
         model = CREATE_MODEL[kind](num_layers=2)
 
-        loss = compute_loss(model, label_smoothing=0.2, num_passes=num_passes)
+        loss = compute_loss(model, label_smoothing=0.2, passes=passes)
 
         expected = combine(score_alone(model, label_smoothing=0.2))
 
@@ -555,8 +561,8 @@ class TestComputeLoss:
 
         lower_precision(model)
 
-        for num_passes in (1, 2):
-            loss = compute_loss(model, num_passes=num_passes)
+        for passes in ("none", "two"):
+            loss = compute_loss(model, passes=passes)
 
             assert loss.dtype == torch.float32
 
@@ -572,9 +578,9 @@ class TestComputeLoss:
 
         expected = differentiate(compute_loss(model), model)
 
-        for num_passes in (1, 2):
+        for passes in ("none", "two"):
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                loss = compute_loss(model, num_passes=num_passes)
+                loss = compute_loss(model, passes=passes)
 
             gradients = differentiate(loss, model)
 
@@ -599,15 +605,15 @@ class TestComputeLoss:
 
         assert loss.dtype == torch.float32
 
-    @pytest.mark.parametrize("num_passes", [1, 2, 8])
+    @pytest.mark.parametrize("passes", ["none", "two", "empty"])
     @each_model
-    def test_dropout_is_reproducible(self, kind: str, num_passes: int) -> None:
+    def test_dropout_is_reproducible(self, kind: str, passes: str) -> None:
         model = CREATE_MODEL[kind](num_layers=2, dropout_p=0.3)
 
         def run(seed: int) -> tuple[float, dict[str, Tensor]]:
             torch.manual_seed(seed)
 
-            loss = compute_loss(model, num_passes=num_passes)
+            loss = compute_loss(model, passes=passes)
 
             return float(loss.detach()), differentiate(loss, model)
 
@@ -635,7 +641,7 @@ class TestComputeLoss:
         def run() -> tuple[Tensor, dict[str, Tensor]]:
             torch.manual_seed(0)
 
-            loss = compute_loss(model, num_passes=2)
+            loss = compute_loss(model, passes="two")
 
             # The state of the generator is another one in the backward pass.
             torch.manual_seed(1)
@@ -666,9 +672,9 @@ class TestComputeLoss:
 
         weight.requires_grad_()
 
-        for num_passes in (1, 2):
+        for passes in ("none", "two"):
             [gradient] = torch.autograd.grad(
-                compute_loss(model, num_passes=num_passes), [weight]
+                compute_loss(model, passes=passes), [weight]
             )
 
             assert_close(
@@ -692,273 +698,6 @@ def get_relative_error(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float((error / norm) ** 0.5)
 
 
-class TestRowDecoder:
-    def start(self, model: Model, source_idx: list[int], max_len: int) -> RowDecoder:
-        wrapper = create_conditional_model(model)
-
-        source = wrapper.encode(*create_source(SOURCES))
-
-        return wrapper.start(source, torch.tensor(source_idx, device=device), max_len)
-
-    def forward_alone(self, model: Model, rows: list[tuple[int, list[int]]]) -> Tensor:
-        """Returns the last logits of sequences of sources. *Shape:* :math:`(B,V)`."""
-        return torch.stack(
-            [forward_alone(model, SOURCES[idx], seq)[-1] for idx, seq in rows]
-        )
-
-    @each_model
-    @torch.no_grad()
-    def test_step_equals_uncached_forward(self, kind: str) -> None:
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        rows = [[BOS_IDX, 5, 6, 7], [BOS_IDX, 7, 7, 5], [BOS_IDX, SEPARATOR_IDX, 5, 5]]
-
-        source_idx = [1, 0, 0]
-
-        expected = self.forward_alone(model, list(zip(source_idx, rows)))
-
-        # A token at a time, and a prefix of two tokens.
-        for bounds in ([0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 4]):
-            decoder = self.start(model, source_idx, 4)
-
-            for begin, end in zip(bounds, bounds[1:]):
-                logits = decoder.step(
-                    torch.tensor([row[begin:end] for row in rows], device=device)
-                )
-
-            assert_close(logits, expected, rtol=0.0, atol=2e-5)
-
-    @each_model
-    @torch.no_grad()
-    def test_step_works_when_all_sources_are_as_long(self, kind: str) -> None:
-        # The rows of a decoder-only model then all stand at one position.
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        wrapper = create_conditional_model(model)
-
-        sources = [[5, 6], [7, 7]]
-
-        source = wrapper.encode(*create_source(sources))
-
-        decoder = wrapper.start(source, torch.tensor([1, 0, 1], device=device), 3)
-
-        decoder.step(torch.tensor([[BOS_IDX]] * 3, device=device))
-        decoder.step(torch.tensor([[5], [6], [7]], device=device))
-
-        logits = decoder.step(
-            torch.tensor([[6], [5]], device=device), torch.tensor([2, 0], device=device)
-        )
-
-        expected = [
-            forward_alone(model, [7, 7], [BOS_IDX, 7, 6])[-1],
-            forward_alone(model, [7, 7], [BOS_IDX, 5, 5])[-1],
-        ]
-
-        assert_close(logits, torch.stack(expected), rtol=0.0, atol=2e-5)
-
-    @each_model
-    @torch.no_grad()
-    def test_step_may_leave_rows_out(self, kind: str) -> None:
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        decoder = self.start(model, [1, 0, 0, 3], 4)
-
-        decoder.step(torch.tensor([[BOS_IDX]] * 4, device=device))
-
-        steps = [
-            ([0, 1, 3], [5, 6, 7], [(1, [5]), (0, [6]), (3, [7])]),
-            # In another order, and of other sources than before.
-            ([3, 1], [5, 7], [(3, [7, 5]), (0, [6, 7])]),
-            ([1], [6], [(0, [6, 7, 6])]),
-        ]
-
-        for rows, tokens, seqs in steps:
-            logits = decoder.step(
-                torch.tensor(tokens, device=device).unsqueeze(1),
-                torch.tensor(rows, device=device),
-            )
-
-            expected = self.forward_alone(
-                model, [(idx, [BOS_IDX, *seq]) for idx, seq in seqs]
-            )
-
-            assert_close(logits, expected, rtol=0.0, atol=2e-5)
-
-    @each_model
-    @torch.no_grad()
-    def test_rows_may_be_the_same_tensor_as_before(self, kind: str) -> None:
-        # What is grouped by source is then not grouped again.
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        decoder = self.start(model, [1, 0, 3], 4)
-
-        decoder.step(torch.tensor([[BOS_IDX]] * 3, device=device))
-
-        rows = torch.tensor([2, 0], device=device)
-
-        decoder.step(torch.tensor([[5], [6]], device=device), rows)
-
-        logits = decoder.step(torch.tensor([[7], [5]], device=device), rows)
-
-        expected = self.forward_alone(
-            model, [(3, [BOS_IDX, 5, 7]), (1, [BOS_IDX, 6, 5])]
-        )
-
-        assert_close(logits, expected, rtol=0.0, atol=2e-5)
-
-        decoder.select(torch.tensor([2, 1, 0], device=device))
-
-        # Now of the sources 0 and 3.
-        rows = torch.tensor([0, 2], device=device)
-
-        logits = decoder.step(torch.tensor([[6], [6]], device=device), rows)
-
-        expected = self.forward_alone(
-            model, [(3, [BOS_IDX, 5, 7, 6]), (1, [BOS_IDX, 6, 5, 6])]
-        )
-
-        assert_close(logits, expected, rtol=0.0, atol=2e-5)
-
-    @each_model
-    @torch.no_grad()
-    def test_select_drops_repeats_and_reorders_rows(self, kind: str) -> None:
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        decoder = self.start(model, [1, 0, 3], 4)
-
-        decoder.step(torch.tensor([[BOS_IDX]] * 3, device=device))
-        decoder.step(torch.tensor([[5], [6], [7]], device=device))
-
-        decoder.select(torch.tensor([2, 0, 0, 2], device=device))
-
-        decoder.step(torch.tensor([[5], [6], [7], [6]], device=device))
-
-        decoder.select(torch.tensor([1, 3], device=device))
-
-        logits = decoder.step(torch.tensor([[7], [5]], device=device))
-
-        expected = self.forward_alone(
-            model, [(1, [BOS_IDX, 5, 6, 7]), (3, [BOS_IDX, 7, 6, 5])]
-        )
-
-        assert_close(logits, expected, rtol=0.0, atol=2e-5)
-
-    @each_model
-    @torch.no_grad()
-    def test_select_works_before_first_step(self, kind: str) -> None:
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        decoder = self.start(model, [0, 1, 3], 2)
-
-        decoder.select(torch.tensor([2, 2, 0, 1], device=device))
-
-        logits = decoder.step(torch.tensor([[BOS_IDX, t] for t in (5, 6, 7, 5)]))
-
-        expected = self.forward_alone(
-            model, [(3, [BOS_IDX, 5]), (3, [BOS_IDX, 6]), (0, [BOS_IDX, 7])]
-        )
-
-        assert_close(logits[:3], expected, rtol=0.0, atol=2e-5)
-
-    @each_model
-    @torch.no_grad()
-    def test_score_equals_score_from_scratch(self, kind: str) -> None:
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        rows = build_rows()
-
-        decoder = self.start(model, SOURCE_IDX, 8)
-
-        # As drawing does: all are fed while any of them writes, the last token of a
-        # warmup that is cut is not fed.
-        decoder.step(rows.seqs[:, :1])
-
-        past_lens = torch.tensor(
-            [1 + min(len(warmup), 2) for warmup in WARMUPS], device=device
-        )
-
-        for step_nr in (1, 2):
-            fed = torch.tensor(
-                [[w[step_nr - 1] if len(w) >= step_nr else 7] for w in WARMUPS]
-            )
-
-            decoder.step(fed.to(device))
-
-        _, expected = score_alone(model)
-
-        assert_close(decoder.score(rows, past_lens), expected)
-
-    @each_model
-    @torch.no_grad()
-    def test_score_works_when_ended_rows_were_left_out(self, kind: str) -> None:
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        rows = build_rows()
-
-        decoder = self.start(model, SOURCE_IDX, 8)
-
-        decoder.step(rows.seqs[:, :1])
-
-        for step_nr in (1, 2):
-            active = torch.tensor(
-                [row for row, w in enumerate(WARMUPS) if len(w) >= step_nr],
-                device=device,
-            )
-
-            decoder.step(rows.seqs[active, step_nr : step_nr + 1], active)
-
-        past_lens = torch.tensor(
-            [1 + min(len(warmup), 2) for warmup in WARMUPS], device=device
-        )
-
-        _, expected = score_alone(model)
-
-        assert_close(decoder.score(rows, past_lens), expected)
-
-    @each_model
-    @torch.no_grad()
-    def test_score_works_after_prefixes_were_repeated(self, kind: str) -> None:
-        # One row a source is fed, then selected once for each of its warmups.
-        model = CREATE_MODEL[kind](num_layers=2)
-
-        rows = build_rows()
-
-        decoder = self.start(model, list(range(len(SOURCES))), 8)
-
-        decoder.step(torch.full((len(SOURCES), 1), BOS_IDX, device=device))
-
-        decoder.select(torch.tensor(SOURCE_IDX, device=device))
-
-        past_lens = torch.ones(NUM_ROWS, dtype=torch.long, device=device)
-
-        _, expected = score_alone(model)
-
-        assert_close(decoder.score(rows, past_lens), expected)
-
-    @each_model
-    @torch.no_grad()
-    def test_score_reads_and_projects_only_what_is_new(self, kind: str) -> None:
-        model = CREATE_MODEL[kind]()
-
-        rows = build_rows()
-
-        decoder = self.start(model, SOURCE_IDX, 8)
-
-        decoder.step(rows.seqs[:, :1])
-
-        past_lens = torch.ones(NUM_ROWS, dtype=torch.long, device=device)
-
-        with spy(model.decoder) as calls, spy(model.final_proj) as proj_calls:
-            decoder.score(rows, past_lens)
-
-        assert count_tokens(calls) == [sum(len(seq) - 2 for seq in SEQS)]
-
-        # Those of y, EOS included; those of c have been projected by drawing.
-        num_target_tokens = sum(len(TARGETS[idx]) - 1 for idx in SOURCE_IDX)
-
-        assert count_tokens(proj_calls) == [num_target_tokens]
-
-
 class TestEvaluationMode:
     @pytest.mark.parametrize("training", [True, False])
     def test_call_restores_mode(self, training: bool) -> None:
@@ -973,9 +712,9 @@ class TestEvaluationMode:
 
 
 class TestMakeScorable:
-    @pytest.mark.parametrize("num_passes", [1, 2])
+    @pytest.mark.parametrize("passes", ["none", "two"])
     @each_model
-    def test_forward_computes_loss_of_rows(self, kind: str, num_passes: int) -> None:
+    def test_forward_computes_loss_of_rows(self, kind: str, passes: str) -> None:
         model = CREATE_MODEL[kind](num_layers=2)
 
         make_scorable(model)
@@ -990,7 +729,7 @@ class TestMakeScorable:
                 coefs=RowCoefs(*create_coefs()),
                 warmup_ban_mask=get_ban_mask(model),
                 label_smoothing=label_smoothing,
-                num_passes=num_passes,
+                passes=create_passes(passes),
             )
 
             expected = combine(score_alone(model, label_smoothing))
@@ -1129,7 +868,11 @@ class TestCreateConditionalModel:
 
         assert wrapper.module is model
         assert wrapper.num_logits == 10
-        assert wrapper.max_target_len == 32
+
+        # A prompt takes room.
+        room = 32 if kind == "transformer" else 27
+
+        assert wrapper.get_max_target_len(5) == room
 
     def test_call_raises_error_when_model_is_not_supported(self) -> None:
         with pytest.raises(WarmupError, match="is a `Linear`"):

@@ -1,0 +1,86 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fairseq2.utils.validation import Validatable
+
+from warmup_plugin.criteria import CriterionSection, WarmupSection
+from warmup_plugin.criteria.config import KeepSection
+
+
+def check(section: Validatable, *messages: str) -> None:
+    """Asserts that these errors are found, and no others."""
+    errors = section.validate().errors
+
+    assert len(errors) == len(messages)
+
+    for error, message in zip(errors, messages):
+        assert message in error
+
+
+class TestWarmupSection:
+    def test_defaults_are_valid(self) -> None:
+        check(WarmupSection())
+
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("num_warmups", 0, "must be greater than or equal to 1."),
+            ("max_warmup_len", 0, "must be greater than or equal to 1."),
+            ("sft_weight", -0.1, "must be greater than or equal to 0."),
+            ("weight_temperature", 0.0, "must be greater than 0."),
+            ("weight_temperature", -1.0, "must be greater than 0."),
+            ("entropy_weight", -0.1, "must be greater than or equal to 0."),
+            ("kl_weight", -0.1, "must be greater than or equal to 0."),
+            ("max_num_tokens", 0, "must be greater than or equal to 1."),
+        ],
+    )
+    def test_validate_names_invalid_field(
+        self, field: str, value: Any, message: str
+    ) -> None:
+        check(WarmupSection(**{field: value}), f"`{field}` {message}")
+
+    def test_validate_names_all_errors(self) -> None:
+        section = WarmupSection(max_warmup_len=0, sft_weight=-1.0, max_num_tokens=-1)
+
+        check(section, "`max_warmup_len`", "`sft_weight`", "`max_num_tokens`")
+
+    @pytest.mark.parametrize("name", ["resample", "top", "mass", "all"])
+    def test_more_may_be_kept_than_are_drawn(self, name: str) -> None:
+        check(WarmupSection(num_warmups=1, keep=KeepSection(name=name, num=5)))
+
+
+class TestKeepSection:
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            (
+                {"name": "nope"},
+                "`name` must be `resample`, `top`, `mass` or `all`, but is `nope`",
+            ),
+            ({"num": 0}, "`num` must be greater than or equal to 1."),
+            ({"mass": 0.0}, "`mass` must be greater than 0 and less than or equal"),
+            ({"mass": 1.1}, "`mass` must be greater than 0 and less than or equal"),
+        ],
+    )
+    def test_validate_names_invalid_field(
+        self, kwargs: dict[str, Any], message: str
+    ) -> None:
+        check(KeepSection(**kwargs), message)
+
+    @pytest.mark.parametrize("name", ["resample", "top", "mass", "all"])
+    def test_validate_accepts_bounds(self, name: str) -> None:
+        check(KeepSection(name=name, num=1, mass=1.0))
+
+
+class TestCriterionSection:
+    def test_defaults_are_valid(self) -> None:
+        check(CriterionSection())
+
+    @pytest.mark.parametrize("label_smoothing", [-0.1, 1.0])
+    def test_validate_names_invalid_field(self, label_smoothing: float) -> None:
+        check(CriterionSection(label_smoothing=label_smoothing), "`label_smoothing`")
