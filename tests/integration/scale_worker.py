@@ -100,13 +100,6 @@ SHARES: Final = [[range(0, 1), range(1, 2)], [range(2, 4), range(4, 5)]]
 
 MAX_WARMUP_LEN: Final = 4
 
-_MASS: Final = {
-    "keep": KeepSection(name="mass", mass=0.6),
-    # Without it all unlikely warmups would matter the same to the gradient, and
-    # rounding would decide which of them are kept.
-    "entropy_weight": 0.3,
-}
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +125,8 @@ class Case:
     low_precision: bool = False
     """If ``True``, bfloat16: FSDP's own mixed precision, `autocast` under DDP."""
 
+
+_MASS: Final = {"keep": KeepSection(name="mass", mass=0.6)}
 
 _ALL_IN_PASSES: Final = {"keep": KeepSection(name="all"), "max_num_tokens": 12}
 
@@ -167,9 +162,9 @@ class Step:
     candidates: list[Candidates]
     """The warmups of its sources, of one group after the other."""
 
-    passes: list[tuple[int, int]]
-    """Of each differentiable pass the number of decoder tokens and of the parts that
-    it was divided into."""
+    forwards: list[tuple[int, list[int]]]
+    """Of each differentiable forward the number of decoder tokens, and the number of
+    rows of each of its passes."""
 
 
 @final
@@ -311,12 +306,19 @@ def compute_step(
 
     criterion.add_metrics(metric_bag)
 
-    passes = []
+    forwards = []
 
     def look(module: Module, args: object, kwargs: dict[str, Any]) -> None:
         rows: DecoderRows = kwargs["rows"]
 
-        passes.append((sum(rows.seq_lens), kwargs["num_passes"]))
+        passes: list[Tensor] | None = kwargs["passes"]
+
+        if passes is None:
+            num_rows = [len(rows.seq_lens)]
+        else:
+            num_rows = [part.numel() for part in passes]
+
+        forwards.append((sum(rows.seq_lens), num_rows))
 
     handle = model.register_forward_pre_hook(look, with_kwargs=True)
 
@@ -359,7 +361,7 @@ def compute_step(
 
         grads[name.replace("_checkpoint_wrapped_module.", "")] = grad
 
-    return Step(grads, recorder.candidates, passes)
+    return Step(grads, recorder.candidates, forwards)
 
 
 def create_section(case: Case, **options: Any) -> WarmupSection:

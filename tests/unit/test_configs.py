@@ -33,6 +33,56 @@ def resolve(preset: Path, *overrides: str) -> dict[str, Any]:
     return config
 
 
+class TestWarmupKeys:
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("warmup.num_warmups=0", "`num_warmups` must be greater than or equal"),
+            ("warmup.keep.name=nope", "`name` must be `resample`, `top`, `mass` or"),
+            ("warmup.keep.mass=0", "`mass` must be greater than 0 and less"),
+            ("warmup.sampler.name=nope", "`warmup.sampler.name` is `nope`, which is"),
+            ("warmup.sampler.config.temperature=0", "`temperature` must be greater"),
+            ("warmup.sampler.config.nope=0", "extra key(s) nope"),
+            ("warmup.objective.name=nope", "`warmup.objective.name` is `nope`"),
+            ("warmup.objective.config.nope=0", "extra key(s) nope"),
+            ("warmup.weight_temperature=0", "`weight_temperature` must be greater"),
+            ("warmup.max_num_tokens=0", "`max_num_tokens` must be greater than or"),
+            # Of former versions.
+            ("warmup.num_kept=1", "extra key(s) num_kept"),
+            ("warmup.temperature=1", "extra key(s) temperature"),
+        ],
+    )
+    def test_bad_value_is_named(
+        self, capfd: pytest.CaptureFixture[str], override: str, message: str
+    ) -> None:
+        args = ["OUT", "--no-rich", "--config", override]
+
+        assert dump_config(TranslationTrainRecipe(), args) == (2, None)
+
+        err = " ".join(capfd.readouterr().err.split())
+
+        assert message in err
+        assert "Traceback" not in err
+
+    def test_components_have_their_own_settings(self) -> None:
+        status, config = dump_config(
+            TranslationTrainRecipe(),
+            [
+                *("OUT", "--no-rich", "--config"),
+                *("warmup.sampler={name: stochastic_beam}", "warmup.keep.name=mass"),
+                *("warmup.objective={name: joint}", "warmup.kl_weight=0.1"),
+            ],
+        )
+
+        assert status == 0
+
+        warmup: Any = config and config["warmup"]
+
+        assert warmup["sampler"] == {"name": "stochastic_beam", "config": {}}
+        assert warmup["objective"] == {"name": "joint", "config": {}}
+        assert warmup["keep"]["name"] == "mass"
+
+
 def test_presets_are_found() -> None:
     assert len(PRESETS) >= 4
 

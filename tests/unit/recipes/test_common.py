@@ -60,7 +60,9 @@ class TestCreateLayout:
 
 
 class FakeModel:
-    max_target_len = 20
+    def get_max_target_len(self, source_len: int) -> int:
+        # A prompt of the longest source leaves 20.
+        return 30 - source_len
 
 
 class TestCheckLengths:

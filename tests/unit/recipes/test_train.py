@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics import MetricBag
 from torch import Tensor
@@ -26,6 +27,7 @@ from tests.tiny_runs import (
 )
 from warmup_plugin.criteria import validation
 from warmup_plugin.criteria.sft import SftCriterion
+from warmup_plugin.criteria.warmup import WarmupCriterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
 from warmup_plugin.recipes import generate
@@ -63,6 +65,14 @@ class TestBadInput:
             ({"criterion.name": "nope"}, "`criterion.name` is `nope`, which is not"),
             ({"warmup.objective.name": "nope"}, "`warmup.objective.name` is `nope`"),
             ({"warmup.objective.config": "{nope: 1}"}, "extra key(s) nope"),
+            (
+                {"criterion.name": "warmup", "warmup.objective.name": "joint"},
+                "set `warmup.sampler.name` to `stochastic_beam`",
+            ),
+            (
+                {"criterion.name": "warmup", "warmup.kl_weight": 0.1},
+                "`warmup.kl_weight` is set, but there is no model to hold",
+            ),
             ({"model.arch": "nope"}, "nope is not a known nllb model architecture."),
             ({"model.family": "nope"}, "nope is not a known model family."),
             ({"model.config_overrides": "{nope: 1}"}, "extra key(s) nope"),
@@ -263,6 +273,7 @@ class TestRunDirectory:
             *("NLL Loss", "Warmups per Source (K)", "Effective Sample Size"),
             *("Warmup Length", "Empty Warmups (%)", "Cut Warmups (%)"),
             *("Duplicate Warmups (%)", "Gain over No Warmup (nats)"),
+            *("Repetition in Warmups (%)", "Warmup Entropy (nats)"),
             *("Share of Step Drawing (%)", "Elements per Second"),
         ):
             assert name in train[0], name
@@ -511,6 +522,75 @@ class TestInitFrom:
         spm = (tmp_path / "run" / "tokenizer.model").read_bytes()
 
         assert spm == (sft_run / "tokenizer.model").read_bytes()
+
+
+class TestWarmupSettings:
+    def test_run_works_when_all_of_them_are_set(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        sft_run: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        compute_loss = WarmupCriterion.compute_loss
+
+        seen = []
+
+        def look(
+            self: WarmupCriterion, batch: Seq2SeqBatch, bag: MetricBag, *, step_nr: int
+        ) -> Tensor:
+            reference = self._context.reference
+
+            assert reference is not None
+
+            parameters = list(reference.module.parameters())
+
+            assert not reference.module.training
+            assert not any(parameter.requires_grad for parameter in parameters)
+
+            seen.append(
+                [
+                    torch.equal(x, y)
+                    for x, y in zip(parameters, self._context.model.module.parameters())
+                ]
+            )
+
+            return compute_loss(self, batch, bag, step_nr=step_nr)
+
+        monkeypatch.setattr(WarmupCriterion, "compute_loss", look)
+
+        options = tiny_options(
+            text_folder,
+            None,
+            init_from=sft_run,
+            criterion__name="warmup",
+            warmup__sampler="{name: stochastic_beam}",
+            warmup__objective="{name: joint}",
+            warmup__keep="{name: mass, mass: 0.8}",
+            warmup__weight_temperature=2.0,
+            warmup__length_normalized="true",
+            warmup__sft_weight=0.1,
+            warmup__entropy_weight=0.1,
+            # To the model that it starts from.
+            warmup__kl_weight=0.1,
+            warmup__max_num_tokens=200,
+            regime__num_steps=3,
+        )
+
+        out = tmp_path / "run"
+
+        assert main(to_args(out, options)) == 0
+
+        train = read_metrics(out / "metrics" / "train.jsonl")
+
+        assert [record["Step"] for record in train] == [1, 2, 3]
+
+        # Drawn without replacement.
+        assert all(record["Duplicate Warmups (%)"] == 0.0 for record in train)
+
+        # The reference is where the model started, and stays there; the learning rate of
+        # the first step is zero.
+        assert all(seen[0]) and not any(seen[2])
 
 
 class TestBestCheckpoint:
