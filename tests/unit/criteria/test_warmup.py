@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import weakref
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.runtime.dependency import DependencyContainer
 from torch import Tensor
+from torch.nn import Module
 from torch.optim import SGD
 
 from tests.common import (
@@ -117,6 +119,33 @@ class TestComputeLoss:
 
         # But there is dropout in the pass that learns.
         assert measure_error(grads, plain_grads) > 0.1
+
+    @each_kind
+    def test_cache_is_gone_when_candidates_are_learned_from(self, kind: str) -> None:
+        model, _ = create_twins(kind)
+
+        decoders = []
+
+        def draw(*args: Any, **kwargs: Any) -> Candidates:
+            candidates = draw_candidates(*args, **kwargs)
+
+            assert candidates.past is not None
+
+            decoders.append(weakref.ref(candidates.past.decoder))
+
+            return candidates
+
+        criterion = create_criterion(model, sampler=draw)
+
+        def look(module: Module, args: Any, kwargs: dict[str, Any]) -> None:
+            # Its keys and values would add to the largest memory of a step.
+            assert decoders[0]() is None
+
+        model.register_forward_pre_hook(look, with_kwargs=True)
+
+        compute_grads(model, criterion, create_batch())
+
+        assert len(decoders) == 1
 
     @pytest.mark.parametrize("max_num_tokens", [None, 40])
     @each_kind

@@ -418,6 +418,30 @@ class TestMaxNumTokens:
             # are learned from.
             assert num_tokens <= max(max_num_tokens, 32 if learns else 62)
 
+    def test_rows_of_source_are_read_together(self) -> None:
+        model = create_tiny_model()
+
+        batch, sampler = self.create_uneven_batch()
+
+        criterion = create_criterion(
+            model,
+            sampler=sampler,
+            num_warmups=2,
+            max_warmup_len=3,
+            max_num_tokens=64,
+            sft_weight=0.5,
+        )
+
+        with record_passes(model) as calls:
+            compute_grads(model, criterion, batch)
+
+        [kwargs] = calls
+
+        # Two candidates and a row without warmup: they share keys and values.
+        source_idx = torch.cat([kwargs["rows"].source_idx[i] for i in kwargs["passes"]])
+
+        assert source_idx.tolist() == [n for n in range(10) for _ in range(3)]
+
     @pytest.mark.parametrize(
         ("max_num_tokens", "bounds"),
         [

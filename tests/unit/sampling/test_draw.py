@@ -617,6 +617,31 @@ class TestSampleTokens:
 
                 assert_equal(tokens, [[expected]])
 
+    def test_rounding_never_draws_what_is_impossible(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch.manual_seed(0)
+
+        # Two blocks of tokens that differ by many orders of magnitude, so that every sum
+        # rounds; the first and the last token of each are impossible.
+        logits = 8.0 * torch.randn((200, 128), device=device)
+
+        logits[:, [0, 63, 64, 127]] = -torch.inf
+
+        probs = logits.double().softmax(dim=1)
+
+        border = probs[:, :64].sum(dim=1)
+
+        for num_units in range(-12, 13):
+            # A few of the numbers next to the border of the blocks.
+            patch_rand(monkeypatch, (border + num_units * 2.0**-54).tolist())
+
+            tokens, log_probs = sample_tokens(logits)
+
+            assert bool((probs.gather(1, tokens) > 0.0).all())
+
+            assert bool(log_probs.isfinite().all())
+
     def test_call_hardly_draws_what_is_hardly_possible(self) -> None:
         torch.manual_seed(0)
 
