@@ -173,7 +173,7 @@ class WarmupSection(Validatable):
     """The weight of KL(P(c|x) || P_ref(c|x)), in nats, which holds the warmups near those of the frozen `reference_model`."""
 
     max_num_tokens: int | None = None
-    """The most decoder tokens in memory at once. More than that are read in several passes, which costs time; ``None`` reads all of a batch at once, however large K is."""
+    """The most tokens of decoder rows in memory at once, prompts not counted. More than that are read in several passes, which costs time; ``None`` reads all of a batch at once, however large K is."""
 
     @override
     def validate(self) -> ValidationResult:

@@ -19,8 +19,15 @@ from fairseq2.nn import Projection
 from torch import Tensor
 from typing_extensions import override
 
-MAX_NUM_LOGITS: Final = 1 << 24
-"""The number of logits that are in memory at once: 64 MiB in fp32."""
+MAX_NUM_LOGITS: Final = 1 << 25
+"""The number of logits that are in memory at once: 128 MiB in fp32."""
+
+_NUM_CACHED_LOGITS: Final = 1 << 22
+"""The number that a CPU goes over several times without much waiting for its memory."""
+
+_MIN_NUM_POSITIONS: Final = 128
+"""With fewer at once, the projection and the gradient of its matrix cost more than that
+saves."""
 
 
 def compute_log_probs(
@@ -45,7 +52,9 @@ def compute_log_probs(
     """
     log_probs = []
 
-    for part, restricted in _chunks(proj, hidden.size(0), num_restricted):
+    for part, restricted in _chunks(
+        proj, hidden.size(0), num_restricted, hidden.device
+    ):
         # (P', V)
         logits = proj(hidden[part]).float()
 
@@ -54,7 +63,17 @@ def compute_log_probs(
 
         target_logits = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
 
-        log_probs.append(target_logits - logits.logsumexp(dim=1))
+        if torch.is_grad_enabled():
+            log_totals = logits.logsumexp(dim=1)
+        else:
+            # In place, in half the time.
+            max_logits = logits.amax(dim=1, keepdim=True)
+
+            totals = logits.sub_(max_logits).exp_().sum(dim=1)
+
+            log_totals = max_logits.squeeze(1) + totals.log()
+
+        log_probs.append(target_logits - log_totals)
 
     if not log_probs:
         # Connected, for a backward through nothing.
@@ -94,16 +113,19 @@ class _TokenLoss(torch.autograd.Function):
             cache_enabled=False,
         )
 
-        for part, restricted in _chunks(proj, hidden.size(0), num_restricted):
+        for part, restricted in _chunks(
+            proj, hidden.size(0), num_restricted, hidden.device
+        ):
             with torch.enable_grad(), autocast:
                 inputs = hidden[part].detach().requires_grad_()
 
                 raw_logits = proj(inputs)
 
+            # In place: the backward of a projection does not need its result.
             logits = raw_logits.detach().float()
 
             if restricted:
-                logits = logits.index_fill(1, banned, -torch.inf)
+                logits.index_fill_(1, banned, -torch.inf)
 
             loss, grad = _differentiate(
                 logits,
@@ -188,10 +210,18 @@ def compute_token_loss(
 
 
 def _chunks(
-    proj: Projection, num_positions: int, num_restricted: int
+    proj: Projection,
+    num_positions: int,
+    num_restricted: int,
+    device: torch.device,
 ) -> Iterator[tuple[slice, bool]]:
     """Divides positions into chunks; none of them holds both kinds."""
-    size = max(MAX_NUM_LOGITS // proj.output_dim, 1)
+    size = MAX_NUM_LOGITS // proj.output_dim
+
+    if device.type == "cpu":
+        size = min(size, max(_NUM_CACHED_LOGITS // proj.output_dim, _MIN_NUM_POSITIONS))
+
+    size = max(size, 1)
 
     for begin, end in ((0, num_restricted), (num_restricted, num_positions)):
         for idx in range(begin, end, size):
@@ -204,41 +234,45 @@ def _differentiate(
     """
     Computes the weighted loss and its derivative with respect to the logits.
 
-    :param logits: *Shape:* :math:`(P,V)`.
+    :param logits: Overwritten by the derivative: every pass over them that is saved
+        counts. *Shape:* :math:`(P,V)`.
 
     :returns: A scalar, and *Shape:* :math:`(P,V)`.
     """
-    # (P, 1)
-    log_total = logits.logsumexp(dim=1, keepdim=True)
-
     targets = targets.unsqueeze(1)
     coefs = coefs.unsqueeze(1)
 
-    # (P, 1)
-    losses = log_total - logits.gather(1, targets)
-
     vocab_size = logits.size(1)
 
-    if label_smoothing > 0.0:
-        epsilon = label_smoothing / (vocab_size - 1)
+    # (P, 1)
+    target_logits = logits.gather(1, targets)
 
-        kept = 1.0 - label_smoothing - epsilon
+    epsilon = label_smoothing / (vocab_size - 1)
 
-        losses = kept * losses + epsilon * (
-            vocab_size * log_total - logits.sum(dim=1, keepdim=True)
-        )
-    else:
-        epsilon, kept = 0.0, 1.0
+    sums = logits.sum(dim=1, keepdim=True) if label_smoothing > 0.0 else 0.0
+
+    max_logits = logits.amax(dim=1, keepdim=True)
 
     # (P, V)
-    grad = (logits - log_total).exp_()
+    probs = logits.sub_(max_logits).exp_()
+
+    total = probs.sum(dim=1, keepdim=True)
+
+    log_total = max_logits + total.log()
+
+    kept = 1.0 - label_smoothing - epsilon
+
+    losses = kept * (log_total - target_logits)
 
     if label_smoothing > 0.0:
-        # kept + V * epsilon = 1
-        grad -= epsilon
+        losses = losses + epsilon * (vocab_size * log_total - sums)
 
-    grad.scatter_add_(1, targets, torch.full_like(losses, -kept))
+    # kept + V * epsilon = 1
+    grad = probs.mul_(coefs / total)
 
-    grad *= coefs
+    if label_smoothing > 0.0:
+        grad.sub_(epsilon * coefs)
+
+    grad.scatter_add_(1, targets, -kept * coefs)
 
     return (coefs * losses).sum(), grad

@@ -242,9 +242,12 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
 
     reference_model = config["reference_model"]
 
-    warmup_section = _get_section(config, "warmup")
+    needs_reference = (
+        _get_section(config, "criterion")["name"] != "sft"
+        and _get_section(config, "warmup")["kl_weight"] > 0.0
+    )
 
-    if reference_model is None and warmup_section["kl_weight"] > 0.0:
+    if reference_model is None and needs_reference:
         if init_from is None:
             raise WarmupError(
                 "`warmup.kl_weight` is set, but there is no model to hold the warmups near to; set `reference_model`, or `init_from` to start from that model."

@@ -56,6 +56,7 @@ from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import BeamSearch, BeamSearchConfig
+from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     create_conditional_model,
@@ -286,7 +287,7 @@ class TranslationTrainRecipe(Recipe):
                 warmup=config.warmup,
                 objective=objective,
                 sampler=sampler,
-                reference=self._create_reference(context, config),
+                reference=self._create_reference(context, config, layout),
                 publish_every_n_steps=config.regime.publish_metrics_every_n_steps,
             ),
         )
@@ -384,12 +385,22 @@ class TranslationTrainRecipe(Recipe):
 
     @staticmethod
     def _create_reference(
-        context: RecipeContext, config: TrainConfig
+        context: RecipeContext, config: TrainConfig, layout: DecoderLayout
     ) -> ConditionalModel | None:
+        """
+        :raises WarmupError: If it cannot read what the tokenizer writes.
+        """
         if config.criterion.name == "sft" or config.warmup.kl_weight == 0.0:
             return None
 
-        return create_conditional_model(context.get_model(_REFERENCE_MODEL))
+        reference = create_conditional_model(context.get_model(_REFERENCE_MODEL))
+
+        if reference.num_logits < layout.vocab_size:
+            raise WarmupError(
+                f"The model of `reference_model` has {reference.num_logits} output tokens, but the tokenizer {layout.vocab_size}; it must be a model of the same tokenizer."
+            )
+
+        return reference
 
     @staticmethod
     def _create_criterion(

@@ -30,6 +30,7 @@ from tests.common import (
     get_last_layer_norm,
     pad_rows,
 )
+from tests.unit.sampling.cases import SOURCES as SOURCES
 from warmup_plugin.criteria import Criterion, CriterionContext, WarmupSection
 from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.criteria.warmup import create_warmup_criterion
@@ -42,9 +43,6 @@ from warmup_plugin.models.conditional import (
 )
 from warmup_plugin.objectives import Objective, marginal_loss
 from warmup_plugin.sampling import Candidates, WarmupSampler, draw_candidates
-
-# In a decoder-only model, prompts of different lengths.
-SOURCES = [[5, 6, EOS_IDX], [7, 7, 5, 6, 5, EOS_IDX]]
 
 # Four tokens to predict and two.
 TARGETS = [[BOS_IDX, 6, 5, 7, EOS_IDX], [BOS_IDX, 7, EOS_IDX]]
