@@ -194,12 +194,18 @@ def _extend(
     log_probs, perturbed = log_probs.unsqueeze(1), perturbed.unsqueeze(1)
 
     # (A, V)
-    all_log_probs = log_probs + torch.log_softmax(logits, dim=1)
+    probs = logits.softmax(dim=1)
+
+    # log p plus Gumbel noise is -log(e / p) with exponential noise e; the outer logarithm
+    # is taken of the few that are kept. Never zero, for what is drawn is below one.
+    noise = torch.rand_like(probs, dtype=torch.float64).log_().neg_()
 
     # (A, E)
-    free, tokens = _perturb(all_log_probs).topk(
-        min(max_num_extensions, logits.size(1)), dim=1
+    ratios, tokens = noise.div_(probs).topk(
+        min(max_num_extensions, logits.size(1)), dim=1, largest=False
     )
+
+    free = log_probs - ratios.log()
 
     # The condition that the largest is as large as `perturbed` shifts all of them
     # without changing their order. As it stands, -log(exp(-perturbed) - exp(-largest)
@@ -208,7 +214,7 @@ def _extend(
 
     given = perturbed - shift.clamp(min=0.0) - (-shift.abs()).exp().log1p()
 
-    return all_log_probs.gather(1, tokens), given, tokens
+    return log_probs + probs.gather(1, tokens).double().log(), given, tokens
 
 
 def _pool(ended: Tensor, rows: Tensor, extensions: Tensor, *, fill: float) -> Tensor:

@@ -85,6 +85,14 @@ class TestNewRun:
             "dropout_p": 0.2,
         }
 
+    def test_baseline_needs_no_reference_model(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        # One key away from a run that needs one.
+        options = tiny_options(text_folder, tokenizer_file, warmup__kl_weight=0.1)
+
+        assert start(tmp_path / "run", options)["reference_model"] is None
+
     def test_run_gets_tokenizer_and_command(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:

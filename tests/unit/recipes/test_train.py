@@ -9,14 +9,16 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics import MetricBag
 from torch import Tensor
+from torch.nn import Module
 
+from tests.common import create_layout, create_tiny_model
 from tests.tiny_runs import (
     Options,
     assert_same_weights,
@@ -25,13 +27,13 @@ from tests.tiny_runs import (
     tiny_options,
     to_args,
 )
-from warmup_plugin.criteria import validation
+from warmup_plugin.criteria import WarmupSection, validation
 from warmup_plugin.criteria.sft import SftCriterion
 from warmup_plugin.criteria.warmup import WarmupCriterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
 from warmup_plugin.recipes import generate
-from warmup_plugin.recipes.train import main
+from warmup_plugin.recipes.train import TrainConfig, TranslationTrainRecipe, main
 from warmup_plugin.run_dir import RunDir, load_yaml
 
 
@@ -591,6 +593,27 @@ class TestWarmupSettings:
         # The reference is where the model started, and stays there; the learning rate of
         # the first step is zero.
         assert all(seen[0]) and not any(seen[2])
+
+
+class TestReferenceModel:
+    def test_model_of_smaller_vocabulary_is_refused(self) -> None:
+        class Context:
+            def get_model(self, section_name: str) -> Module:
+                assert section_name == "reference_model"
+
+                return create_tiny_model(vocab_size=8)
+
+        config = TrainConfig(warmup=WarmupSection(kl_weight=0.1))
+
+        def create(vocab_size: int) -> object:
+            return TranslationTrainRecipe._create_reference(
+                cast(Any, Context()), config, create_layout(vocab_size=vocab_size)
+            )
+
+        assert create(8) is not None
+
+        with pytest.raises(WarmupError, match="has 8 output tokens, but the tokenizer 9"):
+            create(9)
 
 
 class TestBestCheckpoint:
