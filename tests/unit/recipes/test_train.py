@@ -612,7 +612,9 @@ class TestReferenceModel:
 
         assert create(8) is not None
 
-        with pytest.raises(WarmupError, match="has 8 output tokens, but the tokenizer 9"):
+        with pytest.raises(
+            WarmupError, match="has 8 output tokens, but the tokenizer 9"
+        ):
             create(9)
 
 

@@ -26,6 +26,7 @@ from tests.common import (
     device,
     get_last_layer_norm,
 )
+from tests.unit.sampling.cases import assert_follows, to_lists
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import join_rows
 from warmup_plugin.models.conditional import TransformerConditional
@@ -134,13 +135,6 @@ def score(
     return scores[0], scores[1]
 
 
-def to_lists(candidates: Candidates) -> list[tuple[int, ...]]:
-    return [
-        tuple(seq[:seq_len])
-        for seq, seq_len in zip(candidates.seqs.tolist(), candidates.seq_lens.tolist())
-    ]
-
-
 def to_indices(candidates: Candidates, warmups: Sequence[tuple[int, ...]]) -> Tensor:
     """
     Finds the candidates of the two sources in the list of all warmups.
@@ -152,38 +146,6 @@ def to_indices(candidates: Candidates, warmups: Sequence[tuple[int, ...]]) -> Te
     idx = torch.tensor([numbers[w] for w in to_lists(candidates)], device=device)
 
     return idx.view(-1, 2, candidates.num_warmups).transpose(0, 1)
-
-
-def assert_follows(counts: Tensor, probs: Tensor) -> None:
-    """Asserts that ``counts`` are draws from ``probs``; a chi-square test."""
-    expected = counts.sum() * probs
-
-    assert not counts[probs == 0.0].any()
-
-    # Rare outcomes share a cell.
-    cell_idx = torch.where(
-        expected < 10.0, 0, 1 + torch.arange(len(probs), device=device)
-    )
-
-    zeros = expected.new_zeros(1 + len(probs))
-
-    counts, expected = (
-        zeros.index_add(0, cell_idx, x.double()) for x in (counts, expected)
-    )
-
-    used = expected > 0.0
-
-    chi_square = float(((counts - expected) ** 2 / expected)[used].sum())
-
-    freedom = int(used.sum()) - 1
-
-    assert freedom >= 20
-
-    # Wilson and Hilferty: the cube root of a chi-square variable over its degrees of
-    # freedom is nearly normal. 3.72 standard deviations: p = 0.0001.
-    variance = 2.0 / (9.0 * freedom)
-
-    assert chi_square < freedom * (1.0 - variance + 3.72 * math.sqrt(variance)) ** 3
 
 
 class TestDrawDistinctCandidates:
