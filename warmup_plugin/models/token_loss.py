@@ -240,7 +240,7 @@ def _differentiate(
     :returns: A scalar, and *Shape:* :math:`(P,V)`.
     """
     targets = targets.unsqueeze(1)
-    coefs = coefs.unsqueeze(1)
+    coefs = coefs.unsqueeze(1).to(logits.dtype)
 
     vocab_size = logits.size(1)
 

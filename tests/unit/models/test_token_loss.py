@@ -170,6 +170,15 @@ class TestComputeLogProbs:
 
 
 class TestComputeTokenLoss:
+    def test_coefficients_may_be_more_precise(self) -> None:
+        case = Case()
+
+        expected = case.loss(3)
+
+        case.coefs = case.coefs.double()
+
+        assert_close(case.loss(3), expected)
+
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
     @each_max_num_logits
     @each_num_restricted
