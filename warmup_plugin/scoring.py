@@ -243,17 +243,25 @@ def keep_top(
     Keeps the n candidates of each source that matter most to the gradient.
 
     Biased, without noise. The derivatives with respect to b are scaled to the sum that
-    they had, or y would be learned with the share of its weight that was kept.
+    they had, or y would be learned with the share of its weight that was kept. The
+    candidate that teaches y most is always kept: with tempered weights or an entropy
+    bonus another may matter most, from which y learns nothing, and be scaled up without
+    bound. So the scale is at most K.
 
     See :func:`keep_resampled` for the parameters.
     """
     order = _order(warmup_coefs, target_coefs)
 
+    best = target_coefs.abs().argmax(dim=1, keepdim=True)
+
+    # The place of each candidate in the order, the best before all.
+    places = order.argsort(dim=1).scatter(1, best, -1)
+
     mask = torch.zeros_like(order, dtype=torch.bool)
 
-    return _keep_masked(
-        warmup_coefs, target_coefs, mask.scatter(1, order[:, :num_kept], True)
-    )
+    kept_idx = places.argsort(dim=1)[:, :num_kept]
+
+    return _keep_masked(warmup_coefs, target_coefs, mask.scatter(1, kept_idx, True))
 
 
 @torch.no_grad()

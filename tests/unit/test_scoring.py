@@ -302,6 +302,21 @@ class TestKeepTop:
         assert_equal(kept.warmup_coefs, [5.0])
         assert_equal(kept.target_coefs, [0.0])
 
+    def test_candidate_that_teaches_y_is_always_kept(self) -> None:
+        # As an entropy bonus does it: a large derivative of a, and nothing for y.
+        a_coefs = torch.tensor([[0.0, 0.1, 9.0]], device=device)
+        b_coefs = torch.tensor([[-0.6, -0.4, -1e-40]], device=device)
+
+        kept = keep_top(a_coefs, b_coefs, 1)
+
+        assert_equal(kept.rows, [0])
+        assert_close(kept.target_coefs, [-1.0])
+
+        kept = keep_top(a_coefs, b_coefs, 2)
+
+        assert_equal(kept.rows, [0, 2])
+        assert_close(kept.target_coefs.sum(), -1.0)
+
     def test_call_keeps_everything_when_asked_to(self) -> None:
         kept = keep_top(A_COEFS, B_COEFS, 4)
 

@@ -209,6 +209,11 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
+        # The mean of nothing: fairseq2 also publishes at a stop or at the end, where the
+        # gain may not have been measured.
+        if values.get("warmup_gain") == 0.0:
+            del values["warmup_gain"]
+
         step_time = self._step_time.get_elapsed_time()
 
         draw_time = self._criterion.draw_time.get_elapsed_time()

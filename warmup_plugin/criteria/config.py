@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from fairseq2.recipe.component import (
@@ -173,7 +174,7 @@ class WarmupSection(Validatable):
     """The weight of KL(P(c|x) || P_ref(c|x)), in nats, which holds the warmups near those of the frozen `reference_model`."""
 
     max_num_tokens: int | None = None
-    """The most tokens of decoder rows in memory at once, prompts not counted. More than that are read in several passes, which costs time; ``None`` reads all of a batch at once, however large K is."""
+    """The most tokens of decoder rows in memory at once, prompts not counted, but never less than the K rows of one source while drawing. More than that are read in several passes, which costs time; ``None`` reads all of a batch at once, however large K is."""
 
     @override
     def validate(self) -> ValidationResult:
@@ -185,16 +186,16 @@ class WarmupSection(Validatable):
         if self.max_warmup_len < 1:
             result.add_error("`max_warmup_len` must be greater than or equal to 1.")
 
-        if self.sft_weight < 0.0:
+        if not 0.0 <= self.sft_weight < math.inf:
             result.add_error("`sft_weight` must be greater than or equal to 0.")
 
-        if self.weight_temperature <= 0.0:
+        if not 0.0 < self.weight_temperature < math.inf:
             result.add_error("`weight_temperature` must be greater than 0.")
 
-        if self.entropy_weight < 0.0:
+        if not 0.0 <= self.entropy_weight < math.inf:
             result.add_error("`entropy_weight` must be greater than or equal to 0.")
 
-        if self.kl_weight < 0.0:
+        if not 0.0 <= self.kl_weight < math.inf:
             result.add_error("`kl_weight` must be greater than or equal to 0.")
 
         if self.max_num_tokens is not None and self.max_num_tokens < 1:

@@ -420,36 +420,29 @@ class _RowModel(ConditionalModel):
 
         source = self.encode(source_seqs, source_layout)
 
-        total = coefs.target.new_zeros(())
+        # What counts in each pass, hidden states, targets and coefficients: those of
+        # warmups, and those of targets.
+        warmup_parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        target_parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
-        def add_loss(hidden: Tensor, flat: _FlatRows, u: Tensor, v: Tensor) -> None:
-            nonlocal total
-
+        def collect(hidden: Tensor, flat: _FlatRows, u: Tensor, v: Tensor) -> None:
             idx, num_warmup = _list_counted(flat)
+
+            hidden, targets = select_items(hidden, idx), flat.targets[idx]
 
             row_idx = flat.row_idx[idx]
 
-            token_coefs = torch.cat([u[row_idx[:num_warmup]], v[row_idx[num_warmup:]]])
+            ours, theirs = slice(num_warmup), slice(num_warmup, None)
 
-            # The loss of a token is minus its log-probability.
-            total = total - compute_token_loss(
-                self.final_proj,
-                select_items(hidden, idx),
-                flat.targets[idx],
-                token_coefs,
-                num_restricted=num_warmup,
-                banned=banned,
-                label_smoothing=label_smoothing,
-            )
+            warmup_parts.append((hidden[ours], targets[ours], u[row_idx[ours]]))
+            target_parts.append((hidden[theirs], targets[theirs], v[row_idx[theirs]]))
 
         if passes is None:
             flat = _FlatRows(rows)
 
-            add_loss(self.decode_rows(source, flat), flat, coefs.warmup, coefs.target)
+            collect(self.decode_rows(source, flat), flat, coefs.warmup, coefs.target)
 
-            return total
-
-        for part_idx in passes:
+        for part_idx in passes or []:
             u, v = coefs.warmup[part_idx], coefs.target[part_idx]
 
             if part_idx.numel() == 0:
@@ -468,9 +461,23 @@ class _RowModel(ConditionalModel):
                 context_fn=lambda: (nullcontext(), _gathered(self.module)),
             )
 
-            add_loss(hidden, flat, u, v)
+            collect(hidden, flat, u, v)
 
-        return total
+        # Once for all passes: it holds a gradient of the whole output projection.
+        hidden, targets, token_coefs = (
+            torch.cat(parts) for parts in zip(*warmup_parts, *target_parts)
+        )
+
+        # The loss of a token is minus its log-probability.
+        return -compute_token_loss(
+            self.final_proj,
+            hidden,
+            targets,
+            token_coefs,
+            num_restricted=sum(part[0].size(0) for part in warmup_parts),
+            banned=banned,
+            label_smoothing=label_smoothing,
+        )
 
     @property
     @override

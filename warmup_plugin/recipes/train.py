@@ -205,6 +205,13 @@ class TrainConfig(Validatable):
                     "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
                 )
 
+        trainer = self.trainer
+
+        if trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2":
+            result.add_error(
+                "`trainer.fsdp.version` must be `v2`; warmups are not trained with another one."
+            )
+
         if regime.save_model_only in (True, "all"):
             result.add_error(
                 "`regime.save_model_only` must be `false` or `all_but_last`, since nothing else can be resumed."

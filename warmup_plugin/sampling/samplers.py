@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, final
@@ -38,7 +39,7 @@ class IndependentConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if self.temperature <= 0.0:
+        if not 0.0 < self.temperature < math.inf:
             result.add_error("`temperature` must be greater than 0.")
 
         if self.top_k is not None and self.top_k < 1:

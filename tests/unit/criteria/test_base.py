@@ -114,3 +114,27 @@ class TestCriterionTrainUnit:
         unit.process_metric_values(values)
 
         assert "draw_share" not in values
+
+    def test_gain_that_was_not_measured_is_not_logged(self) -> None:
+        model = create_tiny_model()
+
+        optimizer = SGD(model.parameters(), lr=0.1)
+
+        unit = CriterionTrainUnit(
+            create_criterion(model),
+            optimizer,
+            create_fake_gangs(device),
+            on_step=lambda step_nr: None,
+        )
+
+        values: dict[str, object] = {"warmup_gain": 0.0, "warmup_ess": 0.0}
+
+        unit.process_metric_values(values)
+
+        assert values == {"warmup_ess": 0.0}
+
+        values = {"warmup_gain": -0.1}
+
+        unit.process_metric_values(values)
+
+        assert values == {"warmup_gain": -0.1}

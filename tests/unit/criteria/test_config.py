@@ -36,6 +36,10 @@ class TestWarmupSection:
             ("weight_temperature", -1.0, "must be greater than 0."),
             ("entropy_weight", -0.1, "must be greater than or equal to 0."),
             ("kl_weight", -0.1, "must be greater than or equal to 0."),
+            ("sft_weight", float("inf"), "must be greater than or equal to 0."),
+            ("kl_weight", float("nan"), "must be greater than or equal to 0."),
+            ("entropy_weight", float("nan"), "must be greater than or equal to 0."),
+            ("weight_temperature", float("nan"), "must be greater than 0."),
             ("max_num_tokens", 0, "must be greater than or equal to 1."),
         ],
     )

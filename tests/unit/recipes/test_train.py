@@ -85,6 +85,10 @@ class TestBadInput:
             ({"regime.num_steps": 0}, "`num_steps` must be greater than"),
             ({"regime.num_data_epochs": 1}, "`regime.num_data_epochs` must be null"),
             ({"regime.save_model_only": "all"}, "`regime.save_model_only` must be"),
+            (
+                {"trainer.data_parallelism": "fsdp", "trainer.fsdp.version": "v1"},
+                "`trainer.fsdp.version` must be `v2`",
+            ),
             ({"regime.score_metric": "nope"}, "nope is not a known metric."),
             ({"regime.validate_every_n_steps": 1}, "must be equal, or the best score"),
             ({"common.no_sweep_dir": "false"}, "`common.no_sweep_dir` must be `true`"),
