@@ -291,10 +291,10 @@ class TestKeepTop:
         # What pushes a is not scaled.
         assert_equal(kept.warmup_coefs, A_COEFS.flatten()[rows])
 
-    def test_call_works_when_kept_one_teaches_no_target(self) -> None:
+    def test_call_works_when_none_teaches_the_target(self) -> None:
         kept = keep_top(
             torch.tensor([[5.0, 0.0]], device=device),
-            torch.tensor([[0.0, -1.0]], device=device),
+            torch.tensor([[0.0, 0.0]], device=device),
             num_kept=1,
         )
 
