@@ -432,10 +432,11 @@ class _RowModel(ConditionalModel):
 
             row_idx = flat.row_idx[idx]
 
-            ours, theirs = slice(num_warmup), slice(num_warmup, None)
-
-            warmup_parts.append((hidden[ours], targets[ours], u[row_idx[ours]]))
-            target_parts.append((hidden[theirs], targets[theirs], v[row_idx[theirs]]))
+            for parts, part, row_coefs in (
+                (warmup_parts, slice(num_warmup), u),
+                (target_parts, slice(num_warmup, None), v),
+            ):
+                parts.append((hidden[part], targets[part], row_coefs[row_idx[part]]))
 
         if passes is None:
             flat = _FlatRows(rows)

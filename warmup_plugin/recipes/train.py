@@ -207,7 +207,9 @@ class TrainConfig(Validatable):
 
         trainer = self.trainer
 
-        if trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2":
+        uses_fsdp1 = trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2"
+
+        if uses_fsdp1 and self.criterion.name != "sft":
             result.add_error(
                 "`trainer.fsdp.version` must be `v2`; warmups are not trained with another one."
             )

@@ -86,7 +86,11 @@ class TestBadInput:
             ({"regime.num_data_epochs": 1}, "`regime.num_data_epochs` must be null"),
             ({"regime.save_model_only": "all"}, "`regime.save_model_only` must be"),
             (
-                {"trainer.data_parallelism": "fsdp", "trainer.fsdp.version": "v1"},
+                {
+                    "criterion.name": "warmup",
+                    "trainer.data_parallelism": "fsdp",
+                    "trainer.fsdp.version": "v1",
+                },
                 "`trainer.fsdp.version` must be `v2`",
             ),
             ({"regime.score_metric": "nope"}, "nope is not a known metric."),
