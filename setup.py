@@ -64,7 +64,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["warmup_plugin", "warmup_plugin.*"]),
-    package_data={"warmup_plugin": ["py.typed"]},
+    package_data={"warmup_plugin": ["py.typed", "assets/*.yaml"]},
     cmdclass={"build_py": BuildWithPresets},
     python_requires=">=3.10,<3.13",
     install_requires=[

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.models.t5 import T5Config, create_t5_model
 from warmup_plugin.sampling import Candidates
 
 device: Final = torch.device("cpu")
@@ -161,6 +162,41 @@ def create_tiny_qwen(
     return _randomize(lambda: create_qwen_model(config), seed)
 
 
+def create_tiny_t5(
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    num_layers: int = 1,
+    dropout_p: float = 0.0,
+    max_seq_len: int = 64,
+    seed: int = 6,
+) -> TransformerModel:
+    """
+    Creates an encoder-decoder in evaluation mode, as :func:`create_tiny_model` does.
+
+    It is a T5: self-attention has a bias of positions, so few buckets of which that the
+    distances in short rows share them; the heads together are wider than the model, and
+    the embedding is the output projection too.
+    """
+    config = T5Config(
+        model_dim=16,
+        max_seq_len=max_seq_len,
+        vocab_size=vocab_size,
+        pad_idx=PAD_IDX,
+        num_encoder_layers=num_layers,
+        num_decoder_layers=num_layers,
+        num_attn_heads=4,
+        head_dim=6,
+        ffn_inner_dim=32,
+        gated_ffn=True,
+        activation="gelu",
+        num_position_buckets=6,
+        max_position_distance=6,
+        dropout_p=dropout_p,
+    )
+
+    return _randomize(lambda: create_t5_model(config), seed)
+
+
 def _randomize(create_model: Callable[[], ModelT], seed: int) -> ModelT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -182,6 +218,7 @@ def _randomize(create_model: Callable[[], ModelT], seed: int) -> ModelT:
 
 CREATE_MODEL: Final[dict[str, Callable[..., Model]]] = {
     "transformer": create_tiny_model,
+    "t5": create_tiny_t5,
     "llama": create_tiny_lm,
     "qwen": create_tiny_qwen,
 }

@@ -56,6 +56,18 @@ COMMANDS: Final = {
         "warmup_plugin.recipes.evaluate",
         "score translations",
     ),
+    "import": Command(
+        "warmup_plugin.commands.import_model",
+        "make a Hugging Face model a run to start from",
+    ),
+    "export": Command(
+        "warmup_plugin.commands.export",
+        "write a trained model for transformers and CTranslate2",
+    ),
+    "average": Command(
+        "warmup_plugin.commands.average",
+        "average the checkpoints of a run",
+    ),
 }
 
 

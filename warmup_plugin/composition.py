@@ -18,6 +18,8 @@ from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.training import register_metric_descriptors
 from warmup_plugin.models.presets import register_presets
+from warmup_plugin.models.t5 import register_t5_family
+from warmup_plugin.models.t5.tokenizer import register_t5_tokenizer_family
 from warmup_plugin.objectives import (
     Objective,
     best_loss,
@@ -31,6 +33,7 @@ from warmup_plugin.sampling.samplers import (
     StochasticBeamSampler,
     create_independent_sampler,
 )
+from warmup_plugin.tokenizers.hugging_face import register_hugging_face_family
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
 
 
@@ -38,7 +41,13 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     """Registers our components; called by fairseq2 once for each container."""
     register_warmup_spm_family(container)
 
+    register_hugging_face_family(container)
+
+    register_t5_tokenizer_family(container)
+
     register_presets(container)
+
+    register_t5_family(container)
 
     _register_objectives(container)
 

@@ -193,3 +193,17 @@ def hide_start_warning() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = show
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Hides what fairseq2 tells of its start from commands that only use parts of it."""
+    old_level = logging.root.manager.disable
+
+    logging.disable(logging.INFO)
+
+    try:
+        with hide_start_warning():
+            yield
+    finally:
+        logging.disable(old_level)

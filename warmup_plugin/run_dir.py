@@ -6,7 +6,7 @@ The run directory: what it holds and what protects it.
 
 ``command.yaml`` (the config as given), ``run.yaml`` (the complete one), ``config.yaml``
 (the same by fairseq2),
-``card.yaml`` (fairseq2 asset card), ``tokenizer.model``,
+``card.yaml`` (fairseq2 asset card), ``tokenizer.model`` or ``tokenizer/``,
 ``versions.json``, ``early_stop.json`` (with ``validation.patience``), ``checkpoints/``,
 ``metrics/``, ``logs/``, ``tb/``. Imports no
 fairseq2, so that it can refuse a command at once.
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -60,7 +60,22 @@ class RunDir:
 
     @property
     def tokenizer_file(self) -> Path:
+        """The tokenizer, if it is one file."""
         return self.path / "tokenizer.model"
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The tokenizer, if it is the folder of a Hugging Face one."""
+        return self.path / "tokenizer"
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The tokenizer of the run; ``None`` if it is one that fairseq2 knows by
+        name."""
+        if self.tokenizer_file.is_file():
+            return self.tokenizer_file
+
+        return self.tokenizer_folder if self.tokenizer_folder.is_dir() else None
 
     @property
     def lock_file(self) -> Path:
@@ -180,7 +195,9 @@ class RunDir:
                 f"`{self.path}` is a file; choose another output directory."
             )
 
-        others = [f for f in (self.config_file, self.tokenizer_file) if f.exists()]
+        ours = (self.config_file, self.tokenizer_file, self.tokenizer_folder)
+
+        others = [f for f in ours if f.exists()]
 
         if others and not self.command_file.exists():
             raise WarmupError(
@@ -274,15 +291,37 @@ class RunDir:
                 f"`{self.path}` holds a run with another configuration, differing in {', '.join(differing)}; restore these values to resume it, or choose another output directory (with `init_from={self.path}` to start from its model)."
             )
 
-    def adopt_tokenizer(self, file: Path) -> None:
-        """Copies the tokenizer into the run; later only the copy is read."""
+    def adopt_tokenizer(self, path: Path) -> None:
+        """
+        Copies a tokenizer, a file or a folder, into the run; later only the copy is
+        read.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
 
-        tmp_file = self.tokenizer_file.with_suffix(".tmp")
+        if not path.is_dir():
+            tmp_file = self.tokenizer_file.with_suffix(".tmp")
 
-        shutil.copyfile(file, tmp_file)
+            shutil.copyfile(path, tmp_file)
 
-        tmp_file.replace(self.tokenizer_file)
+            tmp_file.replace(self.tokenizer_file)
+
+            return
+
+        if self.tokenizer_folder.exists() and self.tokenizer_folder.samefile(path):
+            return
+
+        tmp_folder = self.tokenizer_folder.with_suffix(".tmp")
+
+        shutil.rmtree(tmp_folder, ignore_errors=True)
+
+        tmp_folder.mkdir()
+
+        for file in list_tokenizer_files(path):
+            shutil.copyfile(file, tmp_folder / file.name)
+
+        shutil.rmtree(self.tokenizer_folder, ignore_errors=True)
+
+        tmp_folder.replace(self.tokenizer_folder)
 
     def write_versions(self, extra: Mapping[str, object]) -> None:
         """
@@ -303,10 +342,10 @@ class RunDir:
             self.versions_file, json.dumps(starts, indent=2, ensure_ascii=False) + "\n"
         )
 
-    def write_card(self) -> None:
+    def write_card(self, *, name: str | None = None) -> None:
         """
-        Writes the asset card: the best model under the name of the directory, the
-        last one with ``_last`` behind it, each with its tokenizer.
+        Writes the asset card: the best model under ``name``, by default that of the
+        directory, the last one with ``_last`` behind it, each with its tokenizer.
 
         The paths are relative, so the directory may be moved. In fairseq2:
         ``common.assets.extra_paths=[RUN_DIR/card.yaml] model.name=NAME``.
@@ -319,9 +358,14 @@ class RunDir:
         tokenizer: dict[str, object] = {}
 
         # A run may also use a tokenizer that fairseq2 knows by name.
-        if self.tokenizer_file.is_file():
-            tokenizer["tokenizer"] = "./tokenizer.model"
-            tokenizer["tokenizer_family"] = "warmup_spm"
+        if self.tokenizer_path is not None:
+            section = cast("dict[str, object]", self.load_config()["tokenizer"])
+
+            tokenizer["tokenizer"] = f"./{self.tokenizer_path.name}"
+            tokenizer["tokenizer_family"] = section["family"]
+
+            if section["config_overrides"]:
+                tokenizer["tokenizer_config_overrides"] = section["config_overrides"]
 
         cards = []
 
@@ -329,7 +373,7 @@ class RunDir:
             step = self.find_checkpoint(which)
 
             card = {
-                "name": f"{self.path.name}{suffix}",
+                "name": f"{name or self.path.name}{suffix}",
                 "model_family": family,
                 "model_config": config,
                 "checkpoint": f"./checkpoints/step_{step}/model",
@@ -339,6 +383,37 @@ class RunDir:
             cards.append(card)
 
         write_text_atomically(self.card_file, dump_yaml(*cards))
+
+
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def list_tokenizer_files(folder: Path) -> list[Path]:
+    """Lists the files of a Hugging Face tokenizer, which may lie beside a model."""
+    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def is_same_tokenizer(a: Path, b: Path) -> bool:
+    """Tells whether two tokenizers, files or folders, hold the same."""
+
+    def read(path: Path) -> dict[str, bytes]:
+        if not path.is_dir():
+            return {"": path.read_bytes()}
+
+        return {file.name: file.read_bytes() for file in list_tokenizer_files(path)}
+
+    return read(a) == read(b)
 
 
 def load_yaml(file: Path) -> dict[str, object]:

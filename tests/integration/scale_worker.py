@@ -53,6 +53,7 @@ from tests.common import (
     create_layout,
     create_tiny_lm,
     create_tiny_model,
+    create_tiny_t5,
     device,
     pad_rows,
 )
@@ -67,6 +68,7 @@ from warmup_plugin.models.conditional import (
     create_conditional_model,
     make_scorable,
 )
+from warmup_plugin.models.t5 import apply_fsdp_to_t5
 from warmup_plugin.objectives import marginal_loss
 from warmup_plugin.sampling import Candidates, WarmupSampler, draw_candidates
 
@@ -106,7 +108,7 @@ MAX_WARMUP_LEN: Final = 4
 class Case:
     """Says how a step is computed."""
 
-    model: Literal["nllb", "llama"]
+    model: Literal["nllb", "llama", "t5"]
 
     wrapper: Literal["ddp", "fsdp"]
 
@@ -121,6 +123,9 @@ class Case:
 
     checkpoints: bool = False
     """If ``True``, layers compute their activations again in the backward pass."""
+
+    granularity: Literal["layer", "stack"] = "layer"
+    """What FSDP divides."""
 
     low_precision: bool = False
     """If ``True``, bfloat16: FSDP's own mixed precision, `autocast` under DDP."""
@@ -149,6 +154,19 @@ CASES: Final = {
     for model in cast("tuple[Literal['nllb', 'llama'], ...]", ("nllb", "llama"))
     for wrapper in cast("tuple[Literal['ddp', 'fsdp'], ...]", ("ddp", "fsdp"))
 }
+
+# Its bias of positions belongs to a stack, but is computed outside of it.
+CASES.update(
+    {
+        f"{variant}-t5-{granularity}": Case(
+            model="t5", wrapper="fsdp", granularity=granularity, **_VARIANTS[variant]
+        )
+        for variant in ("passes", "draws", "checkpoints", "low_precision")
+        for granularity in cast(
+            "tuple[Literal['layer', 'stack'], ...]", ("layer", "stack")
+        )
+    }
+)
 
 
 @final
@@ -224,6 +242,8 @@ def create_model(case: Case) -> TransformerModel | TransformerLM:
 
     if case.model == "nllb":
         model = create_tiny_model(num_layers=2)
+    elif case.model == "t5":
+        model = create_tiny_t5(num_layers=2)
     else:
         model = create_tiny_lm(num_layers=2)
 
@@ -245,11 +265,14 @@ def wrap_model(case: Case, model: Module, gangs: Gangs) -> Module:
 
     def apply_fsdp(module: Module, wrapper: FSDPWrapper) -> Module:
         if isinstance(module, TransformerModel):
-            return apply_fsdp_to_transformer(module, "layer", wrapper)
+            if case.model == "t5":
+                return apply_fsdp_to_t5(module, case.granularity, wrapper)
+
+            return apply_fsdp_to_transformer(module, case.granularity, wrapper)
 
         assert isinstance(module, TransformerLM)
 
-        return apply_fsdp_to_transformer_lm(module, "layer", wrapper)
+        return apply_fsdp_to_transformer_lm(module, case.granularity, wrapper)
 
     return to_fsdp(
         model,

@@ -10,7 +10,7 @@ import math
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pytest
 import torch
@@ -42,6 +42,7 @@ from tests.tiny_runs import (
     to_args,
 )
 from warmup_plugin.criteria.config import KeepSection
+from warmup_plugin.models.t5 import compile_t5
 from warmup_plugin.recipes.train import main
 from warmup_plugin.sampling import concat_candidates
 
@@ -170,19 +171,23 @@ def check_grads(
 
 
 class TestCompile:
-    def test_gradient_equals_that_of_eager_mode(self) -> None:
+    @pytest.mark.parametrize("kind", ["llama", "t5"])
+    def test_gradient_equals_that_of_eager_mode(
+        self, kind: Literal["llama", "t5"]
+    ) -> None:
         case = Case(
-            model="llama",
+            model=kind,
             wrapper="ddp",
             warmup={"keep": KeepSection(name="resample", num=2)},
         )
 
         plain, compiled = create_model(case), create_model(case)
 
-        assert isinstance(compiled, TransformerLM)
-
         # What is left out is the translation to machine code, which takes minutes.
-        compile_transformer_lm(compiled, backend="aot_eager")
+        if isinstance(compiled, TransformerLM):
+            compile_transformer_lm(compiled, backend="aot_eager")
+        else:
+            compile_t5(compiled, backend="aot_eager")
 
         # Steps of other sizes must not lead to more and more variants: at the limit
         # PyTorch would go on without compiling, and only log that it does.

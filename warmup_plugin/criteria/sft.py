@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import final
 
+import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics import Mean, MetricBag
 from fairseq2.utils.stopwatch import Stopwatch
@@ -21,6 +22,8 @@ from warmup_plugin.criteria.base import (
     num_target_tokens,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.layout import DecoderRows, plain_rows
+from warmup_plugin.models.conditional import RowCoefs
 
 
 @final
@@ -41,7 +44,10 @@ class SftCriterion(Criterion):
     ) -> Tensor:
         context = self._context
 
-        loss = self._forward(context.dp_model, batch, context.label_smoothing)
+        if context.model.reads_prompts:
+            loss = self._continue_prompts(batch)
+        else:
+            loss = self._forward(context.dp_model, batch, context.label_smoothing)
 
         update_loss(loss, batch, metric_bag)
 
@@ -52,7 +58,16 @@ class SftCriterion(Criterion):
         self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
     ) -> list[list[WeighedWarmup]]:
         # The bare model: ranks may have different numbers of validation batches.
-        loss = self._forward(self._context.model.module, batch, 0.0)
+        model = self._context.model
+
+        if model.reads_prompts:
+            loss = -model.score(
+                model.encode(*batch.as_source_input()),
+                self._build_rows(batch),
+                self._get_ban_mask(batch),
+            ).target_log_probs.sum()
+        else:
+            loss = self._forward(model.module, batch, 0.0)
 
         update_loss(loss, batch, metric_bag)
 
@@ -75,6 +90,44 @@ class SftCriterion(Criterion):
         )
 
         return loss
+
+    def _continue_prompts(self, batch: Seq2SeqBatch) -> Tensor:
+        """
+        Computes the loss of targets behind prompts.
+
+        fairseq2's decoder-only models know no prompt: their own loss would count it.
+        """
+        context = self._context
+
+        rows = self._build_rows(batch)
+
+        # (N)
+        ones = batch.target_seqs.new_ones(batch.num_examples, dtype=torch.float32)
+
+        loss: Tensor = context.dp_model(
+            *batch.as_source_input(),
+            rows=rows,
+            coefs=RowCoefs(warmup=torch.zeros_like(ones), target=-ones),
+            warmup_ban_mask=self._get_ban_mask(batch),
+            label_smoothing=context.label_smoothing,
+        )
+
+        return loss
+
+    def _build_rows(self, batch: Seq2SeqBatch) -> DecoderRows:
+        target_seqs, target_layout = batch.as_target_input()
+
+        return plain_rows(
+            self._context.layout, target_seqs, target_layout.seq_lens_pt.long()
+        )
+
+    def _get_ban_mask(self, batch: Seq2SeqBatch) -> Tensor:
+        # No warmup, so that nothing is banned in one.
+        return torch.zeros(
+            self._context.model.num_logits,
+            dtype=torch.bool,
+            device=batch.target_seqs.device,
+        )
 
     @property
     @override

@@ -7,14 +7,12 @@ from collections.abc import MutableMapping
 from typing import Any, cast, final
 
 import torch.distributed as dist
-from fairseq2.data.tokenizers import TokenDecoder
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import Gang, Gangs
 from fairseq2.logging import log
 from fairseq2.metrics import Mean, MetricBag
 from fairseq2.metrics.common import add_seq2seq_batch_metrics
 from fairseq2.recipe.evaluator import EvalUnit
-from torch import Tensor
 from typing_extensions import override
 
 from warmup_plugin.criteria.base import (
@@ -23,17 +21,8 @@ from warmup_plugin.criteria.base import (
     update_batch_metrics,
 )
 from warmup_plugin.generation import BeamSearch
-from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.metrics.translation import check_target_lang, score_translations
-
-
-def decode_tokens(decoder: TokenDecoder, tokens: list[int]) -> str:
-    """Turns token indices into text; no tokens into empty text."""
-    if not tokens:
-        return ""
-
-    # On the CPU whatever the default device of the recipe is.
-    return decoder(Tensor(tokens).long().cpu())
+from warmup_plugin.tokenizers.codec import TextCodec
 
 
 def gather_objects(gang: Gang, item: Any) -> list[Any]:
@@ -61,8 +50,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         name: str,
         criterion: Criterion,
         search: BeamSearch,
-        layout: DecoderLayout,
-        decoder: TokenDecoder,
+        codec: TextCodec,
         gangs: Gangs,
         *,
         target_lang: str | None,
@@ -81,8 +69,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         self._name = name
         self._criterion = criterion
         self._search = search
-        self._layout = layout
-        self._decoder = decoder
+        self._codec = codec
         self._gangs = gangs
         self._target_lang = target_lang
         self._num_shown = num_shown
@@ -126,13 +113,13 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         update_batch_metrics(batch, metric_bag)
 
-        prefixes = batch.target_seqs[:, : self._layout.prefix_len]
+        prefixes = batch.target_seqs[:, : self._codec.layout.prefix_len]
 
         hypotheses = self._search(
             batch.source_seqs, list(batch.source_seq_lens), prefixes
         )
 
-        texts = [decode_tokens(self._decoder, h.target) for h in hypotheses]
+        texts = [self._codec.decode(h.target) for h in hypotheses]
 
         self._outputs.extend(zip(indices, texts, example["targets"]))
 
@@ -149,7 +136,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         lines = [f"source:    {source}", f"reference: {reference}"]
 
         for warmup in sorted(warmups, key=lambda w: -w.weight):
-            text = decode_tokens(self._decoder, warmup.tokens)
+            text = self._codec.decode(warmup.tokens)
 
             lines.append(
                 f"warmup:    {text!r} (weight {warmup.weight:.3f}, log P(c|x) {warmup.warmup_log_prob:.2f}, log P(y|c,x) {warmup.target_log_prob:.2f})"

@@ -11,11 +11,11 @@ from typing import final
 
 import numpy as np
 import torch
-from fairseq2.data.tokenizers import TokenEncoder, Tokenizer
 from numpy.typing import NDArray
 
 from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.codec import TextCodec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,14 +174,23 @@ class _TokenSeqsBuilder:
         )
 
 
-def encode_texts(texts: Iterable[str], encoder: TokenEncoder) -> TokenSeqs:
-    """Encodes texts as they are: none is cut and none is left out."""
-    builder = _TokenSeqsBuilder()
+def encode_sources(
+    texts: Iterable[str], codec: TextCodec
+) -> tuple[TokenSeqs, TokenSeqs]:
+    """
+    Encodes sources as they are: none is cut and none is left out.
+
+    :returns: The sources, and the prefixes of what is written for them.
+    """
+    sources, prefixes = _TokenSeqsBuilder(), _TokenSeqsBuilder()
 
     for text in texts:
-        builder.append(encoder(text).tolist())
+        encoded = codec.encode_source(text)
 
-    return builder.build()
+        sources.append(encoded.source)
+        prefixes.append(encoded.prefix)
+
+    return sources.build(), prefixes.build()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +207,7 @@ class Corpus:
     """The sources, row by row."""
 
     targets: TokenSeqs
-    """The targets, row by row, with BOS and EOS."""
+    """The targets, row by row, with their prefix (BOS, language token) and EOS."""
 
     report: CorpusReport
     """What became of the pairs."""
@@ -213,7 +222,7 @@ class Corpus:
 
 def tokenize_pairs(
     pairs: TextPairs,
-    tokenizer: Tokenizer,
+    codec: TextCodec,
     *,
     max_source_len: int,
     max_target_len: int,
@@ -225,16 +234,10 @@ def tokenize_pairs(
     What is dropped is counted in the report.
 
     :param pairs: The pairs.
-    :param tokenizer: The tokenizer with the modes ``source`` and ``target``.
+    :param codec: What turns them into tokens.
     :param max_source_len: The limit of a source in tokens, with its special tokens.
     :param max_target_len: The limit of a target in tokens, with its special tokens.
     """
-    # A recipe runs under a default device, but the data stays in main memory.
-    device = torch.device("cpu")
-
-    source_encoder = tokenizer.create_encoder(mode="source", device=device)
-    target_encoder = tokenizer.create_encoder(mode="target", device=device)
-
     sources, targets = _TokenSeqsBuilder(), _TokenSeqsBuilder()
 
     empty_mask = pairs.empty_mask()
@@ -249,8 +252,7 @@ def tokenize_pairs(
         if empty_mask[idx]:
             continue
 
-        source = source_encoder(pairs.source(idx)).tolist()
-        target = target_encoder(pairs.target(idx)).tolist()
+        source, target = codec.encode_pair(pairs.source(idx), pairs.target(idx))
 
         longest_source_len = max(longest_source_len, len(source))
         longest_target_len = max(longest_target_len, len(target))

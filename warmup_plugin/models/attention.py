@@ -13,7 +13,7 @@ activation checkpointing, ``torch.compile``) and checkpoints see nothing new.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, Protocol, TypeAlias, final
 
 import torch
 from fairseq2.models.transformer import (
@@ -36,6 +36,12 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.rows import Folding, RowCache, SourceMemory
+from warmup_plugin.models.t5.attention import T5SDPA
+from warmup_plugin.models.t5.stacks import T5Decoder
+
+PositionBias: TypeAlias = Callable[[Tensor], Tensor]
+"""Maps the positions of keys minus those of queries, *Shape:* :math:`(*,Q,L)`, to what
+they add to attention logits, *Shape:* :math:`(*,H,Q,L)`."""
 
 
 class SelfAttention(Protocol):
@@ -179,7 +185,13 @@ def adapt_attention(decoder: Module) -> None:
             isinstance(bias, CausalAttentionBias) and bias.attn_window_len is None
         )
 
-        if not known or not isinstance(module.sdpa, _KNOWN_SDPAS):
+        # A bias of positions comes from the decoder as a whole.
+        if isinstance(module.sdpa, T5SDPA):
+            known = known and isinstance(decoder, T5Decoder)
+        else:
+            known = known and isinstance(module.sdpa, _KNOWN_SDPAS)
+
+        if not known:
             raise WarmupError(
                 f"`model` has at `{name}` the attention bias `{bias}` ({type(module.sdpa).__name__}), which warmup_plugin cannot batch; use a model with full causal attention."
             )
@@ -201,10 +213,14 @@ def attend(
 
     :param q: *Shape:* :math:`(G,Q,H,D)`.
     :param k: *Shape:* :math:`(G,L,H_{kv},D)`, as is ``v``.
-    :param mask: ``True`` for what is seen; broadcast to :math:`(G,H,Q,L)`.
+    :param mask: ``True`` for what is seen, or numbers to add to the logits; broadcast
+        to :math:`(G,H,Q,L)`.
 
     :returns: *Shape:* :math:`(G,Q,H,D)`.
     """
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
+
     # With grouped query attention several query heads share one of keys and values.
     if module.num_query_groups > 1:
         k = repeat_interleave(k, dim=-2, repeat=module.num_query_groups)
@@ -223,17 +239,61 @@ def attend(
     return attns.transpose(1, 2)
 
 
+def _add_position_bias(
+    mask: Tensor,
+    key_positions: Tensor,
+    query_positions: Tensor,
+    position_bias: PositionBias,
+) -> Tensor:
+    """
+    Turns a mask into numbers to add to the logits.
+
+    :param mask: ``True`` for what is seen. *Shape:* :math:`(G,1,Q,L)`.
+    :param key_positions: *Shape:* :math:`(G,L)`.
+    :param query_positions: *Shape:* :math:`(G,Q)`.
+
+    :returns: *Shape:* :math:`(G,H,Q,L)`.
+    """
+    # (G, Q, L)
+    relative_positions = key_positions.unsqueeze(1) - query_positions.unsqueeze(2)
+
+    return position_bias(relative_positions).masked_fill(~mask, -torch.inf)
+
+
+def create_row_bias(
+    position_bias: PositionBias, width: int, device: torch.device
+) -> Tensor:
+    """
+    Creates the bias of rows that are read from their first token on, causality included.
+
+    :returns: *Shape:* :math:`(1,H,S,S)`.
+    """
+    # (1, S)
+    positions = torch.arange(width, device=device).unsqueeze(0)
+
+    # (1, 1, S, S)
+    mask = (positions.unsqueeze(1) <= positions.unsqueeze(2)).unsqueeze(1)
+
+    return _add_position_bias(mask, positions, positions, position_bias)
+
+
 @final
 class WholeRows:
     """Self-attention of rows that are read from their first token on."""
 
     def __init__(
-        self, rows: Folding, *, on_states: Callable[..., None] | None = None
+        self,
+        rows: Folding,
+        *,
+        bias: Tensor | None = None,
+        on_states: Callable[..., None] | None = None,
     ) -> None:
         """
+        :param bias: What :func:`create_row_bias` returns, if positions have a bias.
         :param on_states: Receives the module and its folded keys and values.
         """
         self._rows = rows
+        self._bias = bias
         self._on_states = on_states
 
     def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -243,7 +303,14 @@ class WholeRows:
         if self._on_states is not None:
             self._on_states(module, k, v)
 
-        attns = attend(module, self._rows.fold(q), k, v, is_causal=True)
+        attns = attend(
+            module,
+            self._rows.fold(q),
+            k,
+            v,
+            mask=self._bias,
+            is_causal=self._bias is None,
+        )
 
         return self._rows.unfold(attns)
 
@@ -286,6 +353,8 @@ class ContinuedRows:
         rows: Folding,
         past_lens: Tensor,
         get_past: Callable[[Module, int], tuple[Tensor, Tensor]],
+        *,
+        position_bias: PositionBias | None = None,
     ) -> None:
         """
         :param past_lens: The number of tokens that each row has behind it. *Shape:*
@@ -297,6 +366,24 @@ class ContinuedRows:
         self._get_past = get_past
         self._past_width = int(past_lens.max())
         self._mask = _create_continued_mask(past_lens, self._past_width, rows.width)
+
+        if position_bias is not None:
+            # (1, L)
+            past = torch.arange(self._past_width, device=past_lens.device).unsqueeze(0)
+
+            own = torch.arange(rows.width, device=past_lens.device)
+
+            # (R, S)
+            positions = past_lens.unsqueeze(1) + own
+
+            # (R, L + S)
+            key_positions = torch.cat(
+                [past.expand(past_lens.size(0), -1), positions], dim=1
+            )
+
+            self._mask = _add_position_bias(
+                self._mask, key_positions, positions, position_bias
+            )
 
     def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         past_k, past_v = self._get_past(module, self._past_width)
@@ -375,6 +462,8 @@ class SteppedRows:
         positions: Tensor | int,
         num_steps: int,
         prompts: tuple[SourceMemory, Tensor] | None,
+        *,
+        position_bias: PositionBias | None = None,
     ) -> None:
         """
         :param rows: The rows of ``cache`` that take this step; ``None`` for all.
@@ -390,6 +479,7 @@ class SteppedRows:
         self._positions = positions
         self._num_steps = num_steps
         self._prompts = prompts
+        self._position_bias = position_bias
         self._mask: Tensor | None = None
 
     def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -414,19 +504,28 @@ class SteppedRows:
         return attns.flatten(0, 1)
 
     def _get_mask(self, k: Tensor) -> Tensor | None:
-        if isinstance(self._positions, int) and self._num_steps == 1:
+        sees_all = isinstance(self._positions, int) and self._num_steps == 1
+
+        if sees_all and self._position_bias is None:
             return None
 
+        # In the first layer: there is no gradient, so none is computed again.
         if self._mask is None:
             positions = torch.as_tensor(self._positions, device=k.device).view(-1, 1)
 
             # (A, S)
             positions = positions + torch.arange(self._num_steps, device=k.device)
 
-            at = torch.arange(k.size(1), device=k.device)
+            # (1, L)
+            at = torch.arange(k.size(1), device=k.device).unsqueeze(0)
 
             # (A, 1, S, L)
-            self._mask = (at <= positions.unsqueeze(2)).unsqueeze(1)
+            mask = (at <= positions.unsqueeze(2)).unsqueeze(1)
+
+            if self._position_bias is not None:
+                mask = _add_position_bias(mask, at, positions, self._position_bias)
+
+            self._mask = mask
 
         return self._mask
 

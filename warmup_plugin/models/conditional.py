@@ -32,6 +32,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderRows
 from warmup_plugin.models.attention import (
     ContinuedRows,
+    PositionBias,
     PromptedRows,
     RowLayout,
     SelfAttention,
@@ -39,6 +40,7 @@ from warmup_plugin.models.attention import (
     SteppedRows,
     WholeRows,
     adapt_attention,
+    create_row_bias,
 )
 from warmup_plugin.models.rows import Folding, RowCache, SourceMemory, select_items
 from warmup_plugin.models.token_loss import compute_log_probs, compute_token_loss
@@ -200,6 +202,17 @@ class ConditionalModel(ABC):
     def num_logits(self) -> int:
         """The width of the output projection."""
 
+    @property
+    @abstractmethod
+    def reads_prompts(self) -> bool:
+        """``True`` if the model is decoder-only: a source is a prompt, which rows
+        continue."""
+
+    @property
+    @abstractmethod
+    def max_source_len(self) -> int:
+        """The number of tokens that a source may have."""
+
     @abstractmethod
     def get_max_target_len(self, source_len: int) -> int:
         """
@@ -359,8 +372,8 @@ class _RowModel(ConditionalModel):
 
     @property
     @abstractmethod
-    def prompts_rows(self) -> bool:
-        """``True`` if rows continue their source in self-attention."""
+    def position_bias(self) -> PositionBias | None:
+        """What positions add to the logits of self-attention; ``None`` if nothing."""
 
     @property
     @abstractmethod
@@ -535,12 +548,20 @@ class TransformerConditional(_RowModel):
 
     @override
     def decode_rows(self, source: EncodedSource, flat: _FlatRows) -> Tensor:
+        bias = None
+
+        # Outside of the layers: one that is checkpointed is computed twice.
+        if self.position_bias is not None:
+            bias = create_row_bias(
+                self.position_bias, flat.folding.width, flat.tokens.device
+            )
+
         return self.decode(
             source,
             flat.tokens,
             flat.step_idx,
             flat.max_len,
-            WholeRows(flat.folding),
+            WholeRows(flat.folding, bias=bias),
             self.relate_to_source(source, flat.source_idx),
         )
 
@@ -564,13 +585,23 @@ class TransformerConditional(_RowModel):
 
     @property
     @override
-    def prompts_rows(self) -> bool:
+    def reads_prompts(self) -> bool:
         return False
+
+    @property
+    @override
+    def position_bias(self) -> PositionBias | None:
+        return getattr(self._model.decoder, "position_bias", None)
 
     @property
     @override
     def final_proj(self) -> Projection:
         return self._model.final_proj
+
+    @property
+    @override
+    def max_source_len(self) -> int:
+        return self._model.max_source_seq_len
 
     @override
     def get_max_target_len(self, source_len: int) -> int:
@@ -712,13 +743,24 @@ class TransformerLMConditional(_RowModel):
 
     @property
     @override
-    def prompts_rows(self) -> bool:
+    def reads_prompts(self) -> bool:
         return True
+
+    @property
+    @override
+    def position_bias(self) -> PositionBias | None:
+        return None
 
     @property
     @override
     def final_proj(self) -> Projection:
         return self._model.final_proj
+
+    @property
+    @override
+    def max_source_len(self) -> int:
+        # A row of one token at least.
+        return self._model.max_seq_len - 1
 
     @override
     def get_max_target_len(self, source_len: int) -> int:
@@ -766,7 +808,7 @@ class _CachedRowDecoder(RowDecoder):
         # Where the rows begin in the cache, behind their prompts if they have any.
         self._offsets = model.get_offsets(source, source_idx)
 
-        prompt_width = source.memory.width if model.prompts_rows else 0
+        prompt_width = source.memory.width if model.reads_prompts else 0
 
         self._prompt_width = prompt_width
 
@@ -792,7 +834,7 @@ class _CachedRowDecoder(RowDecoder):
 
         prompts = None
 
-        if self._model.prompts_rows and self._num_fed == 0:
+        if self._model.reads_prompts and self._num_fed == 0:
             prompts = (self._source.memory, self._source_idx)
 
         at = torch.arange(num_steps, device=tokens.device)
@@ -805,7 +847,14 @@ class _CachedRowDecoder(RowDecoder):
             tokens.flatten(),
             positions.expand(tokens.shape).flatten(),
             self._prompt_width + self._num_fed + num_steps,
-            SteppedRows(self._cache, rows, begins, num_steps, prompts),
+            SteppedRows(
+                self._cache,
+                rows,
+                begins,
+                num_steps,
+                prompts,
+                position_bias=self._model.position_bias,
+            ),
             self._relate_to_source(rows, num_steps),
         )
 
@@ -873,6 +922,7 @@ class _CachedRowDecoder(RowDecoder):
                 flat.folding,
                 offsets + past_lens,
                 lambda module, end: self._cache.get(module, all_rows, end),
+                position_bias=self._model.position_bias,
             ),
             self._model.relate_to_source(self._source, flat.source_idx),
         )

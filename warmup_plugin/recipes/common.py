@@ -12,23 +12,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
-from fairseq2.data.tokenizers import Tokenizer
+import torch
+from fairseq2.assets import AssetStore
+from fairseq2.assets.store import AssetNotFoundError
 from fairseq2.logging import log
-from fairseq2.recipe.base import Recipe
+from fairseq2.models.family import ModelFamily
+from fairseq2.models.transformer_lm import TransformerLM
+from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.cli import main as fairseq2_main
-from fairseq2.recipe.config import TokenizerSection
+from fairseq2.recipe.config import ModelSection, TokenizerSection
+from fairseq2.runtime.dependency import DependencyLookup
 from fairseq2.utils.validation import ValidationResult
 from ruamel.yaml import YAML
+from torch.nn import Module
 from typing_extensions import override
 
 from warmup_plugin.console import hide_start_warning, install_log_filter
 from warmup_plugin.data.text_pairs import TextPairsConfig
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.presets import find_preset, list_presets
+from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
+
+_FAMILIES: Final = ("t5", "nllb", "llama", "qwen")
 
 
 @dataclass(kw_only=True)
@@ -44,8 +52,11 @@ class TextPairsSection(TextPairsConfig):
     test_split: str = "test"
     """The split that ``generate`` and ``evaluate`` take by default."""
 
+    prompt: str | None = None
+    """What the model reads of a source: a template with `{source}`, and where wanted `{source_lang}` and `{target_lang}`. For a decoder-only model it may name special tokens. ``None`` for the source alone, followed by a line feed if the model is decoder-only."""
+
     max_source_len: int = 128
-    """The most tokens of a source, EOS included; longer pairs are dropped and counted."""
+    """The most tokens of a source, prompt and EOS included; longer pairs are dropped and counted."""
 
     max_target_len: int = 128
     """The most tokens of a target, BOS and EOS included."""
@@ -58,7 +69,17 @@ class TextPairsSection(TextPairsConfig):
 class RunTokenizerSection(TokenizerSection):
     """Configures the tokenizer; may be left out if ``init_from`` names a run."""
 
-    family: str | None = "warmup_spm"
+    family: str | None = None
+    """The kind of tokenizer at ``path``: `warmup_spm`, `t5`, `nllb` or `hugging_face`; ``None`` for `warmup_spm` if it is a file, and for that of the model if it is a folder."""
+
+    separator: str | None = None
+    """The special token that ends a warmup; ``None`` for the tokenizer's default."""
+
+    source_lang: str | None = None
+    """What the tokenizer calls the language of the sources, such as `eng_Latn`; ``None`` for ``dataset.source_lang``."""
+
+    target_lang: str | None = None
+    """What the tokenizer calls the language of the targets; ``None`` for ``dataset.target_lang``."""
 
     @override
     def validate(self) -> ValidationResult:
@@ -66,50 +87,76 @@ class RunTokenizerSection(TokenizerSection):
         return ValidationResult()
 
 
-def create_layout(tokenizer: Tokenizer) -> DecoderLayout:
+def create_run_codec(
+    context: RecipeContext,
+    tokenizer_section: RunTokenizerSection,
+    dataset_section: TextPairsSection,
+    *,
+    reads_prompts: bool,
+) -> TextCodec:
     """
-    Derives the decoder sequence from the tokenizer.
+    Creates what turns the texts of a run into tokens.
 
-    :raises WarmupError: If the tokenizer has no separator.
+    :raises WarmupError: As of :func:`create_codec`.
     """
-    separator_idx = getattr(tokenizer, "separator_idx", None)
-    if separator_idx is None:
-        raise WarmupError(
-            f"The tokenizer is a `{type(tokenizer).__name__}`, which has no separator to end a warmup; set `tokenizer.family` to `warmup_spm`."
-        )
-
-    info = tokenizer.vocab_info
-
-    if info.pad_idx is None or info.eos_idx is None:
-        raise WarmupError(
-            "The tokenizer has no PAD or no EOS; train one with `python -m warmup_plugin train-tokenizer`."
-        )
-
-    prefix = get_prefix(tokenizer)
-
-    control = {info.pad_idx, info.bos_idx, info.eos_idx, info.unk_idx, *prefix}
-
-    in_warmup = sorted(idx for idx in control if idx is not None)
-
-    # EOS ends a target.
-    in_target = sorted({*in_warmup, separator_idx} - {info.eos_idx})
-
-    return DecoderLayout(
-        separator_idx=separator_idx,
-        eos_idx=info.eos_idx,
-        pad_idx=info.pad_idx,
-        prefix_len=len(prefix),
-        vocab_size=info.size,
-        banned_in_warmup=tuple(in_warmup),
-        banned_in_target=tuple(in_target),
+    options = CodecOptions(
+        source_lang=tokenizer_section.source_lang or dataset_section.source_lang,
+        target_lang=tokenizer_section.target_lang or dataset_section.target_lang,
+        prompt=dataset_section.prompt,
+        separator=tokenizer_section.separator,
     )
 
+    return create_codec(context.get_tokenizer(), options, reads_prompts=reads_prompts)
 
-def get_prefix(tokenizer: Tokenizer) -> list[int]:
-    """Returns the tokens that stand before warmup and target."""
-    prefix = tokenizer.create_encoder(mode="target").prefix_indices
 
-    return [] if prefix is None else cast("list[int]", prefix.tolist())
+def is_decoder_only(context: RecipeContext, section: ModelSection) -> bool:
+    """
+    Tells whether the model of a config is decoder-only, without building it.
+
+    :raises WarmupError: If it is not known.
+    """
+    name = section.family
+
+    if section.name is not None:
+        try:
+            card = context.resolver.resolve(AssetStore).retrieve_card(section.name)
+        except AssetNotFoundError:
+            raise WarmupError(
+                f"`model.name` is `{section.name}`, which no asset card describes; `python -m fairseq2.assets list` shows those that are known."
+            ) from None
+
+        field = card.maybe_get_field("model_family")
+
+        name = None if field is None else field.as_(str)
+
+    if name is None:
+        raise WarmupError("No model is given; set `model.family` or `model.name`.")
+
+    families = DependencyLookup(context.resolver, ModelFamily)
+
+    family = families.maybe_get(name)
+    if family is None:
+        raise WarmupError(
+            f"`model.family` is `{name}`, which is not a known model family; use {', '.join(f'`{n}`' for n in _FAMILIES)} or another one of fairseq2."
+        )
+
+    return issubclass(family.kls, TransformerLM)
+
+
+def refuse_float16(model: Module, dtype: torch.dtype) -> None:
+    """
+    :raises WarmupError: If the model is a T5, whose hidden states overflow in fp16.
+    """
+    from warmup_plugin.models.t5 import T5Decoder
+
+    if dtype != torch.float16 or not isinstance(
+        getattr(model, "decoder", None), T5Decoder
+    ):
+        return
+
+    raise WarmupError(
+        "T5 and mT5 overflow in float16: their hidden states exceed its largest number, 65,504, and the loss becomes NaN; use bfloat16 or float32."
+    )
 
 
 def check_lengths(
@@ -117,14 +164,13 @@ def check_lengths(
     max_source_len: int,
     max_target_len: int,
     max_warmup_len: int | None,
-    model_source_len: int,
 ) -> None:
     """
     :raises WarmupError: If a sequence within its limit would not fit the model.
     """
-    if max_source_len > model_source_len:
+    if max_source_len > model.max_source_len:
         raise WarmupError(
-            f"`dataset.max_source_len` is {max_source_len}, but the model reads at most {model_source_len} tokens; lower it or raise `max_seq_len` in `model.config_overrides`."
+            f"`dataset.max_source_len` is {max_source_len}, but the model reads at most {model.max_source_len} tokens; lower it or raise `max_seq_len` in `model.config_overrides`."
         )
 
     # The separator comes on top of the warmup; the last token is never read.

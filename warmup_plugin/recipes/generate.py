@@ -14,18 +14,16 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast, final
 
 import torch
-from fairseq2.data.tokenizers import TokenDecoder
 from fairseq2.datasets import SequenceBatch
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
 from fairseq2.metrics import MetricBag, Sum
-from fairseq2.models.seq2seq import Seq2SeqModel
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.config import (
     CommonSection,
@@ -37,8 +35,8 @@ from fairseq2.recipe.generator import GeneratorUnit
 from fairseq2.task import Task
 from typing_extensions import override
 
-from warmup_plugin.criteria.validation import decode_tokens, gather_objects
-from warmup_plugin.data.corpus import encode_texts
+from warmup_plugin.criteria.validation import gather_objects
+from warmup_plugin.data.corpus import encode_sources
 from warmup_plugin.data.source_reader import SourceReader
 from warmup_plugin.data.text_pairs import read_lines, read_split
 from warmup_plugin.errors import WarmupError
@@ -47,11 +45,13 @@ from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
-    create_layout,
-    get_prefix,
+    create_run_codec,
+    is_decoder_only,
+    refuse_float16,
     run_fairseq2,
 )
 from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
+from warmup_plugin.tokenizers.codec import TextCodec
 
 
 @dataclass(kw_only=True)
@@ -123,8 +123,8 @@ class TranslationGeneratorUnit(GeneratorUnit[SequenceBatch]):
         self,
         sources: Sequence[str],
         search: BeamSearch,
-        prefix: Sequence[int],
-        decoder: TokenDecoder,
+        prefixes: Mapping[int, Sequence[int]],
+        codec: TextCodec,
         gangs: Gangs,
         output: Path,
         *,
@@ -132,12 +132,12 @@ class TranslationGeneratorUnit(GeneratorUnit[SequenceBatch]):
     ) -> None:
         """
         :param sources: All lines of the input, empty ones included.
-        :param prefix: The tokens before the warmup.
+        :param prefixes: The tokens before the warmup, by the index of the source.
         """
         self._sources = sources
         self._search = search
-        self._prefix = prefix
-        self._decoder = decoder
+        self._prefixes = prefixes
+        self._codec = codec
         self._gangs = gangs
         self._output = output
         self._has_warmup = has_warmup
@@ -150,24 +150,26 @@ class TranslationGeneratorUnit(GeneratorUnit[SequenceBatch]):
 
     @override
     def process_batch(self, batch: SequenceBatch, metric_bag: MetricBag) -> None:
-        prefixes = torch.tensor([self._prefix], device=batch.seqs.device)
+        indices = cast("list[int]", batch.example)
+
+        prefixes = [self._prefixes[idx] for idx in indices]
 
         hypotheses = self._search(
             batch.seqs,
             list(batch.seq_lens),
-            prefixes.expand(batch.num_examples, -1),
+            torch.tensor(prefixes, device=batch.seqs.device),
         )
 
-        for idx, hypothesis in zip(cast("list[int]", batch.example), hypotheses):
+        for idx, hypothesis in zip(indices, hypotheses):
             warmup = None
 
             if self._has_warmup:
-                warmup = decode_tokens(self._decoder, hypothesis.warmup)
+                warmup = self._codec.decode(hypothesis.warmup)
 
             self._translations[idx] = Translation(
                 self._sources[idx],
                 warmup,
-                decode_tokens(self._decoder, hypothesis.target),
+                self._codec.decode(hypothesis.target),
                 hypothesis.score,
                 hypothesis.log_prob,
             )
@@ -230,24 +232,38 @@ class TranslationGenerateRecipe(Recipe):
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(GenerateConfig)
 
-        tokenizer = context.get_tokenizer()
+        reads_prompts = is_decoder_only(context, config.model)
 
-        layout = create_layout(tokenizer)
+        codec = create_run_codec(
+            context, config.tokenizer, config.dataset, reads_prompts=reads_prompts
+        )
+
+        layout = codec.layout
+
+        if config.truncate and reads_prompts:
+            raise WarmupError(
+                "`truncate` cannot cut a prompt, which would lose its end; shorten the long lines instead."
+            )
 
         sources = self._read_sources(config)
 
-        base_model = context.get_model_as(Seq2SeqModel)
+        base_model = context.get_model()
+
+        refuse_float16(base_model, config.model.dtype)
 
         model = create_conditional_model(base_model)
+
+        if model.num_logits < layout.vocab_size:
+            raise WarmupError(
+                f"The model has {model.num_logits} output tokens, but the tokenizer {layout.vocab_size}; name the tokenizer that the model was trained with."
+            )
 
         # An empty line stays one.
         indices = [idx for idx, source in enumerate(sources) if source]
 
-        encoder = tokenizer.create_encoder(mode="source", device=torch.device("cpu"))
+        tokens, prefixes = encode_sources((sources[idx] for idx in indices), codec)
 
-        tokens = encode_texts((sources[idx] for idx in indices), encoder)
-
-        max_len = base_model.max_source_seq_len
+        max_len = model.max_source_len
 
         if config.truncate:
             tokens = tokens.truncate(max_len)
@@ -276,8 +292,8 @@ class TranslationGenerateRecipe(Recipe):
         unit = TranslationGeneratorUnit(
             sources,
             search,
-            get_prefix(tokenizer),
-            tokenizer.create_decoder(),
+            {idx: prefixes[n].tolist() for n, idx in enumerate(indices)},
+            codec,
             context.gangs,
             config.output,
             has_warmup=config.max_warmup_len is not None,
@@ -407,8 +423,8 @@ def _run(args: argparse.Namespace) -> int:
     tokenizer = run_config["tokenizer"]
 
     # Else it is one that fairseq2 knows by name.
-    if run_dir.tokenizer_file.is_file():
-        tokenizer = {**tokenizer, "path": str(run_dir.tokenizer_file)}
+    if run_dir.tokenizer_path is not None:
+        tokenizer = {**tokenizer, "path": str(run_dir.tokenizer_path)}
 
     family, model_config = run_dir.load_model_metadata()
 

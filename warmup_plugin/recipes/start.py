@@ -15,8 +15,15 @@ from typing import Any, cast
 from fairseq2.recipe.base import Recipe
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
 from warmup_plugin.recipes.common import dump_config, get_rank
-from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
+from warmup_plugin.run_dir import (
+    RunDir,
+    dump_yaml,
+    is_same_tokenizer,
+    write_text_atomically,
+)
+from warmup_plugin.tokenizers.hugging_face import HUGGING_FACE_FAMILY
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY, load_warmup_spm
 
 
@@ -154,14 +161,14 @@ def _make_write_error(run_dir: RunDir, ex: OSError) -> WarmupError:
 def _write_start(
     run_dir: RunDir, config: dict[str, object], complete_config: dict[str, object]
 ) -> None:
-    tokenizer_file = _find_tokenizer(config)
+    tokenizer_path = _find_tokenizer(config)
 
     try:
         # First, since it tells the files of a run from those of a user.
         write_text_atomically(run_dir.command_file, dump_yaml(config))
 
-        if tokenizer_file is not None:
-            run_dir.adopt_tokenizer(tokenizer_file)
+        if tokenizer_path is not None:
+            run_dir.adopt_tokenizer(tokenizer_path)
 
         write_text_atomically(run_dir.run_file, dump_yaml(complete_config))
     except OSError as ex:
@@ -174,10 +181,10 @@ def _resume_config(
     config = run_dir.load_config()
 
     # The directory may have been moved since, and so may the data.
-    if run_dir.tokenizer_file.is_file():
+    if run_dir.tokenizer_path is not None:
         section = _get_section(config, "tokenizer")
 
-        config["tokenizer"] = {**section, "path": str(run_dir.tokenizer_file)}
+        config["tokenizer"] = {**section, "path": str(run_dir.tokenizer_path)}
 
     config["dataset"] = _complete_dataset(command_config)
 
@@ -185,27 +192,18 @@ def _resume_config(
 
 
 def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, object]:
-    tokenizer_file = _find_tokenizer(config)
+    tokenizer_path = _find_tokenizer(config)
 
-    tokenizer_section = _get_section(config, "tokenizer")
-
-    complete_tokenizer = tokenizer_section
+    complete_tokenizer = _complete_tokenizer(run_dir, config, tokenizer_path)
 
     fitting: dict[str, object] = {}
 
-    if tokenizer_file is not None:
-        complete_tokenizer = {
-            **tokenizer_section,
-            "name": None,
-            "path": str(run_dir.tokenizer_file),
-        }
+    if tokenizer_path is not None and complete_tokenizer["family"] == WARMUP_SPM_FAMILY:
+        settings = complete_tokenizer["config_overrides"] or {}
 
-        if tokenizer_section["family"] == WARMUP_SPM_FAMILY:
-            settings = tokenizer_section["config_overrides"] or {}
+        info = load_warmup_spm(tokenizer_path, **settings).vocab_info
 
-            info = load_warmup_spm(tokenizer_file, **settings).vocab_info
-
-            fitting = {"vocab_size": info.size, "pad_idx": info.pad_idx}
+        fitting = {"vocab_size": info.size, "pad_idx": info.pad_idx}
 
     model_section = _get_section(config, "model")
 
@@ -223,7 +221,7 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
     if init_from is not None:
         init_dir = RunDir(Path(str(init_from)))
 
-        _check_init_tokenizer(init_dir, tokenizer_file)
+        _check_init_tokenizer(init_dir, tokenizer_path)
 
         step_nr = init_dir.find_checkpoint(str(config["init_checkpoint"]))
 
@@ -276,68 +274,125 @@ def _complete_dataset(config: dict[str, object]) -> dict[str, Any]:
     return {**section, "path": str(Path(str(section["path"])).expanduser().absolute())}
 
 
+def _complete_tokenizer(
+    run_dir: RunDir, config: dict[str, object], path: Path | None
+) -> dict[str, Any]:
+    """
+    Completes the settings of the tokenizer.
+
+    :param path: Where it is found; ``None`` if it is a fairseq2 asset.
+    """
+    section = _get_section(config, "tokenizer")
+
+    init_from = config["init_from"]
+
+    # What the run that we start from has said of its tokenizer stays true of it.
+    inherited: dict[str, Any] = {}
+
+    if init_from is not None:
+        init_config = RunDir(Path(str(init_from))).load_config()
+
+        inherited = _get_section(init_config, "tokenizer")
+
+    complete = {
+        key: inherited.get(key) if value is None else value
+        for key, value in section.items()
+    }
+
+    if path is None:
+        return complete
+
+    if complete["family"] is None:
+        complete["family"] = _guess_tokenizer_family(config, path)
+
+    file = run_dir.tokenizer_folder if path.is_dir() else run_dir.tokenizer_file
+
+    return {**complete, "name": None, "path": str(file)}
+
+
+def _guess_tokenizer_family(config: dict[str, object], path: Path) -> str:
+    if not path.is_dir():
+        return WARMUP_SPM_FAMILY
+
+    # The family of the models has the same name as that of their tokenizers.
+    is_t5 = _get_section(config, "model")["family"] == T5_TOKENIZER_FAMILY
+
+    return T5_TOKENIZER_FAMILY if is_t5 else HUGGING_FACE_FAMILY
+
+
 def _find_tokenizer(config: dict[str, object]) -> Path | None:
-    """Returns the file of the tokenizer; ``None`` if it is a fairseq2 asset."""
+    """Returns the tokenizer's file or folder; ``None`` if it is a fairseq2 asset."""
     init_from = config["init_from"]
 
     section = _get_section(config, "tokenizer")
 
+    path: Path | None
+
     if section["path"] is not None:
-        file = Path(str(section["path"])).expanduser()
+        path = Path(str(section["path"])).expanduser()
+    elif section["name"] is not None:
+        return None
     elif init_from is not None:
         init_dir = RunDir(Path(str(init_from)))
 
         init_dir.check_is_run()
 
-        file = init_dir.tokenizer_file
-    elif section["name"] is not None:
-        return None
+        path = init_dir.tokenizer_path
+
+        init_name = _get_section(init_dir.load_config(), "tokenizer")["name"]
+
+        if path is None and init_name is None:
+            raise WarmupError(
+                f"`{init_dir.path}` has lost its tokenizer; restore it from a copy of the run."
+            )
+
+        return path
     else:
         raise WarmupError(
-            "No tokenizer is given; set `tokenizer.path` to a file that `python -m warmup_plugin train-tokenizer` wrote."
+            "No tokenizer is given; set `tokenizer.path` to a file that `python -m warmup_plugin train-tokenizer` wrote, or `init_from` to a run or an imported model."
         )
 
-    if not file.is_file():
+    if not path.exists():
         raise WarmupError(
-            f"The tokenizer `{file}` does not exist; train it with `python -m warmup_plugin train-tokenizer` or correct `tokenizer.path`."
+            f"The tokenizer `{path}` does not exist; train it with `python -m warmup_plugin train-tokenizer` or correct `tokenizer.path`."
         )
 
-    return file
+    return path
 
 
-def _check_init_tokenizer(init_dir: RunDir, file: Path | None) -> None:
+def _check_init_tokenizer(init_dir: RunDir, path: Path | None) -> None:
     """Refuses to go on from a model with a tokenizer that it was not trained with."""
     init_dir.check_is_run()
 
-    init_file = init_dir.tokenizer_file
+    init_path = init_dir.tokenizer_path
 
-    if file is None or not init_file.is_file():
+    if path is None or init_path is None:
         return
 
-    if file.read_bytes() != init_file.read_bytes():
+    if not is_same_tokenizer(path, init_path):
         raise WarmupError(
-            f"The tokenizer `{file}` is not the one that the run in `{init_dir.path}` was trained with; leave out `tokenizer.path` to take that of `init_from`."
+            f"The tokenizer `{path}` is not the one that the run in `{init_dir.path}` was trained with; leave out `tokenizer.path` to take that of `init_from`."
         )
 
 
 def _check_tokenizer(run_dir: RunDir, config: dict[str, object]) -> None:
     """Refuses to resume with another tokenizer under the same name."""
-    path = _get_section(config, "tokenizer")["path"]
+    given_path = _get_section(config, "tokenizer")["path"]
 
-    if path is None:
+    if given_path is None:
         return
 
-    file = Path(str(path)).expanduser()
-
-    if not run_dir.tokenizer_file.is_file():
+    if run_dir.tokenizer_path is None:
         raise WarmupError(
             f"`{run_dir.tokenizer_file}` is missing; restore it from a copy of the run."
         )
 
+    path = Path(str(given_path)).expanduser()
+
     # The run has its own copy; the original may be gone.
-    if file.is_file() and file.read_bytes() != run_dir.tokenizer_file.read_bytes():
+    if path.exists() and not is_same_tokenizer(path, run_dir.tokenizer_path):
         raise WarmupError(
-            f"The tokenizer `{file}` is not the one that the run in `{run_dir.path}` was trained with; restore the file or choose another output directory."
+            f"The tokenizer `{path}` is not the one that the run in `{run_dir.path}` was trained with; restore it or choose another output directory."
         )
 
 

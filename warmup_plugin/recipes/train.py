@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast, final
 
+import torch
 from fairseq2.logging import log
-from fairseq2.models.seq2seq import Seq2SeqModel
+from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.component import ComponentManager
 from fairseq2.recipe.composition import register_reference_model
@@ -67,8 +68,10 @@ from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
     check_lengths,
-    create_layout,
+    create_run_codec,
     get_rank,
+    is_decoder_only,
+    refuse_float16,
     resolve_config_file,
     run_fairseq2,
 )
@@ -80,6 +83,7 @@ from warmup_plugin.recipes.control import (
 from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.sampling import WarmupSampler
+from warmup_plugin.tokenizers.codec import TextCodec
 
 
 @dataclass(kw_only=True)
@@ -214,6 +218,14 @@ class TrainConfig(Validatable):
                 "`trainer.fsdp.version` must be `v2`; warmups are not trained with another one."
             )
 
+        precision = trainer.mixed_precision
+
+        if precision.mode != "off" and precision.dtype == torch.float16:
+            if self.criterion.name != "sft":
+                result.add_error(
+                    "`trainer.mixed_precision.dtype` must be `bfloat16`; warmups are not trained in float16, whose scaled losses they do not know."
+                )
+
         if regime.save_model_only in (True, "all"):
             result.add_error(
                 "`regime.save_model_only` must be `false` or `all_but_last`, since nothing else can be resumed."
@@ -256,15 +268,22 @@ class TranslationTrainRecipe(Recipe):
         # Rank 0 has written the tokenizer into the run before it came here.
         gangs.root.barrier()
 
-        tokenizer = context.get_tokenizer()
+        codec = create_run_codec(
+            context,
+            config.tokenizer,
+            config.dataset,
+            reads_prompts=is_decoder_only(context, config.model),
+        )
 
-        layout = create_layout(tokenizer)
+        layout = codec.layout
 
         # Read and check the data before the model is built.
-        train_corpus = self._read_corpus(context, config.dataset.train_split)
-        valid_corpus = self._read_corpus(context, config.dataset.valid_split)
+        train_corpus = self._read_corpus(config, config.dataset.train_split, codec)
+        valid_corpus = self._read_corpus(config, config.dataset.valid_split, codec)
 
-        base_model = context.get_model_as(Seq2SeqModel)
+        base_model = context.get_model()
+
+        self._check_precision(base_model, config)
 
         model = create_conditional_model(base_model)
 
@@ -306,7 +325,6 @@ class TranslationTrainRecipe(Recipe):
             config.dataset.max_source_len,
             config.dataset.max_target_len,
             criterion.max_warmup_len,
-            base_model.max_source_seq_len,
         )
 
         control = TrainerControl(
@@ -337,8 +355,7 @@ class TranslationTrainRecipe(Recipe):
                 BeamSearchConfig(beam_size=config.validation.beam_size),
                 max_warmup_len=criterion.max_warmup_len,
             ),
-            layout,
-            tokenizer.create_decoder(),
+            codec,
             gangs,
             target_lang=config.dataset.target_lang,
             num_shown=config.validation.num_shown,
@@ -378,12 +395,22 @@ class TranslationTrainRecipe(Recipe):
         return trainer
 
     @staticmethod
-    def _read_corpus(context: RecipeContext, split: str) -> Corpus:
-        config = context.get_config_as(TrainConfig)
+    def _check_precision(model: Module, config: TrainConfig) -> None:
+        """
+        :raises WarmupError: If the model cannot be trained in it.
+        """
+        mixed_precision = config.trainer.mixed_precision
 
+        if mixed_precision.mode != "off":
+            refuse_float16(model, mixed_precision.dtype)
+
+        refuse_float16(model, config.model.dtype)
+
+    @staticmethod
+    def _read_corpus(config: TrainConfig, split: str, codec: TextCodec) -> Corpus:
         corpus = tokenize_pairs(
             read_split(config.dataset, split),
-            context.get_tokenizer(),
+            codec,
             max_source_len=config.dataset.max_source_len,
             max_target_len=config.dataset.max_target_len,
         )
@@ -434,8 +461,16 @@ class TranslationTrainRecipe(Recipe):
     ) -> Module:
         config = context.get_config_as(TrainConfig)
 
-        # Before the data parallel wrapper is put around it.
-        if config.criterion.name != "sft":
+        # Before the data parallel wrapper is put around it. For decoder-only models plain
+        # fine-tuning takes the same way: its loss begins behind the prompt.
+        if config.criterion.name != "sft" or isinstance(model, TransformerLM):
+            trainer = config.trainer
+
+            if trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2":
+                raise WarmupError(
+                    "`trainer.fsdp.version` must be `v2` for a decoder-only model; set it."
+                )
+
             make_scorable(model)
 
         return model

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -13,7 +13,6 @@ from fairseq2.composition import register_tokenizer_family
 from fairseq2.data.tokenizers import (
     TokenDecoder,
     TokenEncoder,
-    Tokenizer,
     VocabularyInfo,
 )
 from fairseq2.data.tokenizers.sentencepiece import (
@@ -31,6 +30,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.base import WarmupTokenizer
 from warmup_plugin.tokenizers.training import SEPARATOR
 
 WARMUP_SPM_FAMILY: Final = "warmup_spm"
@@ -54,17 +54,24 @@ class WarmupSpmConfig(Validatable):
 
 
 @final
-class WarmupSpmTokenizer(Tokenizer):
+class WarmupSpmTokenizer(WarmupTokenizer):
     """
     Represents a SentencePiece tokenizer with one vocabulary for both languages and a
     separator that no text encodes to.
     """
 
-    def __init__(self, model: SentencePieceModel, separator: str) -> None:
+    def __init__(
+        self,
+        model: SentencePieceModel,
+        separator: str,
+        control_symbols: Mapping[str, int],
+    ) -> None:
         """
         :param model:
             The model. It must have PAD, BOS and EOS, and ``separator`` among its
             control symbols; :func:`load_warmup_spm` checks that.
+        :param control_symbols:
+            The indices of all its control symbols.
         """
         if model.bos_idx is None or model.eos_idx is None:
             raise ValueError("`model` must have BOS and EOS, but has not.")
@@ -72,7 +79,8 @@ class WarmupSpmTokenizer(Tokenizer):
         self._model = model
         self._bos_token = model.index_to_token(model.bos_idx)
         self._eos_token = model.index_to_token(model.eos_idx)
-        self._separator_idx = model.token_to_index(separator)
+        self._separator = separator
+        self._control_symbols = control_symbols
         self._vocab_info = get_sentencepiece_vocabulary_info(model)
 
     @override
@@ -143,10 +151,28 @@ class WarmupSpmTokenizer(Tokenizer):
     def model(self) -> SentencePieceModel:
         return self._model
 
+    @override
+    def find_special(self, token: str) -> int | None:
+        return self._control_symbols.get(token)
+
     @property
-    def separator_idx(self) -> int:
-        """The index of the token that ends a warmup."""
-        return self._separator_idx
+    @override
+    def special_indices(self) -> frozenset[int]:
+        return frozenset(self._control_symbols.values())
+
+    @property
+    @override
+    def default_separator(self) -> str | None:
+        return self._separator
+
+    @property
+    @override
+    def separators(self) -> tuple[str, ...]:
+        info = self._vocab_info
+
+        used = (info.pad_idx, info.bos_idx, info.eos_idx)
+
+        return tuple(t for t, i in self._control_symbols.items() if i not in used)
 
     @property
     @override
@@ -159,11 +185,7 @@ class WarmupSpmDecoder(TokenDecoder):
     """Decodes text, leaving out every token that no text encodes to."""
 
     def __init__(self, tokenizer: WarmupSpmTokenizer) -> None:
-        info = tokenizer.vocab_info
-
-        special = (info.pad_idx, info.bos_idx, info.eos_idx, tokenizer.separator_idx)
-
-        indices = [idx for idx in special if idx is not None]
+        indices = sorted(tokenizer.special_indices)
 
         self._special_indices = torch.tensor(indices, device="cpu")
         self._special_tokens = {tokenizer.model.index_to_token(i) for i in indices}
@@ -253,7 +275,18 @@ def load_warmup_spm(path: Path, *, separator: str = SEPARATOR) -> WarmupSpmToken
             f"The separator `{separator}` of the tokenizer model `{path}` already pads, begins or ends sequences; set `separator` to another control symbol."
         )
 
-    return WarmupSpmTokenizer(model, separator)
+    control_symbols = {
+        processor.id_to_piece(idx): idx
+        for idx in range(processor.vocab_size())
+        if processor.is_control(idx)
+    }
+
+    # Also where the model file declares them as something else.
+    for idx in indices.values():
+        if idx is not None:
+            control_symbols[processor.id_to_piece(idx)] = idx
+
+    return WarmupSpmTokenizer(model, separator, control_symbols)
 
 
 def load_warmup_spm_with_config(

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from fairseq2.data.tokenizers import TokenDecoder
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import FakeGang, Gangs
 from fairseq2.metrics import Mean, MetricBag, Sum
@@ -23,13 +22,13 @@ from warmup_plugin.criteria import validation
 from warmup_plugin.criteria.base import Criterion, WeighedWarmup
 from warmup_plugin.criteria.validation import (
     TranslationValidUnit,
-    decode_tokens,
     gather_objects,
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import BeamSearch
 from warmup_plugin.generation.beam import Hypothesis
 from warmup_plugin.metrics.translation import score_translations
+from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
 
 WARMUPS = [
     WeighedWarmup([5], 0.25, -1.0, -3.0),
@@ -88,10 +87,18 @@ class FakeSearch:
         return [Hypothesis([], row[: n - 1], 0.0, 0.0) for row, n in rows]
 
 
-def decode(tokens: Tensor) -> str:
-    assert tokens.dtype == torch.int64
+class FakeCodec(TextCodec):
+    @override
+    def encode_source(self, source: str) -> EncodedText:
+        raise NotImplementedError()
 
-    return " ".join(f"w{idx}" for idx in tokens.tolist())
+    @override
+    def encode_target(self, target: str) -> list[int]:
+        raise NotImplementedError()
+
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(f"w{idx}" for idx in tokens)
 
 
 def create_gangs(rank: int = 0) -> Gangs:
@@ -111,8 +118,7 @@ def create_unit(
         "dev",
         criterion,
         cast(BeamSearch, FakeSearch()),
-        create_layout(),
-        cast(TokenDecoder, decode),
+        FakeCodec(create_layout(), "<sep>"),
         create_gangs(rank),
         target_lang=target_lang,
         num_shown=num_shown,
@@ -274,8 +280,3 @@ def test_gather_objects_of_one_process_needs_no_network() -> None:
     item = object()
 
     assert gather_objects(FakeGang(device), item) == [item]
-
-
-def test_decode_tokens_returns_text() -> None:
-    assert decode_tokens(cast(TokenDecoder, decode), [5, 6]) == "w5 w6"
-    assert decode_tokens(cast(TokenDecoder, decode), []) == ""

@@ -11,13 +11,13 @@ import torch
 
 from tests.unit.data.words import (
     PAD_IDX,
-    WordTokenizer,
+    WordCodec,
     make_pairs,
 )
 from warmup_plugin.data.corpus import (
     CorpusReport,
     TokenSeqs,
-    encode_texts,
+    encode_sources,
     tokenize_pairs,
 )
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
@@ -29,7 +29,7 @@ class TestTokenizePairs:
         pairs = make_pairs(tmp_path, [("a bb", "ccc"), ("d", "e f")])
 
         corpus = tokenize_pairs(
-            pairs, WordTokenizer(), max_source_len=4, max_target_len=4
+            pairs, WordCodec(), max_source_len=4, max_target_len=4
         )
 
         assert corpus.sources[0].tolist() == [11, 12, 3]
@@ -46,7 +46,7 @@ class TestTokenizePairs:
 
         corpus = tokenize_pairs(
             make_pairs(tmp_path, rows),
-            WordTokenizer(),
+            WordCodec(),
             max_source_len=4,
             max_target_len=3,
         )
@@ -92,7 +92,7 @@ class TestTokenizePairs:
 
         report = tokenize_pairs(
             make_pairs(tmp_path, rows),
-            WordTokenizer(),
+            WordCodec(),
             max_source_len=3,
             max_target_len=3,
         ).report
@@ -105,7 +105,7 @@ class TestTokenizePairs:
         pairs = read_split(TextPairsConfig(path=tmp_path), "train")
 
         corpus = tokenize_pairs(
-            pairs, WordTokenizer(), max_source_len=3, max_target_len=3
+            pairs, WordCodec(), max_source_len=3, max_target_len=3
         )
 
         assert corpus.indices.tolist() == [0, 2]
@@ -120,7 +120,7 @@ class TestTokenizePairs:
             WarmupError,
             match=r"`train` split.*2 of 3 are longer than `max_source_len` 2 or `max_target_len` 4 and 1 have an empty side; raise.*source has 3 tokens, the longest target 5\)\.$",
         ):
-            tokenize_pairs(pairs, WordTokenizer(), max_source_len=2, max_target_len=4)
+            tokenize_pairs(pairs, WordCodec(), max_source_len=2, max_target_len=4)
 
     def test_call_raises_error_when_all_pairs_are_empty(self, tmp_path: Path) -> None:
         pairs = make_pairs(tmp_path, [("a", ""), ("", "b")])
@@ -128,16 +128,15 @@ class TestTokenizePairs:
         with pytest.raises(
             WarmupError, match=r"each of its 2 has an empty side: check"
         ):
-            tokenize_pairs(pairs, WordTokenizer(), max_source_len=9, max_target_len=9)
+            tokenize_pairs(pairs, WordCodec(), max_source_len=9, max_target_len=9)
 
 
-class TestEncodeTexts:
+class TestEncodeSources:
     def test_call_keeps_all(self) -> None:
-        encoder = WordTokenizer().create_encoder(mode="source")
-
-        seqs = encode_texts(["a", "", "a bb"], encoder)
+        seqs, prefixes = encode_sources(["a", "", "a bb"], WordCodec())
 
         assert seqs.lens.tolist() == [2, 1, 3]
+        assert [prefixes[row].tolist() for row in range(3)] == [[2]] * 3
 
         padded, lens = seqs.pad(np.array([2, 1]), PAD_IDX)
 
@@ -146,10 +145,8 @@ class TestEncodeTexts:
         assert lens == [3, 1]
 
     def test_digest_changes_with_tokens_and_with_lengths(self) -> None:
-        encoder = WordTokenizer().create_encoder(mode="source")
-
         digests = {
-            encode_texts(texts, encoder).digest()
+            encode_sources(texts, WordCodec())[0].digest()
             for texts in (["a", "bb"], ["bb", "a"], ["a", "bbb"])
         }
 

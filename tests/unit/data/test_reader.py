@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.unit.data.words import (
-    WordTokenizer,
+    WordCodec,
     flatten,
     make_corpus,
     make_pairs,
@@ -28,7 +28,7 @@ class TestTextPairReader:
         pairs = make_pairs(tmp_path, [("", "x"), ("a bb", "ccc"), ("d", "e f g")])
 
         corpus = tokenize_pairs(
-            pairs, WordTokenizer(), max_source_len=9, max_target_len=9
+            pairs, WordCodec(), max_source_len=9, max_target_len=9
         )
 
         reader = make_reader(corpus, shuffle=False)
@@ -283,7 +283,7 @@ class TestTextPairReader:
         pairs = make_pairs(tmp_path, [("a", "b"), ("a " * 11, "b")])
 
         corpus = tokenize_pairs(
-            pairs, WordTokenizer(), max_source_len=99, max_target_len=99
+            pairs, WordCodec(), max_source_len=99, max_target_len=99
         )
 
         with pytest.raises(

@@ -9,82 +9,42 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from fairseq2.data.tokenizers import (
-    TokenDecoder,
-    TokenEncoder,
-    Tokenizer,
-    VocabularyInfo,
-)
 from fairseq2.datasets import Seq2SeqBatch
-from fairseq2.device import Device
 from fairseq2.gang import FakeGang, Gangs
-from torch import Tensor
 from typing_extensions import override
 
+from tests.common import create_layout
 from warmup_plugin.data.corpus import (
     Corpus,
     tokenize_pairs,
 )
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import TextPairs, TextPairsConfig, read_split
+from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
 
 PAD_IDX, BOS_IDX, EOS_IDX = 0, 2, 3
 
 
-class WordEncoder(TokenEncoder):
+class WordCodec(TextCodec):
     """Encodes a word as 10 plus its length."""
 
-    def __init__(self, prefix: list[int]) -> None:
-        self._prefix = prefix
+    def __init__(self) -> None:
+        super().__init__(create_layout(), "<sep>")
 
     @override
-    def __call__(self, text: str) -> Tensor:
-        words = [10 + len(word) for word in text.split()]
-
-        return torch.tensor(self._prefix + words + [EOS_IDX], device="cpu")
+    def encode_source(self, source: str) -> EncodedText:
+        return EncodedText([*self._encode(source), EOS_IDX], [BOS_IDX])
 
     @override
-    def encode_as_tokens(self, text: str) -> list[str]:
+    def encode_target(self, target: str) -> list[int]:
+        return [*self._encode(target), EOS_IDX]
+
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
         raise NotImplementedError()
 
-    @property
-    @override
-    def prefix_indices(self) -> Tensor | None:
-        return None
-
-    @property
-    @override
-    def suffix_indices(self) -> Tensor | None:
-        return None
-
-
-class WordTokenizer(Tokenizer):
-    @override
-    def create_encoder(
-        self,
-        *,
-        task: str | None = None,
-        lang: str | None = None,
-        mode: str | None = None,
-        device: Device | None = None,
-        pin_memory: bool = False,
-    ) -> TokenEncoder:
-        return WordEncoder({"source": [], "target": [BOS_IDX]}[mode or "source"])
-
-    @override
-    def create_raw_encoder(
-        self, *, device: Device | None = None, pin_memory: bool = False
-    ) -> TokenEncoder:
-        raise NotImplementedError()
-
-    @override
-    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
-        raise NotImplementedError()
-
-    @property
-    @override
-    def vocab_info(self) -> VocabularyInfo:
-        return VocabularyInfo(100, 1, BOS_IDX, EOS_IDX, PAD_IDX)
+    def _encode(self, text: str) -> list[int]:
+        return [10 + len(word) for word in text.split()]
 
 
 def make_pairs(folder: Path, rows: Sequence[tuple[str, str]]) -> TextPairs:
@@ -105,7 +65,7 @@ def make_corpus(folder: Path, num_pairs: int = 200, seed: int = 1) -> Corpus:
     rows = [(make_text(), make_text()) for _ in range(num_pairs)]
 
     return tokenize_pairs(
-        make_pairs(folder, rows), WordTokenizer(), max_source_len=99, max_target_len=99
+        make_pairs(folder, rows), WordCodec(), max_source_len=99, max_target_len=99
     )
 
 

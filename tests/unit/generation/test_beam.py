@@ -222,6 +222,16 @@ class ScriptedModel(ConditionalModel):
     def num_logits(self) -> int:
         return VOCAB_SIZE
 
+    @property
+    @override
+    def reads_prompts(self) -> bool:
+        return False
+
+    @property
+    @override
+    def max_source_len(self) -> int:
+        return 64
+
     @override
     def get_max_target_len(self, source_len: int) -> int:
         return self._max_target_len

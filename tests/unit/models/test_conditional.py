@@ -812,6 +812,7 @@ class TestMakeScorable:
 
         expected_kls = {
             "transformer": (ScorableTransformer, TransformerModel),
+            "t5": (ScorableTransformer, TransformerModel),
             "llama": (ScorableTransformerLM, TransformerLM),
             "qwen": (ScorableTransformerLM, TransformerLM),
         }
@@ -870,7 +871,7 @@ class TestCreateConditionalModel:
         assert wrapper.num_logits == 10
 
         # A prompt takes room.
-        room = 32 if kind == "transformer" else 27
+        room = 27 if wrapper.reads_prompts else 32
 
         assert wrapper.get_max_target_len(5) == room
 

@@ -17,9 +17,7 @@ from warmup_plugin.presets import find_preset
 from warmup_plugin.recipes import common
 from warmup_plugin.recipes.common import (
     check_lengths,
-    create_layout,
     dump_config,
-    get_prefix,
     get_rank,
     resolve_config_file,
     run_fairseq2,
@@ -29,37 +27,9 @@ from warmup_plugin.run_dir import dump_yaml, load_yaml
 from warmup_plugin.tokenizers.spm import load_warmup_spm
 
 
-class TestCreateLayout:
-    def test_call_bans_control_symbols(self, tokenizer_file: Path) -> None:
-        layout = create_layout(load_warmup_spm(tokenizer_file))
-
-        # PAD 0, UNK 1, BOS 2, EOS 3, separator 4.
-        assert layout.pad_idx == 0
-        assert layout.eos_idx == 3
-        assert layout.separator_idx == 4
-        assert layout.prefix_len == 1
-        assert layout.vocab_size == 120
-        # EOS may follow an output, the separator a warmup.
-        assert layout.banned_in_warmup == (0, 1, 2, 3)
-        assert layout.banned_in_target == (0, 1, 2, 4)
-
-    def test_prefix_is_bos(self, tokenizer_file: Path) -> None:
-        assert get_prefix(load_warmup_spm(tokenizer_file)) == [2]
-
-    def test_call_raises_error_when_there_is_no_separator(self) -> None:
-        with pytest.raises(WarmupError, match="`object`, which has no separator"):
-            create_layout(cast(Any, object()))
-
-    def test_call_raises_error_when_there_is_no_pad(self) -> None:
-        class Tokenizer:
-            separator_idx = 4
-            vocab_info = VocabularyInfo(9, 1, 2, 3, None)
-
-        with pytest.raises(WarmupError, match="no PAD or no EOS"):
-            create_layout(cast(Any, Tokenizer()))
-
-
 class FakeModel:
+    max_source_len = 10
+
     def get_max_target_len(self, source_len: int) -> int:
         # A prompt of the longest source leaves 20.
         return 30 - source_len
@@ -76,14 +46,14 @@ class TestCheckLengths:
     ) -> None:
         model = cast(Any, FakeModel())
 
-        check_lengths(model, 10, max_target_len, max_warmup_len, 10)
+        check_lengths(model, 10, max_target_len, max_warmup_len)
 
     @pytest.mark.parametrize(
         "args,message",
         [
-            ((11, 5, None, 10), "`dataset.max_source_len` is 11, but"),
-            ((10, 22, None, 10), "`dataset.max_target_len` \\(22\\)"),
-            ((10, 16, 5, 10), "`warmup.max_warmup_len` \\(5\\)"),
+            ((11, 5, None), "`dataset.max_source_len` is 11, but"),
+            ((10, 22, None), "`dataset.max_target_len` \\(22\\)"),
+            ((10, 16, 5), "`warmup.max_warmup_len` \\(5\\)"),
         ],
     )
     def test_call_raises_error_when_limits_exceed_model(

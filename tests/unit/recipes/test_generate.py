@@ -110,12 +110,12 @@ class TestOutput:
     def test_output_of_one_line_stays_one(
         self, tmp_path: Path, sft_run: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from warmup_plugin.recipes import generate
+        from warmup_plugin.tokenizers import codec
 
         def decode(*args: object) -> str:
             return "a\u2028b\rc\nd"
 
-        monkeypatch.setattr(generate, "decode_tokens", decode)
+        monkeypatch.setattr(codec, "decode_tokens", decode)
 
         output = tmp_path / "out.txt"
 

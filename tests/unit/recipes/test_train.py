@@ -76,7 +76,7 @@ class TestBadInput:
                 "`warmup.kl_weight` is set, but there is no model to hold",
             ),
             ({"model.arch": "nope"}, "nope is not a known nllb model architecture."),
-            ({"model.family": "nope"}, "nope is not a known model family."),
+            ({"model.family": "nope"}, "`nope`, which is not a known model family"),
             ({"model.config_overrides": "{nope: 1}"}, "extra key(s) nope"),
             ({"model.config_overrides": "{vocab_size: 9}"}, "The model has 9 output"),
             ({"nope": 1}, "extra key(s) nope"),

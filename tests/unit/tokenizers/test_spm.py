@@ -81,7 +81,10 @@ class TestWarmupSpmTokenizer:
 
         assert (info.pad_idx, info.unk_idx, info.bos_idx, info.eos_idx) == (0, 1, 2, 3)
         assert info.size == 38
-        assert tokenizer.separator_idx == 4
+        assert tokenizer.find_special("<sep>") == 4
+        assert tokenizer.default_separator == "<sep>"
+        assert tokenizer.separators == ("<sep>",)
+        assert tokenizer.special_indices == {0, 2, 3, 4}
 
     def test_create_encoder_frames_text_by_mode(
         self, tokenizer: WarmupSpmTokenizer
@@ -190,7 +193,11 @@ class TestLoadWarmupSpm:
 
         tokenizer = load_warmup_spm_with_config(path, WarmupSpmConfig(separator="<b>"))
 
-        assert tokenizer.separator_idx == 5
+        assert tokenizer.default_separator == "<b>"
+        assert tokenizer.find_special("<b>") == 5
+
+        # Neither of them is ever generated as text.
+        assert tokenizer.special_indices == {0, 2, 3, 4, 5}
 
         seq = tokenizer.create_encoder(mode="target")("dog")
 

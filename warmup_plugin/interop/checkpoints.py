@@ -1,0 +1,195 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""The checkpoints of runs, read and written outside of training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from fairseq2.device import CPU
+from fairseq2.gang import create_fake_gangs
+from fairseq2.models.family import ModelFamily
+from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.utils.structured import StructureError, ValueConverter
+from torch import Tensor
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
+
+
+def find_family(name: str) -> ModelFamily:
+    """
+    Returns a fairseq2 model family.
+
+    :raises WarmupError: If it is not registered.
+    """
+    family = get_dependency_resolver().maybe_resolve(ModelFamily, key=name)
+
+    if family is None:
+        raise WarmupError(
+            f"`{name}` is not a known model family; install the package that registers it, or check `python -m warmup_plugin doctor`."
+        )
+
+    return family
+
+
+def load_model_config(run_dir: RunDir) -> tuple[str, object]:
+    """
+    Loads the family and the configuration of a run's model.
+
+    :raises WarmupError: If the run does not say them, or they do not fit each other.
+    """
+    family_name, content = run_dir.load_model_metadata()
+
+    family = find_family(family_name)
+
+    converter = get_dependency_resolver().resolve(ValueConverter)
+
+    try:
+        config = converter.structure(content, family.config_kls)
+    except StructureError:
+        raise WarmupError(
+            f"`{run_dir.checkpoint_dir / 'model.yaml'}` holds no configuration of the family `{family_name}`; restore it from a copy of the run."
+        ) from None
+
+    return family_name, config
+
+
+def load_weights(run_dir: RunDir, step_nr: int) -> dict[str, Tensor]:
+    """
+    Loads the weights of a checkpoint, whole also if several processes have saved it.
+
+    Tied weights come under one of their names; see :func:`complete_tied`.
+
+    :raises WarmupError: If the checkpoint is damaged or of another model.
+    """
+    family_name, config = load_model_config(run_dir)
+
+    path = run_dir.model_path(step_nr)
+
+    weights = {}
+
+    # Not mapped: the file may be replaced while its weights are used.
+    checkpoint = find_family(family_name).iter_checkpoint(
+        path, config, create_fake_gangs(CPU), mmap=False, restrict=True
+    )
+
+    # What a damaged file makes of the reader is not limited to some errors.
+    try:
+        for name, weight in checkpoint:
+            weights[name] = weight
+    except Exception:
+        raise WarmupError(
+            f"The checkpoint `{path}` is damaged; choose another one with `--checkpoint`, or restore it from a copy of the run."
+        ) from None
+
+    return weights
+
+
+def complete_tied(
+    weights: Mapping[str, Tensor], family_name: str, config: object
+) -> dict[str, Tensor]:
+    """Gives tied weights under each of their names."""
+    # On the meta device, where nothing is allocated.
+    model = find_family(family_name).create_new_model(
+        config, create_fake_gangs(CPU), torch.float32, meta=True, init_rank0_only=False
+    )
+
+    complete = dict(weights)
+
+    known = {}
+
+    names: dict[int, list[str]] = {}
+
+    # Not detached, so that one parameter is one object under all its names.
+    for name, parameter in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(parameter), []).append(name)
+
+        known[name] = names[id(parameter)]
+
+    for name, weight in weights.items():
+        for other in known.get(name, []):
+            complete.setdefault(other, weight)
+
+    return complete
+
+
+def write_weights(run_dir: RunDir, step_nr: int, weights: Mapping[str, Tensor]) -> None:
+    """Writes a checkpoint of one file in fairseq2's own layout."""
+    file = run_dir.model_path(step_nr) / "pp_00" / "tp_00" / "sdp_00.pt"
+
+    file.parent.mkdir(parents=True)
+
+    torch.save(dict(weights), file)
+
+
+def write_model_config(run_dir: RunDir, family_name: str, config: object) -> None:
+    """Writes what :func:`load_model_config` reads, as fairseq2 does."""
+    converter = get_dependency_resolver().resolve(ValueConverter)
+
+    metadata = {
+        "name": "checkpoint",
+        "model_family": family_name,
+        "model_config": converter.unstructure(config),
+    }
+
+    write_text_atomically(run_dir.checkpoint_dir / "model.yaml", dump_yaml(metadata))
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """
+    Makes a folder that appears only once it is complete.
+
+    :returns: A folder beside it to write to.
+
+    :raises WarmupError: If it exists and is not empty, or cannot be written.
+    """
+    out = out.expanduser().absolute()
+
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise WarmupError(f"`{out}` exists already; name another folder or remove it.")
+
+    tmp_folder: Path | None = None
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+        tmp_folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+
+        # `mkdtemp` keeps others out, but a model is to be shared.
+        tmp_folder.chmod(0o777 & ~_get_umask())
+
+        yield tmp_folder
+
+        tmp_folder.replace(out)
+    except OSError as ex:
+        raise WarmupError(
+            f"`{out}` cannot be written ({ex.strerror or ex}); free some space or name a folder that you may write to."
+        ) from None
+    except RuntimeError as ex:
+        # `torch.save` to a full disk.
+        if "write" not in str(ex) and "PytorchStreamWriter" not in str(ex):
+            raise
+
+        raise WarmupError(
+            f"`{out}` cannot be written; free some space or name another folder."
+        ) from None
+    finally:
+        if tmp_folder is not None:
+            shutil.rmtree(tmp_folder, ignore_errors=True)
+
+
+def _get_umask() -> int:
+    umask = os.umask(0)
+
+    os.umask(umask)
+
+    return umask

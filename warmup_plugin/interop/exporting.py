@@ -1,0 +1,209 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from fairseq2.data.tokenizers import Tokenizer
+from fairseq2.data.tokenizers.family import TokenizerFamily
+from fairseq2.device import CPU
+from fairseq2.gang import create_fake_gangs
+from fairseq2.models.transformer_lm import TransformerLM
+from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.utils.structured import StructureError, ValueConverter
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.interop.checkpoints import (
+    complete_tied,
+    find_family,
+    load_model_config,
+    load_weights,
+    new_folder,
+)
+from warmup_plugin.interop.hub_tokenizer import write_hub_tokenizer
+from warmup_plugin.interop.model_card import ModelCard, write_model_card
+from warmup_plugin.models.hugging_face.table import get_format
+from warmup_plugin.models.hugging_face.weights import write_model
+from warmup_plugin.run_dir import RunDir
+from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """Describes what was exported."""
+
+    path: Path
+
+    step_nr: int
+
+    arch: str
+    """The class of transformers."""
+
+
+def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
+    """
+    Writes a checkpoint of a run as transformers reads it: model, tokenizer, settings of
+    generation, and a model card that says how to split what the model writes.
+
+    :param checkpoint: ``best``, ``last`` or a step.
+
+    :raises WarmupError: If there is no such checkpoint, the family or the tokenizer has
+        no form in transformers, or the output exists.
+    """
+    step_nr = run_dir.find_checkpoint(checkpoint)
+
+    run_config = cast("dict[str, Any]", run_dir.load_config())
+
+    family_name, config = load_model_config(run_dir)
+
+    hg_format = get_format(family_name)
+
+    reads_prompts = issubclass(find_family(family_name).kls, TransformerLM)
+
+    tokenizer_path = run_dir.tokenizer_path
+
+    if tokenizer_path is None:
+        raise WarmupError(
+            f"The run in `{run_dir.path}` uses the tokenizer `{run_config['tokenizer']['name']}`, which is not in its directory; start a run from an imported model to export it."
+        )
+
+    section = run_config["tokenizer"]
+
+    options = _get_codec_options(run_config)
+
+    codec = create_codec(
+        _load_tokenizer(section, tokenizer_path), options, reads_prompts=reads_prompts
+    )
+
+    has_warmup = run_config["criterion"]["name"] != "sft"
+
+    hg_config = hg_format.to_hg_config(config)
+
+    arch = hg_config.arch if isinstance(hg_config.arch, str) else hg_config.arch[0]
+
+    weights = complete_tied(load_weights(run_dir, step_nr), family_name, config)
+
+    with new_folder(out) as folder:
+        hub_tokenizer = write_hub_tokenizer(
+            tokenizer_path,
+            section["family"],
+            section["config_overrides"] or {},
+            folder,
+            source_lang=str(options.source_lang),
+            target_lang=str(options.target_lang),
+        )
+
+        to_hub_idx = hub_tokenizer.to_hub_idx
+
+        layout = codec.layout
+
+        prefix = [to_hub_idx(idx) for idx in _get_prefix(codec, reads_prompts)]
+
+        tokens: dict[str, object] = {
+            "eos_token_id": to_hub_idx(layout.eos_idx),
+            "pad_token_id": to_hub_idx(layout.pad_idx),
+        }
+
+        if prefix:
+            tokens["decoder_start_token_id"] = prefix[0]
+
+        generation: dict[str, object] = {
+            **tokens,
+            "suppress_tokens": _list_suppressed(codec, prefix, config, to_hub_idx),
+            "max_new_tokens": run_config["dataset"]["max_target_len"]
+            + (run_config["warmup"]["max_warmup_len"] + 1 if has_warmup else 0),
+        }
+
+        # Of NLLB, the language of the targets.
+        if len(prefix) > 1:
+            generation["forced_bos_token_id"] = prefix[1]
+
+        write_model(
+            folder, hg_config, hg_format.to_hg_state_dict(dict(weights), config), tokens
+        )
+
+        folder.joinpath("generation_config.json").write_text(
+            json.dumps(generation, indent=2) + "\n", encoding="utf-8"
+        )
+
+        write_model_card(
+            folder,
+            ModelCard(
+                name=out.name,
+                arch=arch,
+                is_decoder_only=reads_prompts,
+                separator=codec.separator if has_warmup else None,
+                separator_idx=to_hub_idx(layout.separator_idx),
+                prompt=run_config["dataset"]["prompt"],
+                source_lang=options.source_lang,
+                target_lang=options.target_lang,
+                step_nr=step_nr,
+                score=run_dir.scores().get(step_nr),
+                score_metric=run_config["regime"]["score_metric"],
+                max_warmup_len=run_config["warmup"]["max_warmup_len"],
+            ),
+        )
+
+    return ExportedModel(out, step_nr, arch)
+
+
+def _get_codec_options(run_config: dict[str, Any]) -> CodecOptions:
+    tokenizer, dataset = run_config["tokenizer"], run_config["dataset"]
+
+    return CodecOptions(
+        source_lang=tokenizer["source_lang"] or dataset["source_lang"],
+        target_lang=tokenizer["target_lang"] or dataset["target_lang"],
+        prompt=dataset["prompt"],
+        separator=tokenizer["separator"],
+    )
+
+
+def _load_tokenizer(section: dict[str, Any], path: Path) -> Tokenizer:
+    """Loads the tokenizer of a run as fairseq2 does when it trains."""
+    resolver = get_dependency_resolver()
+
+    name = section["family"]
+
+    family = resolver.maybe_resolve(TokenizerFamily, key=name)
+
+    if family is None:
+        raise WarmupError(
+            f"`{name}` is not a known tokenizer family; install the package that registers it."
+        )
+
+    try:
+        config = resolver.resolve(ValueConverter).structure(
+            section["config_overrides"] or {}, family.config_kls
+        )
+    except StructureError:
+        raise WarmupError(
+            f"`tokenizer.config_overrides` of the run do not fit the family `{name}`; restore its `run.yaml`."
+        ) from None
+
+    return family.load_custom_tokenizer(path, config, create_fake_gangs(CPU))
+
+
+def _get_prefix(codec: TextCodec, reads_prompts: bool) -> list[int]:
+    """Returns what every decoder sequence begins with; nothing behind a prompt."""
+    return [] if reads_prompts else codec.encode_source("").prefix
+
+
+def _list_suppressed(
+    codec: TextCodec, prefix: list[int], config: Any, to_hub_idx: Any
+) -> list[int]:
+    """
+    Lists the tokens that are generated nowhere: neither in a warmup nor in an output.
+    """
+    layout = codec.layout
+
+    banned = set(layout.banned_in_warmup) & set(layout.banned_in_target)
+
+    # Rows of a padded vocabulary that no token stands for.
+    banned |= set(range(layout.vocab_size, config.vocab_size))
+
+    # A suppressed token cannot be forced either.
+    return sorted({to_hub_idx(idx) for idx in banned} - set(prefix[1:]))

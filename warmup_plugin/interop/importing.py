@@ -1,0 +1,322 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fairseq2.models.nllb.tokenizer import NllbTokenizerConfig, load_nllb_tokenizer
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.interop.checkpoints import (
+    new_folder,
+    write_model_config,
+    write_weights,
+)
+from warmup_plugin.models.hugging_face.table import find_format
+from warmup_plugin.models.hugging_face.weights import (
+    check_weights,
+    expected_shapes,
+    read_config_json,
+    read_weights,
+)
+from warmup_plugin.models.t5.tokenizer import (
+    T5_TOKENIZER_FAMILY,
+    load_t5_tokenizer,
+)
+from warmup_plugin.recipes.common import dump_config
+from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
+from warmup_plugin.tokenizers.codec import CodecOptions, create_codec
+from warmup_plugin.tokenizers.hugging_face import (
+    HUGGING_FACE_FAMILY,
+    load_hugging_face_tokenizer,
+)
+
+# Of `org/name` on the Hub; a path has more parts, or a dot before them.
+_HUB_NAME: Final = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+_HUB_FILES: Final = (
+    "*.json",
+    "*.safetensors",
+    "*.bin",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+)
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """Describes what was imported."""
+
+    path: Path
+    """A run directory without training, to start from."""
+
+    family: str
+
+    num_parameters: int
+
+    vocab_size: int
+    """The number of tokens of the tokenizer."""
+
+    separator: str
+    """The token that ends a warmup."""
+
+
+@dataclass(frozen=True)
+class _ImportedTokenizer:
+    family: str
+
+    path: Path
+
+    config_overrides: dict[str, object] | None
+
+    vocab_size: int
+
+    separator: str
+
+
+def import_model(
+    source: str, out: Path, *, separator: str | None = None
+) -> ImportedModel:
+    """
+    Turns a Hugging Face model and its tokenizer into a run directory to start from.
+
+    :param source: A folder, or the name ``org/name`` of a model on the Hub.
+    :param separator: The special token that ends a warmup; ``None`` for the
+        tokenizer's default.
+
+    :raises WarmupError: If the model, the tokenizer or the separator cannot be used;
+        then nothing has been written.
+    """
+    folder = _find_folder(source)
+
+    # Before anything is read that takes long.
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise WarmupError(f"`{out}` exists already; name another folder or remove it.")
+
+    hg_config = read_config_json(folder)
+
+    hg_format = find_format(hg_config)
+
+    config: Any = hg_format.from_hg_config(hg_config)
+
+    tokenizer = _read_tokenizer(folder, hg_format.family, separator)
+
+    if config.vocab_size < tokenizer.vocab_size:
+        raise WarmupError(
+            f"The model in `{folder}` has {config.vocab_size} tokens, but its tokenizer {tokenizer.vocab_size}; copy the tokenizer that the model was trained with into the folder."
+        )
+
+    weights = hg_format.from_hg_state_dict(read_weights(folder), config)
+
+    shapes = expected_shapes(hg_format.family, config)
+
+    check_weights(weights, shapes, str(folder))
+
+    run_config = _create_run_config(hg_format.family, tokenizer, separator)
+
+    with new_folder(out) as tmp_folder:
+        run_dir = RunDir(tmp_folder)
+
+        write_model_config(run_dir, hg_format.family, config)
+
+        write_weights(run_dir, 0, weights)
+
+        run_dir.adopt_tokenizer(tokenizer.path)
+
+        write_text_atomically(run_dir.run_file, dump_yaml(run_config))
+
+        run_dir.write_versions({"imported_from": source})
+
+        run_dir.write_card(name=out.name)
+
+    return ImportedModel(
+        out,
+        hg_format.family,
+        sum(w.numel() for w in {id(w): w for w in weights.values()}.values()),
+        tokenizer.vocab_size,
+        tokenizer.separator,
+    )
+
+
+def _find_folder(source: str) -> Path:
+    folder = Path(source).expanduser()
+
+    if folder.exists() or not _HUB_NAME.match(source):
+        return folder
+
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    files = list(_HUB_FILES)
+
+    try:
+        # Not both kinds of the same weights, each of gigabytes.
+        if _has_safetensors(source):
+            files.remove("*.bin")
+
+        return Path(snapshot_download(source, allow_patterns=files))
+    except GatedRepoError:
+        raise WarmupError(
+            f"The model `{source}` is gated; accept its licence on the Hub, log in with `hf auth login`, and try again."
+        ) from None
+    except RepositoryNotFoundError:
+        raise WarmupError(
+            f"`{source}` is neither a folder nor a model on the Hugging Face Hub; correct the name."
+        ) from None
+    except (LocalEntryNotFoundError, OSError):
+        raise WarmupError(
+            f"`{source}` is not a folder, and as a model on the Hugging Face Hub it cannot be downloaded from here; name a folder with its files, or connect to the Hub."
+        ) from None
+
+
+def _has_safetensors(name: str) -> bool:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        files = HfApi().list_repo_files(name)
+    except OfflineModeIsEnabled:
+        # Only what is in the cache counts.
+        return False
+
+    return any(file.endswith(".safetensors") for file in files)
+
+
+def _read_tokenizer(
+    folder: Path, family: str, separator: str | None
+) -> _ImportedTokenizer:
+    """Reads the tokenizer and checks that it can end a warmup."""
+    tokenizer: Any
+
+    overrides: dict[str, object] | None = None
+
+    options = CodecOptions(separator=separator)
+
+    path = folder
+
+    if family == "t5":
+        tokenizer = load_t5_tokenizer(folder)
+
+        name = T5_TOKENIZER_FAMILY
+    elif family == "nllb":
+        path = folder / "sentencepiece.bpe.model"
+
+        langs = _read_nllb_langs(folder)
+
+        tokenizer = _load_nllb(path, langs)
+
+        default_lang = "eng_Latn" if "eng_Latn" in langs else langs[0]
+
+        overrides = {"langs": langs, "default_lang": default_lang}
+
+        options = CodecOptions(
+            separator=separator, source_lang=default_lang, target_lang=default_lang
+        )
+
+        name = "nllb"
+    else:
+        tokenizer = load_hugging_face_tokenizer(folder)
+
+        name = HUGGING_FACE_FAMILY
+
+    codec = create_codec(tokenizer, options, reads_prompts=name == HUGGING_FACE_FAMILY)
+
+    return _ImportedTokenizer(
+        name,
+        path,
+        overrides,
+        codec.layout.vocab_size,
+        codec.separator,
+    )
+
+
+def _load_nllb(path: Path, langs: list[str]) -> Any:
+    if not path.is_file():
+        raise WarmupError(
+            f"`{path}` is missing; copy the tokenizer of the NLLB checkpoint into the folder."
+        )
+
+    config = NllbTokenizerConfig(langs=langs, default_lang=langs[0])
+
+    # fairseq2's C++ reader says no more.
+    try:
+        return load_nllb_tokenizer(path, config)
+    except RuntimeError:
+        raise WarmupError(
+            f"`{path}` is not a SentencePiece model without PAD, as that of NLLB is; copy it again."
+        ) from None
+
+
+def _read_nllb_langs(folder: Path) -> list[str]:
+    """Reads the languages in the order of their tokens; those of NLLB-200 if unsaid."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+
+        if not file.is_file():
+            continue
+
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise WarmupError(
+                f"`{file}` cannot be read as JSON; copy the tokenizer of the checkpoint again."
+            ) from None
+
+        tokens = content.get("additional_special_tokens")
+
+        if isinstance(tokens, list) and tokens:
+            return [_get_content(token) for token in tokens]
+
+    from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
+
+    return list(FAIRSEQ_LANGUAGE_CODES)
+
+
+def _get_content(token: object) -> str:
+    # Files of newer versions describe the token.
+    return str(token["content"] if isinstance(token, Mapping) else token)
+
+
+def _create_run_config(
+    family: str, tokenizer: _ImportedTokenizer, separator: str | None
+) -> dict[str, object]:
+    """Creates the config of a run that has not trained, for those that start from it."""
+    status, config = dump_config(
+        TranslationTrainRecipe(),
+        ["--config", f"model.family={family}", "criterion.name=sft"],
+    )
+
+    if config is None:
+        raise WarmupError(
+            f"The default config of a run could not be made (exit status {status}); check `python -m warmup_plugin doctor`."
+        )
+
+    def change(name: str, **values: object) -> None:
+        section = config[name]
+
+        assert isinstance(section, dict)
+
+        config[name] = {**section, **values}
+
+    change("model", arch=None)
+
+    change(
+        "tokenizer",
+        family=tokenizer.family,
+        config_overrides=tokenizer.config_overrides,
+        separator=separator,
+    )
+
+    return config

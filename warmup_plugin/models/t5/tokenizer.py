@@ -1,0 +1,412 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+import torch
+from fairseq2.composition import register_tokenizer_family
+from fairseq2.data.tokenizers import (
+    TokenDecoder,
+    TokenEncoder,
+    VocabularyInfo,
+)
+from fairseq2.device import Device
+from fairseq2.error import NotSupportedError
+from fairseq2.runtime.dependency import DependencyContainer
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import Tensor
+from typing_extensions import override
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.base import WarmupTokenizer
+
+T5_TOKENIZER_FAMILY: Final = "t5"
+
+NUM_SENTINELS: Final = 100
+
+_SENTINEL_PATTERN: Final = re.compile(r"^▁?(<extra_id_\d+>)$")
+
+
+@dataclass(kw_only=True)
+class T5TokenizerConfig(Validatable):
+    """Configures how a T5 tokenizer is read."""
+
+    num_sentinels: int | None = None
+    """The number of tokens ``<extra_id_0>``, ``<extra_id_1>``, … put behind the SentencePiece model; ``None`` for what ``tokenizer_config.json`` beside it says, or 100. A model that holds them itself, as that of mT5, gets no more."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.num_sentinels is not None and self.num_sentinels < 0:
+            result.add_error("`num_sentinels` must be greater than or equal to 0.")
+
+        return result
+
+
+class _Pieces(ABC):
+    """Splits text into the pieces of a vocabulary."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def decode(self, indices: Sequence[int]) -> str: ...
+
+    @abstractmethod
+    def vocab(self) -> Mapping[str, int]:
+        """Returns the index of each piece."""
+
+
+@final
+class _SentencePieces(_Pieces):
+    """Reads ``spiece.model``."""
+
+    def __init__(self, path: Path) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        content = path.read_bytes()
+
+        # An empty file parses as a model without pieces.
+        if not content:
+            raise RuntimeError()
+
+        self._processor = SentencePieceProcessor(model_proto=content)
+
+    @override
+    def encode(self, text: str) -> list[int]:
+        indices: list[int] = self._processor.encode(text)
+
+        return indices
+
+    @override
+    def decode(self, indices: Sequence[int]) -> str:
+        text: str = self._processor.decode(list(indices))
+
+        return text
+
+    @override
+    def vocab(self) -> Mapping[str, int]:
+        processor = self._processor
+
+        return {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
+
+
+@final
+class _FastPieces(_Pieces):
+    """Reads ``tokenizer.json``."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(path))
+
+        # Text that spells a sentinel is text.
+        self._tokenizer.encode_special_tokens = True
+
+    @override
+    def encode(self, text: str) -> list[int]:
+        indices: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+
+        return indices
+
+    @override
+    def decode(self, indices: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(indices), skip_special_tokens=True)
+
+        return text
+
+    @override
+    def vocab(self) -> Mapping[str, int]:
+        vocab: Mapping[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+
+        return vocab
+
+
+@final
+class T5Tokenizer(WarmupTokenizer):
+    """
+    Represents the tokenizer of T5 and mT5: PAD 0, EOS 1, unknown 2, no BOS.
+
+    The sentinels ``<extra_id_0>``, … are candidates for the separator. Text that spells
+    one of them stays text, unlike in Hugging Face's tokenizer and, for mT5, in its
+    SentencePiece model.
+    """
+
+    def __init__(self, pieces: _Pieces, num_sentinels: int) -> None:
+        """
+        :param num_sentinels: The number of sentinels to add if the pieces hold none.
+
+        :raises WarmupError: If PAD, EOS or unknown are not where T5 has them.
+        """
+        vocab = pieces.vocab()
+
+        if [vocab.get(t) for t in ("<pad>", "</s>", "<unk>")] != [0, 1, 2]:
+            raise WarmupError(
+                "The tokenizer does not begin with `<pad>`, `</s>` and `<unk>`, so it is not of T5 or mT5; name the `spiece.model` of the checkpoint."
+            )
+
+        sentinels = {}
+
+        for piece, idx in vocab.items():
+            match = _SENTINEL_PATTERN.match(piece)
+            if match is not None:
+                sentinels[match[1]] = idx
+
+        size = max(vocab.values()) + 1
+
+        if not sentinels:
+            # The first is the last of the vocabulary.
+            size += num_sentinels
+
+            sentinels = {f"<extra_id_{i}>": size - 1 - i for i in range(num_sentinels)}
+
+        self._pieces = pieces
+        self._vocab = vocab
+        self._names = {idx: piece for piece, idx in vocab.items()}
+        self._names.update({idx: name for name, idx in sentinels.items()})
+        self._sentinels = sentinels
+        self._sentinel_indices = frozenset(sentinels.values())
+        self._specials = frozenset({0, 1, *self._sentinel_indices})
+        self._vocab_info = VocabularyInfo(size, 2, None, 1, 0)
+
+    def encode(self, text: str) -> list[int]:
+        """Encodes text without special tokens."""
+        indices = self._pieces.encode(text)
+
+        if self._specials.isdisjoint(indices):
+            return indices
+
+        return [i for idx in indices for i in self._spell(idx)]
+
+    def _spell(self, idx: int) -> Iterable[int]:
+        """Replaces a special token, which text has spelled, by its characters."""
+        if idx not in self._specials:
+            return [idx]
+
+        return [self._vocab.get(char, 2) for char in self._names[idx]]
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """Decodes text, leaving out special tokens."""
+        return self._pieces.decode([i for i in indices if i not in self._specials])
+
+    @override
+    def create_encoder(
+        self,
+        *,
+        task: str | None = None,
+        lang: str | None = None,
+        mode: str | None = None,
+        device: Device | None = None,
+        pin_memory: bool = False,
+    ) -> TokenEncoder:
+        """
+        Constructs a token encoder.
+
+        :param task: Ignored, as is ``lang``: T5 reads the task in the text.
+        :param mode: 'source' for ``x </s>``, 'target' for ``<pad> y </s>`` or 'prompt'
+            for ``<pad> y``. ``None`` means 'source'.
+        """
+        match mode:
+            case None | "source":
+                return T5TokenEncoder(self, [], [1], device)
+            case "target":
+                return T5TokenEncoder(self, [0], [1], device)
+            case "prompt":
+                return T5TokenEncoder(self, [0], [], device)
+            case _:
+                raise NotSupportedError(
+                    f"`mode` must be 'source', 'target' or 'prompt', but is '{mode}' instead."
+                )
+
+    @override
+    def create_raw_encoder(
+        self, *, device: Device | None = None, pin_memory: bool = False
+    ) -> TokenEncoder:
+        return T5TokenEncoder(self, [], [], device)
+
+    @override
+    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
+        """
+        Constructs a token decoder.
+
+        :param skip_special_tokens: Has no effect: they are always left out.
+        """
+        return T5TokenDecoder(self)
+
+    def index_to_token(self, idx: int) -> str:
+        return self._names[idx]
+
+    def token_to_index(self, token: str) -> int:
+        """Returns the index of a piece or sentinel; that of unknown for others."""
+        return self._sentinels.get(token, self._vocab.get(token, 2))
+
+    @override
+    def find_special(self, token: str) -> int | None:
+        idx = self._sentinels.get(token, self._vocab.get(token))
+
+        return idx if idx in self._specials else None
+
+    @property
+    @override
+    def special_indices(self) -> frozenset[int]:
+        return self._specials
+
+    @property
+    @override
+    def default_separator(self) -> str | None:
+        return "<extra_id_0>" if "<extra_id_0>" in self._sentinels else None
+
+    @property
+    @override
+    def separators(self) -> tuple[str, ...]:
+        return tuple(self._sentinels)
+
+    @property
+    def num_pieces(self) -> int:
+        """The number of tokens without the sentinels that were added."""
+        return max(self._vocab.values()) + 1
+
+    @property
+    @override
+    def vocab_info(self) -> VocabularyInfo:
+        return self._vocab_info
+
+
+@final
+class T5TokenEncoder(TokenEncoder):
+    """Encodes text between fixed tokens."""
+
+    def __init__(
+        self,
+        tokenizer: T5Tokenizer,
+        prefix: list[int],
+        suffix: list[int],
+        device: Device | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._prefix = prefix
+        self._suffix = suffix
+        self._device = device
+
+    @override
+    def __call__(self, text: str) -> Tensor:
+        indices = [*self._prefix, *self._tokenizer.encode(text), *self._suffix]
+
+        return torch.tensor(indices, dtype=torch.int64, device=self._device)
+
+    @override
+    def encode_as_tokens(self, text: str) -> list[str]:
+        return [self._tokenizer.index_to_token(idx) for idx in self(text).tolist()]
+
+    @property
+    @override
+    def prefix_indices(self) -> Tensor | None:
+        return self._to_tensor(self._prefix)
+
+    @property
+    @override
+    def suffix_indices(self) -> Tensor | None:
+        return self._to_tensor(self._suffix)
+
+    def _to_tensor(self, indices: list[int]) -> Tensor | None:
+        return torch.tensor(indices, device=self._device) if indices else None
+
+
+@final
+class T5TokenDecoder(TokenDecoder):
+    """Decodes text, leaving out special tokens."""
+
+    def __init__(self, tokenizer: T5Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @override
+    def __call__(self, token_indices: Tensor) -> str:
+        return self._tokenizer.decode(token_indices.tolist())
+
+    @override
+    def decode_from_tokens(self, tokens: Sequence[str]) -> str:
+        return self._tokenizer.decode(map(self._tokenizer.token_to_index, tokens))
+
+
+def load_t5_tokenizer(
+    path: Path, config: T5TokenizerConfig | None = None
+) -> T5Tokenizer:
+    """
+    Loads a T5 tokenizer.
+
+    :param path: ``spiece.model``, ``tokenizer.json``, or the folder of a checkpoint
+        that holds one of them.
+
+    :raises WarmupError: If there is none, it is broken, or it is not of T5.
+    """
+    files = [path]
+
+    if path.is_dir():
+        files = [path / "spiece.model", path / "tokenizer.json"]
+
+        files = [file for file in files if file.is_file()]
+
+        if not files:
+            raise WarmupError(
+                f"The folder `{path}` has neither `spiece.model` nor `tokenizer.json`; copy the tokenizer of the checkpoint there."
+            )
+
+    file = files[0]
+
+    is_fast = file.suffix == ".json"
+
+    # The tokenizers library raises plain `Exception`.
+    try:
+        pieces = _FastPieces(file) if is_fast else _SentencePieces(file)
+    except FileNotFoundError:
+        raise WarmupError(
+            f"The tokenizer `{file}` does not exist; correct the path."
+        ) from None
+    except Exception:
+        raise WarmupError(
+            f"The tokenizer `{file}` cannot be read as {'a `tokenizer.json`' if is_fast else 'a SentencePiece model'}; copy it again."
+        ) from None
+
+    num_sentinels = None if config is None else config.num_sentinels
+
+    if num_sentinels is None:
+        num_sentinels = _read_num_sentinels(file.parent)
+
+    return T5Tokenizer(pieces, num_sentinels)
+
+
+def _read_num_sentinels(folder: Path) -> int:
+    """Reads ``extra_ids`` of ``tokenizer_config.json``, if there is one."""
+    file = folder / "tokenizer_config.json"
+
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return NUM_SENTINELS
+    except (OSError, ValueError):
+        raise WarmupError(
+            f"`{file}` cannot be read as JSON; copy the tokenizer of the checkpoint again."
+        ) from None
+
+    value = settings.get("extra_ids") if isinstance(settings, dict) else None
+
+    return value if isinstance(value, int) else NUM_SENTINELS
+
+
+def register_t5_tokenizer_family(container: DependencyContainer) -> None:
+    register_tokenizer_family(
+        container,
+        T5_TOKENIZER_FAMILY,
+        T5Tokenizer,
+        T5TokenizerConfig,
+        loader=load_t5_tokenizer,
+    )

@@ -1,0 +1,347 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+From text to what a model reads, and back.
+
+Every kind of model and tokenizer looks alike from here on: a *source*, which the encoder
+reads or which is a prompt; a *prefix*, with which each decoder sequence of that source
+begins; then warmup, separator, target and EOS as ``layout.py`` puts them together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from fairseq2.data.tokenizers import TokenDecoder, Tokenizer
+from typing_extensions import override
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.tokenizers.base import WarmupTokenizer
+from warmup_plugin.tokenizers.hugging_face import (
+    HuggingFaceTokenizer,
+    adapt_fairseq2_tokenizer,
+)
+from warmup_plugin.tokenizers.nllb import NllbWarmupTokenizer, adapt_nllb_tokenizer
+
+
+@final
+@dataclass(frozen=True)
+class EncodedText:
+    """Holds the tokens of a source, as a model is to continue them."""
+
+    source: list[int]
+
+    prefix: list[int]
+    """What stands before the warmup in the decoder sequence."""
+
+
+class TextCodec(ABC):
+    """Encodes sources and targets, and decodes warmups and outputs."""
+
+    def __init__(self, layout: DecoderLayout, separator: str) -> None:
+        """
+        :param separator: The name of the token that ends a warmup.
+        """
+        self._layout = layout
+        self._separator = separator
+
+    @abstractmethod
+    def encode_source(self, source: str) -> EncodedText: ...
+
+    @abstractmethod
+    def encode_target(self, target: str) -> list[int]:
+        """Returns the tokens of a target and EOS, without prefix."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Decodes the tokens of a warmup or an output."""
+
+    def encode_pair(self, source: str, target: str) -> tuple[list[int], list[int]]:
+        """Returns the source, and ``[prefix] y EOS``."""
+        encoded = self.encode_source(source)
+
+        return encoded.source, [*encoded.prefix, *self.encode_target(target)]
+
+    @property
+    def layout(self) -> DecoderLayout:
+        return self._layout
+
+    @property
+    def separator(self) -> str:
+        """The name of the token that ends a warmup."""
+        return self._separator
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecOptions:
+    """Says what a codec needs to know besides the tokenizer."""
+
+    source_lang: str | None = None
+    """The language of the sources, for tokenizers with language tokens."""
+
+    target_lang: str | None = None
+
+    prompt: str | None = None
+    """A template with ``{source}``; see ``dataset.prompt``."""
+
+    separator: str | None = None
+    """The special token that ends a warmup; ``None`` for the tokenizer's default."""
+
+
+def create_codec(
+    tokenizer: Tokenizer, options: CodecOptions, *, reads_prompts: bool
+) -> TextCodec:
+    """
+    Creates the codec of a tokenizer.
+
+    :param reads_prompts: ``True`` for a decoder-only model.
+
+    :raises WarmupError: If the tokenizer has no separator, no PAD or no EOS, does not
+        know a language, or is not of that kind of model; if the prompt is no template.
+    """
+    adapted = adapt_tokenizer(tokenizer)
+
+    template = _complete_template(options, reads_prompts)
+
+    if reads_prompts:
+        if not isinstance(adapted, HuggingFaceTokenizer):
+            raise WarmupError(
+                f"The tokenizer is a `{type(tokenizer).__name__}`, which cannot write the prompts of a decoder-only model; set `tokenizer.family` to `hugging_face` and `tokenizer.path` to a folder with a `tokenizer.json`."
+            )
+
+        # A prompt's last token begins the rows that continue it.
+        layout, separator = _create_layout(adapted, options.separator, prefix=[None])
+
+        return _PromptCodec(adapted, layout, separator, template)
+
+    if isinstance(adapted, HuggingFaceTokenizer):
+        raise WarmupError(
+            "The tokenizer is of a decoder-only model, but the model is an encoder-decoder; set `tokenizer.family` to the model's."
+        )
+
+    # Other tokenizers have no language tokens.
+    source_lang = target_lang = None
+
+    if isinstance(adapted, NllbWarmupTokenizer):
+        source_lang, target_lang = options.source_lang, options.target_lang
+
+    return _Seq2SeqCodec(
+        adapted,
+        options.separator,
+        template,
+        source_lang=source_lang,
+        target_lang=target_lang,
+    )
+
+
+def adapt_tokenizer(tokenizer: Tokenizer) -> WarmupTokenizer:
+    """
+    Finds the special tokens of a tokenizer.
+
+    :raises WarmupError: If it is none of the known ones.
+    """
+    if isinstance(tokenizer, WarmupTokenizer):
+        return tokenizer
+
+    adapted = adapt_nllb_tokenizer(tokenizer) or adapt_fairseq2_tokenizer(tokenizer)
+
+    if adapted is None:
+        raise WarmupError(
+            f"The tokenizer is a `{type(tokenizer).__name__}`, which has no separator to end a warmup; set `tokenizer.family` to `warmup_spm`, `t5`, `nllb` or `hugging_face`."
+        )
+
+    return adapted
+
+
+def _complete_template(options: CodecOptions, reads_prompts: bool) -> str:
+    template = options.prompt
+
+    if template is None:
+        # A line feed ends what is given; what follows is to be written.
+        template = "{source}\n" if reads_prompts else "{source}"
+
+    if template.count("{source}") != 1:
+        raise WarmupError(
+            f"`dataset.prompt` is {template!r}, but a template must hold `{{source}}` once; add it where the source belongs."
+        )
+
+    for name, lang in (
+        ("{source_lang}", options.source_lang),
+        ("{target_lang}", options.target_lang),
+    ):
+        template = template.replace(name, lang or "")
+
+    return template
+
+
+def _create_layout(
+    tokenizer: WarmupTokenizer,
+    separator: str | None,
+    *,
+    prefix: Sequence[int | None],
+) -> tuple[DecoderLayout, str]:
+    info = tokenizer.vocab_info
+
+    pad_idx = info.pad_idx
+
+    # Rows of a decoder-only model are padded behind their end, where nothing looks;
+    # many of its tokenizers have no PAD of their own.
+    if pad_idx is None and isinstance(tokenizer, HuggingFaceTokenizer):
+        pad_idx = info.eos_idx
+
+    if pad_idx is None or info.eos_idx is None:
+        raise WarmupError(
+            "The tokenizer has no PAD or no EOS; train one with `python -m warmup_plugin train-tokenizer`."
+        )
+
+    separator_idx, name = _find_separator(tokenizer, separator, prefix)
+
+    control = {pad_idx, info.bos_idx, info.eos_idx, info.unk_idx, *prefix}
+
+    control |= tokenizer.special_indices
+
+    in_warmup = {idx for idx in control if idx is not None} - {separator_idx}
+
+    # EOS ends a target.
+    in_target = {*in_warmup, separator_idx} - {info.eos_idx}
+
+    layout = DecoderLayout(
+        separator_idx=separator_idx,
+        eos_idx=info.eos_idx,
+        pad_idx=pad_idx,
+        prefix_len=len(prefix),
+        vocab_size=info.size,
+        banned_in_warmup=tuple(sorted(in_warmup)),
+        banned_in_target=tuple(sorted(in_target)),
+    )
+
+    return layout, name
+
+
+def _find_separator(
+    tokenizer: WarmupTokenizer, separator: str | None, prefix: Sequence[int | None]
+) -> tuple[int, str]:
+    name = tokenizer.default_separator if separator is None else separator
+
+    spare = tokenizer.separators
+
+    known = f"such as {', '.join(f'`{s}`' for s in spare[:3])}" if spare else "if any"
+
+    if name is None:
+        raise WarmupError(
+            f"The tokenizer has no token known to be spare that could end a warmup; set `tokenizer.separator` to one of its special tokens that no text holds, {known}."
+        )
+
+    idx = tokenizer.find_special(name)
+
+    if idx is None:
+        raise WarmupError(
+            f"The tokenizer has no special token `{name}` to end a warmup with; set `tokenizer.separator` to one that it has, {known}."
+        )
+
+    info = tokenizer.vocab_info
+
+    if idx in (info.pad_idx, info.eos_idx, info.unk_idx, *prefix):
+        raise WarmupError(
+            f"The separator `{name}` already pads, begins or ends sequences; set `tokenizer.separator` to another special token, {known}."
+        )
+
+    return idx, name
+
+
+@final
+class _Seq2SeqCodec(TextCodec):
+    def __init__(
+        self,
+        tokenizer: WarmupTokenizer,
+        separator: str | None,
+        template: str,
+        *,
+        source_lang: str | None,
+        target_lang: str | None,
+    ) -> None:
+        # A recipe runs under a default device, but text stays in main memory.
+        device = torch.device("cpu")
+
+        self._source_encoder = tokenizer.create_encoder(
+            mode="source", lang=source_lang, device=device
+        )
+
+        self._target_encoder = tokenizer.create_encoder(
+            mode="target", lang=target_lang, device=device
+        )
+
+        prefix = self._target_encoder.prefix_indices
+
+        self._prefix: list[int] = [] if prefix is None else prefix.tolist()
+
+        super().__init__(*_create_layout(tokenizer, separator, prefix=self._prefix))
+
+        self._head, self._tail = template.split("{source}")
+
+        self._decoder = tokenizer.create_decoder(skip_special_tokens=True)
+
+    @override
+    def encode_source(self, source: str) -> EncodedText:
+        text = f"{self._head}{source}{self._tail}"
+
+        return EncodedText(self._source_encoder(text).tolist(), self._prefix)
+
+    @override
+    def encode_target(self, target: str) -> list[int]:
+        tokens: list[int] = self._target_encoder(target).tolist()
+
+        return tokens[len(self._prefix) :]
+
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
+        return decode_tokens(self._decoder, tokens)
+
+
+@final
+class _PromptCodec(TextCodec):
+    def __init__(
+        self,
+        tokenizer: HuggingFaceTokenizer,
+        layout: DecoderLayout,
+        separator: str,
+        template: str,
+    ) -> None:
+        super().__init__(layout, separator)
+
+        self._tokenizer = tokenizer
+        self._template = template
+
+    @override
+    def encode_source(self, source: str) -> EncodedText:
+        tokens = self._tokenizer.encode_prompt(self._template, source)
+
+        if len(tokens) < 2:
+            raise WarmupError(
+                f"The prompt {self._template!r} of the source {source!r} has only {len(tokens)} token; a decoder-only model needs two: set `dataset.prompt` to a template with more text."
+            )
+
+        return EncodedText(tokens[:-1], tokens[-1:])
+
+    @override
+    def encode_target(self, target: str) -> list[int]:
+        return [*self._tokenizer.encode(target), self.layout.eos_idx]
+
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens)
+
+
+def decode_tokens(decoder: TokenDecoder, tokens: Sequence[int]) -> str:
+    """Turns token indices into text; no tokens into empty text."""
+    if not tokens:
+        return ""
+
+    # On the CPU whatever the default device of the recipe is.
+    return decoder(torch.tensor(list(tokens), dtype=torch.int64, device="cpu"))

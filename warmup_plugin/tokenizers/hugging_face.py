@@ -1,0 +1,365 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from fairseq2.composition import register_tokenizer_family
+from fairseq2.data.tokenizers import (
+    TokenDecoder,
+    TokenEncoder,
+    Tokenizer,
+    VocabularyInfo,
+)
+from fairseq2.device import Device
+from fairseq2.error import NotSupportedError
+from fairseq2.runtime.dependency import DependencyContainer
+from torch import Tensor
+from typing_extensions import override
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.base import WarmupTokenizer
+
+HUGGING_FACE_FAMILY: Final = "hugging_face"
+
+# Reserved by their vocabularies and in no text that the models were trained on; the
+# first of them that a tokenizer has is its default separator.
+_SPARE_TOKENS: Final = (
+    "<|reserved_special_token_0|>",  # Llama 3
+    "<|vision_pad|>",  # Qwen 2.5 and 3: only their vision models read it
+)
+
+
+@dataclass(kw_only=True)
+class HuggingFaceTokenizerConfig:
+    """Configures a tokenizer of a decoder-only model."""
+
+    eos_token: str | None = None
+    """The token that ends an output; ``None`` for the one that the tokenizer names."""
+
+
+@final
+class HuggingFaceTokenizer(WarmupTokenizer):
+    """
+    Represents the tokenizer of a decoder-only model, as Hugging Face stores it.
+
+    Unlike fairseq2's own ``llama`` and ``qwen`` tokenizers it takes whatever the folder
+    says as BOS and EOS, counts added tokens into the vocabulary, and never turns text
+    that spells a special token into that token.
+    """
+
+    def __init__(self, tok: Any, eos_token: str | None = None) -> None:
+        """
+        :param tok: A fast tokenizer of transformers.
+
+        :raises WarmupError: If it has no EOS.
+        """
+        self._tok = tok
+
+        eos_token = eos_token or tok.eos_token
+
+        vocab: dict[str, int] = tok.get_vocab()
+
+        eos_idx = None if eos_token is None else vocab.get(eos_token)
+        if eos_idx is None:
+            raise WarmupError(
+                f"The tokenizer `{tok.name_or_path}` has no end-of-sequence token{'' if eos_token is None else f' `{eos_token}`'}; set `tokenizer.config_overrides.eos_token` to one of its special tokens."
+            )
+
+        self._specials = {
+            token.content: idx
+            for idx, token in tok.added_tokens_decoder.items()
+            if token.special
+        }
+
+        # Longest first, since one may begin with another.
+        spellings = sorted(self._specials, key=len, reverse=True)
+
+        self._special_pattern = re.compile("|".join(map(re.escape, spellings)) or r"$^")
+
+        self._vocab_info = VocabularyInfo(
+            max(vocab.values()) + 1,
+            tok.unk_token_id,
+            tok.bos_token_id,
+            eos_idx,
+            tok.pad_token_id,
+        )
+
+        self._prefix = self._find_prefix()
+
+    def _find_prefix(self) -> list[int]:
+        """Finds what the tokenizer puts before a text, which is BOS or nothing."""
+        indices: list[int] = self._tok.encode("", add_special_tokens=True)
+
+        return [idx for idx in indices if idx == self._tok.bos_token_id]
+
+    def encode(self, text: str) -> list[int]:
+        """Encodes text; what spells a special token stays text."""
+        indices: list[int] = self._tok.encode(
+            text, add_special_tokens=False, split_special_tokens=True
+        )
+
+        return indices
+
+    def encode_prompt(self, template: str, source: str) -> list[int]:
+        """
+        Encodes a prompt, BOS included.
+
+        :param template: May name special tokens, such as those of a chat, and holds
+            ``{source}`` once.
+        :param source: Text, which cannot become a special token.
+        """
+        head, tail = template.split("{source}")
+
+        prefix = self._prefix
+
+        # Between special tokens text is encoded in one piece, as those split it anyway.
+        pieces: list[str | int] = [""]
+
+        def add(part: str) -> None:
+            begin = 0
+
+            for match in self._special_pattern.finditer(part):
+                pieces[-1] = f"{pieces[-1]}{part[begin : match.start()]}"
+
+                pieces.extend([self._specials[match[0]], ""])
+
+                begin = match.end()
+
+            pieces[-1] = f"{pieces[-1]}{part[begin:]}"
+
+        add(head)
+
+        pieces[-1] = f"{pieces[-1]}{source}"
+
+        add(tail)
+
+        indices = list(prefix)
+
+        for piece in pieces:
+            if isinstance(piece, int):
+                # A template may begin with BOS itself.
+                if indices != prefix or [piece] != prefix:
+                    indices.append(piece)
+            elif piece:
+                indices.extend(self.encode(piece))
+
+        return indices
+
+    def decode(self, indices: Sequence[int]) -> str:
+        """Decodes text, leaving out special tokens."""
+        text: str = self._tok.decode(
+            list(indices), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+        return text
+
+    @override
+    def create_encoder(
+        self,
+        *,
+        task: str | None = None,
+        lang: str | None = None,
+        mode: str | None = None,
+        device: Device | None = None,
+        pin_memory: bool = False,
+    ) -> TokenEncoder:
+        """
+        Constructs a token encoder.
+
+        :param mode: 'prompt' for ``<bos> x``, 'prompt_response' or 'target' for
+            ``y <eos>``, 'as_is' for text alone. ``None`` means ``<bos> x <eos>``.
+        """
+        assert self._vocab_info.eos_idx is not None
+
+        suffix = [self._vocab_info.eos_idx]
+
+        match mode:
+            case None | "default":
+                return HuggingFaceTextEncoder(self, self._prefix, suffix, device)
+            case "prompt":
+                return HuggingFaceTextEncoder(self, self._prefix, [], device)
+            case "prompt_response" | "target":
+                return HuggingFaceTextEncoder(self, [], suffix, device)
+            case "as_is":
+                return HuggingFaceTextEncoder(self, [], [], device)
+            case _:
+                raise NotSupportedError(
+                    f"`mode` must be 'prompt', 'prompt_response', 'target' or 'as_is', but is '{mode}' instead."
+                )
+
+    @override
+    def create_raw_encoder(
+        self, *, device: Device | None = None, pin_memory: bool = False
+    ) -> TokenEncoder:
+        return HuggingFaceTextEncoder(self, [], [], device)
+
+    @override
+    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
+        """
+        Constructs a token decoder.
+
+        :param skip_special_tokens: Has no effect: they are always left out.
+        """
+        return HuggingFaceTextDecoder(self)
+
+    @override
+    def find_special(self, token: str) -> int | None:
+        return self._specials.get(token)
+
+    @property
+    @override
+    def special_indices(self) -> frozenset[int]:
+        return frozenset(self._specials.values())
+
+    @property
+    @override
+    def default_separator(self) -> str | None:
+        return next((t for t in _SPARE_TOKENS if t in self._specials), None)
+
+    @property
+    @override
+    def separators(self) -> tuple[str, ...]:
+        info = self._vocab_info
+
+        used = {info.unk_idx, info.bos_idx, info.eos_idx, info.pad_idx}
+
+        return tuple(t for t, idx in self._specials.items() if idx not in used)
+
+    @property
+    @override
+    def vocab_info(self) -> VocabularyInfo:
+        return self._vocab_info
+
+    @property
+    def tok(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tok
+
+
+@final
+class HuggingFaceTextEncoder(TokenEncoder):
+    """Encodes text between fixed tokens."""
+
+    def __init__(
+        self,
+        tokenizer: HuggingFaceTokenizer,
+        prefix: list[int],
+        suffix: list[int],
+        device: Device | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._prefix = prefix
+        self._suffix = suffix
+        self._device = device
+
+    @override
+    def __call__(self, text: str) -> Tensor:
+        indices = [*self._prefix, *self._tokenizer.encode(text), *self._suffix]
+
+        return torch.tensor(indices, dtype=torch.int64, device=self._device)
+
+    @override
+    def encode_as_tokens(self, text: str) -> list[str]:
+        tokens: list[str] = self._tokenizer.tok.convert_ids_to_tokens(
+            self(text).tolist()
+        )
+
+        return tokens
+
+    @property
+    @override
+    def prefix_indices(self) -> Tensor | None:
+        return self._to_tensor(self._prefix)
+
+    @property
+    @override
+    def suffix_indices(self) -> Tensor | None:
+        return self._to_tensor(self._suffix)
+
+    def _to_tensor(self, indices: list[int]) -> Tensor | None:
+        return torch.tensor(indices, device=self._device) if indices else None
+
+
+@final
+class HuggingFaceTextDecoder(TokenDecoder):
+    """Decodes text, leaving out special tokens."""
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @override
+    def __call__(self, token_indices: Tensor) -> str:
+        return self._tokenizer.decode(token_indices.tolist())
+
+    @override
+    def decode_from_tokens(self, tokens: Sequence[str]) -> str:
+        return self._tokenizer.decode(
+            self._tokenizer.tok.convert_tokens_to_ids(list(tokens))
+        )
+
+
+def load_hugging_face_tokenizer(
+    path: Path, config: HuggingFaceTokenizerConfig | None = None
+) -> HuggingFaceTokenizer:
+    """
+    Loads the tokenizer in a folder, ``tokenizer.json`` and what describes it.
+
+    :raises WarmupError: If there is none, it is broken, or it has no EOS.
+    """
+    folder = path if path.is_dir() else path.parent
+
+    if not folder.joinpath("tokenizer.json").is_file():
+        raise WarmupError(
+            f"The folder `{folder}` has no `tokenizer.json`; name the folder of a Hugging Face tokenizer, or save a fast tokenizer there with its `save_pretrained()`."
+        )
+
+    # Seconds, and only decoder-only models need it.
+    from transformers import AutoTokenizer
+
+    # The tokenizers library raises plain `Exception`.
+    try:
+        tok = AutoTokenizer.from_pretrained(
+            str(folder), use_fast=True, local_files_only=True
+        )
+    except Exception as ex:
+        reason = " ".join(str(ex).split())
+
+        raise WarmupError(
+            f"The tokenizer in `{folder}` cannot be read ({reason[:200]}); copy its files again."
+        ) from None
+
+    return HuggingFaceTokenizer(tok, config.eos_token if config else None)
+
+
+def register_hugging_face_family(container: DependencyContainer) -> None:
+    register_tokenizer_family(
+        container,
+        HUGGING_FACE_FAMILY,
+        HuggingFaceTokenizer,
+        HuggingFaceTokenizerConfig,
+        loader=load_hugging_face_tokenizer,
+    )
+
+
+def adapt_fairseq2_tokenizer(tokenizer: Tokenizer) -> HuggingFaceTokenizer | None:
+    """
+    Wraps what fairseq2's ``llama`` and ``qwen`` tokenizers have loaded.
+
+    :returns: ``None`` if it is another tokenizer.
+    """
+    from fairseq2.models.llama import LLaMAHuggingFaceTokenizer
+    from fairseq2.models.qwen import QwenTokenizer
+
+    if not isinstance(tokenizer, (LLaMAHuggingFaceTokenizer, QwenTokenizer)):
+        return None
+
+    # There is no public way to the tokenizer of transformers, whose special tokens
+    # are needed here.
+    return HuggingFaceTokenizer(tokenizer._model._tok, tokenizer._eos_token)

@@ -1,0 +1,124 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Final, final
+
+from fairseq2.data.tokenizers import (
+    TokenDecoder,
+    TokenEncoder,
+    Tokenizer,
+    VocabularyInfo,
+)
+from fairseq2.device import Device
+from fairseq2.models.nllb import NllbTokenizer
+from typing_extensions import override
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.base import WarmupTokenizer
+
+# NLLB begins its targets with EOS and its sources with the language, so BOS is spare.
+_SEPARATOR: Final = "<s>"
+
+_DATA_TOKENS: Final = ("<MINED_DATA>", "<MMT_BT_DATA>", "<SMT_BT_DATA>")
+
+
+@final
+class NllbWarmupTokenizer(WarmupTokenizer):
+    """fairseq2's NLLB tokenizer, of which the special tokens are known."""
+
+    def __init__(self, tokenizer: NllbTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+        # There is no public way to the languages and to the model.
+        self._langs = frozenset(tokenizer._langs)
+
+        model = tokenizer._model
+
+        names = [f"__{lang}__" for lang in self._langs]
+
+        names += ["<pad>", "<s>", "</s>", *_DATA_TOKENS]
+
+        self._specials = {name: model.token_to_index(name) for name in names}
+
+    @override
+    def create_encoder(
+        self,
+        *,
+        task: str | None = None,
+        lang: str | None = None,
+        mode: str | None = None,
+        device: Device | None = None,
+        pin_memory: bool = False,
+    ) -> TokenEncoder:
+        """
+        Constructs a token encoder; see fairseq2's ``NllbTokenizer``.
+
+        :raises WarmupError: If the language is not known.
+        """
+        if lang is not None and lang not in self._langs:
+            raise WarmupError(
+                f"`{lang}` is not a language of the NLLB tokenizer{self._suggest(lang)}; set `tokenizer.source_lang` and `tokenizer.target_lang` to codes such as `eng_Latn`."
+            )
+
+        return self._tokenizer.create_encoder(
+            task=task, lang=lang, mode=mode, device=device, pin_memory=pin_memory
+        )
+
+    def _suggest(self, lang: str) -> str:
+        langs = sorted(self._langs)
+
+        matches: Sequence[str] = [code for code in langs if code.startswith(lang)]
+
+        if not matches:
+            matches = get_close_matches(lang, langs, n=3)
+
+        if not matches:
+            return ""
+
+        return f", unlike {', '.join(f'`{code}`' for code in matches[:3])}"
+
+    @override
+    def create_raw_encoder(
+        self, *, device: Device | None = None, pin_memory: bool = False
+    ) -> TokenEncoder:
+        return self._tokenizer.create_raw_encoder(device=device, pin_memory=pin_memory)
+
+    @override
+    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
+        return self._tokenizer.create_decoder(skip_special_tokens=skip_special_tokens)
+
+    @override
+    def find_special(self, token: str) -> int | None:
+        return self._specials.get(token)
+
+    @property
+    @override
+    def special_indices(self) -> frozenset[int]:
+        return frozenset(self._specials.values())
+
+    @property
+    @override
+    def default_separator(self) -> str | None:
+        return _SEPARATOR
+
+    @property
+    @override
+    def separators(self) -> tuple[str, ...]:
+        return (_SEPARATOR, *_DATA_TOKENS)
+
+    @property
+    @override
+    def vocab_info(self) -> VocabularyInfo:
+        return self._tokenizer.vocab_info
+
+
+def adapt_nllb_tokenizer(tokenizer: Tokenizer) -> NllbWarmupTokenizer | None:
+    """Wraps fairseq2's NLLB tokenizer; ``None`` if it is another one."""
+    if isinstance(tokenizer, NllbTokenizer):
+        return NllbWarmupTokenizer(tokenizer)
+
+    return None
