@@ -28,6 +28,15 @@ TEXT: Final = [
     "Das Kind liest ein Buch. Größe über alles, 12 < 34 > 5_6 = 7.",
 ]
 
+LLAMA_ROPE_SCALING: Final = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+"""That of Llama 3.2."""
+
 SENTINELS: Final = [f"<extra_id_{i}>" for i in range(100)]
 
 LLAMA_SPECIALS: Final = [
@@ -151,9 +160,20 @@ def write_nllb_tokenizer(folder: Path, texts: Iterable[str] = TEXT) -> int:
 
     (folder / "sentencepiece.bpe.model").write_bytes(model)
 
+    num_pieces = count_pieces(model)
+
+    # `<mask>` comes behind the languages; transformers itself would put it before them.
+    added = dict(enumerate(["<s>", "<pad>", "</s>", "<unk>"]))
+
+    added.update(enumerate([*NLLB_LANGS, "<mask>"], start=num_pieces + 1))
+
     write_json(
         folder / "tokenizer_config.json",
         {
+            "added_tokens_decoder": {
+                str(idx): {"content": token, "special": True}
+                for idx, token in added.items()
+            },
             "tokenizer_class": "NllbTokenizer",
             "additional_special_tokens": NLLB_LANGS,
             "src_lang": "eng_Latn",
@@ -168,7 +188,7 @@ def write_nllb_tokenizer(folder: Path, texts: Iterable[str] = TEXT) -> int:
     )
 
     # PAD, the pieces, languages, and three rows behind them.
-    return 1 + count_pieces(model) + len(NLLB_LANGS) + 3
+    return 1 + num_pieces + len(NLLB_LANGS) + 3
 
 
 def write_llama_tokenizer(folder: Path, texts: Iterable[str] = TEXT) -> int:
@@ -238,6 +258,7 @@ def _write_bpe_tokenizer(
         eos_token=eos_token,
         pad_token=pad_token,
         clean_up_tokenization_spaces=True,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
     fast.save_pretrained(str(folder))
@@ -312,7 +333,7 @@ def write_nllb_model(folder: Path, texts: Iterable[str] = TEXT, **options: Any) 
 
 
 def write_llama_model(folder: Path, texts: Iterable[str] = TEXT, **options: Any) -> Any:
-    """Writes a Llama 3.2 with its tokenizer, and returns the model."""
+    """Writes a Llama 3 with its tokenizer, and returns the model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     vocab_size = write_llama_tokenizer(folder, texts)
@@ -326,16 +347,9 @@ def write_llama_model(folder: Path, texts: Iterable[str] = TEXT, **options: Any)
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=131_072,
         rms_norm_eps=1e-5,
         rope_theta=500_000.0,
-        rope_scaling={
-            "factor": 32.0,
-            "high_freq_factor": 4.0,
-            "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 64,
-            "rope_type": "llama3",
-        },
         bos_token_id=specials["<|begin_of_text|>"],
         eos_token_id=specials["<|end_of_text|>"],
         **{"tie_word_embeddings": True, **options},

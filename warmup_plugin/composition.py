@@ -17,6 +17,7 @@ from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.training import register_metric_descriptors
+from warmup_plugin.models.hugging_face.table import register_hugging_face_converters
 from warmup_plugin.models.presets import register_presets
 from warmup_plugin.models.t5 import register_t5_family
 from warmup_plugin.models.t5.tokenizer import register_t5_tokenizer_family
@@ -48,6 +49,8 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     register_presets(container)
 
     register_t5_family(container)
+
+    register_hugging_face_converters(container)
 
     _register_objectives(container)
 

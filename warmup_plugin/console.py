@@ -38,6 +38,8 @@ _NOISE: Final = re.compile(
     r"Recipe configuration cannot be structured\.|Value cannot be structured to `.*`\."
 )
 
+_MAX_MESSAGE_LEN: Final = 400
+
 # Of torcheval, for every metric that had nothing to count.
 _POINTLESS: Final = "No calls to update() have been made"
 
@@ -150,11 +152,21 @@ def describe_causes(ex: BaseException) -> str:
         text = " ".join(str(cause).split())
 
         if text and text not in messages and not _NOISE.fullmatch(text):
-            messages.append(text)
+            messages.append(_shorten(text))
 
         cause = cause.__cause__
 
     return " ".join(m if m.endswith((".", "!")) else f"{m}." for m in messages)
+
+
+def _shorten(text: str) -> str:
+    """Keeps the first sentences of a message that lists every weight of a model."""
+    if len(text) <= _MAX_MESSAGE_LEN:
+        return text
+
+    kept = text[:_MAX_MESSAGE_LEN].rpartition(". ")[0] or text[:_MAX_MESSAGE_LEN]
+
+    return f"{kept.rstrip('.')}, and so on."
 
 
 def install_log_filter() -> None:

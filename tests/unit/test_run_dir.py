@@ -17,6 +17,7 @@ from warmup_plugin.run_dir import (
     RunDir,
     collect_versions,
     flatten_config,
+    is_same_tokenizer,
     load_yaml,
     write_text_atomically,
 )
@@ -36,7 +37,9 @@ def run_dir(tmp_path: Path) -> RunDir:
     """A run with the scores 10, 30, 30, none at the steps 2, 4, 6, 8."""
     run_dir = RunDir(tmp_path / "run")
 
-    dump(run_dir.run_file, {**CONFIG, "tokenizer": {"path": "x"}})
+    tokenizer = {"path": "x", "family": "warmup_spm", "config_overrides": None}
+
+    dump(run_dir.run_file, {**CONFIG, "tokenizer": tokenizer})
     dump(run_dir.command_file, CONFIG)
 
     for step, score in ((2, "10.0"), (4, "30.0"), (6, "30.0"), (8, None)):
@@ -225,6 +228,22 @@ class TestWriteCard:
         assert last["name"] == "run_last"
         assert last["checkpoint"] == "./checkpoints/step_8/model"
 
+    def test_call_describes_tokenizer_of_run(self, run_dir: RunDir) -> None:
+        tokenizer = {"family": "nllb", "config_overrides": {"langs": ["eng_Latn"]}}
+
+        dump(run_dir.run_file, {**CONFIG, "tokenizer": tokenizer})
+
+        run_dir.tokenizer_folder.mkdir()
+
+        run_dir.write_card(name="mine")
+
+        best, _ = YAML(typ="safe", pure=True).load_all(run_dir.card_file.read_text())
+
+        assert best["name"] == "mine"
+        assert best["tokenizer"] == "./tokenizer"
+        assert best["tokenizer_family"] == "nllb"
+        assert best["tokenizer_config_overrides"] == {"langs": ["eng_Latn"]}
+
     def test_call_leaves_out_tokenizer_that_is_not_in_run(
         self, run_dir: RunDir
     ) -> None:
@@ -279,6 +298,39 @@ class TestAdoptTokenizer:
         run_dir.adopt_tokenizer(run_dir.tokenizer_file)
 
         assert [f.name for f in run_dir.path.iterdir()] == ["tokenizer.model"]
+
+    def test_call_copies_files_of_tokenizer_from_folder(self, tmp_path: Path) -> None:
+        run_dir = RunDir(tmp_path / "run")
+
+        source = tmp_path / "model"
+
+        source.mkdir()
+
+        for name in ("tokenizer.json", "spiece.model", "model.safetensors"):
+            (source / name).write_text(name)
+
+        assert run_dir.tokenizer_path is None
+
+        for _ in range(2):
+            run_dir.adopt_tokenizer(source)
+
+        # Neither the weights nor what a crash may leave.
+        assert sorted(f.name for f in run_dir.tokenizer_folder.iterdir()) == [
+            "spiece.model",
+            "tokenizer.json",
+        ]
+
+        assert [f.name for f in run_dir.path.iterdir()] == ["tokenizer"]
+
+        assert run_dir.tokenizer_path == run_dir.tokenizer_folder
+
+        run_dir.adopt_tokenizer(run_dir.tokenizer_folder)
+
+        assert is_same_tokenizer(run_dir.tokenizer_folder, source)
+
+        (source / "tokenizer.json").write_text("other")
+
+        assert not is_same_tokenizer(run_dir.tokenizer_folder, source)
 
 
 class TestVersions:

@@ -15,29 +15,13 @@ from pathlib import Path
 import torch
 from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
-from fairseq2.models.family import ModelFamily
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.structured import StructureError, ValueConverter
 from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.models.families import find_family
 from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
-
-
-def find_family(name: str) -> ModelFamily:
-    """
-    Returns a fairseq2 model family.
-
-    :raises WarmupError: If it is not registered.
-    """
-    family = get_dependency_resolver().maybe_resolve(ModelFamily, key=name)
-
-    if family is None:
-        raise WarmupError(
-            f"`{name}` is not a known model family; install the package that registers it, or check `python -m warmup_plugin doctor`."
-        )
-
-    return family
 
 
 def load_model_config(run_dir: RunDir) -> tuple[str, object]:

@@ -4,32 +4,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
-
-from fairseq2.data.tokenizers import Tokenizer
-from fairseq2.data.tokenizers.family import TokenizerFamily
-from fairseq2.device import CPU
-from fairseq2.gang import create_fake_gangs
-from fairseq2.models.transformer_lm import TransformerLM
-from fairseq2.runtime.dependency import get_dependency_resolver
-from fairseq2.utils.structured import StructureError, ValueConverter
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.checkpoints import (
     complete_tied,
-    find_family,
     load_model_config,
     load_weights,
     new_folder,
 )
 from warmup_plugin.interop.hub_tokenizer import write_hub_tokenizer
 from warmup_plugin.interop.model_card import ModelCard, write_model_card
+from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.hugging_face.table import get_format
 from warmup_plugin.models.hugging_face.weights import write_model
+from warmup_plugin.recipes.common import get_codec_options
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
+from warmup_plugin.tokenizers.loading import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
 
     hg_format = get_format(family_name)
 
-    reads_prompts = issubclass(find_family(family_name).kls, TransformerLM)
+    is_decoder_only = reads_prompts(find_family(family_name))
 
     tokenizer_path = run_dir.tokenizer_path
 
@@ -76,7 +70,9 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
     options = _get_codec_options(run_config)
 
     codec = create_codec(
-        _load_tokenizer(section, tokenizer_path), options, reads_prompts=reads_prompts
+        load_tokenizer(tokenizer_path, section["family"], section["config_overrides"]),
+        options,
+        reads_prompts=is_decoder_only,
     )
 
     has_warmup = run_config["criterion"]["name"] != "sft"
@@ -101,18 +97,21 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
 
         layout = codec.layout
 
-        prefix = [to_hub_idx(idx) for idx in _get_prefix(codec, reads_prompts)]
+        prefix = [to_hub_idx(idx) for idx in _get_prefix(codec, is_decoder_only)]
 
-        tokens: dict[str, object] = {
-            "eos_token_id": to_hub_idx(layout.eos_idx),
-            "pad_token_id": to_hub_idx(layout.pad_idx),
-        }
+        pad_idx = to_hub_idx(layout.pad_idx)
 
+        tokens: dict[str, object] = {"eos_token_id": to_hub_idx(layout.eos_idx)}
+
+        # A decoder-only model may have no PAD, and what pads its batches is no part of
+        # it.
         if prefix:
+            tokens["pad_token_id"] = pad_idx
             tokens["decoder_start_token_id"] = prefix[0]
 
         generation: dict[str, object] = {
             **tokens,
+            "pad_token_id": pad_idx,
             "suppress_tokens": _list_suppressed(codec, prefix, config, to_hub_idx),
             "max_new_tokens": run_config["dataset"]["max_target_len"]
             + (run_config["warmup"]["max_warmup_len"] + 1 if has_warmup else 0),
@@ -135,7 +134,7 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
             ModelCard(
                 name=out.name,
                 arch=arch,
-                is_decoder_only=reads_prompts,
+                is_decoder_only=is_decoder_only,
                 separator=codec.separator if has_warmup else None,
                 separator_idx=to_hub_idx(layout.separator_idx),
                 prompt=run_config["dataset"]["prompt"],
@@ -152,44 +151,29 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
 
 
 def _get_codec_options(run_config: dict[str, Any]) -> CodecOptions:
-    tokenizer, dataset = run_config["tokenizer"], run_config["dataset"]
+    options = get_codec_options(run_config["tokenizer"], run_config["dataset"])
 
-    return CodecOptions(
-        source_lang=tokenizer["source_lang"] or dataset["source_lang"],
-        target_lang=tokenizer["target_lang"] or dataset["target_lang"],
-        prompt=dataset["prompt"],
-        separator=tokenizer["separator"],
+    overrides = run_config["tokenizer"]["config_overrides"] or {}
+
+    langs = overrides.get("langs")
+
+    if langs is None:
+        return options
+
+    def choose(lang: str | None) -> str:
+        # A model that was imported and not trained yet has no languages of its own.
+        return str(lang if lang in langs else overrides["default_lang"])
+
+    return replace(
+        options,
+        source_lang=choose(options.source_lang),
+        target_lang=choose(options.target_lang),
     )
 
 
-def _load_tokenizer(section: dict[str, Any], path: Path) -> Tokenizer:
-    """Loads the tokenizer of a run as fairseq2 does when it trains."""
-    resolver = get_dependency_resolver()
-
-    name = section["family"]
-
-    family = resolver.maybe_resolve(TokenizerFamily, key=name)
-
-    if family is None:
-        raise WarmupError(
-            f"`{name}` is not a known tokenizer family; install the package that registers it."
-        )
-
-    try:
-        config = resolver.resolve(ValueConverter).structure(
-            section["config_overrides"] or {}, family.config_kls
-        )
-    except StructureError:
-        raise WarmupError(
-            f"`tokenizer.config_overrides` of the run do not fit the family `{name}`; restore its `run.yaml`."
-        ) from None
-
-    return family.load_custom_tokenizer(path, config, create_fake_gangs(CPU))
-
-
-def _get_prefix(codec: TextCodec, reads_prompts: bool) -> list[int]:
+def _get_prefix(codec: TextCodec, is_decoder_only: bool) -> list[int]:
     """Returns what every decoder sequence begins with; nothing behind a prompt."""
-    return [] if reads_prompts else codec.encode_source("").prefix
+    return [] if is_decoder_only else codec.encode_source("").prefix
 
 
 def _list_suppressed(

@@ -104,14 +104,21 @@ def _write_nllb(
 ) -> None:
     from transformers import NllbTokenizerFast
 
-    tokenizer = NllbTokenizerFast(
-        vocab_file=str(path),
+    langs = list(overrides["langs"])
+
+    # Without PAD, so that unknown, BOS and EOS are the first three pieces.
+    tokenizer = _convert_spm(path, ["<s>", "<pad>", "</s>", "<unk>"], num_replaced=3)
+
+    # As in the public checkpoints; transformers itself would put `<mask>` first.
+    tokenizer.add_special_tokens([*langs, "<mask>"])
+
+    # It puts the language of its sources before a text, and that of their translations.
+    NllbTokenizerFast(
+        tokenizer_object=tokenizer,
         src_lang=source_lang,
         tgt_lang=target_lang,
-        additional_special_tokens=list(overrides["langs"]),
-    )
-
-    tokenizer.save_pretrained(str(folder))
+        additional_special_tokens=langs,
+    ).save_pretrained(str(folder))
 
     shutil.copyfile(path, folder / "sentencepiece.bpe.model")
 
@@ -123,6 +130,33 @@ def _write_spm(path: Path, folder: Path) -> None:
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
+
+    tokenizer = _convert_spm(path, ["<s>", "<pad>", "</s>", "<unk>"], num_replaced=4)
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>",
+        pair="$A $B </s>",
+        special_tokens=[("</s>", tokenizer.token_to_id("</s>"))],
+    )
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(str(folder))
+
+
+def _convert_spm(path: Path, first_tokens: list[str], *, num_replaced: int) -> Any:
+    """
+    Turns a SentencePiece model into a fast tokenizer.
+
+    :param first_tokens: What the vocabulary begins with, instead of the first
+        ``num_replaced`` pieces of the model.
+    """
     from transformers.convert_slow_tokenizer import SpmConverter
 
     class Slow:
@@ -134,33 +168,11 @@ def _write_spm(path: Path, folder: Path) -> None:
 
     class Converter(SpmConverter):  # type: ignore[misc]
         def vocab(self, proto: Any) -> list[tuple[str, float]]:
-            pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+            pieces = [(p.piece, p.score) for p in proto.pieces[num_replaced:]]
 
-            ordered = list(pieces)
-
-            for idx, piece in enumerate(pieces):
-                ordered[to_hg_token_idx(idx)] = piece
-
-            return ordered
+            return [(token, 0.0) for token in first_tokens] + pieces
 
         def unk_id(self, proto: Any) -> int:
-            return to_hg_token_idx(proto.trainer_spec.unk_id)
+            return first_tokens.index("<unk>")
 
-    tokenizer = Converter(Slow()).converted()
-
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>",
-        pair="$A $B </s>",
-        special_tokens=[("</s>", tokenizer.token_to_id("</s>"))],
-    )
-
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        clean_up_tokenization_spaces=False,
-    )
-
-    fast.save_pretrained(str(folder))
+    return Converter(Slow()).converted()

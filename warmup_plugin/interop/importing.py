@@ -213,7 +213,8 @@ def _read_tokenizer(
     elif family == "nllb":
         path = folder / "sentencepiece.bpe.model"
 
-        langs = _read_nllb_langs(folder)
+        # PAD is before the pieces.
+        langs = _read_nllb_langs(folder, 1 + _count_pieces(path))
 
         tokenizer = _load_nllb(path, langs)
 
@@ -242,46 +243,94 @@ def _read_tokenizer(
     )
 
 
-def _load_nllb(path: Path, langs: list[str]) -> Any:
+def _count_pieces(path: Path) -> int:
+    from sentencepiece import SentencePieceProcessor
+
     if not path.is_file():
         raise WarmupError(
             f"`{path}` is missing; copy the tokenizer of the NLLB checkpoint into the folder."
         )
 
-    config = NllbTokenizerConfig(langs=langs, default_lang=langs[0])
-
-    # fairseq2's C++ reader says no more.
     try:
-        return load_nllb_tokenizer(path, config)
-    except RuntimeError:
+        processor = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError):
+        processor = None
+
+    # NLLB has no PAD in the model, so that unknown comes first.
+    if processor is None or processor.pad_id() >= 0 or processor.unk_id() != 0:
         raise WarmupError(
-            f"`{path}` is not a SentencePiece model without PAD, as that of NLLB is; copy it again."
-        ) from None
+            f"`{path}` is not the SentencePiece model of an NLLB; copy it again."
+        )
+
+    num_pieces: int = processor.vocab_size()
+
+    return num_pieces
 
 
-def _read_nllb_langs(folder: Path) -> list[str]:
-    """Reads the languages in the order of their tokens; those of NLLB-200 if unsaid."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        file = folder / name
+def _load_nllb(path: Path, langs: list[str]) -> Any:
+    return load_nllb_tokenizer(
+        path, NllbTokenizerConfig(langs=langs, default_lang=langs[0])
+    )
 
-        if not file.is_file():
-            continue
 
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise WarmupError(
-                f"`{file}` cannot be read as JSON; copy the tokenizer of the checkpoint again."
-            ) from None
+def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
+    """
+    Reads the languages in the order of their tokens; those of NLLB-200 if unsaid.
 
-        tokens = content.get("additional_special_tokens")
+    :param num_pieces: The number of tokens before them.
 
-        if isinstance(tokens, list) and tokens:
-            return [_get_content(token) for token in tokens]
-
+    :raises WarmupError: If they do not follow each other there.
+    """
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
-    return list(FAIRSEQ_LANGUAGE_CODES)
+    settings = _read_settings(folder / "tokenizer_config.json")
+
+    names = settings.get("additional_special_tokens")
+
+    if isinstance(names, list) and names:
+        langs = [_get_content(name) for name in names]
+    else:
+        langs = list(FAIRSEQ_LANGUAGE_CODES)
+
+    indices: dict[str, int] = {}
+
+    added = settings.get("added_tokens_decoder")
+
+    if isinstance(added, dict):
+        indices = {_get_content(token): int(idx) for idx, token in added.items()}
+
+    added = _read_settings(folder / "tokenizer.json").get("added_tokens")
+
+    if isinstance(added, list):
+        indices = {_get_content(token): int(token["id"]) for token in added}
+
+    langs = sorted(langs, key=lambda lang: indices.get(lang, 0))
+
+    for idx, lang in enumerate(langs, start=num_pieces):
+        if indices.get(lang, idx) != idx:
+            raise WarmupError(
+                f"The tokenizer in `{folder}` has the language `{lang}` at {indices[lang]}, where {idx} is expected behind the pieces and the other languages; take the tokenizer files of the public checkpoint."
+            )
+
+    return langs
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Reads a JSON file of a tokenizer; nothing if it is missing."""
+    if not file.is_file():
+        return {}
+
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+
+    if not isinstance(content, dict):
+        raise WarmupError(
+            f"`{file}` cannot be read as JSON; copy the tokenizer of the checkpoint again."
+        )
+
+    return content
 
 
 def _get_content(token: object) -> str:

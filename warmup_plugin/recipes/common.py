@@ -8,22 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, cast
 
 import torch
 from fairseq2.assets import AssetStore
 from fairseq2.assets.store import AssetNotFoundError
 from fairseq2.logging import log
-from fairseq2.models.family import ModelFamily
-from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.cli import main as fairseq2_main
 from fairseq2.recipe.config import ModelSection, TokenizerSection
-from fairseq2.runtime.dependency import DependencyLookup
 from fairseq2.utils.validation import ValidationResult
 from ruamel.yaml import YAML
 from torch.nn import Module
@@ -33,10 +30,10 @@ from warmup_plugin.console import hide_start_warning, install_log_filter
 from warmup_plugin.data.text_pairs import TextPairsConfig
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.conditional import ConditionalModel
+from warmup_plugin.models.families import find_family, reads_prompts
+from warmup_plugin.models.t5 import T5Decoder
 from warmup_plugin.presets import find_preset, list_presets
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
-
-_FAMILIES: Final = ("t5", "nllb", "llama", "qwen")
 
 
 @dataclass(kw_only=True)
@@ -99,14 +96,26 @@ def create_run_codec(
 
     :raises WarmupError: As of :func:`create_codec`.
     """
-    options = CodecOptions(
-        source_lang=tokenizer_section.source_lang or dataset_section.source_lang,
-        target_lang=tokenizer_section.target_lang or dataset_section.target_lang,
-        prompt=dataset_section.prompt,
-        separator=tokenizer_section.separator,
-    )
+    options = get_codec_options(asdict(tokenizer_section), asdict(dataset_section))
 
     return create_codec(context.get_tokenizer(), options, reads_prompts=reads_prompts)
+
+
+def get_codec_options(
+    tokenizer: Mapping[str, Any], dataset: Mapping[str, Any]
+) -> CodecOptions:
+    """
+    Returns what a codec needs to know of a config.
+
+    :param tokenizer: The section ``tokenizer``.
+    :param dataset: The section ``dataset``.
+    """
+    return CodecOptions(
+        source_lang=tokenizer["source_lang"] or dataset["source_lang"],
+        target_lang=tokenizer["target_lang"] or dataset["target_lang"],
+        prompt=dataset["prompt"],
+        separator=tokenizer["separator"],
+    )
 
 
 def is_decoder_only(context: RecipeContext, section: ModelSection) -> bool:
@@ -129,26 +138,13 @@ def is_decoder_only(context: RecipeContext, section: ModelSection) -> bool:
 
         name = None if field is None else field.as_(str)
 
-    if name is None:
-        raise WarmupError("No model is given; set `model.family` or `model.name`.")
-
-    families = DependencyLookup(context.resolver, ModelFamily)
-
-    family = families.maybe_get(name)
-    if family is None:
-        raise WarmupError(
-            f"`model.family` is `{name}`, which is not a known model family; use {', '.join(f'`{n}`' for n in _FAMILIES)} or another one of fairseq2."
-        )
-
-    return issubclass(family.kls, TransformerLM)
+    return reads_prompts(find_family(name, context.resolver))
 
 
 def refuse_float16(model: Module, dtype: torch.dtype) -> None:
     """
     :raises WarmupError: If the model is a T5, whose hidden states overflow in fp16.
     """
-    from warmup_plugin.models.t5 import T5Decoder
-
     if dtype != torch.float16 or not isinstance(
         getattr(model, "decoder", None), T5Decoder
     ):

@@ -15,15 +15,18 @@ from typing import Any, cast
 from fairseq2.recipe.base import Recipe
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
-from warmup_plugin.recipes.common import dump_config, get_rank
+from warmup_plugin.recipes.common import dump_config, get_codec_options, get_rank
 from warmup_plugin.run_dir import (
     RunDir,
     dump_yaml,
     is_same_tokenizer,
     write_text_atomically,
 )
+from warmup_plugin.tokenizers.codec import create_codec
 from warmup_plugin.tokenizers.hugging_face import HUGGING_FACE_FAMILY
+from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY, load_warmup_spm
 
 
@@ -238,6 +241,9 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         # A new model fits its tokenizer.
         complete_model["config_overrides"] = {**fitting, **overrides}
 
+    if tokenizer_path is not None and model_section["name"] is None:
+        _check_codec(config, complete_model, complete_tokenizer, tokenizer_path)
+
     reference_model = config["reference_model"]
 
     needs_reference = (
@@ -262,6 +268,24 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         "reference_model": reference_model,
         "dataset": _complete_dataset(config),
     }
+
+
+def _check_codec(
+    config: dict[str, object],
+    model: dict[str, Any],
+    tokenizer: dict[str, Any],
+    path: Path,
+) -> None:
+    """
+    Checks before anything is written that the tokenizer serves the model.
+
+    :raises WarmupError: If it does not, or lacks the separator or a language.
+    """
+    create_codec(
+        load_tokenizer(path, tokenizer["family"], tokenizer["config_overrides"]),
+        get_codec_options(tokenizer, _get_section(config, "dataset")),
+        reads_prompts=reads_prompts(find_family(model["family"])),
+    )
 
 
 def _complete_dataset(config: dict[str, object]) -> dict[str, Any]:

@@ -13,12 +13,15 @@ from fairseq2.models.transformer import TransformerModel
 from torch import Tensor
 
 from tests.common import (
+    CREATE_MODEL,
     PAD_IDX,
     VOCAB_SIZE,
+    Model,
     assert_close,
     create_source,
     create_tiny_model,
     device,
+    forward_alone,
     get_last_layer_norm,
     pad_rows,
 )
@@ -119,6 +122,73 @@ class TestSftCriterion:
             criterion.compute_loss(
                 create_batch(), create_metric_bag(criterion), step_nr=1
             )
+
+
+class TestDecoderOnly:
+    """Only the target behind a prompt counts, whatever the other prompts' lengths."""
+
+    # Of different lengths, as the prompts of ``SOURCES`` are not all.
+    PROMPTS = [[5, 6, 7, 7], [6]]
+
+    @staticmethod
+    def sum_losses(model: Model, label_smoothing: float) -> Tensor:
+        """Sums what fairseq2's forward says of each pair alone."""
+        losses = []
+
+        for prompt, target in zip(TestDecoderOnly.PROMPTS, TARGETS):
+            logits = forward_alone(model, prompt, target[:-1])
+
+            loss = F.cross_entropy(
+                logits,
+                torch.tensor(target[1:], device=device),
+                reduction="sum",
+                label_smoothing=label_smoothing * VOCAB_SIZE / (VOCAB_SIZE - 1),
+            )
+
+            losses.append(loss)
+
+        return torch.stack(losses).sum()
+
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("kind", ["llama", "qwen"])
+    def test_compute_loss_equals_cross_entropy_of_targets(
+        self, kind: str, label_smoothing: float
+    ) -> None:
+        model = CREATE_MODEL[kind]()
+
+        expected = self.sum_losses(model, label_smoothing)
+
+        expected_grads = differentiate(model, expected)
+
+        criterion = create_criterion(
+            model, create_sft_criterion, label_smoothing=label_smoothing
+        )
+
+        metric_bag = create_metric_bag(criterion)
+
+        loss = criterion.compute_loss(create_batch(self.PROMPTS), metric_bag, step_nr=1)
+
+        assert_close(loss, expected)
+
+        assert_close(differentiate(model, loss), expected_grads, rtol=1e-4, atol=1e-5)
+
+        assert get_metric(metric_bag, "nll_loss") == pytest.approx(
+            float(expected.detach()) / 6
+        )
+
+    def test_evaluate_does_not_smooth(self) -> None:
+        model = CREATE_MODEL["llama"]()
+
+        expected = float(self.sum_losses(model, 0.0).detach())
+
+        criterion = create_criterion(model, create_sft_criterion, label_smoothing=0.3)
+
+        metric_bag = create_metric_bag(criterion)
+
+        with torch.inference_mode(), evaluation_mode(model):
+            assert criterion.evaluate(create_batch(self.PROMPTS), metric_bag, shown=[0]) == []  # fmt: skip
+
+        assert get_metric(metric_bag, "nll_loss") == pytest.approx(expected / 6)
 
 
 class TestUpdateLoss:

@@ -28,9 +28,7 @@ class TestTokenizePairs:
     def test_call_encodes_pairs(self, tmp_path: Path) -> None:
         pairs = make_pairs(tmp_path, [("a bb", "ccc"), ("d", "e f")])
 
-        corpus = tokenize_pairs(
-            pairs, WordCodec(), max_source_len=4, max_target_len=4
-        )
+        corpus = tokenize_pairs(pairs, WordCodec(), max_source_len=4, max_target_len=4)
 
         assert corpus.sources[0].tolist() == [11, 12, 3]
         assert corpus.targets[0].tolist() == [2, 13, 3]
@@ -104,9 +102,7 @@ class TestTokenizePairs:
 
         pairs = read_split(TextPairsConfig(path=tmp_path), "train")
 
-        corpus = tokenize_pairs(
-            pairs, WordCodec(), max_source_len=3, max_target_len=3
-        )
+        corpus = tokenize_pairs(pairs, WordCodec(), max_source_len=3, max_target_len=3)
 
         assert corpus.indices.tolist() == [0, 2]
         assert corpus.report.num_empty == 1

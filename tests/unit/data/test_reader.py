@@ -27,9 +27,7 @@ class TestTextPairReader:
     def test_next_collates(self, tmp_path: Path) -> None:
         pairs = make_pairs(tmp_path, [("", "x"), ("a bb", "ccc"), ("d", "e f g")])
 
-        corpus = tokenize_pairs(
-            pairs, WordCodec(), max_source_len=9, max_target_len=9
-        )
+        corpus = tokenize_pairs(pairs, WordCodec(), max_source_len=9, max_target_len=9)
 
         reader = make_reader(corpus, shuffle=False)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.nn import Module
@@ -518,7 +519,7 @@ class TestBeamSearch:
                 if max_warmup_len is not None:
                     num_tokens += 1
 
-                if kind != "transformer":
+                if isinstance(model, TransformerLM):
                     num_tokens += len(source)
 
                 assert num_tokens <= 12

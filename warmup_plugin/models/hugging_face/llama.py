@@ -144,6 +144,8 @@ class LlamaHuggingFaceFormat(HuggingFaceFormat):
                 "low_freq_factor": float(low_freq_factor),
                 "high_freq_factor": float(high_freq_factor),
                 "original_max_position_embeddings": scale.original_context_length,
+                # Where transformers 5 has it, and CTranslate2 looks for it.
+                "rope_theta": float(config.rope_theta),
             }
 
         data: dict[str, object] = {

@@ -45,6 +45,12 @@ def register_t5_family(container: DependencyContainer) -> None:
 
 def compile_t5(model: TransformerModel, *args: Any, **kwargs: Any) -> None:
     """Compiles the layers in place, as fairseq2 does for decoder-only models."""
+    # Sources and rows are of other sizes at each step. With variants for the first sizes
+    # and for all others, of self-attention and of attention to the source, PyTorch would
+    # reach its limit and go on without compiling.
+    if kwargs.get("dynamic") is None:
+        kwargs["dynamic"] = True
+
     for stack in (model.encoder, model.decoder):
         for layer in stack.layers:
             layer.compile(*args, **kwargs)

@@ -92,7 +92,14 @@ class TestLlamaHuggingFaceFormat:
     def test_to_hg_config_describes_published_model(self) -> None:
         hg_config = LlamaHuggingFaceFormat().to_hg_config(get_arch("llama3_2_1b"))
 
-        assert {**LLAMA_3_2_1B, "pad_token_id": 128_004} == hg_config.data
+        scaling: Any = LLAMA_3_2_1B["rope_scaling"]
+
+        assert hg_config.data == {
+            **LLAMA_3_2_1B,
+            "pad_token_id": 128_004,
+            # Twice, for the readers that look for it here.
+            "rope_scaling": {**scaling, "rope_theta": 500000.0},
+        }
 
         assert hg_config.kls_name == "LlamaConfig"
 
@@ -362,7 +369,6 @@ class TestLlamaHuggingFaceFormat:
 
         settings = {
             "hidden_size": 32,
-            "num_key_value_heads": 4,
             "max_position_embeddings": 64,
         }
 

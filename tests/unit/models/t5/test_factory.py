@@ -350,12 +350,13 @@ class TestTraining:
 
         assert_close_gradients(gradients, expected)
 
-    @each_config
-    def test_compiled_layers_have_same_gradients(self, name: str) -> None:
-        model, compiled = (create_random_model(CONFIGS[name]) for _ in range(2))
+    def test_compiled_layers_have_same_gradients(self) -> None:
+        config = create_config(num_encoder_layers=1, num_decoder_layers=1)
+
+        model, compiled = (create_random_model(config) for _ in range(2))
 
         # What is left out is the translation to machine code, which takes minutes.
-        compile_t5(compiled, backend="aot_eager")
+        compile_t5(compiled, backend="eager")
 
         assert all(is_compiled(layer) for layer in compiled.encoder.layers)
         assert all(is_compiled(layer) for layer in compiled.decoder.layers)

@@ -1,0 +1,285 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import ctranslate2
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from tests.common import assert_close
+from tests.hub_files import LLAMA_ROPE_SCALING, WRITE_MODEL
+from tests.tiny_runs import tiny_options, to_args
+from tests.unit.interop.conftest import Case
+from warmup_plugin.__main__ import main as plugin_main
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.interop.exporting import export_run
+from warmup_plugin.interop.importing import import_model
+from warmup_plugin.recipes import generate
+from warmup_plugin.recipes.train import main
+from warmup_plugin.run_dir import RunDir
+from warmup_plugin.tokenizers.spm import load_warmup_spm
+
+
+class TestExportRun:
+    def test_import_comes_back_as_it_was(self, case: Case, tmp_path: Path) -> None:
+        export_run(RunDir(case.imported), tmp_path / "out", checkpoint="last")
+
+        kls = AutoModelForCausalLM if case.is_decoder_only else AutoModelForSeq2SeqLM
+
+        before = kls.from_pretrained(str(case.hub_folder)).state_dict()
+        after = kls.from_pretrained(str(tmp_path / "out")).state_dict()
+
+        assert before.keys() == after.keys()
+
+        for name in before:
+            assert torch.equal(before[name], after[name]), name
+
+        text = "ta rusuko <extra_id_0> so"
+
+        assert AutoTokenizer.from_pretrained(str(tmp_path / "out"))(text).input_ids == (
+            AutoTokenizer.from_pretrained(str(case.hub_folder))(text).input_ids
+        )
+
+    def test_export_is_imported_again(self, case: Case, tmp_path: Path) -> None:
+        export_run(RunDir(case.imported), tmp_path / "out", checkpoint="last")
+
+        model = import_model(str(tmp_path / "out"), tmp_path / "again")
+
+        assert model.family == {"mt5": "t5"}.get(case.kind, case.kind)
+
+        first = (case.imported / "checkpoints" / "model.yaml").read_text()
+
+        assert (tmp_path / "again" / "checkpoints" / "model.yaml").read_text() == first
+
+    def test_rows_without_token_are_suppressed(
+        self, case: Case, tmp_path: Path
+    ) -> None:
+        export_run(RunDir(case.imported), tmp_path / "out", checkpoint="last")
+
+        settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+
+        tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+
+        rows = set(range(len(tokenizer), config["vocab_size"]))
+
+        assert rows <= set(settings["suppress_tokens"])
+
+        assert settings["eos_token_id"] not in settings["suppress_tokens"]
+        assert settings["eos_token_id"] == tokenizer.eos_token_id
+
+    def test_llama_3_2_names_rope_theta_where_ctranslate2_looks(
+        self, tmp_path: Path
+    ) -> None:
+        # CTranslate2 4.8 takes 10,000 otherwise. It leaves the scaling itself out, which
+        # changes slow rotations only.
+        WRITE_MODEL["llama"](tmp_path / "hub", rope_scaling=LLAMA_ROPE_SCALING)
+
+        import_model(str(tmp_path / "hub"), tmp_path / "run")
+
+        export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
+
+        hub = AutoModelForCausalLM.from_pretrained(str(tmp_path / "hub"))
+
+        model = AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"))
+
+        tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+
+        ids = tokenizer("A dog runs through the snow.", return_tensors="pt").input_ids
+
+        with torch.no_grad():
+            expected = hub(ids).logits.log_softmax(dim=-1)
+
+            assert_close(model(ids).logits.log_softmax(dim=-1), expected)
+
+        converter = ctranslate2.converters.TransformersConverter(str(tmp_path / "out"))
+
+        converter.convert(str(tmp_path / "ct2"))
+
+        generator = ctranslate2.Generator(str(tmp_path / "ct2"), device="cpu")
+
+        log_probs = generator.forward_batch(
+            [tokenizer.convert_ids_to_tokens(ids[0])], return_log_probs=True
+        )
+
+        assert_close(torch.from_numpy(np.array(log_probs)), expected, rtol=0, atol=0.02)
+
+
+class TestFromScratch:
+    def test_run_of_own_tokenizer_is_exported(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            optimizer__config__lr=0.01,
+            regime__num_steps=20,
+            regime__validate_every_n_steps=20,
+            regime__checkpoint_every_n_steps=20,
+        )
+
+        assert main(to_args(tmp_path / "run", options)) == 0
+
+        export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="best")
+
+        tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+
+        ours = load_warmup_spm(tokenizer_file)
+
+        encoder = ours.create_encoder(mode="source")
+
+        # PAD, UNK, BOS and EOS have other places.
+        order = {0: 1, 1: 3, 2: 0, 3: 2}
+
+        texts = (text_folder / "test.src").read_text().splitlines()
+
+        for text in texts:
+            indices = encoder(text).tolist()
+
+            assert tokenizer(text).input_ids == [order.get(i, i) for i in indices]
+
+            assert tokenizer.decode(indices[:-1]) == text
+
+        output = tmp_path / "out.txt"
+
+        args = [str(tmp_path / "run"), "--no-rich", "--output", str(output)]
+
+        assert generate.main([*args, "--config", "search.beam_size=1"]) == 0
+
+        model = AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path / "out"))
+
+        for text, line in zip(texts, output.read_text().splitlines()):
+            ids = tokenizer(text, return_tensors="pt").input_ids
+
+            tokens = model.generate(
+                ids, num_beams=1, max_new_tokens=int(1.5 * ids.size(1) + 20)
+            )[0]
+
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+
+            assert text.strip() == line
+
+
+class TestFairseq2:
+    @pytest.mark.parametrize("kind", ["t5", "nllb"])
+    def test_its_own_export_works(
+        self, tmp_path: Path, text_folder: Path, kind: str
+    ) -> None:
+        texts = (text_folder / "train.tgt").read_text().splitlines()
+
+        WRITE_MODEL[kind](tmp_path / "hub", texts)
+
+        import_model(str(tmp_path / "hub"), tmp_path / "imported")
+
+        case = Case(kind, tmp_path / "hub", tmp_path / "imported", text_folder)
+
+        run = case.train(tmp_path / "run", regime__export_hugging_face="true")
+
+        folder = run / "checkpoints" / "step_2" / "hg"
+
+        ours = tmp_path / "out"
+
+        export_run(RunDir(run), ours, checkpoint="last")
+
+        theirs = AutoModelForSeq2SeqLM.from_pretrained(str(folder)).state_dict()
+
+        expected = AutoModelForSeq2SeqLM.from_pretrained(str(ours)).state_dict()
+
+        for name in expected:
+            assert torch.equal(theirs[name], expected[name]), name
+
+
+class TestErrors:
+    def test_run_without_checkpoint(self, tmp_path: Path, case: Case) -> None:
+        shutil.copytree(case.imported, tmp_path / "run")
+
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_0")
+
+        with pytest.raises(WarmupError, match="has no checkpoint"):
+            export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="best")
+
+        assert not (tmp_path / "out").exists()
+
+    def test_damaged_checkpoint(self, tmp_path: Path, case: Case) -> None:
+        shutil.copytree(case.imported, tmp_path / "run")
+
+        [file] = (tmp_path / "run").rglob("sdp_00.pt")
+
+        file.write_bytes(b"junk")
+
+        with pytest.raises(WarmupError, match="is damaged; choose another"):
+            export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
+
+    def test_pickled_code_in_checkpoint_is_not_run(
+        self, tmp_path: Path, case: Case, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        from tests.unit.interop.test_importing import Harm
+
+        shutil.copytree(case.imported, tmp_path / "run")
+
+        [file] = (tmp_path / "run").rglob("sdp_00.pt")
+
+        torch.save({"x": Harm()}, file)
+
+        with pytest.raises(WarmupError, match="is damaged; choose another"):
+            export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
+
+        assert "harm" not in capfd.readouterr().out
+
+    def test_lost_tokenizer(self, tmp_path: Path, case: Case) -> None:
+        shutil.copytree(case.imported, tmp_path / "run")
+
+        for path in (RunDir(tmp_path / "run").tokenizer_path,):
+            assert path is not None
+
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+        with pytest.raises(WarmupError, match="is not in its directory"):
+            export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
+
+    def test_output_is_not_replaced(self, tmp_path: Path, case: Case) -> None:
+        (tmp_path / "out").write_text("mine")
+
+        with pytest.raises(WarmupError, match="exists already"):
+            export_run(RunDir(case.imported), tmp_path / "out", checkpoint="last")
+
+
+class TestCommands:
+    def test_import_and_export_work(
+        self, case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        run, out = str(tmp_path / "run"), str(tmp_path / "out")
+
+        assert plugin_main(["import", str(case.hub_folder), run]) == 0
+
+        captured = capfd.readouterr().out
+
+        assert captured.startswith(f"{run}: family ")
+        assert f"init_from={run}\n" in captured
+        assert captured.count("\n") == 2
+
+        assert plugin_main(["export", run, out, "--checkpoint", "0"]) == 0
+
+        captured = capfd.readouterr().out
+
+        assert captured.startswith(f"{out}: ") and captured.endswith(" of step 0\n")
+
+    def test_errors_are_one_line(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        out = str(tmp_path / "out")
+
+        for name in ("import", "export"):
+            assert plugin_main([name, str(tmp_path / "none"), out]) == 2
+
+            captured = capfd.readouterr()
+
+            assert captured.err.startswith("error: ") and captured.err.count("\n") == 1

@@ -1,0 +1,356 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+From Hugging Face to a run, through training of both kinds, and back.
+
+What transformers and CTranslate2 write with the exported model is what we write.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import pytest
+import torch
+from fairseq2.device import CPU
+from fairseq2.gang import create_fake_gangs
+from fairseq2.nn import BatchLayout
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    LogitsProcessor,
+)
+
+from tests.common import assert_close
+from tests.unit.interop.conftest import NUM_STEPS, Case
+from warmup_plugin.interop.checkpoints import load_model_config
+from warmup_plugin.interop.exporting import export_run
+from warmup_plugin.models.families import find_family
+from warmup_plugin.models.hugging_face.nllb import from_hg_token_idx
+from warmup_plugin.recipes import generate
+from warmup_plugin.run_dir import RunDir
+
+MAX_WARMUP_LEN = 3
+
+SOURCES = ["ta rusuko so puke", "momu ta milu", "pe lasipe so roko ta ronatu mata"]
+
+
+class WellFormed(LogitsProcessor):  # type: ignore[misc]
+    """
+    Holds a warmup to its form: no EOS in it, a separator within its limit.
+
+    The language of the targets, which transformers must be able to force, is not
+    written again.
+    """
+
+    def __init__(
+        self,
+        prefix_len: int,
+        separator_idx: int | None,
+        eos_idx: int,
+        lang_idx: int | None,
+    ) -> None:
+        self._prefix_len = prefix_len
+        self._separator_idx = separator_idx
+        self._eos_idx = eos_idx
+        self._lang_idx = lang_idx
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.size(1) < self._prefix_len:
+            return scores
+
+        if self._lang_idx is not None:
+            scores[:, self._lang_idx] = -torch.inf
+
+        if self._separator_idx is None:
+            return scores
+
+        written = input_ids[0, self._prefix_len :].tolist()
+
+        if self._separator_idx in written:
+            scores[:, self._separator_idx] = -torch.inf
+        else:
+            scores[:, self._eos_idx] = -torch.inf
+
+            if len(written) == MAX_WARMUP_LEN:
+                scores = torch.full_like(scores, -torch.inf)
+
+                scores[:, self._separator_idx] = 0.0
+
+        return scores
+
+
+class Hub:
+    """The exported model as a user of transformers sees it."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        kls = AutoModelForCausalLM if case.is_decoder_only else AutoModelForSeq2SeqLM
+
+        self.model, info = kls.from_pretrained(str(folder), output_loading_info=True)
+
+        assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))  # fmt: skip
+
+        self.model.eval()
+
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        self.is_decoder_only = case.is_decoder_only
+        self.settings = json.loads((folder / "generation_config.json").read_text())
+
+    def encode(self, source: str) -> Tensor:
+        text = f"{source}\n" if self.is_decoder_only else source
+
+        ids: Tensor = self.tokenizer(text, return_tensors="pt").input_ids
+
+        return ids
+
+    def generate(self, source: str, separator_idx: int | None) -> list[int]:
+        """Generates greedily, and returns what was written."""
+        ids = self.encode(source)
+
+        source_len = ids.size(1) - 1 if self.is_decoder_only else ids.size(1)
+
+        # The limits of our search.
+        max_len = int(1.5 * source_len + 20)
+
+        prefix_len = ids.size(1) if self.is_decoder_only else 1
+
+        lang_idx = self.settings.get("forced_bos_token_id")
+
+        if lang_idx is not None:
+            prefix_len += 1
+
+            max_len += 1
+
+        if separator_idx is not None:
+            max_len += MAX_WARMUP_LEN + 1
+
+        eos_idx = self.settings["eos_token_id"]
+
+        processors = [WellFormed(prefix_len, separator_idx, eos_idx, lang_idx)]
+
+        tokens: list[int] = self.model.generate(
+            ids, do_sample=False, num_beams=1, max_new_tokens=max_len, logits_processor=processors
+        )[0, prefix_len:].tolist()  # fmt: skip
+
+        return tokens
+
+    def decode(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+        return text
+
+
+def find_separator(folder: Path, criterion: str) -> int | None:
+    """Reads the separator from the model card, as a person would."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+
+    if criterion == "sft":
+        assert "without a warmup" in card
+
+        return None
+
+    return int(card.split(" (id ")[1].split(")")[0])
+
+
+def translate(run_dir: Path, folder: Path) -> list[dict[str, Any]]:
+    """Translates greedily with our own command."""
+    text = folder / "in.txt"
+
+    text.write_text("".join(f"{line}\n" for line in SOURCES), encoding="utf-8")
+
+    output = folder / "out.txt"
+
+    args = [str(run_dir), "--no-rich", "--input", str(text), "--output", str(output)]
+
+    assert generate.main([*args, "--config", "search.beam_size=1"]) == 0
+
+    lines = generate.jsonl_path(output).read_text(encoding="utf-8").splitlines()
+
+    return [json.loads(line) for line in lines]
+
+
+def split(tokens: list[int], separator_idx: int | None) -> tuple[list[int], list[int]]:
+    if separator_idx is None:
+        return [], tokens
+
+    at = tokens.index(separator_idx)
+
+    return tokens[:at], tokens[at + 1 :]
+
+
+@pytest.fixture(scope="session")
+def exported(
+    run: tuple[Case, str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Case, str, Path, Path]:
+    case, criterion, run_dir = run
+
+    folder = tmp_path_factory.mktemp("exported") / "model"
+
+    export_run(RunDir(run_dir), folder, checkpoint="last")
+
+    return case, criterion, run_dir, folder
+
+
+class TestTransformers:
+    def test_output_is_reproduced(
+        self, exported: tuple[Case, str, Path, Path], tmp_path: Path
+    ) -> None:
+        case, criterion, run_dir, folder = exported
+
+        separator_idx = find_separator(folder, criterion)
+
+        hub = Hub(case, folder)
+
+        for record in translate(run_dir, tmp_path):
+            tokens = hub.generate(record["source"], separator_idx)
+
+            warmup, output = split(tokens, separator_idx)
+
+            assert hub.decode(output).strip() == record["output"].strip()
+
+            if separator_idx is None:
+                assert record["warmup"] is None
+            else:
+                assert hub.decode(warmup).strip() == record["warmup"].strip()
+                assert 0 < len(warmup) <= MAX_WARMUP_LEN
+
+    def test_card_example_runs(
+        self,
+        exported: tuple[Case, str, Path, Path],
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        *_, folder = exported
+
+        monkeypatch.chdir(folder.parent)
+
+        card = (folder / "README.md").read_text(encoding="utf-8")
+
+        exec(card.split("```python\n")[1].split("```")[0], {})
+
+        assert capfd.readouterr().out.endswith("\n")
+
+    def test_logits_are_those_of_the_run(
+        self, exported: tuple[Case, str, Path, Path]
+    ) -> None:
+        case, _, run_dir, folder = exported
+
+        family_name, config = load_model_config(RunDir(run_dir))
+
+        model = find_family(family_name).load_custom_model(
+            RunDir(run_dir).model_path(NUM_STEPS), config, create_fake_gangs(CPU), torch.float32, load_rank0_only=False, mmap=False, restrict=True
+        ).eval()  # fmt: skip
+
+        hub = Hub(case, folder)
+
+        ids = hub.encode(SOURCES[0])
+
+        # Their order of tokens is another one.
+        to_ours = from_hg_token_idx if case.kind == "nllb" else int
+
+        order = torch.tensor([to_ours(i) for i in range(hub.model.config.vocab_size)])
+
+        def to_input(tokens: Tensor) -> tuple[Tensor, BatchLayout]:
+            tokens = order[tokens]
+
+            return tokens, BatchLayout.of(tokens)
+
+        with torch.no_grad():
+            if case.is_decoder_only:
+                theirs = hub.model(ids).logits
+
+                ours = model(*to_input(ids))
+            else:
+                target = ids.flip(1)
+
+                theirs = hub.model(ids, decoder_input_ids=target).logits
+
+                ours = model(*to_input(ids), *to_input(target))
+
+        # fp32; sums of the same products in another order.
+        assert_close(theirs, ours[:, :, order], rtol=1e-4, atol=1e-4)
+
+
+class TestCTranslate2:
+    def test_greedy_search_writes_the_same(
+        self, exported: tuple[Case, str, Path, Path], tmp_path: Path
+    ) -> None:
+        case, criterion, _, folder = exported
+
+        converter = ctranslate2.converters.TransformersConverter(str(folder))
+
+        converter.convert(str(tmp_path / "ct2"))
+
+        hub = Hub(case, folder)
+
+        to_tokens = hub.tokenizer.convert_ids_to_tokens
+
+        # What transformers leaves out by its settings of generation.
+        suppressed = [[token] for token in self.list_suppressed(hub, tmp_path / "ct2")]
+
+        for source in SOURCES:
+            ids = hub.encode(source)
+
+            theirs = hub.model.generate(
+                ids, do_sample=False, num_beams=1, max_new_tokens=30
+            )[0].tolist()  # fmt: skip
+
+            settings = dict(
+                beam_size=1, return_end_token=True, suppress_sequences=suppressed
+            )
+
+            if case.is_decoder_only:
+                generator = ctranslate2.Generator(str(tmp_path / "ct2"), device="cpu")
+
+                [result] = generator.generate_batch(
+                    [to_tokens(ids[0])],
+                    max_length=30,
+                    include_prompt_in_result=False,
+                    **settings,
+                )
+
+                ours = result.sequences_ids[0]
+
+                theirs = theirs[ids.size(1) :]
+            else:
+                translator = ctranslate2.Translator(str(tmp_path / "ct2"), device="cpu")
+
+                lang = hub.settings.get("forced_bos_token_id")
+
+                [translation] = translator.translate_batch(
+                    [to_tokens(ids[0])],
+                    target_prefix=None if lang is None else [[to_tokens(lang)]],
+                    max_decoding_length=30,
+                    **settings,
+                )
+
+                ours = hub.tokenizer.convert_tokens_to_ids(translation.hypotheses[0])
+
+                # The token that the decoder starts with.
+                theirs = theirs[1:]
+
+            length = min(len(ours), len(theirs))
+
+            assert length > 1 and ours[:length] == theirs[:length]
+
+            # Limits are counted in other ways; an end is an end.
+            if hub.settings["eos_token_id"] in theirs:
+                assert ours == theirs
+
+    @staticmethod
+    def list_suppressed(hub: Hub, folder: Path) -> list[str]:
+        vocabulary = next(
+            json.loads(file.read_text(encoding="utf-8"))
+            for file in (folder / "shared_vocabulary.json", folder / "vocabulary.json")
+            if file.is_file()
+        )
+
+        return [vocabulary[idx] for idx in hub.settings["suppress_tokens"]]

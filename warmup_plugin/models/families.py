@@ -1,0 +1,45 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from typing import Final
+
+from fairseq2.models.family import ModelFamily
+from fairseq2.models.transformer_lm import TransformerLM
+from fairseq2.runtime.dependency import DependencyResolver, get_dependency_resolver
+
+from warmup_plugin.errors import WarmupError
+
+_FAMILIES: Final = ("t5", "nllb", "llama", "qwen")
+
+
+def find_family(
+    name: str | None, resolver: DependencyResolver | None = None
+) -> ModelFamily:
+    """
+    Returns a fairseq2 model family.
+
+    :param resolver: That of a recipe; ``None`` for that of the process.
+
+    :raises WarmupError: If it is not registered.
+    """
+    if name is None:
+        raise WarmupError("No model is given; set `model.family` or `model.name`.")
+
+    if resolver is None:
+        resolver = get_dependency_resolver()
+
+    family = resolver.maybe_resolve(ModelFamily, key=name)
+
+    if family is None:
+        raise WarmupError(
+            f"`model.family` is `{name}`, which is not a known model family; use {', '.join(f'`{n}`' for n in _FAMILIES)} or another one of fairseq2."
+        )
+
+    return family
+
+
+def reads_prompts(family: ModelFamily) -> bool:
+    """Tells whether the models of a family are decoder-only."""
+    return issubclass(family.kls, TransformerLM)
