@@ -72,6 +72,8 @@ setup(
         "fairseq2==0.8.1",
         # fairseq2 requires the next two and typing_extensions as well and bounds them.
         "numpy>=2.2",
+        # transformers reads SentencePiece models with it, for `export`.
+        "protobuf",
         "ruamel.yaml>=0.18",
         "sacrebleu>=2.4,<3",
         "sentencepiece>=0.2.0",
@@ -81,8 +83,9 @@ setup(
         "typing_extensions>=4.12",
     ],
     extras_require={
-        # setuptools: a test builds the wheel without a network.
-        "test": ["pytest>=8", "setuptools>=70.1"],
+        # ctranslate2: exported models are served with it. setuptools: a test builds
+        # the wheel without a network.
+        "test": ["ctranslate2>=4.6", "pytest>=8", "setuptools>=70.1"],
         # scripts/bench_*.py compare with it.
         "bench": ["transformers>=4.57,<5"],
         "dev": [

@@ -166,7 +166,7 @@ def _convert_spm(path: Path, first_tokens: list[str], *, num_replaced: int) -> A
         add_prefix_space = True
         legacy = True
 
-    class Converter(SpmConverter):  # type: ignore[misc]
+    class Converter(SpmConverter):
         def vocab(self, proto: Any) -> list[tuple[str, float]]:
             pieces = [(p.piece, p.score) for p in proto.pieces[num_replaced:]]
 
@@ -175,4 +175,6 @@ def _convert_spm(path: Path, first_tokens: list[str], *, num_replaced: int) -> A
         def unk_id(self, proto: Any) -> int:
             return first_tokens.index("<unk>")
 
-    return Converter(Slow()).converted()
+    converter: Any = Converter
+
+    return converter(Slow()).converted()

@@ -20,7 +20,11 @@ from fairseq2.assets.store import AssetNotFoundError
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.cli import main as fairseq2_main
-from fairseq2.recipe.config import ModelSection, TokenizerSection
+from fairseq2.recipe.config import (
+    ModelSection,
+    ReferenceModelSection,
+    TokenizerSection,
+)
 from fairseq2.utils.validation import ValidationResult
 from ruamel.yaml import YAML
 from torch.nn import Module
@@ -118,7 +122,9 @@ def get_codec_options(
     )
 
 
-def is_decoder_only(context: RecipeContext, section: ModelSection) -> bool:
+def is_decoder_only(
+    context: RecipeContext, section: ModelSection | ReferenceModelSection
+) -> bool:
     """
     Tells whether the model of a config is decoder-only, without building it.
 

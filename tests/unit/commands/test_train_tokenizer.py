@@ -58,7 +58,7 @@ class TestTrainTokenizer:
         encoder = tokenizer.create_encoder(mode="target")
 
         assert tokenizer.create_decoder()(encoder(LINES[1])) == LINES[1]
-        assert tokenizer.separator_idx == 4
+        assert tokenizer.find_special("<sep>") == 4
 
     def test_command_passes_options_on(
         self, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import FakeGang, Gangs
 from fairseq2.metrics import Mean, MetricBag, Sum

@@ -144,7 +144,10 @@ def change_weights(change: Callable[[dict[str, Any]], object]) -> Callable[[Path
 
 
 def write(file: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_bytes(content) and None
+    def apply(folder: Path) -> None:
+        folder.joinpath(file).write_bytes(content)
+
+    return apply
 
 
 def remove(file: str) -> Callable[[Path], None]:

@@ -41,7 +41,7 @@ MAX_WARMUP_LEN = 3
 SOURCES = ["ta rusuko so puke", "momu ta milu", "pe lasipe so roko ta ronatu mata"]
 
 
-class WellFormed(LogitsProcessor):  # type: ignore[misc]
+class WellFormed(LogitsProcessor):
     """
     Holds a warmup to its form: no EOS in it, a separator within its limit.
 
@@ -92,7 +92,10 @@ class Hub:
     def __init__(self, case: Case, folder: Path) -> None:
         kls = AutoModelForCausalLM if case.is_decoder_only else AutoModelForSeq2SeqLM
 
-        self.model, info = kls.from_pretrained(str(folder), output_loading_info=True)
+        # Typed as the model alone.
+        loaded: Any = kls.from_pretrained(str(folder), output_loading_info=True)
+
+        self.model, info = loaded
 
         assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))  # fmt: skip
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fairseq2.data.tokenizers import VocabularyInfo
 from fairseq2.logging import log
 
 from warmup_plugin.errors import WarmupError
@@ -24,7 +23,6 @@ from warmup_plugin.recipes.common import (
 )
 from warmup_plugin.recipes.train import TranslationTrainRecipe
 from warmup_plugin.run_dir import dump_yaml, load_yaml
-from warmup_plugin.tokenizers.spm import load_warmup_spm
 
 
 class FakeModel:

@@ -139,7 +139,7 @@ class TestT5PositionBias:
         # (1, 1, L)
         buckets = module(relative_positions)
 
-        expected = T5Attention._relative_position_bucket(  # type: ignore[no-untyped-call]
+        expected = T5Attention._relative_position_bucket(
             relative_positions, bidirectional, num_buckets, max_distance
         )
 

@@ -203,4 +203,4 @@ class TestLoadT5Tokenizer:
             load_t5_tokenizer(tmp_path)
 
     def test_config_is_checked(self) -> None:
-        assert T5TokenizerConfig(num_sentinels=-1).validate().has_error
+        assert T5TokenizerConfig(num_sentinels=-1).validate().has_error()
