@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from tests.hub_files import write_mt5_model
 from tests.tiny_runs import ROOT, command_environment
 
 README: Final = ROOT / "README.md"
@@ -102,6 +103,40 @@ class TestTour:
 
         # Nothing beside the folder that the commands name.
         assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+    @pytest.mark.integration
+    def test_public_model_is_taken_all_the_way(
+        self, tmp_path: Path, text_folder: Path
+    ) -> None:
+        # In place of the public one, which would have to be downloaded.
+        write_mt5_model(
+            tmp_path / "hub", (text_folder / "train.tgt").read_text().splitlines()
+        )
+
+        block = read_block(read_section("Start from a public model"), "sh")
+
+        block = block.replace("google/mt5-base", str(tmp_path / "hub"))
+        block = block.replace("DATA", str(text_folder))
+
+        for line in block.splitlines():
+            command = shorten(shlex.split(line))
+
+            if "recipes.train" in command:
+                # The model is that of `init_from`, and the text is not German.
+                command.remove("model.arch=transformer_test")
+
+                command += ["dataset.source_lang=src", "dataset.target_lang=tgt"]
+
+            subprocess.run(
+                command,
+                cwd=tmp_path,
+                env=command_environment(PYTHONPATH=str(ROOT)),
+                stdout=subprocess.DEVNULL,
+                check=True,
+                timeout=240,
+            )
+
+        assert (tmp_path / "runs" / "warmup_hf" / "README.md").is_file()
 
     def test_tour_shows_every_step(self) -> None:
         steps = [" ".join(c[2:4]) for c in read_tour() if c[2] == "warmup_plugin"]

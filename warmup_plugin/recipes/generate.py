@@ -439,6 +439,8 @@ def _run(args: argparse.Namespace) -> int:
         },
         "tokenizer": tokenizer,
         "dataset": dataset,
+        # The cards of a tokenizer that is known by name.
+        "common": {"assets": run_config["common"]["assets"]},
         "split": split,
         "input": None if args.input is None else str(args.input.resolve()),
         "output": str(output),

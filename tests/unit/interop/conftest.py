@@ -35,21 +35,18 @@ class Case:
 
     def options(self, **options: object) -> Options:
         """Returns the settings of a run of a few steps that starts from the import."""
-        langs: dict[str, object] = {}
+        defaults: dict[str, object] = {
+            "model__arch": None,
+            "init_from": self.imported,
+            "dataset__max_target_len": 60,
+            "dataset__max_num_tokens": 600,
+        }
 
         if self.kind == "nllb":
-            langs["tokenizer__source_lang"] = "eng_Latn"
-            langs["tokenizer__target_lang"] = "deu_Latn"
+            defaults["tokenizer__source_lang"] = "eng_Latn"
+            defaults["tokenizer__target_lang"] = "deu_Latn"
 
-        return tiny_options(
-            self.text_folder,
-            None,
-            model__arch=None,
-            init_from=self.imported,
-            dataset__max_target_len=60,
-            dataset__max_num_tokens=600,
-            **{**langs, **options},
-        )
+        return tiny_options(self.text_folder, None, **{**defaults, **options})
 
     def train(self, out: Path, **options: object) -> Path:
         assert main(to_args(out, self.options(**options))) == 0

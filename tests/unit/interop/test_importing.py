@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.hub_files import WRITE_MODEL, write_json, write_t5_model
+from tests.tiny_runs import to_args
 from tests.unit.interop.conftest import Case
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.importing import import_model
-from warmup_plugin.recipes import generate
+from warmup_plugin.recipes import generate, train
 from warmup_plugin.run_dir import RunDir, load_yaml
 
 
@@ -54,6 +55,30 @@ class TestImportModel:
         tokenizer_family = "hugging_face" if case.is_decoder_only else family
 
         assert f"tokenizer_family: {tokenizer_family}\n" in card
+
+    def test_card_trains_and_translates_by_name(
+        self, case: Case, tmp_path: Path
+    ) -> None:
+        options = case.options(
+            init_from=None,
+            model__name="imported",
+            tokenizer__name="imported",
+            criterion__name="warmup",
+            common__assets__extra_paths=f"[{RunDir(case.imported).card_file}]",
+        )
+
+        assert train.main(to_args(tmp_path / "run", options)) == 0
+
+        # The run has no tokenizer of its own.
+        assert RunDir(tmp_path / "run").tokenizer_path is None
+
+        output = tmp_path / "out.txt"
+
+        args = [str(tmp_path / "run"), "--no-rich", "--output", str(output)]
+
+        assert generate.main([*args, "--config", "search.beam_size=1"]) == 0
+
+        assert output.read_text().count("\n") == 5
 
     def test_sources_are_told(self, case: Case) -> None:
         [start] = json.loads(RunDir(case.imported).versions_file.read_text())
