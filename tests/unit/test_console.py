@@ -17,6 +17,7 @@ from warmup_plugin.console import (
     hide_start_warning,
     install_log_filter,
     is_secret,
+    quiet_log,
 )
 
 SEE_TRACE = "See logged stack trace for details."
@@ -282,3 +283,25 @@ class TestHideStartWarning:
             assert warnings.showwarning is not show
 
         assert warnings.showwarning is show
+
+
+class TestDescribeCauses:
+    def test_list_of_all_weights_is_cut_after_a_sentence(self) -> None:
+        # As fairseq2 says that a checkpoint is of another model.
+        sentences = [f"`layer.{i}.weight` has another shape." for i in range(100)]
+
+        text = describe_causes(ValueError(" ".join(sentences)))
+
+        assert text.startswith("`layer.0.weight` has another shape. `layer.1.weight`")
+        assert text.endswith("has another shape, and so on.")
+        assert len(text) < 450
+
+
+def test_quiet_log_hides_what_is_no_warning(log: LogWriter, stream: StringIO) -> None:
+    with quiet_log():
+        log.info("start")
+        log.warning("careful")
+
+    log.info("go on")
+
+    assert stream.getvalue() == "careful\ngo on\n"

@@ -160,7 +160,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         ) from None
     except RuntimeError as ex:
         # `torch.save` to a full disk.
-        if "write" not in str(ex) and "PytorchStreamWriter" not in str(ex):
+        if "PytorchStreamWriter" not in str(ex) and "inline_container" not in str(ex):
             raise
 
         raise WarmupError(

@@ -4,8 +4,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import final
 
-from fairseq2.data.tokenizers import Tokenizer
+import torch
+from fairseq2.data.tokenizers import TokenDecoder, TokenEncoder, Tokenizer
+from fairseq2.device import Device
+from torch import Tensor
+from typing_extensions import override
 
 
 class WarmupTokenizer(Tokenizer):
@@ -40,3 +46,100 @@ class WarmupTokenizer(Tokenizer):
     @abstractmethod
     def separators(self) -> tuple[str, ...]:
         """The special tokens that may end a warmup, for messages."""
+
+
+class PlainTokenizer(WarmupTokenizer):
+    """A tokenizer that encodes and decodes text without special tokens; its encoders
+    put them around it."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Encodes text; what spells a special token stays text."""
+
+    @abstractmethod
+    def decode(self, indices: Iterable[int]) -> str:
+        """Decodes text, leaving out special tokens."""
+
+    @abstractmethod
+    def to_tokens(self, indices: Sequence[int]) -> list[str]:
+        """Names tokens."""
+
+    @abstractmethod
+    def to_indices(self, tokens: Sequence[str]) -> list[int]:
+        """Undoes :meth:`to_tokens`."""
+
+    @override
+    def create_raw_encoder(
+        self, *, device: Device | None = None, pin_memory: bool = False
+    ) -> TokenEncoder:
+        return FramedTextEncoder(self, [], [], device)
+
+    @override
+    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
+        """
+        Constructs a token decoder.
+
+        :param skip_special_tokens: Has no effect: they are always left out.
+        """
+        return PlainTextDecoder(self)
+
+
+@final
+class FramedTextEncoder(TokenEncoder):
+    """Encodes text between fixed tokens."""
+
+    def __init__(
+        self,
+        tokenizer: PlainTokenizer,
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        device: Device | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._prefix = list(prefix)
+        self._suffix = list(suffix)
+        self._device = device
+
+    @override
+    def __call__(self, text: str) -> Tensor:
+        return torch.tensor(
+            [*self._prefix, *self._tokenizer.encode(text), *self._suffix],
+            dtype=torch.int64,
+            device=self._device,
+        )
+
+    @override
+    def encode_as_tokens(self, text: str) -> list[str]:
+        return self._tokenizer.to_tokens(self(text).tolist())
+
+    @property
+    @override
+    def prefix_indices(self) -> Tensor | None:
+        return self._to_tensor(self._prefix)
+
+    @property
+    @override
+    def suffix_indices(self) -> Tensor | None:
+        return self._to_tensor(self._suffix)
+
+    def _to_tensor(self, indices: list[int]) -> Tensor | None:
+        return torch.tensor(indices, device=self._device) if indices else None
+
+
+@final
+class PlainTextDecoder(TokenDecoder):
+    """Decodes text, leaving out special tokens."""
+
+    def __init__(self, tokenizer: PlainTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @override
+    def __call__(self, token_indices: Tensor) -> str:
+        """
+        :param token_indices: The indices on any device. *Shape:* :math:`(S)`.
+        """
+        return self._tokenizer.decode(token_indices.tolist())
+
+    @override
+    def decode_from_tokens(self, tokens: Sequence[str]) -> str:
+        return self._tokenizer.decode(self._tokenizer.to_indices(tokens))

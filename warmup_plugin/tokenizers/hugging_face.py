@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-import torch
 from fairseq2.composition import register_tokenizer_family
 from fairseq2.data.tokenizers import (
-    TokenDecoder,
     TokenEncoder,
     Tokenizer,
     VocabularyInfo,
@@ -20,11 +18,10 @@ from fairseq2.data.tokenizers import (
 from fairseq2.device import Device
 from fairseq2.error import NotSupportedError
 from fairseq2.runtime.dependency import DependencyContainer
-from torch import Tensor
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.tokenizers.base import WarmupTokenizer
+from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
 
 HUGGING_FACE_FAMILY: Final = "hugging_face"
 
@@ -45,7 +42,7 @@ class HuggingFaceTokenizerConfig:
 
 
 @final
-class HuggingFaceTokenizer(WarmupTokenizer):
+class HuggingFaceTokenizer(PlainTokenizer):
     """
     Represents the tokenizer of a decoder-only model, as Hugging Face stores it.
 
@@ -99,8 +96,8 @@ class HuggingFaceTokenizer(WarmupTokenizer):
 
         return [idx for idx in indices if idx == self._tok.bos_token_id]
 
+    @override
     def encode(self, text: str) -> list[int]:
-        """Encodes text; what spells a special token stays text."""
         indices: list[int] = self._tok.encode(
             text, add_special_tokens=False, split_special_tokens=True
         )
@@ -152,13 +149,25 @@ class HuggingFaceTokenizer(WarmupTokenizer):
 
         return indices
 
-    def decode(self, indices: Sequence[int]) -> str:
-        """Decodes text, leaving out special tokens."""
+    @override
+    def decode(self, indices: Iterable[int]) -> str:
         text: str = self._tok.decode(
             list(indices), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
         return text
+
+    @override
+    def to_tokens(self, indices: Sequence[int]) -> list[str]:
+        tokens: list[str] = self._tok.convert_ids_to_tokens(list(indices))
+
+        return tokens
+
+    @override
+    def to_indices(self, tokens: Sequence[str]) -> list[int]:
+        indices: list[int] = self._tok.convert_tokens_to_ids(list(tokens))
+
+        return indices
 
     @override
     def create_encoder(
@@ -182,32 +191,17 @@ class HuggingFaceTokenizer(WarmupTokenizer):
 
         match mode:
             case None | "default":
-                return HuggingFaceTextEncoder(self, self._prefix, suffix, device)
+                return FramedTextEncoder(self, self._prefix, suffix, device)
             case "prompt":
-                return HuggingFaceTextEncoder(self, self._prefix, [], device)
+                return FramedTextEncoder(self, self._prefix, [], device)
             case "prompt_response" | "target":
-                return HuggingFaceTextEncoder(self, [], suffix, device)
+                return FramedTextEncoder(self, [], suffix, device)
             case "as_is":
-                return HuggingFaceTextEncoder(self, [], [], device)
+                return FramedTextEncoder(self, [], [], device)
             case _:
                 raise NotSupportedError(
                     f"`mode` must be 'prompt', 'prompt_response', 'target' or 'as_is', but is '{mode}' instead."
                 )
-
-    @override
-    def create_raw_encoder(
-        self, *, device: Device | None = None, pin_memory: bool = False
-    ) -> TokenEncoder:
-        return HuggingFaceTextEncoder(self, [], [], device)
-
-    @override
-    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
-        """
-        Constructs a token decoder.
-
-        :param skip_special_tokens: Has no effect: they are always left out.
-        """
-        return HuggingFaceTextDecoder(self)
 
     @override
     def find_special(self, token: str) -> int | None:
@@ -241,68 +235,6 @@ class HuggingFaceTokenizer(WarmupTokenizer):
     def tok(self) -> Any:
         """The tokenizer of transformers."""
         return self._tok
-
-
-@final
-class HuggingFaceTextEncoder(TokenEncoder):
-    """Encodes text between fixed tokens."""
-
-    def __init__(
-        self,
-        tokenizer: HuggingFaceTokenizer,
-        prefix: list[int],
-        suffix: list[int],
-        device: Device | None,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._prefix = prefix
-        self._suffix = suffix
-        self._device = device
-
-    @override
-    def __call__(self, text: str) -> Tensor:
-        indices = [*self._prefix, *self._tokenizer.encode(text), *self._suffix]
-
-        return torch.tensor(indices, dtype=torch.int64, device=self._device)
-
-    @override
-    def encode_as_tokens(self, text: str) -> list[str]:
-        tokens: list[str] = self._tokenizer.tok.convert_ids_to_tokens(
-            self(text).tolist()
-        )
-
-        return tokens
-
-    @property
-    @override
-    def prefix_indices(self) -> Tensor | None:
-        return self._to_tensor(self._prefix)
-
-    @property
-    @override
-    def suffix_indices(self) -> Tensor | None:
-        return self._to_tensor(self._suffix)
-
-    def _to_tensor(self, indices: list[int]) -> Tensor | None:
-        return torch.tensor(indices, device=self._device) if indices else None
-
-
-@final
-class HuggingFaceTextDecoder(TokenDecoder):
-    """Decodes text, leaving out special tokens."""
-
-    def __init__(self, tokenizer: HuggingFaceTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    @override
-    def __call__(self, token_indices: Tensor) -> str:
-        return self._tokenizer.decode(token_indices.tolist())
-
-    @override
-    def decode_from_tokens(self, tokens: Sequence[str]) -> str:
-        return self._tokenizer.decode(
-            self._tokenizer.tok.convert_tokens_to_ids(list(tokens))
-        )
 
 
 def load_hugging_face_tokenizer(

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-import torch
 from fairseq2.composition import register_tokenizer_family
 from fairseq2.data.tokenizers import (
-    TokenDecoder,
     TokenEncoder,
     VocabularyInfo,
 )
@@ -22,11 +20,10 @@ from fairseq2.device import Device
 from fairseq2.error import NotSupportedError
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.validation import Validatable, ValidationResult
-from torch import Tensor
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.tokenizers.base import WarmupTokenizer
+from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
 
 T5_TOKENIZER_FAMILY: Final = "t5"
 
@@ -132,7 +129,7 @@ class _FastPieces(_Pieces):
 
 
 @final
-class T5Tokenizer(WarmupTokenizer):
+class T5Tokenizer(PlainTokenizer):
     """
     Represents the tokenizer of T5 and mT5: PAD 0, EOS 1, unknown 2, no BOS.
 
@@ -178,8 +175,8 @@ class T5Tokenizer(WarmupTokenizer):
         self._specials = frozenset({0, 1, *self._sentinel_indices})
         self._vocab_info = VocabularyInfo(size, 2, None, 1, 0)
 
+    @override
     def encode(self, text: str) -> list[int]:
-        """Encodes text without special tokens."""
         indices = self._pieces.encode(text)
 
         if self._specials.isdisjoint(indices):
@@ -194,8 +191,8 @@ class T5Tokenizer(WarmupTokenizer):
 
         return [self._vocab.get(char, 2) for char in self._names[idx]]
 
+    @override
     def decode(self, indices: Iterable[int]) -> str:
-        """Decodes text, leaving out special tokens."""
         return self._pieces.decode([i for i in indices if i not in self._specials])
 
     @override
@@ -217,37 +214,23 @@ class T5Tokenizer(WarmupTokenizer):
         """
         match mode:
             case None | "source":
-                return T5TokenEncoder(self, [], [1], device)
+                return FramedTextEncoder(self, [], [1], device)
             case "target":
-                return T5TokenEncoder(self, [0], [1], device)
+                return FramedTextEncoder(self, [0], [1], device)
             case "prompt":
-                return T5TokenEncoder(self, [0], [], device)
+                return FramedTextEncoder(self, [0], [], device)
             case _:
                 raise NotSupportedError(
                     f"`mode` must be 'source', 'target' or 'prompt', but is '{mode}' instead."
                 )
 
     @override
-    def create_raw_encoder(
-        self, *, device: Device | None = None, pin_memory: bool = False
-    ) -> TokenEncoder:
-        return T5TokenEncoder(self, [], [], device)
+    def to_tokens(self, indices: Sequence[int]) -> list[str]:
+        return [self._names[idx] for idx in indices]
 
     @override
-    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
-        """
-        Constructs a token decoder.
-
-        :param skip_special_tokens: Has no effect: they are always left out.
-        """
-        return T5TokenDecoder(self)
-
-    def index_to_token(self, idx: int) -> str:
-        return self._names[idx]
-
-    def token_to_index(self, token: str) -> int:
-        """Returns the index of a piece or sentinel; that of unknown for others."""
-        return self._sentinels.get(token, self._vocab.get(token, 2))
+    def to_indices(self, tokens: Sequence[str]) -> list[int]:
+        return [self._sentinels.get(t, self._vocab.get(t, 2)) for t in tokens]
 
     @override
     def find_special(self, token: str) -> int | None:
@@ -279,62 +262,6 @@ class T5Tokenizer(WarmupTokenizer):
     @override
     def vocab_info(self) -> VocabularyInfo:
         return self._vocab_info
-
-
-@final
-class T5TokenEncoder(TokenEncoder):
-    """Encodes text between fixed tokens."""
-
-    def __init__(
-        self,
-        tokenizer: T5Tokenizer,
-        prefix: list[int],
-        suffix: list[int],
-        device: Device | None,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._prefix = prefix
-        self._suffix = suffix
-        self._device = device
-
-    @override
-    def __call__(self, text: str) -> Tensor:
-        indices = [*self._prefix, *self._tokenizer.encode(text), *self._suffix]
-
-        return torch.tensor(indices, dtype=torch.int64, device=self._device)
-
-    @override
-    def encode_as_tokens(self, text: str) -> list[str]:
-        return [self._tokenizer.index_to_token(idx) for idx in self(text).tolist()]
-
-    @property
-    @override
-    def prefix_indices(self) -> Tensor | None:
-        return self._to_tensor(self._prefix)
-
-    @property
-    @override
-    def suffix_indices(self) -> Tensor | None:
-        return self._to_tensor(self._suffix)
-
-    def _to_tensor(self, indices: list[int]) -> Tensor | None:
-        return torch.tensor(indices, device=self._device) if indices else None
-
-
-@final
-class T5TokenDecoder(TokenDecoder):
-    """Decodes text, leaving out special tokens."""
-
-    def __init__(self, tokenizer: T5Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    @override
-    def __call__(self, token_indices: Tensor) -> str:
-        return self._tokenizer.decode(token_indices.tolist())
-
-    @override
-    def decode_from_tokens(self, tokens: Sequence[str]) -> str:
-        return self._tokenizer.decode(map(self._tokenizer.token_to_index, tokens))
 
 
 def load_t5_tokenizer(
