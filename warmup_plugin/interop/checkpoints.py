@@ -138,8 +138,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     out = out.expanduser().absolute()
 
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise WarmupError(f"`{out}` exists already; name another folder or remove it.")
+    check_new_folder(out)
 
     tmp_folder: Path | None = None
 
@@ -169,6 +168,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     finally:
         if tmp_folder is not None:
             shutil.rmtree(tmp_folder, ignore_errors=True)
+
+
+def check_new_folder(out: Path) -> None:
+    """
+    :raises WarmupError: If something is there that would be replaced.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise WarmupError(f"`{out}` exists already; name another folder or remove it.")
 
 
 def _get_umask() -> int:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.checkpoints import (
+    check_new_folder,
     complete_tied,
     load_model_config,
     load_weights,
@@ -48,9 +50,15 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
     :raises WarmupError: If there is no such checkpoint, the family or the tokenizer has
         no form in transformers, or the output exists.
     """
+    out = out.expanduser()
+
+    check_new_folder(out)
+
     step_nr = run_dir.find_checkpoint(checkpoint)
 
     run_config = cast("dict[str, Any]", run_dir.load_config())
+
+    config: Any
 
     family_name, config = load_model_config(run_dir)
 
@@ -84,45 +92,40 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
     weights = complete_tied(load_weights(run_dir, step_nr), family_name, config)
 
     with new_folder(out) as folder:
-        hub_tokenizer = write_hub_tokenizer(
+        to_hub_idx = write_hub_tokenizer(
             tokenizer_path,
             section["family"],
             section["config_overrides"] or {},
             folder,
+            model_family=family_name,
             source_lang=str(options.source_lang),
             target_lang=str(options.target_lang),
         )
 
-        to_hub_idx = hub_tokenizer.to_hub_idx
+        # What every decoder sequence begins with; nothing behind a prompt.
+        prefix = [] if is_decoder_only else codec.encode_source("").prefix
 
-        layout = codec.layout
+        generation = _create_generation_config(
+            codec, prefix, config.vocab_size, to_hub_idx
+        )
 
-        prefix = [to_hub_idx(idx) for idx in _get_prefix(codec, is_decoder_only)]
+        generation["max_new_tokens"] = run_config["dataset"]["max_target_len"]
 
-        pad_idx = to_hub_idx(layout.pad_idx)
+        if has_warmup:
+            generation["max_new_tokens"] += run_config["warmup"]["max_warmup_len"] + 1
 
-        tokens: dict[str, object] = {"eos_token_id": to_hub_idx(layout.eos_idx)}
+        names = ["eos_token_id"]
 
         # A decoder-only model may have no PAD, and what pads its batches is no part of
         # it.
-        if prefix:
-            tokens["pad_token_id"] = pad_idx
-            tokens["decoder_start_token_id"] = prefix[0]
-
-        generation: dict[str, object] = {
-            **tokens,
-            "pad_token_id": pad_idx,
-            "suppress_tokens": _list_suppressed(codec, prefix, config, to_hub_idx),
-            "max_new_tokens": run_config["dataset"]["max_target_len"]
-            + (run_config["warmup"]["max_warmup_len"] + 1 if has_warmup else 0),
-        }
-
-        # Of NLLB, the language of the targets.
-        if len(prefix) > 1:
-            generation["forced_bos_token_id"] = prefix[1]
+        if not is_decoder_only:
+            names += ["pad_token_id", "decoder_start_token_id"]
 
         write_model(
-            folder, hg_config, hg_format.to_hg_state_dict(dict(weights), config), tokens
+            folder,
+            hg_config,
+            hg_format.to_hg_state_dict(dict(weights), config),
+            {name: generation[name] for name in names},
         )
 
         folder.joinpath("generation_config.json").write_text(
@@ -136,8 +139,8 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
                 arch=arch,
                 is_decoder_only=is_decoder_only,
                 separator=codec.separator if has_warmup else None,
-                separator_idx=to_hub_idx(layout.separator_idx),
-                prompt=run_config["dataset"]["prompt"],
+                separator_idx=to_hub_idx(codec.layout.separator_idx),
+                prompt=options.prompt,
                 source_lang=options.source_lang,
                 target_lang=options.target_lang,
                 step_nr=step_nr,
@@ -171,23 +174,39 @@ def _get_codec_options(run_config: dict[str, Any]) -> CodecOptions:
     )
 
 
-def _get_prefix(codec: TextCodec, is_decoder_only: bool) -> list[int]:
-    """Returns what every decoder sequence begins with; nothing behind a prompt."""
-    return [] if is_decoder_only else codec.encode_source("").prefix
-
-
-def _list_suppressed(
-    codec: TextCodec, prefix: list[int], config: Any, to_hub_idx: Any
-) -> list[int]:
+def _create_generation_config(
+    codec: TextCodec,
+    prefix: Sequence[int],
+    num_logits: int,
+    to_hub_idx: Callable[[int], int],
+) -> dict[str, Any]:
     """
-    Lists the tokens that are generated nowhere: neither in a warmup nor in an output.
+    Creates the settings of ``generate()`` of transformers.
+
+    :param num_logits: The number of rows of the output projection, which may be more
+        than there are tokens.
     """
     layout = codec.layout
 
+    # What is generated nowhere, neither in a warmup nor in an output.
     banned = set(layout.banned_in_warmup) & set(layout.banned_in_target)
 
-    # Rows of a padded vocabulary that no token stands for.
-    banned |= set(range(layout.vocab_size, config.vocab_size))
+    banned |= set(range(layout.vocab_size, num_logits))
 
     # A suppressed token cannot be forced either.
-    return sorted({to_hub_idx(idx) for idx in banned} - set(prefix[1:]))
+    banned -= set(prefix[1:])
+
+    generation: dict[str, Any] = {
+        "eos_token_id": to_hub_idx(layout.eos_idx),
+        "pad_token_id": to_hub_idx(layout.pad_idx),
+        "suppress_tokens": sorted(map(to_hub_idx, banned)),
+    }
+
+    if prefix:
+        generation["decoder_start_token_id"] = to_hub_idx(prefix[0])
+
+    # Of NLLB, the language of the targets.
+    if len(prefix) > 1:
+        generation["forced_bos_token_id"] = to_hub_idx(prefix[1])
+
+    return generation

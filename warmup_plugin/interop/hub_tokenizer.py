@@ -6,62 +6,57 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.hugging_face.nllb import to_hg_token_idx
-from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY, load_t5_tokenizer
+from warmup_plugin.models.t5.tokenizer import load_t5_tokenizer
 from warmup_plugin.run_dir import list_tokenizer_files
-from warmup_plugin.tokenizers.hugging_face import HUGGING_FACE_FAMILY
-from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
-
-
-@dataclass(frozen=True)
-class HubTokenizer:
-    """Describes a tokenizer that was written."""
-
-    to_hub_idx: Callable[[int], int]
-    """Maps a token of ours to one of transformers."""
 
 
 def write_hub_tokenizer(
-    path: Path, family: str, overrides: dict[str, Any], folder: Path, **langs: str
-) -> HubTokenizer:
+    path: Path,
+    family: str,
+    overrides: Mapping[str, Any],
+    folder: Path,
+    *,
+    model_family: str,
+    source_lang: str,
+    target_lang: str,
+) -> Callable[[int], int]:
     """
     Writes a tokenizer.
 
     :param path: The tokenizer of the run, a file or a folder.
     :param family: Its family.
-    :param langs: ``source_lang`` and ``target_lang`` of a tokenizer of NLLB.
+    :param overrides: Its settings.
+    :param model_family: That of the model, whose rows are in the order of its tokens.
+    :param source_lang: For the tokenizer of NLLB, as is ``target_lang``.
 
-    :raises WarmupError: If the family has no form in transformers.
+    :returns: A function from the tokens of the run to those that were written.
+
+    :raises WarmupError: If both have no common form in transformers.
     """
-    if family == HUGGING_FACE_FAMILY:
-        _copy(path, folder)
+    # The rows of M2M100 are in another order than ours.
+    to_hub_idx = to_hg_token_idx if model_family == "nllb" else _keep
 
-        return HubTokenizer(_keep)
+    match family, model_family:
+        case "hugging_face", "llama" | "qwen":
+            _copy(path, folder)
+        case "t5", "t5":
+            _write_t5(path, folder)
+        case "nllb", "nllb":
+            _write_nllb(path, overrides, folder, source_lang, target_lang)
+        case "warmup_spm", "t5" | "nllb":
+            _write_spm(path, folder, to_hub_idx)
+        case _:
+            raise WarmupError(
+                f"A model of the family `{model_family}` with a tokenizer of the family `{family}` has no form in transformers; those of `t5` and `nllb` go with their own or with `warmup_spm`, those of `llama` and `qwen` with `hugging_face`."
+            )
 
-    if family == T5_TOKENIZER_FAMILY:
-        _write_t5(path, overrides, folder)
-
-        return HubTokenizer(_keep)
-
-    if family == "nllb":
-        _write_nllb(path, overrides, folder, **langs)
-
-        return HubTokenizer(to_hg_token_idx)
-
-    if family == WARMUP_SPM_FAMILY:
-        _write_spm(path, folder)
-
-        return HubTokenizer(to_hg_token_idx)
-
-    raise WarmupError(
-        f"Tokenizers of the family `{family}` cannot be exported to Hugging Face; those of `{T5_TOKENIZER_FAMILY}`, `nllb`, `{HUGGING_FACE_FAMILY}` and `{WARMUP_SPM_FAMILY}` can."
-    )
+    return to_hub_idx
 
 
 def _keep(idx: int) -> int:
@@ -73,7 +68,7 @@ def _copy(source: Path, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _write_t5(path: Path, overrides: dict[str, Any], folder: Path) -> None:
+def _write_t5(path: Path, folder: Path) -> None:
     if path.is_dir():
         _copy(path, folder)
 
@@ -96,9 +91,8 @@ def _write_t5(path: Path, overrides: dict[str, Any], folder: Path) -> None:
 
 def _write_nllb(
     path: Path,
-    overrides: dict[str, Any],
+    overrides: Mapping[str, Any],
     folder: Path,
-    *,
     source_lang: str,
     target_lang: str,
 ) -> None:
@@ -107,7 +101,9 @@ def _write_nllb(
     langs = list(overrides["langs"])
 
     # Without PAD, so that unknown, BOS and EOS are the first three pieces.
-    tokenizer = _convert_spm(path, ["<s>", "<pad>", "</s>", "<unk>"], num_replaced=3)
+    first_tokens = ["<s>", "<pad>", "</s>", "<unk>"]
+
+    tokenizer = _convert_spm(path, lambda pieces: first_tokens + pieces[3:])
 
     # As in the public checkpoints; transformers itself would put `<mask>` first.
     tokenizer.add_special_tokens([*langs, "<mask>"])
@@ -123,15 +119,18 @@ def _write_nllb(
     shutil.copyfile(path, folder / "sentencepiece.bpe.model")
 
 
-def _write_spm(path: Path, folder: Path) -> None:
-    """
-    Writes a ``warmup_spm`` tokenizer, whose first four tokens change their order to
-    that of M2M100, as the rows of the model do.
-    """
+def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> None:
+    """Writes a ``warmup_spm`` tokenizer, in the order of the model's rows."""
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = _convert_spm(path, ["<s>", "<pad>", "</s>", "<unk>"], num_replaced=4)
+    def sort(pieces: list[str]) -> list[str]:
+        return [
+            piece
+            for _, piece in sorted((to_hub_idx(i), p) for i, p in enumerate(pieces))
+        ]
+
+    tokenizer = _convert_spm(path, sort)
 
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>",
@@ -150,12 +149,11 @@ def _write_spm(path: Path, folder: Path) -> None:
     ).save_pretrained(str(folder))
 
 
-def _convert_spm(path: Path, first_tokens: list[str], *, num_replaced: int) -> Any:
+def _convert_spm(path: Path, arrange: Callable[[list[str]], list[str]]) -> Any:
     """
     Turns a SentencePiece model into a fast tokenizer.
 
-    :param first_tokens: What the vocabulary begins with, instead of the first
-        ``num_replaced`` pieces of the model.
+    :param arrange: Makes the vocabulary from the pieces of the model.
     """
     from transformers.convert_slow_tokenizer import SpmConverter
 
@@ -168,12 +166,14 @@ def _convert_spm(path: Path, first_tokens: list[str], *, num_replaced: int) -> A
 
     class Converter(SpmConverter):
         def vocab(self, proto: Any) -> list[tuple[str, float]]:
-            pieces = [(p.piece, p.score) for p in proto.pieces[num_replaced:]]
+            scores = {piece.piece: piece.score for piece in proto.pieces}
 
-            return [(token, 0.0) for token in first_tokens] + pieces
+            tokens = arrange([piece.piece for piece in proto.pieces])
+
+            return [(token, scores.get(token, 0.0)) for token in tokens]
 
         def unk_id(self, proto: Any) -> int:
-            return first_tokens.index("<unk>")
+            return arrange([piece.piece for piece in proto.pieces]).index("<unk>")
 
     converter: Any = Converter
 

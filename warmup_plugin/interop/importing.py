@@ -14,6 +14,7 @@ from fairseq2.models.nllb.tokenizer import NllbTokenizerConfig, load_nllb_tokeni
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.checkpoints import (
+    check_new_folder,
     new_folder,
     write_model_config,
     write_weights,
@@ -95,11 +96,12 @@ def import_model(
     :raises WarmupError: If the model, the tokenizer or the separator cannot be used;
         then nothing has been written.
     """
-    folder = _find_folder(source)
+    out = out.expanduser()
 
     # Before anything is read that takes long.
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise WarmupError(f"`{out}` exists already; name another folder or remove it.")
+    check_new_folder(out)
+
+    folder = _find_folder(source)
 
     hg_config = read_config_json(folder)
 

@@ -14,7 +14,7 @@ from tests.tiny_runs import Options, tiny_options, to_args
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.recipes.train import main
 
-NUM_STEPS: Final = 50
+NUM_STEPS: Final = 30
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tests.unit.interop.conftest import Case
 from warmup_plugin.__main__ import main as plugin_main
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.exporting import export_run
+from warmup_plugin.interop.hub_tokenizer import write_hub_tokenizer
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.recipes import generate
 from warmup_plugin.recipes.train import main
@@ -114,12 +115,22 @@ class TestExportRun:
 
 
 class TestFromScratch:
+    @pytest.mark.parametrize(
+        "family,arch", [("nllb", "transformer_test"), ("t5", "t5_test")]
+    )
     def test_run_of_own_tokenizer_is_exported(
-        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        family: str,
+        arch: str,
     ) -> None:
         options = tiny_options(
             text_folder,
             tokenizer_file,
+            model__family=family,
+            model__arch=arch,
             optimizer__config__lr=0.01,
             regime__num_steps=20,
             regime__validate_every_n_steps=20,
@@ -136,8 +147,8 @@ class TestFromScratch:
 
         encoder = ours.create_encoder(mode="source")
 
-        # PAD, UNK, BOS and EOS have other places.
-        order = {0: 1, 1: 3, 2: 0, 3: 2}
+        # PAD, UNK, BOS and EOS have other places in M2M100.
+        order = {0: 1, 1: 3, 2: 0, 3: 2} if family == "nllb" else {}
 
         texts = (text_folder / "test.src").read_text().splitlines()
 
@@ -148,24 +159,24 @@ class TestFromScratch:
 
             assert tokenizer.decode(indices[:-1]) == text
 
-        output = tmp_path / "out.txt"
+        file = tmp_path / "out.txt"
 
-        args = [str(tmp_path / "run"), "--no-rich", "--output", str(output)]
+        args = [str(tmp_path / "run"), "--no-rich", "--output", str(file)]
 
         assert generate.main([*args, "--config", "search.beam_size=1"]) == 0
 
         model = AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path / "out"))
 
-        for text, line in zip(texts, output.read_text().splitlines()):
+        for text, line in zip(texts, file.read_text().splitlines()):
             ids = tokenizer(text, return_tensors="pt").input_ids
 
             tokens = model.generate(
                 ids, num_beams=1, max_new_tokens=int(1.5 * ids.size(1) + 20)
             )[0]
 
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            output = tokenizer.decode(tokens, skip_special_tokens=True)
 
-            assert text.strip() == line
+            assert output.strip() == line
 
 
 class TestFairseq2:
@@ -244,6 +255,25 @@ class TestErrors:
 
         with pytest.raises(WarmupError, match="is not in its directory"):
             export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
+
+    @pytest.mark.parametrize(
+        "family,model_family",
+        [("t5", "nllb"), ("nllb", "t5"), ("hugging_face", "t5"), ("char", "llama")],
+    )
+    def test_tokenizer_of_another_kind_of_model(
+        self, tmp_path: Path, family: str, model_family: str
+    ) -> None:
+        # The rows of the model would be those of other tokens.
+        with pytest.raises(WarmupError, match="has no form in transformers"):
+            write_hub_tokenizer(
+                tmp_path,
+                family,
+                {},
+                tmp_path,
+                model_family=model_family,
+                source_lang="",
+                target_lang="",
+            )
 
     def test_output_is_not_replaced(self, tmp_path: Path, case: Case) -> None:
         (tmp_path / "out").write_text("mine")
