@@ -28,6 +28,7 @@ from torch import Tensor
 import warmup_plugin
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.models.t5 import T5Config, create_t5_model
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -43,6 +44,9 @@ class Setting:
     """Holds the dimensions of a model and of its data."""
 
     name: str
+
+    family: str = "nllb"
+    """Of fairseq2, ``nllb`` or ``t5``, whose positions are a bias of attention."""
 
     model_dim: int
 
@@ -81,7 +85,7 @@ class Setting:
     def describe(self) -> str:
         """Describes the setting for people."""
         return (
-            f"{self.name}: {self.model_dim} dimensions, {self.num_layers}+{self.num_layers} layers, "
+            f"{self.name} ({self.family}): {self.model_dim} dimensions, {self.num_layers}+{self.num_layers} layers, "
             f"V = {self.vocab_size:,}; x / y / c = {self.source_len} / {self.target_len} / "
             f"{self.warmup_len} tokens, K = {self.num_warmups}"
         )
@@ -89,6 +93,24 @@ class Setting:
 
 def create_model(setting: Setting, device: torch.device) -> TransformerModel:
     """Creates an untrained model, whose weights are the same at every call."""
+    torch.manual_seed(0)
+
+    if setting.family == "t5":
+        t5_config = T5Config(
+            model_dim=setting.model_dim,
+            head_dim=setting.model_dim // setting.num_heads,
+            num_attn_heads=setting.num_heads,
+            num_encoder_layers=setting.num_layers,
+            num_decoder_layers=setting.num_layers,
+            ffn_inner_dim=4 * setting.model_dim,
+            vocab_size=setting.vocab_size,
+            pad_idx=PAD_IDX,
+            dropout_p=0.1,
+        )
+
+        with device:
+            return create_t5_model(t5_config)
+
     config = NllbConfig(
         model_dim=setting.model_dim,
         max_seq_len=setting.max_seq_len,
@@ -101,8 +123,6 @@ def create_model(setting: Setting, device: torch.device) -> TransformerModel:
         ffn_inner_dim=4 * setting.model_dim,
         dropout_p=0.1,
     )
-
-    torch.manual_seed(0)
 
     with device:
         return create_nllb_model(config)

@@ -139,7 +139,19 @@ SETTINGS: Final = {
             num_target_tokens=320,
         ),
         Setting(
+            name="t5-captions",
+            family="t5",
+            model_dim=128,
+            num_layers=2,
+            vocab_size=6000,
+            source_len=17,
+            target_len=17,
+            warmup_len=8,
+            num_warmups=4,
+        ),
+        Setting(
             name="t5-base",
+            family="t5",
             model_dim=768,
             num_layers=12,
             num_heads=12,
@@ -152,6 +164,7 @@ SETTINGS: Final = {
         ),
         Setting(
             name="mt5-base",
+            family="t5",
             model_dim=768,
             num_layers=12,
             num_heads=12,

@@ -41,6 +41,7 @@ from scripts.bench_step import (
 from tests.common import assert_close, assert_equal, device
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.t5 import T5Decoder
 from warmup_plugin.sampling import draw_candidates
 
 TINY = Setting(
@@ -293,11 +294,14 @@ class TestCreateStep:
 
         assert all(p.grad is None for p in step.module.parameters())
 
-    def test_untrained_model_writes_warmups_of_full_length(self) -> None:
+    @pytest.mark.parametrize("name", ["captions", "t5-captions"])
+    def test_untrained_model_writes_warmups_of_full_length(self, name: str) -> None:
         # What the prediction counts.
-        setting = SETTINGS["captions"]
+        setting = SETTINGS[name]
 
         model = create_model(setting, device).eval()
+
+        assert isinstance(model.decoder, T5Decoder) == (setting.family == "t5")
 
         conditional = create_conditional_model(model)
 
