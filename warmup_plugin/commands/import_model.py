@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,8 @@ def run(args: Namespace) -> int:
         f"{model.path}: family {model.family}, {model.num_parameters:,} parameters, {model.vocab_size:,} tokens, separator {model.separator}"
     )
 
-    print(f"Start from it: python -m recipes.train RUN --config init_from={model.path}")
+    path = shlex.quote(str(model.path))
+
+    print(f"Start from it: python -m recipes.train RUN --config init_from={path}")
 
     return 0

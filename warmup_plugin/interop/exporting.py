@@ -77,11 +77,14 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
 
     options = _get_codec_options(run_config)
 
-    codec = create_codec(
-        load_tokenizer(tokenizer_path, section["family"], section["config_overrides"]),
-        options,
-        reads_prompts=is_decoder_only,
+    tokenizer = load_tokenizer(
+        tokenizer_path, section["family"], section["config_overrides"]
     )
+
+    codec = create_codec(tokenizer, options, reads_prompts=is_decoder_only)
+
+    # An imported model is its own step 0.
+    is_trained = step_nr > 0
 
     has_warmup = run_config["criterion"]["name"] != "sft"
 
@@ -106,20 +109,26 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
         prefix = [] if is_decoder_only else codec.encode_source("").prefix
 
         generation = _create_generation_config(
-            codec, prefix, config.vocab_size, to_hub_idx
+            codec, prefix, config.vocab_size, to_hub_idx, has_warmup=has_warmup
         )
+
+        # Of NLLB, the language of the targets.
+        if len(prefix) > 1 and is_trained:
+            generation["forced_bos_token_id"] = to_hub_idx(prefix[1])
 
         generation["max_new_tokens"] = run_config["dataset"]["max_target_len"]
 
         if has_warmup:
             generation["max_new_tokens"] += run_config["warmup"]["max_warmup_len"] + 1
 
-        names = ["eos_token_id"]
-
         # A decoder-only model may have no PAD, and what pads its batches is no part of
         # it.
-        if not is_decoder_only:
-            names += ["pad_token_id", "decoder_start_token_id"]
+        if is_decoder_only:
+            names = ["eos_token_id", "bos_token_id"]
+
+            generation["bos_token_id"] = tokenizer.vocab_info.bos_idx
+        else:
+            names = ["eos_token_id", "pad_token_id", "decoder_start_token_id"]
 
         write_model(
             folder,
@@ -140,9 +149,12 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
                 is_decoder_only=is_decoder_only,
                 separator=codec.separator if has_warmup else None,
                 separator_idx=to_hub_idx(codec.layout.separator_idx),
-                prompt=options.prompt,
-                source_lang=options.source_lang,
-                target_lang=options.target_lang,
+                template=codec.template,
+                langs=(
+                    (str(options.source_lang), str(options.target_lang))
+                    if is_trained
+                    else None
+                ),
                 step_nr=step_nr,
                 score=run_dir.scores().get(step_nr),
                 score_metric=run_config["regime"]["score_metric"],
@@ -179,6 +191,8 @@ def _create_generation_config(
     prefix: Sequence[int],
     num_logits: int,
     to_hub_idx: Callable[[int], int],
+    *,
+    has_warmup: bool,
 ) -> dict[str, Any]:
     """
     Creates the settings of ``generate()`` of transformers.
@@ -189,7 +203,10 @@ def _create_generation_config(
     layout = codec.layout
 
     # What is generated nowhere, neither in a warmup nor in an output.
-    banned = set(layout.banned_in_warmup) & set(layout.banned_in_target)
+    banned = set(layout.banned_in_target)
+
+    if has_warmup:
+        banned &= set(layout.banned_in_warmup)
 
     banned |= set(range(layout.vocab_size, num_logits))
 
@@ -204,9 +221,5 @@ def _create_generation_config(
 
     if prefix:
         generation["decoder_start_token_id"] = to_hub_idx(prefix[0])
-
-    # Of NLLB, the language of the targets.
-    if len(prefix) > 1:
-        generation["forced_bos_token_id"] = to_hub_idx(prefix[1])
 
     return generation

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.hugging_face.nllb import to_hg_token_idx
-from warmup_plugin.models.t5.tokenizer import load_t5_tokenizer
+from warmup_plugin.models.t5.tokenizer import T5TokenizerConfig, load_t5_tokenizer
 from warmup_plugin.run_dir import list_tokenizer_files
 
 
@@ -46,7 +47,7 @@ def write_hub_tokenizer(
         case "hugging_face", "llama" | "qwen":
             _copy(path, folder)
         case "t5", "t5":
-            _write_t5(path, folder)
+            _write_t5(path, overrides, folder)
         case "nllb", "nllb":
             _write_nllb(path, overrides, folder, source_lang, target_lang)
         case "warmup_spm", "t5" | "nllb":
@@ -68,25 +69,36 @@ def _copy(source: Path, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _write_t5(path: Path, folder: Path) -> None:
+def _write_t5(path: Path, overrides: Mapping[str, Any], folder: Path) -> None:
+    tokenizer = load_t5_tokenizer(path, T5TokenizerConfig(**overrides))
+
     if path.is_dir():
         _copy(path, folder)
+    else:
+        shutil.copyfile(path, folder / "spiece.model")
 
-        if folder.joinpath("tokenizer_config.json").is_file():
-            return
+    settings = folder / "tokenizer_config.json"
 
-    from transformers import T5TokenizerFast
+    if settings.is_file() and not overrides:
+        return
 
-    tokenizer = load_t5_tokenizer(path)
+    if folder.joinpath("spiece.model").is_file():
+        # It would win, and may hold another number of sentinels.
+        folder.joinpath("tokenizer.json").unlink(missing_ok=True)
 
-    file = path / "spiece.model" if path.is_dir() else path
+    num_sentinels = tokenizer.vocab_info.size - tokenizer.num_pieces
 
-    # Its own sentinels are in the model of mT5; transformers adds none to them then.
-    num_pieces = tokenizer.num_pieces
+    content = {
+        "tokenizer_class": "T5Tokenizer",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "extra_ids": num_sentinels,
+        # In the model itself, as those of mT5, they need no mention.
+        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(num_sentinels)],
+    }
 
-    T5TokenizerFast(
-        vocab_file=str(file), extra_ids=tokenizer.vocab_info.size - num_pieces
-    ).save_pretrained(str(folder))
+    settings.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_nllb(

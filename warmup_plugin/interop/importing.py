@@ -234,7 +234,15 @@ def _read_tokenizer(
 
         name = HUGGING_FACE_FAMILY
 
-    codec = create_codec(tokenizer, options, reads_prompts=name == HUGGING_FACE_FAMILY)
+    try:
+        codec = create_codec(
+            tokenizer, options, reads_prompts=name == HUGGING_FACE_FAMILY
+        )
+    except WarmupError as ex:
+        # Training has a setting for what is an option here.
+        raise WarmupError(
+            str(ex).replace("set `tokenizer.separator` to", "give `--separator`")
+        ) from None
 
     return _ImportedTokenizer(
         name,
@@ -287,24 +295,28 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
 
     settings = _read_settings(folder / "tokenizer_config.json")
 
-    names = settings.get("additional_special_tokens")
+    tokenizer = _read_settings(folder / "tokenizer.json")
 
-    if isinstance(names, list) and names:
-        langs = [_get_content(name) for name in names]
-    else:
-        langs = list(FAIRSEQ_LANGUAGE_CODES)
+    langs = list(FAIRSEQ_LANGUAGE_CODES)
 
     indices: dict[str, int] = {}
 
-    added = settings.get("added_tokens_decoder")
+    # Whatever else may stand in the files of others.
+    try:
+        names = settings.get("additional_special_tokens")
 
-    if isinstance(added, dict):
-        indices = {_get_content(token): int(idx) for idx, token in added.items()}
+        if names:
+            langs = [_get_content(name) for name in names]
 
-    added = _read_settings(folder / "tokenizer.json").get("added_tokens")
+        for idx, token in (settings.get("added_tokens_decoder") or {}).items():
+            indices[_get_content(token)] = int(idx)
 
-    if isinstance(added, list):
-        indices = {_get_content(token): int(token["id"]) for token in added}
+        for token in tokenizer.get("added_tokens") or []:
+            indices[_get_content(token)] = int(token["id"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise WarmupError(
+            f"The special tokens in `{folder}` are not described as transformers does it; take `tokenizer_config.json` and `tokenizer.json` of the public checkpoint."
+        ) from None
 
     langs = sorted(langs, key=lambda lang: indices.get(lang, 0))
 

@@ -24,11 +24,11 @@ class ModelCard:
 
     separator_idx: int
 
-    prompt: str | None
+    template: str
+    """What a source is put into."""
 
-    source_lang: str | None
-
-    target_lang: str | None
+    langs: tuple[str, str] | None
+    """The languages of sources and targets; ``None`` if it was not trained."""
 
     step_nr: int
 
@@ -46,6 +46,11 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
     if card.score is not None:
         score = f", {card.score_metric} {card.score:.2f} on its development set"
 
+    origin = f"written by warmup_plugin {__version__}, not trained with it"
+
+    if card.langs is not None:
+        origin = f"trained with warmup_plugin {__version__} (step {card.step_nr}{score}), languages {' to '.join(card.langs)}"
+
     lines = [
         "---",
         "library_name: transformers",
@@ -56,7 +61,7 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
         "",
         f"# {card.name}",
         "",
-        f"A `{card.arch}` trained with warmup_plugin {__version__} (step {card.step_nr}{score}), languages {card.source_lang} to {card.target_lang}.",
+        f"A `{card.arch}` {origin}.",
         "",
         *_describe_output(card),
         "",
@@ -86,14 +91,6 @@ def _describe_output(card: ModelCard) -> list[str]:
 def _write_example(card: ModelCard) -> list[str]:
     kls = "AutoModelForCausalLM" if card.is_decoder_only else "AutoModelForSeq2SeqLM"
 
-    template = card.prompt or ("{source}\n" if card.is_decoder_only else "{source}")
-
-    for name, lang in (
-        ("{source_lang}", card.source_lang),
-        ("{target_lang}", card.target_lang),
-    ):
-        template = template.replace(name, lang or "")
-
     begin = "inputs.input_ids.size(1)" if card.is_decoder_only else "0"
 
     lines = [
@@ -102,7 +99,7 @@ def _write_example(card: ModelCard) -> list[str]:
         f"tokenizer = AutoTokenizer.from_pretrained({card.name!r})",
         f"model = {kls}.from_pretrained({card.name!r})",
         "",
-        f"text = {template!r}.replace('{{source}}', 'A sentence.')",
+        f"text = {card.template!r}.replace('{{source}}', 'A sentence.')",
         "",
         "inputs = tokenizer(text, return_tensors='pt')",
         "",

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.recipe.base import Recipe
 
 from warmup_plugin.errors import WarmupError
@@ -27,7 +28,7 @@ from warmup_plugin.run_dir import (
 from warmup_plugin.tokenizers.codec import create_codec
 from warmup_plugin.tokenizers.hugging_face import HUGGING_FACE_FAMILY
 from warmup_plugin.tokenizers.loading import load_tokenizer
-from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY, load_warmup_spm
+from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
 
 
 class NothingToRun(Exception):
@@ -199,14 +200,21 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
 
     complete_tokenizer = _complete_tokenizer(run_dir, config, tokenizer_path)
 
+    tokenizer: Tokenizer | None = None
+
     fitting: dict[str, object] = {}
 
-    if tokenizer_path is not None and complete_tokenizer["family"] == WARMUP_SPM_FAMILY:
-        settings = complete_tokenizer["config_overrides"] or {}
+    if tokenizer_path is not None:
+        tokenizer = load_tokenizer(
+            tokenizer_path,
+            complete_tokenizer["family"],
+            complete_tokenizer["config_overrides"],
+        )
 
-        info = load_warmup_spm(tokenizer_path, **settings).vocab_info
+        if complete_tokenizer["family"] == WARMUP_SPM_FAMILY:
+            info = tokenizer.vocab_info
 
-        fitting = {"vocab_size": info.size, "pad_idx": info.pad_idx}
+            fitting = {"vocab_size": info.size, "pad_idx": info.pad_idx}
 
     model_section = _get_section(config, "model")
 
@@ -241,8 +249,13 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         # A new model fits its tokenizer.
         complete_model["config_overrides"] = {**fitting, **overrides}
 
-    if tokenizer_path is not None and model_section["name"] is None:
-        _check_codec(config, complete_model, complete_tokenizer, tokenizer_path)
+    if tokenizer is not None and complete_model["name"] is None:
+        # Before anything is written: it may lack the separator or a language.
+        create_codec(
+            tokenizer,
+            get_codec_options(complete_tokenizer, _get_section(config, "dataset")),
+            reads_prompts=reads_prompts(find_family(complete_model["family"])),
+        )
 
     reference_model = config["reference_model"]
 
@@ -268,24 +281,6 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         "reference_model": reference_model,
         "dataset": _complete_dataset(config),
     }
-
-
-def _check_codec(
-    config: dict[str, object],
-    model: dict[str, Any],
-    tokenizer: dict[str, Any],
-    path: Path,
-) -> None:
-    """
-    Checks before anything is written that the tokenizer serves the model.
-
-    :raises WarmupError: If it does not, or lacks the separator or a language.
-    """
-    create_codec(
-        load_tokenizer(path, tokenizer["family"], tokenizer["config_overrides"]),
-        get_codec_options(tokenizer, _get_section(config, "dataset")),
-        reads_prompts=reads_prompts(find_family(model["family"])),
-    )
 
 
 def _complete_dataset(config: dict[str, object]) -> dict[str, Any]:
@@ -353,7 +348,7 @@ def _find_tokenizer(config: dict[str, object]) -> Path | None:
     path: Path | None
 
     if section["path"] is not None:
-        path = Path(str(section["path"])).expanduser()
+        path = _expand_tokenizer_path(section["path"])
     elif section["name"] is not None:
         return None
     elif init_from is not None:
@@ -384,6 +379,13 @@ def _find_tokenizer(config: dict[str, object]) -> Path | None:
     return path
 
 
+def _expand_tokenizer_path(given: object) -> Path:
+    path = Path(str(given)).expanduser()
+
+    # What describes a `tokenizer.json` lies beside it.
+    return path.parent if path.name == "tokenizer.json" else path
+
+
 def _check_init_tokenizer(init_dir: RunDir, path: Path | None) -> None:
     """Refuses to go on from a model with a tokenizer that it was not trained with."""
     init_dir.check_is_run()
@@ -411,7 +413,7 @@ def _check_tokenizer(run_dir: RunDir, config: dict[str, object]) -> None:
             f"`{run_dir.tokenizer_file}` is missing; restore it from a copy of the run."
         )
 
-    path = Path(str(given_path)).expanduser()
+    path = _expand_tokenizer_path(given_path)
 
     # The run has its own copy; the original may be gone.
     if path.exists() and not is_same_tokenizer(path, run_dir.tokenizer_path):

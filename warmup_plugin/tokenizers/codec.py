@@ -77,6 +77,11 @@ class TextCodec(ABC):
         """The name of the token that ends a warmup."""
         return self._separator
 
+    @property
+    @abstractmethod
+    def template(self) -> str:
+        """What a source is put into, without what the tokenizer adds by itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CodecOptions:
@@ -283,6 +288,8 @@ class _Seq2SeqCodec(TextCodec):
 
         super().__init__(*_create_layout(tokenizer, separator, prefix=self._prefix))
 
+        self._template = template
+
         self._head, self._tail = template.split("{source}")
 
         self._decoder = tokenizer.create_decoder(skip_special_tokens=True)
@@ -302,6 +309,11 @@ class _Seq2SeqCodec(TextCodec):
     @override
     def decode(self, tokens: Sequence[int]) -> str:
         return decode_tokens(self._decoder, tokens)
+
+    @property
+    @override
+    def template(self) -> str:
+        return self._template
 
 
 @final
@@ -336,6 +348,11 @@ class _PromptCodec(TextCodec):
     @override
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)
+
+    @property
+    @override
+    def template(self) -> str:
+        return self._template.removeprefix(self._tokenizer.tok.bos_token or "")
 
 
 def decode_tokens(decoder: TokenDecoder, tokens: Sequence[int]) -> str:

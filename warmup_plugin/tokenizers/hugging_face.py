@@ -66,7 +66,7 @@ class HuggingFaceTokenizer(PlainTokenizer):
         eos_idx = None if eos_token is None else vocab.get(eos_token)
         if eos_idx is None:
             raise WarmupError(
-                f"The tokenizer `{tok.name_or_path}` has no end-of-sequence token{'' if eos_token is None else f' `{eos_token}`'}; set `tokenizer.config_overrides.eos_token` to one of its special tokens."
+                f"The tokenizer `{tok.name_or_path}` has no end-of-sequence token{'' if eos_token is None else f' `{eos_token}`'}; name one of its special tokens as `eos_token` in `tokenizer_config.json`, or in `tokenizer.config_overrides` when you train."
             )
 
         self._specials = {

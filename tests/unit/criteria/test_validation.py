@@ -99,6 +99,11 @@ class FakeCodec(TextCodec):
     def decode(self, tokens: Sequence[int]) -> str:
         return " ".join(f"w{idx}" for idx in tokens)
 
+    @property
+    @override
+    def template(self) -> str:
+        return "{source}"
+
 
 def create_gangs(rank: int = 0) -> Gangs:
     gang, root = FakeGang(device), FakeGang(device, rank=rank, size=1 + rank)

@@ -43,6 +43,11 @@ class WordCodec(TextCodec):
     def decode(self, tokens: Sequence[int]) -> str:
         raise NotImplementedError()
 
+    @property
+    @override
+    def template(self) -> str:
+        return "{source}"
+
     def _encode(self, text: str) -> list[int]:
         return [10 + len(word) for word in text.split()]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -14,7 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.common import assert_close
-from tests.hub_files import LLAMA_ROPE_SCALING, WRITE_MODEL
+from tests.hub_files import (
+    LLAMA_ROPE_SCALING,
+    TEXT,
+    WRITE_MODEL,
+    write_json,
+    write_t5_tokenizer,
+)
 from tests.tiny_runs import tiny_options, to_args
 from tests.unit.interop.conftest import Case
 from warmup_plugin.__main__ import main as plugin_main
@@ -26,6 +33,81 @@ from warmup_plugin.recipes import generate
 from warmup_plugin.recipes.train import main
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.tokenizers.spm import load_warmup_spm
+
+
+def find_separator_idx(case: Case) -> int:
+    """Returns the default separator as transformers numbers it."""
+    tokenizer = AutoTokenizer.from_pretrained(str(case.hub_folder))
+
+    name = {
+        "nllb": "<s>",
+        "llama": "<|reserved_special_token_0|>",
+        "qwen": "<|vision_pad|>",
+    }.get(case.kind, "<extra_id_0>")
+
+    idx: int = tokenizer.convert_tokens_to_ids(name)
+
+    return idx
+
+
+class TestT5Tokenizer:
+    @pytest.mark.parametrize(
+        "files",
+        [["spiece.model"], ["tokenizer.json"], ["spiece.model", "tokenizer.json"]],
+    )
+    def test_files_without_description_are_described(
+        self, tmp_path: Path, files: list[str]
+    ) -> None:
+        write_t5_tokenizer(tmp_path / "hub")
+
+        theirs = AutoTokenizer.from_pretrained(str(tmp_path / "hub"))
+
+        theirs.save_pretrained(str(tmp_path / "full"))
+
+        for name in files:
+            (tmp_path / "in").mkdir(exist_ok=True)
+
+            shutil.copy(tmp_path / "full" / name, tmp_path / "in")
+
+        self.write(tmp_path / "in", {}, tmp_path / "out")
+
+        ours = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+
+        for text in [*TEXT, "a <extra_id_3> b"]:
+            assert ours(text).input_ids == theirs(text).input_ids
+
+        assert len(ours) == len(theirs)
+
+    def test_other_number_of_sentinels_is_kept(self, tmp_path: Path) -> None:
+        size = write_t5_tokenizer(tmp_path / "in")
+
+        for path in (tmp_path / "in", tmp_path / "in" / "spiece.model"):
+            out = tmp_path / f"out_{path.name}"
+
+            self.write(path, {"num_sentinels": 10}, out)
+
+            tokenizer = AutoTokenizer.from_pretrained(str(out))
+
+            assert len(tokenizer) == size - 90
+
+            assert tokenizer.convert_tokens_to_ids("<extra_id_0>") == size - 91
+
+    @staticmethod
+    def write(path: Path, overrides: dict[str, Any], out: Path) -> None:
+        out.mkdir()
+
+        # As `export` does; it tells `AutoTokenizer` of the model.
+        write_json(out / "config.json", {"model_type": "t5"})
+
+        write_hub_tokenizer(
+            path,
+            "t5",
+            overrides,
+            out,
+            model_family="t5",
+            source_lang="",
+            target_lang="",
+        )
 
 
 class TestExportRun:
@@ -73,6 +155,21 @@ class TestExportRun:
         rows = set(range(len(tokenizer), config["vocab_size"]))
 
         assert rows <= set(settings["suppress_tokens"])
+
+        # It writes no warmup, and never a separator.
+        separator_idx = find_separator_idx(case)
+
+        assert separator_idx in settings["suppress_tokens"]
+
+        if case.is_decoder_only:
+            bos_idx = AutoTokenizer.from_pretrained(str(case.hub_folder)).bos_token_id
+
+            assert config.get("bos_token_id") == bos_idx
+        else:
+            # Nobody has said what to translate to.
+            assert "forced_bos_token_id" not in settings
+
+        assert "not trained with it" in (tmp_path / "out" / "README.md").read_text()
 
         assert settings["eos_token_id"] not in settings["suppress_tokens"]
         assert settings["eos_token_id"] == tokenizer.eos_token_id

@@ -236,6 +236,16 @@ CASES: list[tuple[str, Callable[[Path], None], str]] = [
         ),
         "has the language `deu_Latn` at 7",
     ),
+    (
+        "nllb",
+        change_json("tokenizer_config.json", additional_special_tokens=[{"x": 1}]),
+        "are not described as transformers does it",
+    ),
+    (
+        "nllb",
+        change_json("tokenizer_config.json", added_tokens_decoder={"a": "b"}),
+        "are not described as transformers does it",
+    ),
     ("llama", remove("tokenizer.json"), "has no `tokenizer.json`"),
     ("llama", change_json("config.json", rms_norm_eps=1e-3), "rms_norm_eps"),
     ("qwen", change_json("config.json", model_type="llama"), ""),
@@ -280,7 +290,9 @@ class TestErrors:
         assert "harm" not in capfd.readouterr().out
 
     def test_separator_must_be_special(self, hub_folders: Path, tmp_path: Path) -> None:
-        with pytest.raises(WarmupError, match="no special token `<sep>`"):
+        with pytest.raises(
+            WarmupError, match="no special token `<sep>`.*; give `--sep"
+        ):
             import_model(str(hub_folders / "t5"), tmp_path / "out", separator="<sep>")
 
     def test_folder_must_exist(self, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.hub_files import write_llama_tokenizer
 from tests.tiny_runs import Options, take_snapshot, tiny_options, to_args
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
@@ -71,6 +72,55 @@ class TestNewRun:
         config = start(tmp_path / "run", options)
 
         assert config["model"]["config_overrides"] == {"vocab_size": 120, "pad_idx": 0}
+
+    def test_file_of_a_folder_stands_for_the_folder(
+        self, tmp_path: Path, text_folder: Path
+    ) -> None:
+        write_llama_tokenizer(tmp_path / "hub")
+
+        options = tiny_options(
+            text_folder,
+            tmp_path / "hub" / "tokenizer.json",
+            model__family="llama",
+            model__arch="llama3_2_1b",
+        )
+
+        config = start(tmp_path / "run", options)
+
+        run_dir = RunDir(tmp_path / "run")
+
+        assert config["tokenizer"]["path"] == str(run_dir.tokenizer_folder)
+        assert config["tokenizer"]["family"] == "hugging_face"
+
+        assert (run_dir.tokenizer_folder / "tokenizer_config.json").is_file()
+
+    @pytest.mark.parametrize(
+        "options,message",
+        [
+            ({"tokenizer.separator": "<x>"}, "no special token `<x>`"),
+            ({"dataset.prompt": "{x}"}, "must hold `{source}` once"),
+            ({"model.family": "llama", "model.arch": "7b"}, "cannot write the prompts"),
+            ({"tokenizer.family": "x"}, "`x`, which is not a known tokenizer family"),
+            ({"tokenizer.config_overrides": "{y: 1}"}, "does not fit the family"),
+        ],
+    )
+    def test_tokenizer_that_does_not_serve_is_refused_before_anything_is_written(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        options: Options,
+        message: str,
+    ) -> None:
+        all_options = {**tiny_options(text_folder, tokenizer_file), **options}
+
+        if "dataset.prompt" in options:
+            all_options["dataset.prompt"] = "'{x}'"
+
+        with pytest.raises(WarmupError, match=message):
+            start(tmp_path / "run", all_options)
+
+        assert not (tmp_path / "run").exists()
 
     def test_override_of_user_wins(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path

@@ -247,6 +247,9 @@ class TestPrompts:
 
         assert tokenizer.tok.decode(tokenizer.encode(source)) == source
 
+        # transformers adds BOS by itself.
+        assert codec.template.startswith("<|start_header_id|>user")
+
     def test_encode_source_refuses_prompt_of_one_token(self, tmp_path: Path) -> None:
         write_qwen_tokenizer(tmp_path)
 

@@ -116,7 +116,9 @@ class TestLoadHuggingFaceTokenizer:
     def test_call_raises_error_when_eos_is_unknown(self, folder: Path) -> None:
         config = HuggingFaceTokenizerConfig(eos_token="<|x|>")
 
-        with pytest.raises(WarmupError, match="no end-of-sequence token `<|x|>`; set"):
+        with pytest.raises(
+            WarmupError, match=r"no end-of-sequence token `<\|x\|>`; name one"
+        ):
             load_hugging_face_tokenizer(folder, config)
 
     def test_call_raises_error_when_there_is_none(self, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 from fairseq2.composition import register_tokenizer_family
 from fairseq2.data.tokenizers import (
@@ -108,6 +108,10 @@ class _FastPieces(_Pieces):
 
         # Text that spells a sentinel is text.
         self._tokenizer.encode_special_tokens = True
+
+        # A file may hold what a training script has set.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     @override
     def encode(self, text: str) -> list[int]:
@@ -303,30 +307,63 @@ def load_t5_tokenizer(
             f"The tokenizer `{file}` cannot be read as {'a `tokenizer.json`' if is_fast else 'a SentencePiece model'}; copy it again."
         ) from None
 
+    # `tokenizer.json` holds them already.
+    if is_fast:
+        return T5Tokenizer(pieces, 0)
+
+    settings = _read_settings(file.parent / "tokenizer_config.json")
+
     num_sentinels = None if config is None else config.num_sentinels
 
     if num_sentinels is None:
-        num_sentinels = _read_num_sentinels(file.parent)
+        value = settings.get("extra_ids")
 
-    return T5Tokenizer(pieces, num_sentinels)
+        num_sentinels = value if isinstance(value, int) else NUM_SENTINELS
+
+    tokenizer = T5Tokenizer(pieces, num_sentinels)
+
+    if path.is_dir():
+        _refuse_added_tokens(path, settings, tokenizer.vocab_info.size)
+
+    return tokenizer
 
 
-def _read_num_sentinels(folder: Path) -> int:
-    """Reads ``extra_ids`` of ``tokenizer_config.json``, if there is one."""
-    file = folder / "tokenizer_config.json"
+def _refuse_added_tokens(
+    folder: Path, settings: Mapping[str, Any], vocab_size: int
+) -> None:
+    """
+    :raises WarmupError: If a user has added tokens, which ``spiece.model`` lacks.
+    """
+    added = {str(t): i for t, i in _read_settings(folder / "added_tokens.json").items()}
 
+    decoder = settings.get("added_tokens_decoder")
+
+    if isinstance(decoder, dict):
+        added.update({str(token): idx for idx, token in decoder.items()})
+
+    lost = [t for t, i in added.items() if str(i).isdecimal() and int(i) >= vocab_size]
+
+    if lost:
+        raise WarmupError(
+            f"The tokenizer in `{folder}` has tokens that were added to `spiece.model` ({lost[0]}); remove `spiece.model` from a copy of the folder, so that `tokenizer.json` is read."
+        )
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Reads a JSON file beside the model; nothing if there is none."""
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return NUM_SENTINELS
+        return {}
     except (OSError, ValueError):
+        content = None
+
+    if not isinstance(content, dict):
         raise WarmupError(
             f"`{file}` cannot be read as JSON; copy the tokenizer of the checkpoint again."
-        ) from None
+        )
 
-    value = settings.get("extra_ids") if isinstance(settings, dict) else None
-
-    return value if isinstance(value, int) else NUM_SENTINELS
+    return content
 
 
 def register_t5_tokenizer_family(container: DependencyContainer) -> None:

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 from fairseq2.error import NotSupportedError
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tests.hub_files import TEXT, train_spm, write_mt5_tokenizer, write_t5_tokenizer
+from tests.hub_files import (
+    TEXT,
+    train_spm,
+    write_json,
+    write_mt5_tokenizer,
+    write_t5_tokenizer,
+)
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.t5.tokenizer import (
     T5Tokenizer,
@@ -161,6 +168,51 @@ class TestLoadT5Tokenizer:
         settings.unlink()
 
         assert load_t5_tokenizer(file).vocab_info.size == size
+
+    def test_call_ignores_truncation_and_padding_of_file(self, tmp_path: Path) -> None:
+        write_fast(tmp_path)
+
+        expected = load_t5_tokenizer(tmp_path).encode(TEXT[0])
+
+        # As a training script may leave them.
+        theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+
+        theirs.enable_truncation(3)
+        theirs.enable_padding(length=64)
+
+        theirs.save(str(tmp_path / "tokenizer.json"))
+
+        assert len(expected) > 3
+        assert load_t5_tokenizer(tmp_path).encode(TEXT[0]) == expected
+
+    @pytest.mark.parametrize("known_by", ["added_tokens", "tokenizer_config"])
+    def test_call_refuses_tokens_that_spiece_lacks(
+        self, tmp_path: Path, known_by: str
+    ) -> None:
+        write_t5_tokenizer(tmp_path)
+
+        theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+
+        theirs.add_tokens(["<ctl>"])
+
+        theirs.save_pretrained(str(tmp_path))
+
+        # Newer versions of transformers write the one, older ones the other.
+        if known_by == "added_tokens":
+            size = len(theirs)
+
+            write_json(tmp_path / "tokenizer_config.json", {"extra_ids": 100})
+            write_json(tmp_path / "added_tokens.json", {"<ctl>": size - 1})
+
+        with pytest.raises(WarmupError, match=r"added to `spiece.model` \(<ctl>\)"):
+            load_t5_tokenizer(tmp_path)
+
+        # What the message says.
+        (tmp_path / "spiece.model").unlink()
+
+        tokenizer = load_t5_tokenizer(tmp_path)
+
+        assert tokenizer.encode("a <ctl>") == theirs.encode("a <ctl>")[:-1]
 
     @pytest.mark.parametrize(
         "name,content,message",
