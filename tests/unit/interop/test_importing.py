@@ -56,6 +56,25 @@ class TestImportModel:
 
         assert f"tokenizer_family: {tokenizer_family}\n" in card
 
+    def test_t5_does_not_translate_in_float16(
+        self, case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        text = tmp_path / "in.txt"
+
+        text.write_text("ta\n")
+
+        args = ["--input", str(text), "--output", str(tmp_path / "out.txt")]
+
+        langs = {"nllb": ["tokenizer.source_lang=eng_Latn", "tokenizer.target_lang=deu_Latn"]}  # fmt: skip
+
+        status = generate.main([str(case.imported), "--no-rich", *args, "--config", "model.dtype=float16", *langs.get(case.kind, [])])  # fmt: skip
+
+        if case.kind in ("t5", "mt5"):
+            assert status == 2
+            assert "overflow in float16" in capfd.readouterr().err
+        else:
+            assert status == 0
+
     def test_card_trains_and_translates_by_name(
         self, case: Case, tmp_path: Path
     ) -> None:

@@ -77,6 +77,32 @@ class TestBadInput:
             ),
             ({"model.arch": "nope"}, "nope is not a known nllb model architecture."),
             ({"model.family": "nope"}, "`nope`, which is not a known model family"),
+            ({"model.name": "nope"}, "`model.name` is `nope`, which no asset card"),
+            (
+                {
+                    "model.family": "t5",
+                    "model.arch": "t5_test",
+                    "model.dtype": "float16",
+                },
+                "T5 and mT5 overflow in float16",
+            ),
+            (
+                {
+                    "model.family": "t5",
+                    "model.arch": "t5_test",
+                    "trainer.mixed_precision.mode": "auto",
+                    "trainer.mixed_precision.dtype": "float16",
+                },
+                "T5 and mT5 overflow in float16",
+            ),
+            (
+                {
+                    "criterion.name": "warmup",
+                    "trainer.mixed_precision.mode": "auto",
+                    "trainer.mixed_precision.dtype": "float16",
+                },
+                "must be `bfloat16`; warmups are not trained in float16",
+            ),
             ({"model.config_overrides": "{nope: 1}"}, "extra key(s) nope"),
             ({"model.config_overrides": "{vocab_size: 9}"}, "The model has 9 output"),
             ({"nope": 1}, "extra key(s) nope"),
