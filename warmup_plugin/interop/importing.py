@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,
     load_hugging_face_tokenizer,
 )
+from warmup_plugin.tokenizers.settings import read_settings
 
 # Of `org/name` on the Hub; a path has more parts, or a dot before them.
 _HUB_NAME: Final = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -293,9 +293,9 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
     """
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
-    settings = _read_settings(folder / "tokenizer_config.json")
+    settings = read_settings(folder / "tokenizer_config.json")
 
-    tokenizer = _read_settings(folder / "tokenizer.json")
+    tokenizer = read_settings(folder / "tokenizer.json")
 
     langs = list(FAIRSEQ_LANGUAGE_CODES)
 
@@ -327,24 +327,6 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
             )
 
     return langs
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    """Reads a JSON file of a tokenizer; nothing if it is missing."""
-    if not file.is_file():
-        return {}
-
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-
-    if not isinstance(content, dict):
-        raise WarmupError(
-            f"`{file}` cannot be read as JSON; copy the tokenizer of the checkpoint again."
-        )
-
-    return content
 
 
 def _get_content(token: object) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
+from warmup_plugin.tokenizers.settings import read_settings
 
 T5_TOKENIZER_FAMILY: Final = "t5"
 
@@ -311,7 +311,7 @@ def load_t5_tokenizer(
     if is_fast:
         return T5Tokenizer(pieces, 0)
 
-    settings = _read_settings(file.parent / "tokenizer_config.json")
+    settings = read_settings(file.parent / "tokenizer_config.json")
 
     num_sentinels = None if config is None else config.num_sentinels
 
@@ -334,7 +334,7 @@ def _refuse_added_tokens(
     """
     :raises WarmupError: If a user has added tokens, which ``spiece.model`` lacks.
     """
-    added = {str(t): i for t, i in _read_settings(folder / "added_tokens.json").items()}
+    added = {str(t): i for t, i in read_settings(folder / "added_tokens.json").items()}
 
     decoder = settings.get("added_tokens_decoder")
 
@@ -347,23 +347,6 @@ def _refuse_added_tokens(
         raise WarmupError(
             f"The tokenizer in `{folder}` has tokens that were added to `spiece.model` ({lost[0]}); remove `spiece.model` from a copy of the folder, so that `tokenizer.json` is read."
         )
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    """Reads a JSON file beside the model; nothing if there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        content = None
-
-    if not isinstance(content, dict):
-        raise WarmupError(
-            f"`{file}` cannot be read as JSON; copy the tokenizer of the checkpoint again."
-        )
-
-    return content
 
 
 def register_t5_tokenizer_family(container: DependencyContainer) -> None:
