@@ -55,6 +55,8 @@ def average_checkpoints(
     if output is None:
         output = run_dir.path / "average" / f"{'best' if best else 'last'}_{num}"
 
+    output = output.expanduser()
+
     with new_folder(output) as folder:
         weights = _average(run_dir, steps)
 

@@ -71,7 +71,7 @@ def load_weights(run_dir: RunDir, step_nr: int) -> dict[str, Tensor]:
             weights[name] = weight
     except Exception:
         raise WarmupError(
-            f"The checkpoint `{path}` is damaged; choose another one with `--checkpoint`, or restore it from a copy of the run."
+            f"The checkpoint `{path}` is damaged; choose another checkpoint, or restore it from a copy of the run."
         ) from None
 
     return weights
