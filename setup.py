@@ -16,6 +16,8 @@ README = ROOT / "README.md"
 
 PRESETS = ROOT / "recipes" / "configs"
 
+METRICS = ["bert-score>=0.3.13", "rouge-score>=0.1.2"]
+
 
 def read_version() -> str:
     """Reads the version, without importing a package that is not installed yet."""
@@ -70,12 +72,16 @@ setup(
     install_requires=[
         # Pins torch as well. Other versions differ in what the recipes build on.
         "fairseq2==0.8.1",
+        # The page of `report`: its template and its plots.
+        "jinja2>=3.1",
         # fairseq2 requires the next two and typing_extensions as well and bounds them.
         "numpy>=2.2",
+        "plotly>=6",
         # transformers reads SentencePiece models with it, for `export`.
         "protobuf",
         "ruamel.yaml>=0.18",
         "sacrebleu>=2.4,<3",
+        "scikit-learn>=1.5",
         "sentencepiece>=0.2.0",
         # For the libsndfile it bundles: fairseq2 does not start without one.
         "soundfile>=0.12",
@@ -83,9 +89,19 @@ setup(
         "typing_extensions>=4.12",
     ],
     extras_require={
+        # ROUGE and BERTScore; without them these metrics are left out, with the reason.
+        "metrics": METRICS,
         # ctranslate2: exported models are served with it. setuptools: a test builds
         # the wheel without a network.
-        "test": ["ctranslate2>=4.6", "pytest>=8", "setuptools>=70.1"],
+        # selenium: the page of `report` is tried in Chromium where there is one.
+        "test": [
+            *METRICS,
+            "ctranslate2>=4.6",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "selenium>=4.20",
+            "setuptools>=70.1",
+        ],
         # scripts/bench_*.py compare with it.
         "bench": ["transformers>=4.57,<5"],
         "dev": [

@@ -50,11 +50,27 @@ COMMANDS: Final = {
     ),
     "generate": Command(
         "warmup_plugin.recipes.generate",
-        "translate with a trained model",
+        "translate a test set with a trained model",
+    ),
+    "translate": Command(
+        "warmup_plugin.commands.translate",
+        "translate standard input or files line by line",
+    ),
+    "score": Command(
+        "warmup_plugin.commands.score",
+        "compute log P(y|x) of given pairs, with and without warmups",
     ),
     "evaluate": Command(
         "warmup_plugin.recipes.evaluate",
-        "score translations",
+        "score translations by BLEU, chrF++, COMET and others",
+    ),
+    "compare": Command(
+        "warmup_plugin.commands.compare",
+        "test whether systems differ",
+    ),
+    "report": Command(
+        "warmup_plugin.commands.report",
+        "write one HTML page about runs",
     ),
     "import": Command(
         "warmup_plugin.commands.import_model",
