@@ -68,6 +68,7 @@ def create_layout(
         vocab_size=vocab_size,
         banned_in_warmup=(PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX),
         banned_in_target=(PAD_IDX, UNK_IDX, BOS_IDX, SEPARATOR_IDX),
+        unk_idx=UNK_IDX,
     )
 
 

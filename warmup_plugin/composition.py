@@ -8,15 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from fairseq2.data.tokenizers import Tokenizer
+from fairseq2.generation import Seq2SeqGenerator, SequenceGenerator
 from fairseq2.recipe.cli import register_cli_error
 from fairseq2.recipe.component import register_component
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from torch.nn import Module
 
 from warmup_plugin.criteria.base import CriterionFactory
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation import GenerationConfig, WarmupGenerator
+from warmup_plugin.generation.adapters import (
+    WarmupSeq2SeqGenerator,
+    WarmupSequenceGenerator,
+)
 from warmup_plugin.metrics.training import register_metric_descriptors
+from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.hugging_face.table import register_hugging_face_converters
 from warmup_plugin.models.presets import register_presets
 from warmup_plugin.models.t5 import register_t5_family
@@ -34,6 +43,7 @@ from warmup_plugin.sampling.samplers import (
     StochasticBeamSampler,
     create_independent_sampler,
 )
+from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 from warmup_plugin.tokenizers.hugging_face import register_hugging_face_family
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
 
@@ -55,6 +65,8 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     _register_objectives(container)
 
     _register_samplers(container)
+
+    _register_generators(container)
 
     container.register_instance(CriterionFactory, create_sft_criterion, key="sft")
     container.register_instance(CriterionFactory, create_warmup_criterion, key="warmup")
@@ -115,6 +127,49 @@ def _register_samplers(container: DependencyContainer) -> None:
 
     register_component(
         container, WarmupSampler, "stochastic_beam", NoConfig, create_stochastic_beam
+    )
+
+
+def _register_generators(container: DependencyContainer) -> None:
+    def create(
+        resolver: DependencyResolver, config: GenerationConfig
+    ) -> WarmupGenerator:
+        model = create_conditional_model(resolver.resolve(Module, key="model"))
+
+        # Our recipes know languages, prompt and separator.
+        codec = resolver.maybe_resolve(TextCodec)
+
+        if codec is None:
+            codec = create_codec(
+                resolver.resolve(Tokenizer, key="tokenizer"),
+                CodecOptions(),
+                reads_prompts=model.reads_prompts,
+            )
+
+        return WarmupGenerator(
+            model,
+            codec.layout,
+            config,
+            decode=codec.decode,
+            num_template_tokens=codec.num_template_tokens,
+        )
+
+    def create_seq2seq(
+        resolver: DependencyResolver, config: GenerationConfig
+    ) -> Seq2SeqGenerator:
+        return WarmupSeq2SeqGenerator(create(resolver, config))
+
+    register_component(
+        container, Seq2SeqGenerator, "warmup", GenerationConfig, create_seq2seq
+    )
+
+    def create_seq(
+        resolver: DependencyResolver, config: GenerationConfig
+    ) -> SequenceGenerator:
+        return WarmupSequenceGenerator(create(resolver, config))
+
+    register_component(
+        container, SequenceGenerator, "warmup", GenerationConfig, create_seq
     )
 
 

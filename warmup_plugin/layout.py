@@ -46,6 +46,9 @@ class DecoderLayout:
     banned_in_target: tuple[int, ...]
     """The tokens that are never generated after the separator."""
 
+    unk_idx: int | None = None
+    """The token that stands for what the vocabulary does not hold."""
+
     def warmup_ban_mask(self, num_logits: int, device: torch.device) -> Tensor:
         """
         Marks the tokens that :math:`P(c|x)` gives probability zero.

@@ -8,7 +8,7 @@ import json
 import math
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast, final
@@ -193,36 +193,17 @@ def _iter_raw_lines(path: Path) -> Iterator[str]:
     newline mode also split at a form feed, U+0085 or U+2028, which shifts one side of
     the pairs against the other.
     """
-    line_nr = 0
+    num_lines = 0
 
     try:
         with _open_binary(path) as fp:
-            for data in fp:
-                line_nr += 1
+            for line in decode_lines(fp, path):
+                num_lines += 1
 
-                bom_size = 0
-
-                if line_nr == 1 and data.startswith(_BOM):
-                    bom_size = len(_BOM)
-
-                    data = data[bom_size:]
-
-                try:
-                    line = data.decode("utf-8")
-                except UnicodeDecodeError as ex:
-                    column = bom_size + ex.start + 1
-
-                    raise _make_encoding_error(path, line_nr, column, data) from None
-
-                if line.endswith("\r\n"):
-                    yield line[:-2]
-                elif line.endswith("\n"):
-                    yield line[:-1]
-                else:
-                    yield line
+                yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as ex:
         raise WarmupError(
-            f"`{path}` is not a complete gzip file ({ex}, after line {line_nr}): copy or compress it again."
+            f"`{path}` is not a complete gzip file ({ex}, after line {num_lines}): copy or compress it again."
         ) from None
     except FileNotFoundError:
         raise WarmupError(f"`{path}` does not exist: check the path.") from None
@@ -230,6 +211,35 @@ def _iter_raw_lines(path: Path) -> Iterator[str]:
         raise WarmupError(
             f"`{path}` cannot be read ({ex.strerror or ex}): check that it is a file and its permissions."
         ) from None
+
+
+def decode_lines(fp: Iterable[bytes], origin: object) -> Iterator[str]:
+    """
+    Decodes lines, without what ends them and without the mark that may begin a file.
+
+    :param origin: What errors call the file.
+    """
+    for line_nr, data in enumerate(fp, start=1):
+        bom_size = 0
+
+        if line_nr == 1 and data.startswith(_BOM):
+            bom_size = len(_BOM)
+
+            data = data[bom_size:]
+
+        try:
+            line = data.decode("utf-8")
+        except UnicodeDecodeError as ex:
+            column = bom_size + ex.start + 1
+
+            raise _make_encoding_error(origin, line_nr, column, data) from None
+
+        if line.endswith("\r\n"):
+            yield line[:-2]
+        elif line.endswith("\n"):
+            yield line[:-1]
+        else:
+            yield line
 
 
 def _open_binary(path: Path) -> BinaryIO:
@@ -240,9 +250,9 @@ def _open_binary(path: Path) -> BinaryIO:
 
 
 def _make_encoding_error(
-    path: Path, line_nr: int, column: int, data: bytes
+    origin: object, line_nr: int, column: int, data: bytes
 ) -> WarmupError:
-    where = f"Line {line_nr} of `{path}` is not valid UTF-8 at byte {column}"
+    where = f"Line {line_nr} of `{origin}` is not valid UTF-8 at byte {column}"
 
     if line_nr == 1 and data.startswith(b"\x1f\x8b"):
         remedy = "the file is gzipped, so let its name end in `.gz`"

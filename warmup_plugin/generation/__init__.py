@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
-from warmup_plugin.generation.beam import BeamSearch as BeamSearch
-from warmup_plugin.generation.beam import BeamSearchConfig as BeamSearchConfig
-from warmup_plugin.generation.beam import Hypothesis as Hypothesis
+from warmup_plugin.generation.config import GenerationConfig as GenerationConfig
+from warmup_plugin.generation.config import (
+    create_generation_config as create_generation_config,
+)
+from warmup_plugin.generation.generator import Hypothesis as Hypothesis
+from warmup_plugin.generation.generator import WarmupGenerator as WarmupGenerator

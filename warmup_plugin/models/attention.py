@@ -461,6 +461,7 @@ class SteppedRows:
         rows: Tensor | None,
         positions: Tensor | int,
         num_steps: int,
+        end: int,
         prompts: tuple[SourceMemory, Tensor] | None,
         *,
         position_bias: PositionBias | None = None,
@@ -471,6 +472,7 @@ class SteppedRows:
         :param positions: Where their next token stands: one number if it is the same
             for all, else *Shape:* :math:`(A)`.
         :param num_steps: The number S of tokens that each of them is fed.
+        :param end: No row of the cache is longer after this step.
         :param prompts: What the rows of ``cache`` continue, and the prompt of each of
             them; read in the first step. *Shape:* :math:`(B)`.
         """
@@ -478,6 +480,7 @@ class SteppedRows:
         self._cache_rows = rows
         self._positions = positions
         self._num_steps = num_steps
+        self._end = end
         self._prompts = prompts
         self._position_bias = position_bias
         self._mask: Tensor | None = None
@@ -497,6 +500,7 @@ class SteppedRows:
             v.unflatten(0, shape),
             self._cache_rows,
             self._positions,
+            self._end,
         )
 
         attns = attend(module, q.unflatten(0, shape), k, v, mask=self._get_mask(k))

@@ -118,6 +118,14 @@ class RowDecoder(ABC):
         """
 
     @abstractmethod
+    def rewind(self, past_lens: Tensor) -> None:
+        """
+        Forgets what rows were fed beyond a number of tokens; all go on from there.
+
+        :param past_lens: At most what the row was fed. *Shape:* :math:`(B)`.
+        """
+
+    @abstractmethod
     def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
         """
         Scores the targets of rows whose first tokens have been fed, without gradient.
@@ -808,14 +816,16 @@ class _CachedRowDecoder(RowDecoder):
         # Where the rows begin in the cache, behind their prompts if they have any.
         self._offsets = model.get_offsets(source, source_idx)
 
-        prompt_width = source.memory.width if model.reads_prompts else 0
+        # The largest of them.
+        self._width = source.memory.width if model.reads_prompts else 0
 
-        self._prompt_width = prompt_width
+        self._cache = RowCache(source_idx.size(0), self._width + max_len)
 
-        self._cache = RowCache(source_idx.size(0), prompt_width + max_len)
-
-        # The number of tokens that all rows have been fed which still take part.
+        # The number of tokens behind the offset that all rows have been fed which still
+        # take part.
         self._num_fed = 0
+
+        self._has_begun = False
 
         # The rows and the number of tokens of the last step, and their cross-attention:
         # to group them by source costs more than a step of a small model.
@@ -834,8 +844,13 @@ class _CachedRowDecoder(RowDecoder):
 
         prompts = None
 
-        if self._model.reads_prompts and self._num_fed == 0:
+        if self._model.reads_prompts and not self._has_begun:
             prompts = (self._source.memory, self._source_idx)
+
+        self._has_begun = True
+
+        # How much of the cache is in use.
+        end = self._width + self._num_fed + num_steps
 
         at = torch.arange(num_steps, device=tokens.device)
 
@@ -846,12 +861,13 @@ class _CachedRowDecoder(RowDecoder):
             self._source,
             tokens.flatten(),
             positions.expand(tokens.shape).flatten(),
-            self._prompt_width + self._num_fed + num_steps,
+            end,
             SteppedRows(
                 self._cache,
                 rows,
                 begins,
                 num_steps,
+                end,
                 prompts,
                 position_bias=self._model.position_bias,
             ),
@@ -890,7 +906,7 @@ class _CachedRowDecoder(RowDecoder):
 
     @override
     def select(self, rows: Tensor) -> None:
-        self._cache.select(rows)
+        self._cache.select(rows, self._width + self._num_fed)
 
         source_idx = self._source_idx.index_select(0, rows)
 
@@ -901,6 +917,16 @@ class _CachedRowDecoder(RowDecoder):
 
         if isinstance(self._offsets, Tensor):
             self._offsets = self._offsets.index_select(0, rows)
+
+    @override
+    def rewind(self, past_lens: Tensor) -> None:
+        offsets = self._offsets + past_lens
+
+        self._offsets = offsets
+
+        self._width = int(offsets.max())
+
+        self._num_fed = 0
 
     @override
     def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
@@ -917,7 +943,7 @@ class _CachedRowDecoder(RowDecoder):
             self._source,
             flat.tokens,
             flat.step_idx + offsets.index_select(0, flat.row_idx),
-            self._prompt_width + flat.max_len,
+            self._width + flat.max_len,
             ContinuedRows(
                 flat.folding,
                 offsets + past_lens,

@@ -205,6 +205,7 @@ class RowCache:
         v: Tensor,
         rows: Tensor | None,
         positions: Tensor | int,
+        end: int,
     ) -> tuple[Tensor, Tensor]:
         """
         Writes the keys and values of the next tokens of A rows.
@@ -213,6 +214,7 @@ class RowCache:
         :param rows: The rows that take part, ``None`` for all. *Shape:* :math:`(A)`.
         :param positions: Where their first token stands: one number if it is the same
             for all rows, else *Shape:* :math:`(A)`.
+        :param end: No row is longer when this is written.
 
         :returns: All keys and values of those rows. *Shape:* :math:`(A,L,H,D)` each.
         """
@@ -227,14 +229,10 @@ class RowCache:
         at_step: slice | Tensor
 
         if isinstance(positions, int):
-            end = positions + num_steps
-
             at_row = slice(None) if rows is None else rows
 
-            at_step = slice(positions, end)
+            at_step = slice(positions, positions + num_steps)
         else:
-            end = self._max_len
-
             if rows is None:
                 at_row = torch.arange(self._num_rows, device=k.device).unsqueeze(1)
             else:
@@ -265,16 +263,30 @@ class RowCache:
 
         return k[:, :end].index_select(0, rows), v[:, :end].index_select(0, rows)
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor, end: int) -> None:
         """
         Keeps, repeats or reorders rows.
 
         :param rows: *Shape:* :math:`(B')`.
+        :param end: No row is longer; what lies behind is not copied.
         """
-        self._num_rows = rows.size(0)
+        num_rows, self._num_rows = self._num_rows, rows.size(0)
 
-        for module, (k, v) in self._states.items():
-            self._states[module] = (k.index_select(0, rows), v.index_select(0, rows))
+        for module, states in self._states.items():
+            selected = [state[:, :end].index_select(0, rows) for state in states]
+
+            if rows.size(0) <= num_rows:
+                # A beam that is reordered at every step needs no new memory for it.
+                k, v = (state[: rows.size(0)] for state in states)
+            else:
+                k, v = (
+                    state.new_zeros((rows.size(0), *state.shape[1:]))
+                    for state in states
+                )
+
+            k[:, :end], v[:, :end] = selected
+
+            self._states[module] = (k, v)
 
 
 @final

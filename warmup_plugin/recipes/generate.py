@@ -2,46 +2,54 @@
 # SPDX-License-Identifier: MIT
 
 """
-Translates with a trained run: ``python -m recipes.generate RUN_DIR``.
-
-Beam search through warmup and output. One line of output for each line of input, in
-input order; beside it a JSON lines file with warmups and scores.
+Translates with a trained run: ``python -m recipes.generate RUN_DIR`` a test set or a
+file, ``python -m warmup_plugin translate RUN_DIR`` whatever comes in. Both are one
+recipe: one line of output for each line of input, in input order.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
-import torch
-from fairseq2.datasets import SequenceBatch
-from fairseq2.gang import Gangs
-from fairseq2.logging import log
-from fairseq2.metrics import MetricBag, Sum
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.config import (
     CommonSection,
     GangSection,
     GeneratorSection,
     ReferenceModelSection,
+    Seq2SeqGeneratorSection,
+    SequenceGeneratorSection,
 )
-from fairseq2.recipe.generator import GeneratorUnit
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.task import Task
+from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from typing_extensions import override
 
-from warmup_plugin.criteria.validation import gather_objects
-from warmup_plugin.data.corpus import encode_sources
-from warmup_plugin.data.source_reader import SourceReader
-from warmup_plugin.data.text_pairs import read_lines, read_split
+from warmup_plugin.config_docs import get_field_docs
+from warmup_plugin.console import quiet_log
+from warmup_plugin.data.lines import (
+    Line,
+    count_lines,
+    iter_files,
+    iter_pairs,
+    iter_stream,
+    open_stdin,
+)
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import BeamSearch, BeamSearchConfig
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.generation import GenerationConfig, WarmupGenerator
+from warmup_plugin.generation.adapters import (
+    WarmupSeq2SeqGenerator,
+    WarmupSequenceGenerator,
+)
+from warmup_plugin.generation.translator import Translator
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
@@ -50,13 +58,22 @@ from warmup_plugin.recipes.common import (
     refuse_float16,
     run_fairseq2,
 )
-from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
+from warmup_plugin.recipes.lines import (
+    FileSink,
+    LineProgress,
+    LineSink,
+    LineTask,
+    Record,
+    StreamSink,
+)
+from warmup_plugin.run_dir import RunDir, dump_yaml
 from warmup_plugin.tokenizers.codec import TextCodec
 
 
 @dataclass(kw_only=True)
-class GenerateConfig:
-    """Describes a batch translation; the command line fills it from a run."""
+class LinesConfig:
+    """Describes a job of a model that reads text line by line; the command line fills it
+    from a run."""
 
     model: ReferenceModelSection = field(
         default_factory=lambda: ReferenceModelSection(name="")
@@ -68,25 +85,23 @@ class GenerateConfig:
 
     dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
 
-    split: str = "test"
-    """The split whose sources are translated, unless ``input`` is given."""
+    split: str | None = None
+    """The split that is read; ``None`` for ``input``."""
 
-    input: Path | None = None
-    """A plain text file to translate, one sentence a line."""
+    input: list[Path] = field(default_factory=list)
+    """Plain text files, one sentence a line; none for standard input."""
 
-    output: Path = Path("hypotheses.txt")
-    """Where to write; ``.jsonl`` is appended for the JSON lines."""
+    output: Path | None = None
+    """The file to write; ``None`` for standard output."""
 
-    search: BeamSearchConfig = field(default_factory=lambda: BeamSearchConfig())
+    checkpoint_time: float = 0.0
+    """When the model was written: a job does not go on with another one."""
 
-    max_warmup_len: int | None = None
-    """The most tokens of a warmup; ``None`` for a model without warmup."""
+    max_num_tokens: int = 10_000
+    """The size of a batch: rows times the longest source among them. Each beam and each warmup that is drawn is a row."""
 
-    max_num_tokens: int = 2000
-    """The size of a batch: rows times the longest source among them."""
-
-    truncate: bool = False
-    """If ``True``, a source longer than the model reads is cut instead of refused."""
+    chunk_size: int = 2000
+    """The number of lines that are read before any is written; 1 answers line by line."""
 
     gang: GangSection = field(default_factory=lambda: GangSection())
 
@@ -97,126 +112,38 @@ class GenerateConfig:
     )
 
 
-@final
-@dataclass(frozen=True)
-class Translation:
-    """Holds what is written for one line of input."""
+@dataclass(kw_only=True)
+class GenerateConfig(LinesConfig):
+    """Describes a translation job; the command line fills it from a run."""
 
-    source: str
+    json_output: Path | None = None
+    """The file of JSON lines that is written beside ``output``."""
 
-    warmup: str | None
-    """``None`` if the model writes no warmup."""
+    as_json: bool = False
+    """If ``True``, standard output gets JSON lines instead of text."""
 
-    output: str
+    target_prefix: str | None = None
+    """What every translation begins with."""
 
-    score: float | None
-    """See ``Hypothesis.score``; ``None`` for an empty source, which stays empty."""
+    has_prefixes: bool = False
+    """If ``True``, a line of ``input`` may hold a tab and, behind it, what its translation begins with."""
 
-    log_prob: float | None
-
-
-@final
-class TranslationGeneratorUnit(GeneratorUnit[SequenceBatch]):
-    """Translates batches and writes the files when all are done."""
-
-    def __init__(
-        self,
-        sources: Sequence[str],
-        search: BeamSearch,
-        prefixes: Mapping[int, Sequence[int]],
-        codec: TextCodec,
-        gangs: Gangs,
-        output: Path,
-        *,
-        has_warmup: bool,
-    ) -> None:
-        """
-        :param sources: All lines of the input, empty ones included.
-        :param prefixes: The tokens before the warmup, by the index of the source.
-        """
-        self._sources = sources
-        self._search = search
-        self._prefixes = prefixes
-        self._codec = codec
-        self._gangs = gangs
-        self._output = output
-        self._has_warmup = has_warmup
-        self._translations: dict[int, Translation] = {}
-
-    @override
-    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        metric_bag.add("num_examples", Sum())
-        metric_bag.add("num_elements", Sum())
-
-    @override
-    def process_batch(self, batch: SequenceBatch, metric_bag: MetricBag) -> None:
-        indices = cast("list[int]", batch.example)
-
-        prefixes = [self._prefixes[idx] for idx in indices]
-
-        hypotheses = self._search(
-            batch.seqs,
-            list(batch.seq_lens),
-            torch.tensor(prefixes, device=batch.seqs.device),
+    seq2seq_generator: Seq2SeqGeneratorSection = field(
+        default_factory=lambda: Seq2SeqGeneratorSection(
+            name="warmup", config=GenerationConfig()
         )
+    )
+    """How an encoder-decoder generates."""
 
-        for idx, hypothesis in zip(indices, hypotheses):
-            warmup = None
-
-            if self._has_warmup:
-                warmup = self._codec.decode(hypothesis.warmup)
-
-            self._translations[idx] = Translation(
-                self._sources[idx],
-                warmup,
-                self._codec.decode(hypothesis.target),
-                hypothesis.score,
-                hypothesis.log_prob,
-            )
-
-            # Separator, if any, and EOS.
-            num_tokens = len(hypothesis.warmup) + len(hypothesis.target) + 1
-
-            num_tokens += int(self._has_warmup)
-
-            metric_bag.get("num_elements", Sum).update(num_tokens)
-
-        metric_bag.get("num_examples", Sum).update(batch.num_examples)
-
-    @override
-    def finalize(self, metric_bag: MetricBag) -> None:
-        gathered = gather_objects(self._gangs.dp, self._translations)
-
-        if self._gangs.root.rank != 0:
-            return
-
-        translations: dict[int, Translation] = {}
-
-        for rank_translations in gathered:
-            translations.update(rank_translations)
-
-        lines, json_lines = [], []
-
-        for idx, source in enumerate(self._sources):
-            translation = translations.get(idx)
-
-            if translation is None:
-                empty_warmup = "" if self._has_warmup else None
-
-                translation = Translation(source, empty_warmup, "", None, None)
-
-            # One line of output for each line of input, whatever the model writes.
-            lines.append(" ".join(translation.output.splitlines()))
-
-            json_lines.append(json.dumps(asdict(translation), ensure_ascii=False))
-
-        write_text_atomically(self._output, "".join(f"{s}\n" for s in lines))
-
-        write_text_atomically(
-            jsonl_path(self._output), "".join(f"{s}\n" for s in json_lines)
+    seq_generator: SequenceGeneratorSection = field(
+        default_factory=lambda: SequenceGeneratorSection(
+            name="warmup", config=GenerationConfig()
         )
+    )
+    """How a decoder-only model generates."""
 
-        log.info("{:,} lines written to {}.", len(lines), self._output)
+    truncate: bool = False
+    """If ``True``, a source longer than the model reads is cut instead of refused."""
 
 
 def jsonl_path(output: Path) -> Path:
@@ -224,92 +151,172 @@ def jsonl_path(output: Path) -> Path:
     return output.with_name(output.name + ".jsonl")
 
 
+def register_codec(
+    container: DependencyContainer, config_kls: type[LinesConfig]
+) -> None:
+    """Lets components of a recipe find the codec of its config."""
+
+    def create(resolver: DependencyResolver) -> TextCodec:
+        context = RecipeContext(resolver)
+
+        config = context.get_config_as(config_kls)
+
+        return create_run_codec(
+            context,
+            config.tokenizer,
+            config.dataset,
+            reads_prompts=is_decoder_only(context, config.model),
+        )
+
+    container.register(TextCodec, create, singleton=True)
+
+
+def read_input(config: LinesConfig, *, with_target: bool) -> Iterator[Line]:
+    """
+    Reads what a job is about.
+
+    :param with_target: If ``True``, a split is read with its references.
+    """
+    if config.split is not None:
+        pairs = read_split(config.dataset, config.split)
+
+        return iter_pairs(pairs, with_target=with_target)
+
+    if config.input:
+        return iter_files(config.input)
+
+    return iter_stream(open_stdin())
+
+
+def create_progress(config: LinesConfig, context: RecipeContext) -> LineProgress | None:
+    """Creates what shows how far a job is; nothing if lines are answered one by one."""
+    if config.chunk_size == 1 or context.gangs.root.rank != 0:
+        return None
+
+    total = count_lines(config.input) if config.input else None
+
+    return LineProgress(total)
+
+
+def describe_job(config: LinesConfig, **further: object) -> dict[str, object]:
+    """Describes what the output of a job depends on, so that it goes on as it began."""
+    return {
+        "model": str(config.model.path or config.model.name),
+        "checkpoint": config.checkpoint_time,
+        "dtype": str(config.model.dtype),
+        "amp": config.generator.amp,
+        "split": config.split,
+        "input": [str(file) for file in config.input],
+        "prompt": config.dataset.prompt,
+        "separator": config.tokenizer.separator,
+        "source_lang": config.tokenizer.source_lang or config.dataset.source_lang,
+        "target_lang": config.tokenizer.target_lang or config.dataset.target_lang,
+        **further,
+    }
+
+
 @final
 class TranslationGenerateRecipe(Recipe):
-    """Translates a split or a file."""
+    """Translates a split, files or standard input."""
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        register_codec(container, GenerateConfig)
 
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(GenerateConfig)
 
-        reads_prompts = is_decoder_only(context, config.model)
-
-        codec = create_run_codec(
-            context, config.tokenizer, config.dataset, reads_prompts=reads_prompts
-        )
-
-        layout = codec.layout
-
-        if config.truncate and reads_prompts:
-            raise WarmupError(
-                "`truncate` cannot cut a prompt, which would lose its end; shorten the long lines instead."
-            )
-
-        sources = self._read_sources(config)
+        codec = context.resolver.resolve(TextCodec)
 
         base_model = context.get_model()
 
         refuse_float16(base_model, config.model.dtype)
 
-        model = create_conditional_model(base_model)
+        generator = self._get_generator(context, config)
 
-        if model.num_logits < layout.vocab_size:
+        model = generator.model
+
+        check_vocabulary(model.num_logits, codec.layout.vocab_size)
+
+        if config.truncate and model.reads_prompts:
             raise WarmupError(
-                f"The model has {model.num_logits} output tokens, but the tokenizer {layout.vocab_size}; name the tokenizer that the model was trained with."
+                "`truncate` cannot cut a prompt, which would lose its end; shorten the long lines instead."
             )
 
-        # An empty line stays one.
-        indices = [idx for idx, source in enumerate(sources) if source]
+        base_model.eval()
 
-        tokens, prefixes = encode_sources((sources[idx] for idx in indices), codec)
-
-        max_len = model.max_source_len
-
-        if config.truncate:
-            tokens = tokens.truncate(max_len)
-        else:
-            too_long = [n for n, length in enumerate(tokens.lens) if length > max_len]
-
-            if too_long:
-                origin = config.input or f"the split `{config.split}`"
-
-                raise WarmupError(
-                    f"Line {indices[too_long[0]] + 1} of {origin} has {tokens.lens[too_long[0]]} tokens, but the model reads at most {max_len} ({len(too_long)} such lines); split it into sentences, or cut it with `--config truncate=true` and an `--output`."
-                )
-
-        reader = SourceReader(
-            tokens,
-            indices,
-            context.gangs,
-            max_num_tokens=config.max_num_tokens,
-            pad_idx=layout.pad_idx,
-        )
-
-        search = BeamSearch(
-            model, layout, config.search, max_warmup_len=config.max_warmup_len
-        )
-
-        unit = TranslationGeneratorUnit(
-            sources,
-            search,
-            {idx: prefixes[n].tolist() for n, idx in enumerate(indices)},
+        translator = Translator(
+            model,
+            generator,
             codec,
-            context.gangs,
-            config.output,
-            has_warmup=config.max_warmup_len is not None,
+            context.device,
+            max_num_tokens=config.max_num_tokens,
+            truncate=config.truncate,
         )
 
-        return context.create_generator(unit, reader)
+        def process(lines: Sequence[Line], on_batch: Any) -> list[Record]:
+            return [
+                Record(line.number, translation.output, translation.to_json())
+                for line, translation in zip(lines, translator(lines, on_batch))
+            ]
+
+        return LineTask(
+            self._read(config),
+            process,
+            self._create_sink(config, generator),
+            context.gangs,
+            config.generator,
+            chunk_size=config.chunk_size * context.gangs.dp.size,
+            progress=create_progress(config, context),
+        )
 
     @staticmethod
-    def _read_sources(config: GenerateConfig) -> list[str]:
-        if config.input is not None:
-            return read_lines(config.input)
+    def _get_generator(
+        context: RecipeContext, config: GenerateConfig
+    ) -> WarmupGenerator:
+        generator: object
 
-        pairs = read_split(config.dataset, config.split)
+        if is_decoder_only(context, config.model):
+            section, generator = "seq_generator", context.get_seq_generator()
+        else:
+            section, generator = "seq2seq_generator", context.get_seq2seq_generator()
 
-        # JSON text may hold line feeds; a line of output must stay one line.
-        return [" ".join(pairs.source(idx).split("\n")) for idx in range(len(pairs))]
+        if isinstance(generator, (WarmupSeq2SeqGenerator, WarmupSequenceGenerator)):
+            return generator.core
+
+        raise WarmupError(
+            f"`{section}.name` is not `warmup`, but only this generator tells warmup and output apart; for plain models set `{section}.config.warmup` to `none`."
+        )
+
+    @staticmethod
+    def _read(config: GenerateConfig) -> Iterator[Line]:
+        for line in read_input(config, with_target=False):
+            if config.has_prefixes:
+                source, _, beginning = line.source.partition("\t")
+
+                line = dataclasses.replace(
+                    line, source=source.strip(), target=beginning.strip()
+                )
+
+            if config.target_prefix and not line.target:
+                line = dataclasses.replace(line, target=config.target_prefix)
+
+            yield line
+
+    @staticmethod
+    def _create_sink(config: GenerateConfig, generator: WarmupGenerator) -> LineSink:
+        if config.output is None and config.json_output is None:
+            return StreamSink(sys.stdout.buffer, as_json=config.as_json)
+
+        settings = describe_job(
+            config,
+            target_prefix=config.target_prefix,
+            has_prefixes=config.has_prefixes,
+            **dataclasses.asdict(generator.config),
+        )
+
+        return FileSink(config.output, config.json_output, settings)
 
     @property
     @override
@@ -317,13 +324,209 @@ class TranslationGenerateRecipe(Recipe):
         return GenerateConfig
 
 
+def check_vocabulary(num_logits: int, vocab_size: int) -> None:
+    """
+    :raises WarmupError: If the model has fewer output tokens than the tokenizer.
+    """
+    if num_logits < vocab_size:
+        raise WarmupError(
+            f"The model has {num_logits} output tokens, but the tokenizer {vocab_size}; name the tokenizer that the model was trained with."
+        )
+
+
+_GENERATOR_SECTIONS: Final = ("seq2seq_generator", "seq_generator")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what all commands take that run the model of a run."""
+    parser.add_argument("run_dir", type=Path, help="the directory of a training run")
+
+    parser.add_argument(
+        "--checkpoint", default="best", help="`best` (default), `last` or a step"
+    )
+
+    parser.add_argument("--no-rich", action="store_true", help="plain log lines")
+
+    parser.add_argument(
+        "--config",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further settings, such as `model.dtype=bfloat16 max_num_tokens=20000`",
+    )
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each field of :class:`GenerationConfig`."""
+    group = parser.add_argument_group("generation")
+
+    docs = get_field_docs(GenerationConfig)
+
+    for config_field in dataclasses.fields(GenerationConfig):
+        name = config_field.name
+
+        option = f"--{name.replace('_', '-')}"
+
+        help = " ".join(docs[name].replace("``", "`").split()).replace("%", "%%")
+
+        if name == "warmup":
+            help += " Default: `single`, or `none` if the run was trained without."
+        elif name != "max_warmup_len":
+            help += f" Default: {config_field.default}."
+
+        if config_field.type == "bool":
+            group.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=None, help=help
+            )
+
+            continue
+
+        kind = str(config_field.type).split(" ")[0]
+
+        group.add_argument(
+            option,
+            type={"int": int, "float": float}.get(kind, str),
+            # `greedy-then-beam` is as good as `greedy_then_beam`.
+            metavar={"int": "N", "float": "X"}.get(kind, "NAME"),
+            help=help,
+        )
+
+
+def get_generation_options(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the options of :func:`add_generation_arguments` that were given."""
+    options = {}
+
+    for config_field in dataclasses.fields(GenerationConfig):
+        value = getattr(args, config_field.name)
+
+        if value is not None:
+            if isinstance(value, str):
+                value = value.replace("-", "_")
+
+            options[config_field.name] = value
+
+    return options
+
+
+def create_lines_config(
+    run_dir: RunDir, checkpoint: str, *, data_dir: Path | None = None
+) -> dict[str, Any]:
+    """
+    Returns what a config takes from a run: model, tokenizer, data.
+
+    :raises WarmupError: If the run has no such checkpoint.
+    """
+    step_nr = run_dir.find_checkpoint(checkpoint)
+
+    run_config = cast("dict[str, Any]", run_dir.load_config())
+
+    dataset = run_config["dataset"]
+
+    if data_dir is not None:
+        dataset = {**dataset, "path": str(data_dir.expanduser().absolute())}
+
+    tokenizer = run_config["tokenizer"]
+
+    # Else it is one that fairseq2 knows by name.
+    if run_dir.tokenizer_path is not None:
+        tokenizer = {**tokenizer, "path": str(run_dir.tokenizer_path)}
+
+    family, model_config = run_dir.load_model_metadata()
+
+    model_path = run_dir.model_path(step_nr)
+
+    return {
+        "model": {
+            "name": None,
+            "path": str(model_path),
+            "family": family,
+            "config_overrides": model_config,
+        },
+        "tokenizer": tokenizer,
+        "dataset": dataset,
+        # The cards of a tokenizer that is known by name.
+        "common": {"assets": run_config["common"]["assets"]},
+        "checkpoint_time": model_path.stat().st_mtime,
+    }
+
+
+def create_generation_options(
+    run_config: Mapping[str, Any], given: Mapping[str, object]
+) -> dict[str, object]:
+    """
+    Completes the options of a generator by what a run was trained with.
+
+    :raises WarmupError: If they ask for warmups of a model that writes none.
+    """
+    has_warmup = run_config["criterion"]["name"] != "sft"
+
+    options = dict(given)
+
+    options.setdefault("warmup", "single" if has_warmup else "none")
+
+    if has_warmup:
+        options.setdefault("max_warmup_len", run_config["warmup"]["max_warmup_len"])
+    elif options["warmup"] != "none" and "max_warmup_len" not in options:
+        raise WarmupError(
+            f"The run was trained without warmups (`criterion.name` is `sft`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
+        )
+
+    check_generation_options(options)
+
+    return options
+
+
+def check_generation_options(options: Mapping[str, object]) -> None:
+    """
+    :raises WarmupError: If the options of a generator are not valid.
+    """
+    try:
+        StandardObjectValidator().validate(
+            GenerationConfig(**options)  # type: ignore[arg-type]
+        )
+    except ValidationError as ex:
+        raise WarmupError(str(ex.result)) from None
+
+
+def run_recipe(
+    recipe: Recipe,
+    config: Mapping[str, object],
+    args: argparse.Namespace,
+    record_dir: Path | None,
+) -> int:
+    """
+    Runs a recipe with a config.
+
+    :param args: Those of :func:`add_run_arguments`.
+    :param record_dir: Where fairseq2 keeps its own records; ``None`` for nowhere.
+    """
+    with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:
+        file = Path(tmp_dir, "config.yaml")
+
+        file.write_text(dump_yaml(config), encoding="utf-8")
+
+        out = record_dir or Path(tmp_dir, "run")
+
+        fairseq2_args = [str(out), "--config-file", str(file)]
+
+        if args.no_rich:
+            fairseq2_args.append("--no-rich")
+
+        if args.config:
+            fairseq2_args += ["--config", *args.config]
+
+        return run_fairseq2(recipe, fairseq2_args)
+
+
 def create_parser() -> argparse.ArgumentParser:
     """Creates the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipes.generate", description="Translates with a trained run."
+        prog="python -m recipes.generate",
+        description="Translates a test set or a file with a trained run, into a text file and a JSON lines file with warmups and scores.",
     )
 
-    parser.add_argument("run_dir", type=Path, help="the directory of a training run")
+    add_run_arguments(parser)
 
     what = parser.add_mutually_exclusive_group()
 
@@ -347,19 +550,12 @@ def create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
-        "--checkpoint", default="best", help="`best` (default), `last` or a step"
+        "--truncate",
+        action="store_true",
+        help="cut a source that is longer than the model reads instead of refusing it",
     )
 
-    parser.add_argument("--no-rich", action="store_true", help="plain log lines")
-
-    parser.add_argument(
-        "--config",
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides, such as `search.beam_size=4 dataset.path=DIR`",
-    )
+    add_generation_arguments(parser)
 
     return parser
 
@@ -383,16 +579,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     run_dir = RunDir(args.run_dir)
 
-    step_nr = run_dir.find_checkpoint(args.checkpoint)
+    config = create_lines_config(run_dir, args.checkpoint, data_dir=args.data)
 
-    run_config = cast("dict[str, Any]", run_dir.load_config())
+    given = get_generation_options(args)
 
-    dataset = run_config["dataset"]
-
-    if args.data is not None:
-        dataset = {**dataset, "path": str(args.data.expanduser().absolute())}
-
-    split = args.split or dataset["test_split"]
+    split = args.split or config["dataset"]["test_split"]
 
     if args.input is not None and not args.input.is_file():
         raise WarmupError(f"The input file `{args.input}` does not exist.")
@@ -400,9 +591,9 @@ def _run(args: argparse.Namespace) -> int:
     output = args.output
 
     if output is None:
-        if args.config:
+        if args.config or given or args.truncate:
             raise WarmupError(
-                "With `--config`, name the file to write with `--output`: the default one is what `evaluate` scores as the run's own translation."
+                "With settings of your own, name the file to write with `--output`: the default one is what `evaluate` scores as the run's own translation."
             )
 
         # A file may have the name of a split.
@@ -410,57 +601,85 @@ def _run(args: argparse.Namespace) -> int:
 
         output = run_dir.path / "generate" / f"{stem}.{args.checkpoint}.txt"
 
+    output = check_output(output, [] if args.input is None else [args.input])
+
+    options = create_generation_options(run_dir.load_config(), given)
+
+    config.update(
+        split=split if args.input is None else None,
+        input=[] if args.input is None else [str(args.input.resolve())],
+        output=str(output),
+        json_output=str(jsonl_path(output)),
+        truncate=args.truncate,
+    )
+
+    for name in _GENERATOR_SECTIONS:
+        config[name] = {"config": options}
+
+    # fairseq2's own records of the translation stand beside its output.
+    return run_recipe(TranslationGenerateRecipe(), config, args, Path(f"{output}.run"))
+
+
+def check_output(output: Path, inputs: Sequence[Path]) -> Path:
+    """
+    Returns the absolute path of an output.
+
+    :raises WarmupError: If it is a folder or an input.
+    """
     output = output.expanduser().resolve()
 
     if output.is_dir():
         raise WarmupError(f"The output `{output}` is a folder; name a file.")
 
-    if args.input is not None and output == args.input.resolve():
+    if output in [file.resolve() for file in inputs]:
         raise WarmupError(
             f"The output `{output}` is the input; name another file with `--output`."
         )
 
-    tokenizer = run_config["tokenizer"]
+    return output
 
-    # Else it is one that fairseq2 knows by name.
-    if run_dir.tokenizer_path is not None:
-        tokenizer = {**tokenizer, "path": str(run_dir.tokenizer_path)}
 
-    family, model_config = run_dir.load_model_metadata()
+def run_translate(args: argparse.Namespace) -> int:
+    """Runs ``python -m warmup_plugin translate``."""
+    run_dir = RunDir(args.run_dir)
 
-    has_warmup = run_config["criterion"]["name"] != "sft"
+    config = create_lines_config(run_dir, args.checkpoint)
 
-    config = {
-        "model": {
-            "name": None,
-            "path": str(run_dir.model_path(step_nr)),
-            "family": family,
-            "config_overrides": model_config,
-        },
-        "tokenizer": tokenizer,
-        "dataset": dataset,
-        # The cards of a tokenizer that is known by name.
-        "common": {"assets": run_config["common"]["assets"]},
-        "split": split,
-        "input": None if args.input is None else str(args.input.resolve()),
-        "output": str(output),
-        "max_warmup_len": (
-            run_config["warmup"]["max_warmup_len"] if has_warmup else None
-        ),
-    }
+    for file in args.files:
+        if not file.exists():
+            raise WarmupError(f"The input file `{file}` does not exist.")
 
-    with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:
-        file = Path(tmp_dir, "config.yaml")
+    output = args.output
 
-        file.write_text(dump_yaml(config), encoding="utf-8")
+    if output is not None:
+        output = check_output(output, args.files)
 
-        # fairseq2's own records of the translation stand beside its output.
-        fairseq2_args = [f"{output}.run", "--config-file", str(file)]
+    interactive = args.interactive or (not args.files and sys.stdin.isatty())
 
-        if args.no_rich:
-            fairseq2_args.append("--no-rich")
+    options = create_generation_options(
+        run_dir.load_config(), get_generation_options(args)
+    )
 
-        if args.config:
-            fairseq2_args += ["--config", *args.config]
+    config.update(
+        split=None,
+        input=[str(file.resolve()) for file in args.files],
+        target_prefix=args.target_prefix,
+        has_prefixes=args.prefixes,
+        as_json=args.jsonl,
+        truncate=args.truncate,
+    )
 
-        return run_fairseq2(TranslationGenerateRecipe(), fairseq2_args)
+    if output is not None:
+        config["json_output" if args.jsonl else "output"] = str(output)
+
+    if interactive:
+        config["chunk_size"] = 1
+    elif args.chunk_size is not None:
+        config["chunk_size"] = args.chunk_size
+
+    for name in _GENERATOR_SECTIONS:
+        config[name] = {"config": options}
+
+    # Standard output is the translation's alone.
+    with quiet_log():
+        return run_recipe(TranslationGenerateRecipe(), config, args, None)

@@ -56,7 +56,7 @@ from warmup_plugin.data.corpus import Corpus, tokenize_pairs
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import BeamSearch, BeamSearchConfig
+from warmup_plugin.generation import WarmupGenerator, create_generation_config
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import (
     ConditionalModel,
@@ -349,11 +349,13 @@ class TranslationTrainRecipe(Recipe):
         valid_unit = TranslationValidUnit(
             config.dataset.valid_split,
             criterion,
-            BeamSearch(
+            WarmupGenerator(
                 model,
                 layout,
-                BeamSearchConfig(beam_size=config.validation.beam_size),
-                max_warmup_len=criterion.max_warmup_len,
+                create_generation_config(
+                    criterion.max_warmup_len, beam_size=config.validation.beam_size
+                ),
+                num_template_tokens=codec.num_template_tokens,
             ),
             codec,
             gangs,

@@ -114,7 +114,9 @@ _BLOCK_SIZE: Final = 64
 """The number of tokens whose probabilities are summed before they are looked at."""
 
 
-def sample_tokens(logits: Tensor, num_samples: int = 1) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    logits: Tensor, num_samples: int = 1, *, uniforms: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """
     Draws tokens by inverting the cumulative distribution.
 
@@ -125,6 +127,8 @@ def sample_tokens(logits: Tensor, num_samples: int = 1) -> tuple[Tensor, Tensor]
 
     :param logits: *Shape:* :math:`(B,V)`.
     :param num_samples: The number k of independent draws a row.
+    :param uniforms: The uniform numbers to draw by, from [0, 1); ``None`` for those of
+        the default generator. *Shape:* :math:`(B,k)`, fp64.
 
     :returns: The tokens and their log-probabilities. *Shape:* :math:`(B,k)` each.
     """
@@ -154,11 +158,14 @@ def sample_tokens(logits: Tensor, num_samples: int = 1) -> tuple[Tensor, Tensor]
     # (B, 1)
     total = cumulative[:, -1:]
 
-    u = torch.rand((num_rows, num_samples), dtype=torch.float64, device=logits.device)
+    if uniforms is None:
+        uniforms = torch.rand(
+            (num_rows, num_samples), dtype=torch.float64, device=logits.device
+        )
 
     # Below one also after rounding, or u * total = total lies behind every entry;
     # `right=True` never picks a token of probability zero, not even for u = 0.
-    u = u.clamp_(max=1.0 - 1e-12) * total
+    u = uniforms.clamp(max=1.0 - 1e-12) * total
 
     # (B, k)
     block_idx = torch.searchsorted(cumulative, u, right=True)

@@ -31,6 +31,10 @@ class WarmupTokenizer(Tokenizer):
         or if text may become it.
         """
 
+    @abstractmethod
+    def to_tokens(self, indices: Sequence[int]) -> list[str]:
+        """Names tokens as the vocabulary does."""
+
     @property
     @abstractmethod
     def special_indices(self) -> frozenset[int]:
@@ -59,10 +63,6 @@ class PlainTokenizer(WarmupTokenizer):
     @abstractmethod
     def decode(self, indices: Iterable[int]) -> str:
         """Decodes text, leaving out special tokens."""
-
-    @abstractmethod
-    def to_tokens(self, indices: Sequence[int]) -> list[str]:
-        """Names tokens."""
 
     @abstractmethod
     def to_indices(self, tokens: Sequence[str]) -> list[int]:

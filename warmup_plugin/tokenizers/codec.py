@@ -62,6 +62,10 @@ class TextCodec(ABC):
     def decode(self, tokens: Sequence[int]) -> str:
         """Decodes the tokens of a warmup or an output."""
 
+    @abstractmethod
+    def to_tokens(self, tokens: Sequence[int]) -> list[str]:
+        """Names tokens as the vocabulary does, special ones too."""
+
     def encode_pair(self, source: str, target: str) -> tuple[list[int], list[int]]:
         """Returns the source, and ``[prefix] y EOS``."""
         encoded = self.encode_source(source)
@@ -81,6 +85,11 @@ class TextCodec(ABC):
     @abstractmethod
     def template(self) -> str:
         """What a source is put into, without what the tokenizer adds by itself."""
+
+    @property
+    @abstractmethod
+    def num_template_tokens(self) -> int:
+        """The number of tokens of an encoded source that are not the source's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +233,7 @@ def _create_layout(
         vocab_size=info.size,
         banned_in_warmup=tuple(sorted(in_warmup)),
         banned_in_target=tuple(sorted(in_target)),
+        unk_idx=info.unk_idx,
     )
 
     return layout, name
@@ -288,6 +298,8 @@ class _Seq2SeqCodec(TextCodec):
 
         super().__init__(*_create_layout(tokenizer, separator, prefix=self._prefix))
 
+        self._tokenizer = tokenizer
+
         self._template = template
 
         self._head, self._tail = template.split("{source}")
@@ -310,10 +322,22 @@ class _Seq2SeqCodec(TextCodec):
     def decode(self, tokens: Sequence[int]) -> str:
         return decode_tokens(self._decoder, tokens)
 
+    @override
+    def to_tokens(self, tokens: Sequence[int]) -> list[str]:
+        return self._tokenizer.to_tokens(tokens)
+
     @property
     @override
     def template(self) -> str:
         return self._template
+
+    @property
+    @override
+    def num_template_tokens(self) -> int:
+        around = len(self._source_encoder(f"{self._head}{self._tail}"))
+
+        # EOS and what else the tokenizer adds always counts.
+        return around - len(self._source_encoder(""))
 
 
 @final
@@ -349,10 +373,20 @@ class _PromptCodec(TextCodec):
     def decode(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens)
 
+    @override
+    def to_tokens(self, tokens: Sequence[int]) -> list[str]:
+        return self._tokenizer.to_tokens(tokens)
+
     @property
     @override
     def template(self) -> str:
         return self._template.removeprefix(self._tokenizer.tok.bos_token or "")
+
+    @property
+    @override
+    def num_template_tokens(self) -> int:
+        # The last token is that of the rows.
+        return len(self._tokenizer.encode_prompt(self._template, "")) - 1
 
 
 def decode_tokens(decoder: TokenDecoder, tokens: Sequence[int]) -> str:

@@ -42,6 +42,8 @@ class NllbWarmupTokenizer(WarmupTokenizer):
 
         names += ["<pad>", "<s>", "</s>", *_DATA_TOKENS]
 
+        self._model = model
+
         self._specials = {name: model.token_to_index(name) for name in names}
 
     @override
@@ -94,6 +96,10 @@ class NllbWarmupTokenizer(WarmupTokenizer):
     @override
     def find_special(self, token: str) -> int | None:
         return self._specials.get(token)
+
+    @override
+    def to_tokens(self, indices: Sequence[int]) -> list[str]:
+        return [self._model.index_to_token(idx) for idx in indices]
 
     @property
     @override

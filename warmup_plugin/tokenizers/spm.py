@@ -152,6 +152,10 @@ class WarmupSpmTokenizer(WarmupTokenizer):
         return self._model
 
     @override
+    def to_tokens(self, indices: Sequence[int]) -> list[str]:
+        return [self._model.index_to_token(idx) for idx in indices]
+
+    @override
     def find_special(self, token: str) -> int | None:
         return self._control_symbols.get(token)
 

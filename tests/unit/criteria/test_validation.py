@@ -24,7 +24,7 @@ from warmup_plugin.criteria.validation import (
     gather_objects,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import BeamSearch
+from warmup_plugin.generation import WarmupGenerator
 from warmup_plugin.generation.beam import Hypothesis
 from warmup_plugin.metrics.translation import score_translations
 from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
@@ -72,18 +72,20 @@ class FakeCriterion(Criterion):
         return Stopwatch()
 
 
-class FakeSearch:
+class FakeGenerator:
     """Repeats the source."""
 
     def __call__(
         self, source_seqs: Tensor, source_seq_lens: list[int], prefixes: Tensor
-    ) -> list[Hypothesis]:
+    ) -> list[list[Hypothesis]]:
         # What stands before the warmup.
         assert prefixes.tolist() == [[BOS_IDX]] * len(source_seq_lens)
 
         rows = zip(source_seqs.tolist(), source_seq_lens)
 
-        return [Hypothesis([], row[: n - 1], 0.0, 0.0) for row, n in rows]
+        return [
+            [Hypothesis([], row[: n - 1], [], 0.0, 0.0, 0.0)] for row, n in rows
+        ]
 
 
 class FakeCodec(TextCodec):
@@ -99,10 +101,19 @@ class FakeCodec(TextCodec):
     def decode(self, tokens: Sequence[int]) -> str:
         return " ".join(f"w{idx}" for idx in tokens)
 
+    @override
+    def to_tokens(self, tokens: Sequence[int]) -> list[str]:
+        raise NotImplementedError()
+
     @property
     @override
     def template(self) -> str:
         return "{source}"
+
+    @property
+    @override
+    def num_template_tokens(self) -> int:
+        return 0
 
 
 def create_gangs(rank: int = 0) -> Gangs:
@@ -121,7 +132,7 @@ def create_unit(
     return TranslationValidUnit(
         "dev",
         criterion,
-        cast(BeamSearch, FakeSearch()),
+        cast(WarmupGenerator, FakeGenerator()),
         FakeCodec(create_layout(), "<sep>"),
         create_gangs(rank),
         target_lang=target_lang,

@@ -433,6 +433,7 @@ class TestSteppedRows:
                     None if len(rows) == 3 else torch.tensor(rows, device=device),
                     positions,
                     end - begin,
+                    end,
                     None,
                 ),
             )
@@ -484,6 +485,7 @@ class TestSteppedRows:
                     None,
                     begins + step_nr,
                     1,
+                    3 + step_nr + 1,
                     (
                         (memory, torch.tensor(prompt_idx, device=device))
                         if step_nr == 0

@@ -183,7 +183,7 @@ class TestRowCache:
 
         for begin, end in ((0, 2), (2, 3), (3, 4)):
             all_k, all_v = cache.append(
-                module, k[:, begin:end], v[:, begin:end], None, begin
+                module, k[:, begin:end], v[:, begin:end], None, begin, end
             )
 
             assert_equal(all_k, k[:, :end])
@@ -194,11 +194,11 @@ class TestRowCache:
 
         k, v = self.create_states(4, 3)
 
-        cache.append(module, k[:, :2], v[:, :2], None, 0)
+        cache.append(module, k[:, :2], v[:, :2], None, 0, 2)
 
         rows = torch.tensor([3, 1], device=device)
 
-        all_k, all_v = cache.append(module, k[rows, 2:], v[rows, 2:], rows, 2)
+        all_k, all_v = cache.append(module, k[rows, 2:], v[rows, 2:], rows, 2, 3)
 
         assert_equal(all_k, k[rows])
         assert_equal(all_v, v[rows])
@@ -232,6 +232,7 @@ class TestRowCache:
             v,
             None if rows is None else torch.tensor(rows, device=device),
             torch.tensor(positions, device=device),
+            5,
         )
 
         assert all_k.shape == all_v.shape == (len(at), 5, 2, 3)
@@ -251,8 +252,8 @@ class TestRowCache:
 
         cache = RowCache(4, 5)
 
-        cache.append(modules[0], k, v, None, 1)
-        cache.append(modules[1], k, v, None, torch.full((4,), 1, device=device))
+        cache.append(modules[0], k, v, None, 1, 3)
+        cache.append(modules[1], k, v, None, torch.full((4,), 1, device=device), 3)
 
         rows = torch.arange(4, device=device)
 
@@ -267,7 +268,7 @@ class TestRowCache:
 
         k, v = self.create_states(4, 1)
 
-        cache.append(module, k, v, None, 2)
+        cache.append(module, k, v, None, 2, 3)
 
         all_k, all_v = cache.get(module, torch.arange(4, device=device), 5)
 
@@ -292,7 +293,7 @@ class TestRowCache:
         states = [self.create_states(4, 1) for _ in modules]
 
         for module, (k, v) in zip(modules, states):
-            cache.append(module, k, v, None, 0)
+            cache.append(module, k, v, None, 0, 1)
 
         rows = torch.arange(4, device=device)
 
@@ -300,36 +301,37 @@ class TestRowCache:
             assert_equal(cache.get(module, rows, 1)[0], k)
             assert_equal(cache.get(module, rows, 1)[1], v)
 
-    def test_select_keeps_repeats_and_reorders_rows(self) -> None:
+    @pytest.mark.parametrize("rows", [[3, 0, 3, 1, 0], [1, 1, 3, 0], [2, 1]])
+    def test_select_keeps_repeats_and_reorders_rows(self, rows: list[int]) -> None:
         cache, module = RowCache(4, 5), Module()
 
         k, v = self.create_states(4, 2)
 
-        cache.append(module, k, v, None, 0)
+        cache.append(module, k, v, None, 0, 2)
 
-        rows = torch.tensor([3, 0, 3, 1, 0], device=device)
+        cache.select(torch.tensor(rows, device=device), 2)
 
-        cache.select(rows)
+        num_rows = len(rows)
 
         # All of them go on, …
-        next_k, next_v = self.create_states(5, 1)
+        next_k, next_v = self.create_states(num_rows, 1)
 
-        all_k, all_v = cache.append(module, next_k, next_v, None, 2)
+        all_k, all_v = cache.append(module, next_k, next_v, None, 2, 3)
 
         assert_equal(all_k, torch.cat([k[rows], next_k], dim=1))
         assert_equal(all_v, torch.cat([v[rows], next_v], dim=1))
 
         # … each at its own position as well, …
-        all_k, _ = cache.append(
-            module, next_k, next_v, None, torch.full((5,), 3, device=device)
-        )
+        positions = torch.full((num_rows,), 3, device=device)
+
+        all_k, _ = cache.append(module, next_k, next_v, None, positions, 4)
 
         assert_equal(all_k[:, 3:4], next_k)
 
         # … and a layer that was not there yet has as many rows.
         other = Module()
 
-        all_k, _ = cache.append(other, next_k, next_v, None, 0)
+        all_k, _ = cache.append(other, next_k, next_v, None, 0, 1)
 
         assert_equal(all_k, next_k)
 
@@ -338,7 +340,7 @@ class TestRowCache:
 
         k, v = self.create_states(4, 3)
 
-        cache.append(module, k, v, None, 0)
+        cache.append(module, k, v, None, 0, 3)
 
         rows = torch.tensor([2, 2, 0], device=device)
 

@@ -7,20 +7,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import warmup_plugin.recipes
-from warmup_plugin.recipes.evaluate import main
+from warmup_plugin.recipes.evaluate import main, read_run
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
 
 _HALF = [
     line if i % 2 == 0 else "a dog stood there" for i, line in enumerate(_REFERENCES)
 ]
+
+
+_FILES = ["--hypotheses", "h", "--references", "r"]
 
 
 def _write(file: Path, lines: Sequence[str]) -> str:
@@ -95,6 +98,7 @@ class TestFileMode:
             (["--hypotheses", "h"], "needs `--references FILE`"),
             (["run", "--hypotheses", "h"], "cannot be combined"),
             (["run", "--references", "r"], "leave `--references` out"),
+            (["run", "--sources", "r"], "leave `--sources` out"),
             (["--hypotheses", "h", "--split", "test"], "`--split` belongs to a run"),
             (["--hypotheses", "h", "--data", "d"], "`--data` belongs to a run"),
             (["--hypotheses", "nope", "--references", "r"], "nope"),
@@ -103,6 +107,28 @@ class TestFileMode:
             (
                 ["--hypotheses", "h", "--references", "r", "--json", "h/x.json"],
                 "h/x.json cannot be written",
+            ),
+            (
+                ["--hypotheses", "h", "--references", "r", "--sources", "short"],
+                "short has 19 lines but r has 20",
+            ),
+            (["h", "--metrics", "bleu,nope"], "`nope` is not known; choose some of"),
+            (["h", "--metrics", ","], "No metric is given"),
+            (["h", "--labels", "A,B"], "`--labels` is of no use without the metric"),
+            (["h", "--comet-gpus", "1"], "`--comet-gpus` is of no use without"),
+            (
+                [*_FILES, "--metrics", "comet", "--comet-model", "."],
+                "`comet` needs the sources; add `--sources FILE`",
+            ),
+            (
+                [*_FILES, "--metrics", "comet", "--sources", "r"],
+                "`comet` needs `--comet-model CKPT`",
+            ),
+            ([*_FILES, "--metrics", "rouge"], "`rouge` needs `--target-lang`"),
+            ([*_FILES, "--bleu-tokenize", "x"], "no tokenizer `x`; choose one of"),
+            (
+                [*_FILES, "--metrics", "accuracy", "--labels", "A,B"],
+                "Reference 1 is `the cat number 0",
             ),
             (["nope"], "nope` does not exist; name the output directory of a"),
             (["h"], "h` does not exist"),
@@ -130,6 +156,96 @@ class TestFileMode:
         assert err.startswith("error: ")
         assert message in err
         assert err.count("\n") == 1
+
+    def test_main_prints_latex(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        half, right = _write(tmp_path / "h_1", _HALF), _write(
+            tmp_path / "r", _REFERENCES
+        )
+
+        args = ["--hypotheses", half, right, "--references", right, "--latex"]
+
+        assert main([*args, "--num-bootstrap", "200"]) == 0
+
+        lines = capsys.readouterr().out.splitlines()
+
+        [row] = [line for line in lines if r"h\_1 & " in line]
+
+        assert row.count(r"$\pm$") == 2 and row.endswith(r" \\")
+
+        assert any(line.endswith(r"$^{**}$ \\") for line in lines)
+
+    def test_main_scores_answers(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        hyp = _write(tmp_path / "h", ["A", "B", "A.", ""])
+        ref = _write(tmp_path / "r", ["A", "A", "B", "C"])
+
+        out_file = tmp_path / "scores.json"
+
+        args = ["--hypotheses", hyp, "--references", ref, "--json", str(out_file)]
+
+        args += ["--metrics", "accuracy, macro_f1", "--labels", "A,B,C,D"]
+
+        assert main([*args, "--num-bootstrap", "10"]) == 0
+
+        assert (
+            f"invalid answers of {hyp}: 2 of 4, such as `A.`, an empty one\n"
+            in capsys.readouterr().out
+        )
+
+        accuracy, macro_f1 = json.loads(out_file.read_text())["systems"][hyp]
+
+        assert accuracy["score"] == 25.0
+        assert accuracy["details"]["num_invalid"] == 2
+
+        # A: 2 * 1 / (2 + 1); B, C, D: 0.
+        assert macro_f1["score"] == pytest.approx(100 * 2 / 3 / 4)
+
+    def test_main_says_what_cannot_be_computed(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("WARMUP_COMET_PYTHON", "/nope/python")
+
+        hyp, ref = _write(tmp_path / "h", _HALF), _write(tmp_path / "r", _REFERENCES)
+
+        out_file = tmp_path / "scores.json"
+
+        args = ["--hypotheses", hyp, "--references", ref, "--sources", ref]
+
+        args += ["--metrics", "chrf,comet", "--comet-model", str(tmp_path)]
+
+        args += ["--num-bootstrap", "0", "--json", str(out_file)]
+
+        assert main(args) == 0
+
+        out = capsys.readouterr().out
+
+        assert out.splitlines()[2].split()[-1] == "-"
+        assert "COMET: not computed. " in out and "/nope/python" in out
+
+        chrf, comet = json.loads(out_file.read_text())["systems"][hyp]
+
+        assert chrf["score"] > 0
+        assert comet["score"] is None and "/nope/python" in comet["reason"]
+
+    def test_main_splits_files_at_line_feeds_alone(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lines = ["a\u2028b c d e", "f\tg h i j", "k\x0cl\x85m n o", "p\rq r s t"]
+
+        hyp, ref = _write(tmp_path / "h", lines), _write(tmp_path / "r", lines)
+
+        assert main(["--hypotheses", hyp, "--references", ref]) == 0
+
+        out = capsys.readouterr().out
+
+        assert "4 sentences" in out
+        assert "100.00 [100.00, 100.00]" in out
 
     def test_module_imports_neither_torch_nor_fairseq2(self) -> None:
         code = (
@@ -197,7 +313,11 @@ def _write_translations(
 ) -> Path:
     file = run_dir / "generate" / f"{name}.txt"
 
-    lines = [json.dumps({"source": source}) for source in sources]
+    # U+2028 is no end of line, but `generate` writes a space for it.
+    lines = [
+        json.dumps({"source": source, "output": output.replace(" ", "\u2028", 1)})
+        for source, output in zip(sources, _HALF)
+    ]
 
     _write(file, _HALF)
     _write(file.with_name(f"{file.name}.jsonl"), lines)
@@ -296,6 +416,61 @@ class TestRunMode:
         assert main([str(run_dir), "--num-bootstrap", "0"]) == 0
 
         assert generate_calls == []
+
+    @pytest.mark.parametrize(
+        "edit,message",
+        [
+            (lambda lines: lines[:-1], "has 19 lines but"),
+            (lambda lines: lines[1:] + lines[:1], "Line 1 of {} is not the output"),
+            (lambda lines: [*lines[:18], lines[19], lines[18]], "Line 19 of {} is not"),
+            (lambda lines: [*lines[:5], "", *lines[6:]], "Line 6 of {} is not"),
+        ],
+    )
+    def test_main_refuses_translations_that_were_changed(
+        self,
+        run_dir: Path,
+        generate_calls: list[Sequence[str]],
+        capsys: pytest.CaptureFixture[str],
+        edit: Callable[[list[str]], list[str]],
+        message: str,
+    ) -> None:
+        file = _write_translations(run_dir, "test.best")
+
+        _write(file, edit(list(_HALF)))
+
+        assert main([str(run_dir), "--num-bootstrap", "0"]) == 2
+
+        err = capsys.readouterr().err
+
+        assert message.format(file) in err
+        assert "delete both files" in err and err.count("\n") == 1
+
+        # Not to be written over.
+        assert generate_calls == []
+
+    def test_main_refuses_details_without_outputs(
+        self,
+        run_dir: Path,
+        generate_calls: list[Sequence[str]],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        file = _write_translations(run_dir, "test.best")
+
+        _write(file.with_name(f"{file.name}.jsonl"), ['{"source": "source"}'] * 20)
+
+        assert main([str(run_dir), "--num-bootstrap", "0"]) == 2
+
+        assert "test.best.txt.jsonl is no object with" in capsys.readouterr().err
+
+    def test_run_has_sources(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        system = read_run(run_dir, "test", "best", None, None)
+
+        assert system.sources == ["source"] * 20
+        assert system.references == _REFERENCES
+        assert system.hypotheses == _HALF
+        assert system.target_lang == "zh"
 
     def test_main_reads_data_where_told(
         self, run_dir: Path, generate_calls: list[Sequence[str]]

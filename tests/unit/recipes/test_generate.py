@@ -44,10 +44,25 @@ class TestOutput:
         assert output.read_text() == "".join(f"{r['output']}\n" for r in records)
 
         for record in records:
-            assert record.keys() == {"source", "warmup", "output", "score", "log_prob"}
             assert isinstance(record["warmup"], str)
             assert record["score"] < 0.0
             assert record["log_prob"] < record["score"]
+
+            assert record["log_prob"] == pytest.approx(
+                record["warmup_log_prob"] + record["target_log_prob"]
+            )
+
+            # The best one is the first of all.
+            [best] = record["hypotheses"]
+
+            for name in ("warmup", "output", "score", "log_prob", "target_log_prob"):
+                assert best[name] == record[name]
+
+            assert sum(best["token_log_probs"]) == pytest.approx(record["log_prob"])
+
+            assert len(best["tokens"]) == len(best["token_log_probs"])
+            assert best["tokens"].count("<sep>") == 1
+            assert best["tokens"][-1] == "</s>"
 
     def test_output_does_not_depend_on_batches(
         self, tmp_path: Path, sft_run: Path
@@ -86,6 +101,9 @@ class TestOutput:
             "output": "",
             "score": None,
             "log_prob": None,
+            "warmup_log_prob": None,
+            "target_log_prob": None,
+            "hypotheses": [],
         }
 
         assert second["source"] == "puke kuse"
@@ -299,17 +317,30 @@ class TestLongLines:
 
         err = capfd.readouterr().err
 
-        assert f"Line 3 of {text} has " in err
-        assert "the model reads at most 40 (2 such lines)" in err
+        assert f"Line 3 of `{text}` has " in err
+        assert "the model reads at most 40; split it into sentences" in err
         assert "Traceback" not in err
         assert not output.exists()
+
+        # What stands before it is done; to cut the line is to go on.
+        partial = tmp_path / "out.txt.partial"
+
+        assert partial.read_text().count("\n") == 2
+
+        args = ["--input", text, "--output", output, "--truncate"]
+
+        assert run(short_run, *args) == 0
+
+        assert "2 done before" in capfd.readouterr().err
+        assert output.read_text().count("\n") == 5
+        assert not partial.exists()
 
     def test_call_cuts_when_asked_to(
         self, tmp_path: Path, short_run: Path, text: Path
     ) -> None:
         output = tmp_path / "out.txt"
 
-        args = ["--input", text, "--output", output, "--config", "truncate=true"]
+        args = ["--input", text, "--output", output, "--truncate"]
 
         assert run(short_run, *args) == 0
 
@@ -323,9 +354,10 @@ class TestBadInput:
     def test_call_wants_output_when_settings_differ(
         self, sft_run: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert run(sft_run, "--config", "search.beam_size=2") == 2
+        for args in (["--config", "max_num_tokens=20"], ["--beam-size", 2]):
+            assert run(sft_run, *args) == 2
 
-        assert "name the file to write with `--output`" in capsys.readouterr().err
+            assert "name the file to write with `--output`" in capsys.readouterr().err
 
         assert not (sft_run / "generate" / "test.best.txt").exists()
 
@@ -337,8 +369,17 @@ class TestBadInput:
             (["--input", "nope.txt"], "The input file `nope.txt` does not exist"),
             (["--output", "/tmp"], "The output `/tmp` is a folder"),
             (["--config", "nope=1"], "extra key(s) nope"),
-            (["--config", "search.nope=1"], "`search` field cannot be structured"),
-            (["--config", "search.beam_size=0"], "`beam_size` must be greater than"),
+            (["--beam-size", "0"], "`beam_size` must be greater than or equal to 1"),
+            (["--num-best", "9"], "`num_best` must be at most `beam_size` (5), but is"),
+            (["--warmup", "single"], "The run was trained without warmups"),
+            (
+                ["--config", "seq2seq_generator.config.beam_size=0"],
+                "`beam_size` must be greater than",
+            ),
+            (
+                ["--config", "seq2seq_generator={name: beam_search, config: {beam_size: 2}}"],
+                "`seq2seq_generator.name` is not `warmup`",
+            ),
             (["--config", "dataset.path=/nope"], "data folder `/nope` does not exist"),
         ],
     )

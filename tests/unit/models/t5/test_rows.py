@@ -148,7 +148,7 @@ class TestSteppedRows:
         positions = torch.tensor([7, 2], device=device)
 
         stepped = SteppedRows(
-            cache, None, positions, 1, None, position_bias=position_bias
+            cache, None, positions, 1, 8, None, position_bias=position_bias
         )
 
         output = stepped(attn, q[:, 0], k[:, 0], v[:, 0])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.nn import BatchLayout
+from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
@@ -19,6 +20,7 @@ from tests.common import (
     CREATE_MODEL,
     EOS_IDX,
     SEPARATOR_IDX,
+    UNK_IDX,
     VOCAB_SIZE,
     WORDS,
     Model,
@@ -32,8 +34,11 @@ from tests.common import (
     pad_rows,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import BeamSearch, BeamSearchConfig
-from warmup_plugin.generation.beam import Hypothesis
+from warmup_plugin.generation import (
+    GenerationConfig,
+    Hypothesis,
+    WarmupGenerator,
+)
 from warmup_plugin.layout import DecoderRows, join_rows
 from warmup_plugin.models.conditional import (
     ConditionalModel,
@@ -63,21 +68,55 @@ def search(
     if not isinstance(model, ConditionalModel):
         model = create_conditional_model(model)
 
-    config = BeamSearchConfig(
+    config = GenerationConfig(
+        warmup="none" if max_warmup_len is None else "single",
+        max_warmup_len=max_warmup_len or 1,
         beam_size=beam_size,
         length_penalty=length_penalty,
         max_len_a=max_len_a,
         max_len_b=max_len_b,
     )
 
-    layout = create_layout(prefix_len=len(prefix), vocab_size=vocab_size)
+    hypotheses = generate(
+        model, config, sources=sources, prefix=prefix, vocab_size=vocab_size
+    )
 
-    beam_search = BeamSearch(model, layout, config, max_warmup_len=max_warmup_len)
+    return [group[0] for group in hypotheses]
+
+
+def generate(
+    model: Model | ConditionalModel,
+    config: GenerationConfig,
+    *,
+    sources: Sequence[Sequence[int]] = SOURCES,
+    prefix: Sequence[int] = (BOS_IDX,),
+    vocab_size: int = VOCAB_SIZE,
+    decode: Callable[[Sequence[int]], str] | None = None,
+    num_template_tokens: int = 0,
+    forced: Sequence[Sequence[int]] | None = None,
+    line_numbers: Sequence[int] | None = None,
+) -> list[list[Hypothesis]]:
+    assert not config.validate().has_error()
+
+    if not isinstance(model, ConditionalModel):
+        model = create_conditional_model(model)
+
+    generator = WarmupGenerator(
+        model,
+        create_layout(prefix_len=len(prefix), vocab_size=vocab_size),
+        config,
+        decode=decode,
+        num_template_tokens=num_template_tokens,
+    )
 
     seqs, seq_lens = pad_rows(sources)
 
-    return beam_search(
-        seqs, seq_lens, torch.tensor([prefix] * len(sources), device=device)
+    return generator(
+        seqs,
+        seq_lens,
+        torch.tensor([prefix] * len(sources), device=device),
+        forced=forced,
+        line_numbers=line_numbers,
     )
 
 
@@ -277,11 +316,15 @@ class ScriptedDecoder(RowDecoder):
         self._pasts = [list(self._pasts[i]) for i in rows.tolist()]
 
     @override
+    def rewind(self, past_lens: Tensor) -> None:
+        self._pasts = [p[:n] for p, n in zip(self._pasts, past_lens.tolist())]
+
+    @override
     def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
         raise NotImplementedError()
 
 
-class TestBeamSearch:
+class TestSearch:
     @each_model
     @pytest.mark.parametrize("max_warmup_len", [None, 1, 3])
     @pytest.mark.parametrize("seed", [0, 1, 6])
@@ -631,12 +674,518 @@ class TestBeamSearch:
             search(ScriptedModel(diverge))
 
 
-class TestBeamSearchConfig:
-    def test_validate_returns_errors(self) -> None:
-        config = BeamSearchConfig(beam_size=0, max_len_a=-1.0, max_len_b=0)
+def to_log_probs(model: Model, hypothesis: Hypothesis, source: Sequence[int]) -> Tensor:
+    """Returns log P(c|x) + log P(y|c,x) of a hypothesis, not cached."""
+    return score_sequences(
+        model,
+        source,
+        [hypothesis.warmup],
+        [hypothesis.target],
+        max_warmup_len=MAX_WARMUP_LEN,
+    )
 
-        result = config.validate()
 
-        assert len(result.errors) == 3
+MAX_WARMUP_LEN = 2
 
-        assert len(BeamSearchConfig().validate().errors) == 0
+
+def create_config(**options: object) -> GenerationConfig:
+    defaults: dict[str, object] = {
+        "max_warmup_len": MAX_WARMUP_LEN,
+        "max_len_a": 0.0,
+        "max_len_b": 4,
+        "beam_size": 3,
+    }
+
+    return GenerationConfig(**{**defaults, **options})  # type: ignore[arg-type]
+
+
+class TestGreedyThenBeam:
+    @each_model
+    def test_warmup_is_greedy_and_output_best_behind_it(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](seed=1)
+
+        targets = list_sentences(2)
+
+        config = create_config(
+            warmup="greedy_then_beam", beam_size=len(targets) + 2, max_len_b=2
+        )
+
+        for source, group in zip(SOURCES, generate(model, config)):
+            warmup, _ = search_greedily(
+                model, source, max_warmup_len=MAX_WARMUP_LEN, max_len=1
+            )
+
+            log_probs = score_sequences(
+                model,
+                source,
+                [warmup] * len(targets),
+                targets,
+                max_warmup_len=MAX_WARMUP_LEN,
+            ).tolist()
+
+            scores = [
+                log_prob / (len(warmup) + 1 + len(y) + 1)
+                for y, log_prob in zip(targets, log_probs)
+            ]
+
+            best = max(range(len(targets)), key=scores.__getitem__)
+
+            assert group[0].warmup == warmup
+            assert group[0].target == targets[best]
+
+            assert group[0].score == pytest.approx(scores[best], abs=2e-5)
+            assert group[0].log_prob == pytest.approx(log_probs[best], abs=2e-5)
+
+
+class TestSample:
+    @each_model
+    @pytest.mark.parametrize("beam_size", [1, 3])
+    def test_log_probs_equal_uncached_ones(self, kind: str, beam_size: int) -> None:
+        # The warmups of a source differ in length, so its rows go on from different
+        # places.
+        model = CREATE_MODEL[kind](num_layers=2, seed=3)
+
+        config = create_config(
+            warmup="sample", num_warmups=6, num_best=6, beam_size=beam_size
+        )
+
+        groups = generate(model, config)
+
+        assert len({len(h.warmup) for group in groups for h in group}) > 1
+
+        for source, group in zip(SOURCES, groups):
+            assert [h.score for h in group] == sorted(
+                (h.score for h in group), reverse=True
+            )
+
+            for hypothesis in group:
+                assert_close(
+                    to_log_probs(model, hypothesis, source),
+                    [hypothesis.log_prob],
+                    rtol=0.0,
+                    atol=1e-4,
+                )
+
+                assert sum(hypothesis.token_log_probs) == pytest.approx(
+                    hypothesis.log_prob, abs=1e-5
+                )
+
+                tokens = hypothesis.tokens(create_layout(), has_warmup=True)
+
+                assert len(hypothesis.token_log_probs) == len(tokens)
+
+    def test_warmups_are_drawn_from_model(self) -> None:
+        model = create_tiny_model(seed=2)
+
+        source = SOURCES[0]
+
+        config = create_config(warmup="sample", num_warmups=1, beam_size=1, max_len_b=1)
+
+        counts: dict[tuple[int, ...], int] = {}
+
+        num_lines = 3000
+
+        groups = generate(
+            model,
+            config,
+            sources=[source] * num_lines,
+            line_numbers=range(num_lines),
+        )
+
+        for group in groups:
+            key = tuple(group[0].warmup)
+
+            counts[key] = counts.get(key, 0) + 1
+
+        log_probs: dict[tuple[int, ...], float] = {
+            tuple(group[0].warmup): group[0].warmup_log_prob for group in groups
+        }
+
+        assert len(counts) > 4
+
+        for warmup, count in counts.items():
+            share = math.exp(log_probs[warmup])
+
+            deviation = math.sqrt(share * (1.0 - share) / num_lines)
+
+            assert abs(count / num_lines - share) < 5.0 * deviation
+
+    @pytest.mark.parametrize("sampling", [False, True])
+    def test_draws_belong_to_line(self, sampling: bool) -> None:
+        model = create_tiny_model(seed=2)
+
+        config = create_config(
+            warmup="sample",
+            num_warmups=3,
+            num_best=3,
+            beam_size=1,
+            sampling=sampling,
+            max_len_a=1.0,
+        )
+
+        def run(lines: Sequence[int]) -> dict[int, list[tuple[list[int], list[int]]]]:
+            groups = generate(
+                model,
+                config,
+                sources=[SOURCES[line % 4] for line in lines],
+                line_numbers=lines,
+            )
+
+            return {
+                line: [(h.warmup, h.target) for h in group]
+                for line, group in zip(lines, groups)
+            }
+
+        together = run([0, 1, 2, 3, 4, 5, 6, 7])
+
+        assert {**run([7, 2]), **run([4]), **run([5, 6, 0, 1, 3])} == together
+
+        # Lines of the same text have draws of their own, and so has another seed.
+        assert any(together[n] != together[n + 4] for n in range(4))
+
+        config.seed = 3
+
+        assert run(range(8)) != together
+
+    @each_model
+    def test_marginal_is_mean_over_all_warmups(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](seed=4)
+
+        config = create_config(
+            warmup="sample",
+            rank_by="marginal",
+            num_warmups=5,
+            num_best=5,
+            beam_size=1,
+            length_penalty=0.5,
+        )
+
+        groups = generate(model, config)
+
+        config.rank_by = "log_prob"
+
+        all_candidates = generate(model, config)
+
+        for source, group, candidates in zip(SOURCES, groups, all_candidates):
+            # Outputs are distinct, and none is lost.
+            outputs = [tuple(h.target) for h in group]
+
+            assert sorted(outputs) == sorted({tuple(h.target) for h in candidates})
+
+            for hypothesis in group:
+                terms = []
+
+                for candidate in draw_candidates(model, source, config):
+                    joint = score_sequences(
+                        model,
+                        source,
+                        [candidate.warmup],
+                        [hypothesis.target],
+                        max_warmup_len=MAX_WARMUP_LEN,
+                    )
+
+                    terms.append(float(joint) - candidate.warmup_log_prob)
+
+                expected = float(torch.tensor(terms).logsumexp(0)) - math.log(5)
+
+                length = len(hypothesis.target) + 1
+
+                assert hypothesis.score == pytest.approx(
+                    expected / math.sqrt(length), abs=1e-4
+                )
+
+            weights = [h.weight or 0.0 for h in group]
+
+            assert sum(weights) == pytest.approx(1.0)
+
+            assert group[0].score == max(h.score for h in group)
+
+    def test_mbr_takes_output_closest_to_all(self) -> None:
+        model = create_tiny_model(seed=4)
+
+        def decode(tokens: Sequence[int]) -> str:
+            return " ".join("abcdefghijkl"[t] * 2 for t in tokens)
+
+        config = create_config(
+            warmup="sample",
+            rank_by="mbr",
+            num_warmups=6,
+            num_best=6,
+            beam_size=1,
+            sampling=True,
+        )
+
+        groups = generate(model, config, decode=decode)
+
+        for source, group in zip(SOURCES, groups):
+            drawn = [decode(h.target) for h in draw_candidates(model, source, config)]
+
+            assert {decode(h.target) for h in group} == set(drawn)
+
+            metric = CHRF(word_order=2)
+
+            for hypothesis in group:
+                text = decode(hypothesis.target)
+
+                utilities = [
+                    100.0 if text == t else metric.sentence_score(text, [t]).score
+                    for t in drawn
+                ]
+
+                assert hypothesis.score == pytest.approx(sum(utilities) / 6)
+
+                assert hypothesis.weight == pytest.approx(drawn.count(text) / 6)
+
+            assert group[0].score == max(h.score for h in group)
+
+    def test_mbr_needs_decoder(self) -> None:
+        config = create_config(warmup="sample", rank_by="mbr")
+
+        with pytest.raises(WarmupError, match="`rank_by` is `mbr`"):
+            generate(create_tiny_model(), config)
+
+
+def draw_candidates(
+    model: Model, source: Sequence[int], config: GenerationConfig
+) -> list[Hypothesis]:
+    """Returns the candidates of a source, not ranked, equal ones included."""
+    generator = WarmupGenerator(
+        create_conditional_model(model), create_layout(), config, decode=str
+    )
+
+    seqs, seq_lens = pad_rows([source])
+
+    prefixes = torch.tensor([[BOS_IDX]], device=device)
+
+    return generator.generate_candidates(
+        seqs, seq_lens, prefixes, line_numbers=[SOURCES.index(list(source))]
+    )[0]
+
+
+class TestSampling:
+    @pytest.mark.parametrize("warmup", ["none", "single", "greedy_then_beam"])
+    def test_outputs_are_drawn_from_model(self, warmup: str) -> None:
+        a, b = WORDS[:2]
+
+        def script(past: list[int]) -> dict[int, float]:
+            if warmup != "none" and SEPARATOR_IDX not in past:
+                return {a: math.log(0.7), SEPARATOR_IDX: math.log(0.3)}
+
+            if past and past[-1] == b:
+                return {EOS_IDX: 0.0}
+
+            # Behind an empty warmup other outputs are likely.
+            share = 0.2 if past and past[0] == SEPARATOR_IDX else 0.6
+
+            return {b: math.log(share), EOS_IDX: math.log(1.0 - share)}
+
+        num_draws = 4000
+
+        config = create_config(
+            warmup=warmup, max_warmup_len=1, sampling=True, num_best=num_draws
+        )
+
+        group = generate(ScriptedModel(script), config, sources=SOURCES[:1])[0]
+
+        assert len(group) == num_draws
+
+        outputs = [(tuple(h.warmup), tuple(h.target)) for h in group]
+
+        Outputs = dict[tuple[tuple[int, ...], tuple[int, ...]], float]
+
+        all_expected: dict[str, Outputs] = {
+            "none": {((), (b,)): 0.6, ((), ()): 0.4},
+            "single": {
+                ((a,), (b,)): 0.42,
+                ((a,), ()): 0.28,
+                ((), (b,)): 0.06,
+                ((), ()): 0.24,
+            },
+            "greedy_then_beam": {((a,), (b,)): 0.6, ((a,), ()): 0.4},
+        }
+
+        for key, share in all_expected[warmup].items():
+            deviation = math.sqrt(share * (1.0 - share) / num_draws)
+
+            assert abs(outputs.count(key) / num_draws - share) < 4.0 * deviation
+
+    def test_top_k_of_one_is_greedy(self) -> None:
+        model = create_tiny_model(seed=6)
+
+        drawn = generate(model, create_config(sampling=True, top_k=1))
+
+        searched = generate(model, create_config(beam_size=1))
+
+        assert [g[0].target for g in drawn] == [g[0].target for g in searched]
+        assert [g[0].warmup for g in drawn] == [g[0].warmup for g in searched]
+
+    def test_low_temperature_is_nearly_greedy(self) -> None:
+        model = create_tiny_model(seed=6)
+
+        drawn = generate(model, create_config(sampling=True, temperature=1e-4))
+
+        searched = generate(model, create_config(beam_size=1))
+
+        for a, b in zip(drawn, searched):
+            assert a[0].target == b[0].target
+
+            # The probability is the model's, not the tempered one.
+            assert a[0].log_prob == pytest.approx(b[0].log_prob, abs=1e-5)
+
+
+ALL_WARMUPS = pytest.mark.parametrize(
+    "options",
+    [
+        {"warmup": "none"},
+        {"warmup": "single"},
+        {"warmup": "single", "beam_size": 1},
+        {"warmup": "greedy_then_beam"},
+        {"warmup": "sample", "num_warmups": 3},
+        {"warmup": "single", "sampling": True, "num_best": 3},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+
+
+class TestControls:
+    @ALL_WARMUPS
+    @pytest.mark.parametrize("seed", range(3))
+    def test_min_len_holds(self, options: dict[str, object], seed: int) -> None:
+        model = create_tiny_model(seed=seed)
+
+        config = create_config(
+            **options, min_len_a=0.5, min_len_b=1, max_len_a=0.5, max_len_b=2
+        )
+
+        for source, group in zip(SOURCES, generate(model, config)):
+            for h in group:
+                least = int(0.5 * len(source) + 1)
+
+                assert least <= len(h.target) <= least + 1
+
+                assert math.isfinite(h.log_prob)
+
+    def test_prompt_does_not_count_in_limits(self) -> None:
+        model = ScriptedModel(lambda past: {WORDS[0]: 5.0})
+
+        config = create_config(warmup="none", max_len_a=1.0, max_len_b=1, beam_size=1)
+
+        groups = generate(model, config, num_template_tokens=2)
+
+        for source, group in zip(SOURCES, groups):
+            assert len(group[0].target) == max(len(source) - 2, 1) + 1
+
+    @ALL_WARMUPS
+    def test_forced_beginning_is_kept(self, options: dict[str, object]) -> None:
+        model = create_tiny_model(seed=3)
+
+        config = create_config(**options)
+
+        # The last one is longer than the limit.
+        forced = [[5], [], [6, 5], [5, 5, 6, 6, 5, 7]]
+
+        groups = generate(model, config, forced=forced)
+
+        free = generate(model, config)
+
+        for source, group, beginning, free_group in zip(SOURCES, groups, forced, free):
+            for h in group:
+                assert h.target[: len(beginning)] == beginning
+
+                if options["warmup"] != "none":
+                    # Its probability counts as the model gives it.
+                    assert_close(
+                        to_log_probs(model, h, source),
+                        [h.log_prob],
+                        rtol=0.0,
+                        atol=1e-4,
+                    )
+
+            if not beginning:
+                for h, other in zip(group, free_group, strict=True):
+                    assert (h.warmup, h.target) == (other.warmup, other.target)
+
+    def test_forced_beginning_must_fit_model(self) -> None:
+        model = ScriptedModel(lambda past: {}, max_target_len=8)
+
+        with pytest.raises(WarmupError, match="A forced beginning of 9 tokens"):
+            generate(model, create_config(), forced=[[5] * 9, [], [], []])
+
+    @ALL_WARMUPS
+    @pytest.mark.parametrize("size", [1, 2])
+    def test_no_ngram_is_repeated(self, options: dict[str, object], size: int) -> None:
+        config = create_config(
+            **options, no_repeat_ngram_size=size, min_len_b=3, max_len_b=7
+        )
+
+        repeated = False
+
+        for seed in range(4):
+            model = create_tiny_model(seed=seed)
+
+            for group in generate(model, config):
+                for h in group:
+                    ngrams = list(zip(*(h.target[i:] for i in range(size))))
+
+                    assert len(ngrams) == len(set(ngrams))
+
+            config_without = create_config(**options, min_len_b=3, max_len_b=7)
+
+            for group in generate(model, config_without):
+                ngrams = list(zip(*(group[0].target[i:] for i in range(size))))
+
+                repeated = repeated or len(ngrams) > len(set(ngrams))
+
+        # The limit has done something.
+        assert repeated
+
+    def test_ngram_of_warmup_and_output_is_none(self) -> None:
+        a, b = WORDS[:2]
+
+        def script(past: list[int]) -> dict[int, float]:
+            # Warmup "a b", output "a b": the pair stands once in the output.
+            return {
+                0: {a: 9.0},
+                1: {b: 9.0},
+                2: {SEPARATOR_IDX: 9.0},
+                3: {a: 9.0},
+                4: {b: 9.0},
+            }.get(len(past), {EOS_IDX: 9.0})
+
+        config = create_config(no_repeat_ngram_size=2, beam_size=1, max_warmup_len=3)
+
+        groups = generate(ScriptedModel(script), config)
+
+        assert groups[0][0].warmup == [a, b]
+        assert groups[0][0].target == [a, b]
+
+    def test_unknown_token_is_banned_unless_allowed(self) -> None:
+        def script(past: list[int]) -> dict[int, float]:
+            return {UNK_IDX: 9.0, WORDS[0]: 5.0} if len(past) < 2 else {EOS_IDX: 9.0}
+
+        for ban_unk, expected in ((True, WORDS[0]), (False, UNK_IDX)):
+            config = create_config(warmup="none", ban_unk=ban_unk)
+
+            group = generate(ScriptedModel(script), config)[0]
+
+            assert group[0].target[0] == expected
+
+    @pytest.mark.parametrize("warmup", ["none", "single", "greedy_then_beam"])
+    def test_num_best_hypotheses_are_distinct_and_ordered(self, warmup: str) -> None:
+        model = create_tiny_model(seed=7)
+
+        config = create_config(warmup=warmup, num_best=3)
+
+        best = generate(model, create_config(warmup=warmup))
+
+        for group, best_group in zip(generate(model, config), best):
+            assert len(group) == 3
+            assert len(best_group) == 1
+
+            assert group[0] == best_group[0]
+
+            assert len({(tuple(h.warmup), tuple(h.target)) for h in group}) == 3
+
+            scores = [h.score for h in group]
+
+            assert scores == sorted(scores, reverse=True)

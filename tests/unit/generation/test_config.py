@@ -1,0 +1,52 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import pytest
+from fairseq2.utils.validation import StandardObjectValidator, ValidationError
+
+from warmup_plugin.generation import GenerationConfig
+
+
+class TestGenerationConfig:
+    def test_defaults_are_valid(self) -> None:
+        assert not GenerationConfig().validate().has_error()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"warmup": "two"}, "`warmup` must be one of none, single, greedy_then_b"),
+            ({"warmup": "sample", "rank_by": "x"}, "`rank_by` must be one of log_prob"),
+            ({"rank_by": "mbr"}, "only `warmup=sample` has several warmups"),
+            ({"max_warmup_len": 0}, "`max_warmup_len` must be greater than or equal"),
+            ({"num_warmups": 0}, "`num_warmups` must be greater than or equal to 1"),
+            ({"beam_size": 0}, "`beam_size` must be greater than or equal to 1"),
+            ({"num_best": 0}, "`num_best` must be greater than or equal to 1"),
+            ({"num_best": 6}, "`num_best` must be at most `beam_size` (5), but is 6"),
+            (
+                {"warmup": "sample", "num_warmups": 4, "num_best": 5},
+                "`num_best` must be at most `num_warmups` (4), but is 5",
+            ),
+            ({"max_len_a": -1.0}, "`max_len_a` must be greater than or equal to 0"),
+            ({"max_len_b": 0}, "`max_len_b` must be greater than or equal to 1"),
+            ({"min_len_b": -1}, "`min_len_b` must be greater than or equal to 0"),
+            ({"no_repeat_ngram_size": -1}, "`no_repeat_ngram_size` must be greater"),
+            ({"temperature": 0.0}, "`temperature` must be greater than 0"),
+            ({"top_k": 0}, "`top_k` must be greater than or equal to 1"),
+            ({"top_p": 1.5}, "`top_p` must be greater than 0 and less"),
+            ({"seed": -1}, "`seed` must be greater than or equal to 0"),
+        ],
+    )
+    def test_mistake_is_named(self, options: dict[str, object], message: str) -> None:
+        config = GenerationConfig(**options)  # type: ignore[arg-type]
+
+        with pytest.raises(ValidationError) as exc_info:
+            StandardObjectValidator().validate(config)
+
+        assert message in str(exc_info.value)
+
+    def test_draws_may_be_more_than_beams(self) -> None:
+        config = GenerationConfig(sampling=True, num_best=20)
+
+        assert not config.validate().has_error()

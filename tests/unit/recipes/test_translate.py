@@ -1,0 +1,429 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from warmup_plugin.__main__ import main
+from warmup_plugin.generation.translator import Translator, to_json_line
+from warmup_plugin.recipes import generate
+
+Translate: TypeAlias = Callable[..., tuple[int, bytes, str]]
+
+TEXT = "puke kuse\n\nta momu puke\n  \nkuse ta\nta\nmomu momu ta kuse\n"
+
+
+@pytest.fixture
+def translate(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Translate:
+    """Runs the command and returns status, standard output and standard error."""
+
+    def run(
+        run_dir: Path, *args: object, stdin: bytes = b""
+    ) -> tuple[int, bytes, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+
+        capfdbinary.readouterr()
+
+        status = main(["translate", str(run_dir), "--no-rich", *map(str, args)])
+
+        out, err = capfdbinary.readouterr()
+
+        return status, out, err.decode()
+
+    return run
+
+
+class TestStreams:
+    def test_lines_are_those_of_batch_command(
+        self, tmp_path: Path, warmup_run: Path, translate: Translate
+    ) -> None:
+        text, output = tmp_path / "in.txt", tmp_path / "out.txt"
+
+        text.write_text(TEXT)
+
+        args = [str(warmup_run), "--input", str(text), "--output", str(output)]
+
+        assert generate.main(args) == 0
+
+        status, out, err = translate(warmup_run, stdin=TEXT.encode())
+
+        assert status == 0
+        assert out == output.read_bytes()
+        assert out.split(b"\n")[1] == out.split(b"\n")[3] == b""
+        assert "7 lines in " in err
+
+        # Whatever the batches and the way in; a line feed may be missing at the end.
+        for further in (
+            ["--interactive"],
+            ["--chunk-size", 3],
+            ["--config", "max_num_tokens=20"],
+        ):
+            stdin = TEXT.rstrip("\n").encode()
+
+            assert translate(warmup_run, *further, stdin=stdin)[:2] == (0, out)
+
+        assert translate(warmup_run, text)[:2] == (0, out)
+        assert translate(warmup_run, text, text)[:2] == (0, out * 2)
+
+    def test_jsonl_holds_n_best(self, warmup_run: Path, translate: Translate) -> None:
+        args = ["--jsonl", "--num-best", 2, "--beam-size", 3]
+
+        status, out, _ = translate(warmup_run, *args, stdin=b"puke\n\n")
+
+        assert status == 0
+
+        first, second, end = out.split(b"\n")
+
+        assert end == b""
+
+        record = json.loads(first)
+
+        assert len(record["hypotheses"]) == 2
+        assert record["hypotheses"][0]["score"] >= record["hypotheses"][1]["score"]
+
+        assert json.loads(second)["hypotheses"] == []
+
+    @pytest.mark.parametrize("rank_by", ["log-prob", "marginal", "mbr"])
+    def test_samples_are_those_of_line(
+        self, warmup_run: Path, translate: Translate, rank_by: str
+    ) -> None:
+        args: list[object] = ["--warmup", "sample", "--num-warmups", 3]
+
+        args += ["--rank-by", rank_by, "--beam-size", 1, "--sampling", "--jsonl"]
+
+        status, out, _ = translate(warmup_run, *args, stdin=b"puke\nta\npuke\n" * 2)
+
+        assert status == 0
+
+        # Another batch size, the same draws.
+        args += ["--chunk-size", 2]
+
+        def read(out: bytes) -> list[tuple[str, str]]:
+            records = [json.loads(line) for line in out.split(b"\n")[:-1]]
+
+            return [(r["warmup"], r["output"]) for r in records]
+
+        again = translate(warmup_run, *args, stdin=b"puke\nta\npuke\n" * 2)[1]
+
+        assert read(again) == read(out)
+
+        other = translate(warmup_run, *args, "--seed", 5, stdin=b"puke\nta\npuke\n" * 2)
+
+        assert read(other[1]) != read(out)
+
+    def test_output_begins_as_told(
+        self, warmup_run: Path, translate: Translate
+    ) -> None:
+        stdin = b"puke kuse\tta\nkuse\n"
+
+        lines = translate(warmup_run, "--prefixes", stdin=stdin)[1].split(b"\n")
+
+        assert lines[0].startswith(b"ta")
+
+        # The tab is not part of the source.
+        assert lines[1:] == translate(warmup_run, stdin=b"kuse\n")[1].split(b"\n")
+
+        out = translate(warmup_run, "--target-prefix", "momu", stdin=b"puke\n\nta\n")[1]
+
+        lines = out.split(b"\n")
+
+        assert lines[0].startswith(b"momu") and lines[2].startswith(b"momu")
+        assert lines[1] == b""
+
+    def test_interactive_answers_before_it_reads_on(
+        self, sft_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        written = tmp_path / "out"
+
+        stream = written.open("wb")
+
+        counts = []
+
+        class Asking(io.RawIOBase):
+            lines = [b"puke\n", b"ta\n", b""]
+
+            def readable(self) -> bool:
+                return True
+
+            def readline(self, size: int | None = -1, /) -> bytes:
+                counts.append(written.read_bytes().count(b"\n"))
+
+                return self.lines.pop(0)
+
+        monkeypatch.setattr(generate, "open_stdin", Asking)
+
+        class Out:
+            buffer = stream
+
+            def flush(self) -> None:
+                pass
+
+            def isatty(self) -> bool:
+                return False
+
+        monkeypatch.setattr(sys, "stdout", Out())
+
+        assert main(["translate", str(sft_run), "--interactive", "--no-rich"]) == 0
+
+        assert counts == [0, 1, 2]
+
+    def test_separators_inside_line_do_not_split_it(
+        self, sft_run: Path, translate: Translate
+    ) -> None:
+        stdin = "puke\u2028kuse\x0cta\u0085momu\rta\r\nta\n".encode()
+
+        status, out, _ = translate(sft_run, "--jsonl", stdin=stdin)
+
+        assert status == 0
+
+        # Also for readers that split at all of them.
+        first, second = out.decode().splitlines()
+
+        assert json.loads(first)["source"] == "puke\u2028kuse\x0cta\u0085momu\rta"
+        assert json.loads(second)["source"] == "ta"
+
+    def test_empty_input_is_empty_output(
+        self, sft_run: Path, translate: Translate
+    ) -> None:
+        assert translate(sft_run)[:2] == (0, b"")
+
+
+class TestFaults:
+    def test_lines_before_invalid_one_are_kept(
+        self, sft_run: Path, translate: Translate
+    ) -> None:
+        expected = translate(sft_run, stdin=b"puke\nta\n")[1]
+
+        status, out, err = translate(sft_run, stdin=b"puke\nta\n\xff\nkuse\n")
+
+        assert status == 2
+        assert out == expected
+
+        assert "Line 3 of `standard input` is not valid UTF-8 at byte 1" in err
+        assert "Traceback" not in err
+
+    def test_lines_before_long_one_are_kept(
+        self, sft_run: Path, translate: Translate
+    ) -> None:
+        expected = translate(sft_run, stdin=b"puke\nta\n")[1]
+
+        stdin = b"puke\nta\n" + b"puke " * 600 + b"\nta\n"
+
+        status, out, err = translate(sft_run, stdin=stdin)
+
+        assert status == 2
+        assert out == expected
+
+        assert "Line 3 of standard input has " in err
+        assert "or cut it with `--truncate`" in err
+
+        status, out, _ = translate(sft_run, "--truncate", stdin=stdin)
+
+        assert status == 0
+        assert out.count(b"\n") == 4
+
+    @pytest.mark.parametrize("as_json", [False, True])
+    def test_broken_job_goes_on(
+        self,
+        tmp_path: Path,
+        warmup_run: Path,
+        translate: Translate,
+        monkeypatch: pytest.MonkeyPatch,
+        as_json: bool,
+    ) -> None:
+        text = tmp_path / "in.txt"
+
+        text.write_text(TEXT)
+
+        flags = ["--jsonl"] if as_json else []
+
+        args: list[object] = [text, "--chunk-size", 2, *flags]
+
+        expected = translate(warmup_run, *args)[1]
+
+        output = tmp_path / "out.txt"
+
+        args += ["--output", output]
+
+        original = Translator.__call__
+
+        seen: list[int] = []
+
+        def fail(self: Any, lines: Any, on_batch: Any = None) -> Any:
+            seen.extend(line.number for line in lines)
+
+            # As if it was killed: what is in the files then is what counts.
+            if 4 in [line.number for line in lines]:
+                raise SystemExit(3)
+
+            return original(self, lines, on_batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Translator, "__call__", fail)
+
+            assert translate(warmup_run, *args)[0] != 0
+
+        assert not output.exists()
+
+        partial = tmp_path / "out.txt.partial"
+
+        # What was written of the next chunk before the end is written again.
+        with partial.open("ab") as fp:
+            fp.write(b"half a li")
+
+        seen.clear()
+
+        def watch(self: Any, lines: Any, on_batch: Any = None) -> Any:
+            seen.extend(line.number for line in lines)
+
+            return original(self, lines, on_batch)
+
+        monkeypatch.setattr(Translator, "__call__", watch)
+
+        status, out, err = translate(warmup_run, *args)
+
+        assert (status, out) == (0, b"")
+        assert "3 lines in " in err and "4 done before" in err
+
+        assert seen == [4, 5, 6]
+        assert output.read_bytes() == expected
+
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["in.txt", "out.txt"]
+
+    @pytest.fixture
+    def broken_job(
+        self,
+        tmp_path: Path,
+        sft_run: Path,
+        translate: Translate,
+    ) -> Iterator[list[object]]:
+        """The arguments of a job that broke behind its second line."""
+        text = tmp_path / "in.txt"
+
+        text.write_bytes(b"puke\nta\n\xff\n")
+
+        args = [text, "--output", tmp_path / "out.txt"]
+
+        assert translate(sft_run, *args)[0] == 2
+
+        text.write_bytes(b"puke\nta\nkuse\n")
+
+        yield args
+
+    def test_job_with_other_settings_is_not_mixed(
+        self,
+        tmp_path: Path,
+        sft_run: Path,
+        translate: Translate,
+        broken_job: list[object],
+    ) -> None:
+        status, _, err = translate(sft_run, *broken_job, "--beam-size", 2)
+
+        assert status == 2
+        assert "had other settings (beam_size)" in err
+
+        state = tmp_path / "out.txt.state"
+
+        assert f"or delete `{state}`" in err
+
+        state.unlink()
+
+        assert translate(sft_run, *broken_job, "--beam-size", 2)[0] == 0
+
+    def test_job_with_other_input_is_not_mixed(
+        self,
+        tmp_path: Path,
+        sft_run: Path,
+        translate: Translate,
+        broken_job: list[object],
+    ) -> None:
+        text = tmp_path / "in.txt"
+
+        for content in (b"puke\nmomu\nkuse\n", b"puke\n"):
+            text.write_bytes(content)
+
+            status, _, err = translate(sft_run, *broken_job)
+
+            assert status == 2
+            assert "The first 2 lines of the input are not those" in err
+
+        text.write_bytes(b"puke\nta\nkuse\n")
+
+        assert translate(sft_run, *broken_job)[0] == 0
+
+        assert (tmp_path / "out.txt").read_bytes().count(b"\n") == 3
+
+    def test_lost_part_is_made_again(
+        self,
+        tmp_path: Path,
+        sft_run: Path,
+        translate: Translate,
+        broken_job: list[object],
+    ) -> None:
+        (tmp_path / "out.txt.partial").write_bytes(b"x")
+
+        assert translate(sft_run, *broken_job)[0] == 0
+
+        expected = translate(sft_run, tmp_path / "in.txt")[1]
+
+        assert (tmp_path / "out.txt").read_bytes() == expected
+
+    @pytest.mark.skipif(
+        not Path("/dev/full").exists(), reason="there is no `/dev/full` here"
+    )
+    def test_full_disk_is_one_sentence(
+        self,
+        sft_run: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"puke\n")))
+
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+
+            status = main(["translate", str(sft_run), "--no-rich"])
+
+            monkeypatch.undo()
+
+        assert status == 2
+
+        err = capfd.readouterr().err
+
+        assert "Standard output cannot be written (No space left on device)" in err
+        assert "from line 1 on" in err
+        assert "Traceback" not in err
+
+    def test_missing_file_is_one_sentence(
+        self, tmp_path: Path, sft_run: Path, translate: Translate
+    ) -> None:
+        status, out, err = translate(sft_run, tmp_path / "nope.txt")
+
+        assert (status, out) == (2, b"")
+        assert f"error: The input file `{tmp_path / 'nope.txt'}` does not exist." in err
+
+    def test_run_without_checkpoint_is_one_sentence(
+        self, tmp_path: Path, translate: Translate
+    ) -> None:
+        status, _, err = translate(tmp_path, stdin=b"a\n")
+
+        assert status == 2
+        assert "is not a run directory" in err
+
+
+def test_json_is_one_line_for_all_readers() -> None:
+    line = to_json_line({"a": "x\u2028y\u2029z\x85\t\n"})
+
+    assert len(line.splitlines()) == 1
+
+    assert json.loads(line) == {"a": "x\u2028y\u2029z\x85\t\n"}

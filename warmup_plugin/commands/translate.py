@@ -1,0 +1,94 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from warmup_plugin.recipes.generate import (
+    add_generation_arguments,
+    add_run_arguments,
+    run_translate,
+)
+
+DESCRIPTION: Final = (
+    "Translates standard input, or files, to standard output: one line for each line, in "
+    "the same order, an empty one for an empty one."
+)
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Creates the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m warmup_plugin translate", description=DESCRIPTION
+    )
+
+    add_run_arguments(parser)
+
+    parser.add_argument(
+        "files",
+        type=Path,
+        nargs="*",
+        metavar="FILE",
+        help="text files, gzipped if they end in `.gz` (default: standard input)",
+    )
+
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write to a file; the same command goes on with a job that broke",
+    )
+
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="write JSON lines: the `--num-best` hypotheses with warmups, tokens and log-probabilities",
+    )
+
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="answer each line at once, as is done on a terminal; for a program that waits for each answer",
+    )
+
+    prefixes = parser.add_mutually_exclusive_group()
+
+    prefixes.add_argument(
+        "--target-prefix",
+        metavar="TEXT",
+        help="what every translation begins with",
+    )
+
+    prefixes.add_argument(
+        "--prefixes",
+        action="store_true",
+        help="a line may hold a tab and behind it what its translation begins with",
+    )
+
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut a source that is longer than the model reads instead of refusing it",
+    )
+
+    parser.add_argument(
+        "--chunk-size",
+        type=int,
+        metavar="N",
+        help="the number of lines that are read before any is written (default: 2000 a process)",
+    )
+
+    add_generation_arguments(parser)
+
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    # Files may stand behind options.
+    return run_translate(create_parser().parse_intermixed_args(argv))

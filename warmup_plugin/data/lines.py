@@ -1,0 +1,121 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Text that is read line by line, of any length."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, final
+
+from warmup_plugin.data.text_pairs import TextPairs, decode_lines, iter_lines
+from warmup_plugin.errors import WarmupError
+
+
+@final
+@dataclass(frozen=True)
+class Line:
+    """Holds one line of input."""
+
+    number: int
+    """Its place among all lines of the input, counted from 0."""
+
+    source: str
+
+    target: str | None = None
+    """Its reference, or what its translation is to begin with."""
+
+    origin: str = "the input"
+    """Where it stands, for messages."""
+
+
+class LineError(WarmupError):
+    """Says that a line cannot be processed; those before it can."""
+
+    def __init__(self, line: Line, reason: str) -> None:
+        """:param reason: What follows "Line 3 of the input"."""
+        super().__init__(f"Line {line.number + 1} of {line.origin} {reason}")
+
+        self.number = line.number
+
+
+def iter_stream(stream: BinaryIO, name: str = "standard input") -> Iterator[Line]:
+    """
+    Reads lines of a stream, stripped of surrounding whitespace.
+
+    :raises WarmupError: If a line is not UTF-8.
+    """
+    # `for line in stream` would wait for more than the next line.
+    data = iter(stream.readline, b"")
+
+    for number, text in enumerate(decode_lines(data, name)):
+        yield Line(number, text.strip(), origin=name)
+
+
+def iter_files(files: Sequence[Path]) -> Iterator[Line]:
+    """
+    Reads lines of files, one file after the other, gzipped if they end in ``.gz``.
+
+    :raises WarmupError: If a file cannot be read or a line is not UTF-8.
+    """
+    number = 0
+
+    for file in files:
+        for text in iter_lines(file):
+            # With several files the number is that of all lines together.
+            origin = f"`{file}`" if len(files) == 1 else "the files together"
+
+            yield Line(number, text, origin=origin)
+
+            number += 1
+
+
+def iter_pairs(pairs: TextPairs, *, with_target: bool = False) -> Iterator[Line]:
+    """Reads the sources of pairs; their references too if asked for."""
+    for idx in range(len(pairs)):
+        yield Line(
+            idx,
+            # JSON text may hold line feeds; a line of output must stay one line.
+            " ".join(pairs.source(idx).split("\n")),
+            pairs.target(idx) if with_target else None,
+            f"{pairs.origin}",
+        )
+
+
+def count_lines(files: Sequence[Path]) -> int | None:
+    """Counts the lines of files, for a progress bar; ``None`` if one is no plain
+    file."""
+    total = 0
+
+    for file in files:
+        if not file.is_file():
+            return None
+
+        size = 1 << 20
+
+        last = b"\n"
+
+        opener = gzip.open if file.suffix == ".gz" else open
+
+        try:
+            with opener(file, "rb") as fp:
+                while block := fp.read(size):
+                    total += block.count(b"\n")
+
+                    last = block[-1:]
+        # Reading the lines will say what is wrong.
+        except (OSError, EOFError):
+            return None
+
+        total += last != b"\n"
+
+    return total
+
+
+def open_stdin() -> BinaryIO:
+    """Returns standard input as bytes, whatever the locale says of its encoding."""
+    return sys.stdin.buffer

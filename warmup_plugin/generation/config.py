@@ -1,0 +1,149 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
+
+WARMUP_CHOICES: Final = ("none", "single", "greedy_then_beam", "sample")
+
+RANKINGS: Final = ("log_prob", "marginal", "mbr")
+
+
+@dataclass(kw_only=True)
+class GenerationConfig(Validatable):
+    """Configures the generator ``warmup``: how warmup and output are found."""
+
+    warmup: str = "single"
+    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `sample`: `num_warmups` warmups are drawn, each with an output of its own, and `rank_by` chooses; `none`: the model writes no warmup (plain fine-tuning)."""
+
+    max_warmup_len: int = 8
+    """The most tokens of a warmup; then the separator is forced. That of training, if a run translates."""
+
+    num_warmups: int = 8
+    """The number K of warmups that `sample` draws."""
+
+    rank_by: str = "log_prob"
+    """What chooses among the outputs of `sample`. `log_prob`: log P(c,y|x); `marginal`: the mean of P(y|c,x) over the K warmups; `mbr`: the expected chrF++ against the outputs of the K warmups (minimum Bayes risk). The first two are divided by the length as `length_penalty` says."""
+
+    beam_size: int = 5
+    """The number of partial sequences kept a source; 1 is greedy search."""
+
+    sampling: bool = False
+    """If ``True``, outputs are drawn from the model instead of searched, and so is the warmup of `single`."""
+
+    temperature: float = 1.0
+    """Divides the logits of all draws."""
+
+    top_k: int | None = None
+    """The most tokens to draw from, the likeliest ones."""
+
+    top_p: float | None = None
+    """The share of the probability to draw from, the likeliest tokens first."""
+
+    seed: int = 2
+    """The seed of all draws. A line's draws depend on the seed and its number alone."""
+
+    num_best: int = 1
+    """The number of hypotheses to return for a source: at most `beam_size` if they are searched; the number of draws if they are drawn. `sample` returns at most one for each warmup."""
+
+    length_penalty: float = 1.0
+    """The exponent of the length that divides a sequence's log-probability; 0.0 favours short output, larger values long output."""
+
+    max_len_a: float = 1.5
+    """The output is at most ``max_len_a * source length + max_len_b`` tokens long; a prompt's own words do not count as source."""
+
+    max_len_b: int = 20
+    """See ``max_len_a``."""
+
+    min_len_a: float = 0.0
+    """The output is at least ``min_len_a * source length + min_len_b`` tokens long, if ``max_len_a`` lets it."""
+
+    min_len_b: int = 0
+    """See ``min_len_a``."""
+
+    no_repeat_ngram_size: int = 0
+    """The size of the n-grams that no output holds twice; 0 for no limit. Warmups are not looked at."""
+
+    ban_unk: bool = True
+    """If ``True``, the unknown token is never written."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.warmup not in WARMUP_CHOICES:
+            result.add_error(
+                f"`warmup` must be one of {', '.join(WARMUP_CHOICES)}, but is `{self.warmup}`."
+            )
+
+        if self.rank_by not in RANKINGS:
+            result.add_error(
+                f"`rank_by` must be one of {', '.join(RANKINGS)}, but is `{self.rank_by}`."
+            )
+
+        for name in ("max_warmup_len", "num_warmups", "beam_size", "num_best"):
+            if getattr(self, name) < 1:
+                result.add_error(f"`{name}` must be greater than or equal to 1.")
+
+        for name in ("max_len_a", "min_len_a", "min_len_b", "no_repeat_ngram_size"):
+            if getattr(self, name) < 0:
+                result.add_error(f"`{name}` must be greater than or equal to 0.")
+
+        if self.max_len_b < 1:
+            result.add_error("`max_len_b` must be greater than or equal to 1.")
+
+        if not 0.0 < self.temperature < math.inf:
+            result.add_error("`temperature` must be greater than 0.")
+
+        if self.top_k is not None and self.top_k < 1:
+            result.add_error("`top_k` must be greater than or equal to 1.")
+
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            result.add_error(
+                "`top_p` must be greater than 0 and less than or equal to 1."
+            )
+
+        if self.seed < 0:
+            result.add_error("`seed` must be greater than or equal to 0.")
+
+        # Each of these would silently have no effect.
+        searches = not self.sampling and self.warmup != "sample"
+
+        if searches and self.num_best > self.beam_size:
+            result.add_error(
+                f"`num_best` must be at most `beam_size` ({self.beam_size}), but is {self.num_best}."
+            )
+
+        if self.warmup == "sample" and self.num_best > self.num_warmups:
+            result.add_error(
+                f"`num_best` must be at most `num_warmups` ({self.num_warmups}), but is {self.num_best}."
+            )
+
+        if self.warmup != "sample" and self.rank_by != "log_prob":
+            result.add_error(
+                f"`rank_by` is `{self.rank_by}`, but only `warmup=sample` has several warmups to rank."
+            )
+
+        return result
+
+
+def create_generation_config(
+    max_warmup_len: int | None, *, beam_size: int
+) -> GenerationConfig:
+    """
+    Creates the settings of one search through all that a model writes.
+
+    :param max_warmup_len: ``None`` for a model without warmup.
+    """
+    if max_warmup_len is None:
+        return GenerationConfig(warmup="none", beam_size=beam_size)
+
+    return GenerationConfig(
+        warmup="single", max_warmup_len=max_warmup_len, beam_size=beam_size
+    )

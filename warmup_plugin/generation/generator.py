@@ -1,0 +1,598 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+import torch
+from fairseq2.nn import BatchLayout
+from torch import Tensor
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation.config import GenerationConfig
+from warmup_plugin.generation.ranking import (
+    rank_by_log_prob,
+    rank_by_marginal,
+    rank_by_mbr,
+)
+from warmup_plugin.generation.search import (
+    FoundSeq,
+    RowSearch,
+    SearchSpace,
+    StepCallback,
+    TokenDraw,
+    TokenPick,
+    WrittenWarmups,
+    write_warmups,
+)
+from warmup_plugin.layout import DecoderLayout, split_seq
+from warmup_plugin.models.conditional import (
+    ConditionalModel,
+    EncodedSource,
+    RowDecoder,
+)
+
+
+@final
+@dataclass(frozen=True)
+class Hypothesis:
+    """Holds one warmup and one output for a source."""
+
+    warmup: list[int]
+    """The tokens of the warmup, without separator; empty for plain models."""
+
+    target: list[int]
+    """The tokens of the output, without EOS."""
+
+    token_log_probs: list[float]
+    """Of the warmup, the separator if there is a warmup, the output and EOS."""
+
+    warmup_log_prob: float
+    """log P(c|x), the separator included; 0 for plain models."""
+
+    target_log_prob: float
+    """log P(y|c,x), EOS included."""
+
+    score: float
+    """What hypotheses are ordered by: the log-probability of the whole sequence,
+    divided by length ** length_penalty, or what ``rank_by`` says."""
+
+    weight: float | None = None
+    """The share of the source's candidates that speaks for this one, where they are
+    weighed against each other."""
+
+    @property
+    def log_prob(self) -> float:
+        """The log-probability of warmup, separator, output and EOS together."""
+        return self.warmup_log_prob + self.target_log_prob
+
+    def tokens(self, layout: DecoderLayout, *, has_warmup: bool) -> list[int]:
+        """Returns the tokens that ``token_log_probs`` belongs to."""
+        head = [*self.warmup, layout.separator_idx] if has_warmup else []
+
+        return [*head, *self.target, layout.eos_idx]
+
+
+@final
+class WarmupGenerator:
+    """
+    Generates warmups and outputs, as :class:`GenerationConfig` says.
+
+    What is generated for a source depends neither on its batch nor on earlier calls.
+    """
+
+    def __init__(
+        self,
+        model: ConditionalModel,
+        layout: DecoderLayout,
+        config: GenerationConfig,
+        *,
+        decode: Callable[[Sequence[int]], str] | None = None,
+        num_template_tokens: int = 0,
+    ) -> None:
+        """
+        :param model: In evaluation mode.
+        :param decode: Turns the tokens of an output into text; needed by ``mbr``.
+        :param num_template_tokens: The number of a source's tokens that belong to the
+            prompt around it; they do not count in the limits of the output.
+
+        :raises WarmupError: If ``decode`` is needed and missing.
+        """
+        if config.rank_by == "mbr" and decode is None:
+            raise WarmupError(
+                "`rank_by` is `mbr`, which compares texts, but the generator has no tokenizer to decode with; choose another one."
+            )
+
+        self._model = model
+        self._layout = layout
+        self._config = config
+        self._decode = decode
+        self._num_template_tokens = num_template_tokens
+
+        self.on_step: Callable[[Tensor, Tensor, Tensor], None] | None = None
+        """Called after each step of a search with the source of each row, what the rows
+        have written and their log-probabilities. *Shape:* :math:`(B)`, :math:`(B,T)`
+        twice."""
+
+    @property
+    def model(self) -> ConditionalModel:
+        return self._model
+
+    @property
+    def layout(self) -> DecoderLayout:
+        return self._layout
+
+    @property
+    def config(self) -> GenerationConfig:
+        return self._config
+
+    @property
+    def num_rows(self) -> int:
+        """The number of decoder rows that a source takes at most."""
+        config = self._config
+
+        num_rows = 1 if config.sampling else config.beam_size
+
+        if config.warmup == "sample":
+            return num_rows * config.num_warmups
+
+        return num_rows * (config.num_best if config.sampling else 1)
+
+    @property
+    def has_warmup(self) -> bool:
+        """``True`` if a warmup is written before each output."""
+        return self._config.warmup != "none"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        source_seqs: Tensor,
+        source_seq_lens: Sequence[int],
+        prefixes: Tensor,
+        *,
+        forced: Sequence[Sequence[int]] | None = None,
+        line_numbers: Sequence[int] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """
+        :param source_seqs: *Shape:* :math:`(N,S_{src})`.
+        :param prefixes: The tokens before the warmup. *Shape:* :math:`(N,P)`.
+        :param forced: The tokens that the output of each source begins with.
+        :param line_numbers: What the draws of each source depend on besides the seed;
+            by default 0 to N - 1.
+
+        :returns: The hypotheses of each source, best first, ``num_best`` at most.
+
+        :raises WarmupError: If a warmup may be as long as all that the model reads, or
+            if the model gives a probability that is not a number.
+        """
+        run = self._begin(source_seqs, source_seq_lens, prefixes, forced, line_numbers)
+
+        hypotheses = self._generate(run)
+
+        config = self._config
+
+        if config.warmup == "sample":
+            hypotheses = self._rank(run, hypotheses)
+
+        return [group[: config.num_best] for group in hypotheses]
+
+    @torch.no_grad()
+    def generate_candidates(
+        self,
+        source_seqs: Tensor,
+        source_seq_lens: Sequence[int],
+        prefixes: Tensor,
+        *,
+        forced: Sequence[Sequence[int]] | None = None,
+        line_numbers: Sequence[int] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """
+        Generates what :meth:`__call__` chooses from; see there.
+
+        :returns: Of each source all hypotheses; for ``warmup=sample`` those of its K
+            warmups as they were drawn, equal ones included.
+        """
+        return self._generate(
+            self._begin(source_seqs, source_seq_lens, prefixes, forced, line_numbers)
+        )
+
+    def _begin(
+        self,
+        source_seqs: Tensor,
+        source_seq_lens: Sequence[int],
+        prefixes: Tensor,
+        forced: Sequence[Sequence[int]] | None,
+        line_numbers: Sequence[int] | None,
+    ) -> _Run:
+        space = self._create_space(source_seq_lens, prefixes, forced)
+
+        encoded = self._model.encode(
+            source_seqs, BatchLayout.of(source_seqs, list(source_seq_lens))
+        )
+
+        if line_numbers is None:
+            line_numbers = range(source_seqs.size(0))
+
+        return _Run(encoded, prefixes, space, line_numbers)
+
+    def _generate(self, run: _Run) -> list[list[Hypothesis]]:
+        config = self._config
+
+        if config.warmup in ("none", "single"):
+            return self._search_all(run)
+
+        num_warmups = config.num_warmups if config.warmup == "sample" else 1
+
+        return self._search_behind_warmups(run, num_warmups)
+
+    def _create_space(
+        self,
+        source_seq_lens: Sequence[int],
+        prefixes: Tensor,
+        forced: Sequence[Sequence[int]] | None,
+    ) -> SearchSpace:
+        config = self._config
+
+        device = prefixes.device
+
+        prefix_len = prefixes.size(1)
+
+        max_warmup_len = config.max_warmup_len if self.has_warmup else None
+
+        # The most tokens that each source leaves for an output and EOS.
+        rooms = [
+            self._model.get_max_target_len(n) - prefix_len for n in source_seq_lens
+        ]
+
+        if max_warmup_len is not None:
+            rooms = [room - max_warmup_len - 1 for room in rooms]
+
+        # A word and EOS at least.
+        if min(rooms) < 2:
+            raise WarmupError(
+                f"`max_warmup_len` is {max_warmup_len}, which leaves no room for an output in the {min(map(self._model.get_max_target_len, source_seq_lens))} tokens that the model reads; lower it."
+            )
+
+        limits, min_lens = [], []
+
+        for n, room in zip(source_seq_lens, rooms):
+            n = max(n - self._num_template_tokens, 1)
+
+            limit = min(int(config.max_len_a * n + config.max_len_b), room - 1)
+
+            limits.append(limit)
+
+            min_lens.append(min(int(config.min_len_a * n + config.min_len_b), limit))
+
+        forced_seqs = forced_lens = None
+
+        if forced is not None and any(forced):
+            width = max(map(len, forced))
+
+            longest = min(room - 1 - len(seq) for room, seq in zip(rooms, forced))
+
+            if longest < 0:
+                raise WarmupError(
+                    f"A forced beginning of {width} tokens is longer than the output that the model can write; shorten it."
+                )
+
+            limits = [max(limit, len(seq)) for limit, seq in zip(limits, forced)]
+
+            forced_seqs = torch.tensor(
+                [
+                    [*seq, *[self._layout.pad_idx] * (width - len(seq))]
+                    for seq in forced
+                ],
+                device=device,
+            )
+
+            forced_lens = torch.tensor([len(seq) for seq in forced], device=device)
+
+        return SearchSpace(
+            max_warmup_len=max_warmup_len,
+            limits=torch.tensor(limits, device=device),
+            min_lens=torch.tensor(min_lens, device=device),
+            forced=forced_seqs,
+            forced_lens=forced_lens,
+        )
+
+    def _search_all(self, run: _Run) -> list[list[Hypothesis]]:
+        """Searches, or draws, warmup and output in one go."""
+        config = self._config
+
+        # Each draw is a group of its own.
+        num_groups = config.num_best if config.sampling else 1
+
+        decoder, logits = run.start(self._model, num_groups, config.beam_size)
+
+        space = run.repeat_space(num_groups)
+
+        search = self._create_search(run, space.max_len, num_groups)
+
+        found = search(decoder, logits, space)
+
+        hypotheses = []
+
+        for n in range(run.num_sources):
+            group = found[n * num_groups : (n + 1) * num_groups]
+
+            source_hypotheses = [self._split(seq) for seqs in group for seq in seqs]
+
+            # Draws come in any order.
+            source_hypotheses.sort(key=lambda h: -h.score)
+
+            hypotheses.append(source_hypotheses)
+
+        return hypotheses
+
+    def _split(self, found: FoundSeq) -> Hypothesis:
+        warmup, target = split_seq(self._layout, found.tokens)
+
+        num_warmup = len(warmup) + 1 if self.has_warmup else 0
+
+        return Hypothesis(
+            warmup,
+            target,
+            found.token_log_probs,
+            sum(found.token_log_probs[:num_warmup]),
+            sum(found.token_log_probs[num_warmup:]),
+            found.score,
+        )
+
+    def _search_behind_warmups(
+        self, run: _Run, num_warmups: int
+    ) -> list[list[Hypothesis]]:
+        """
+        Writes K warmups of each source first, then searches the output of each.
+
+        :returns: The hypotheses of each source: the best of each of K warmups, or
+            those of the only one.
+        """
+        config, layout = self._config, self._layout
+
+        # Without warmups to draw, each draw of an output is a group of its own.
+        num_draws = config.num_best if config.sampling and num_warmups == 1 else 1
+
+        decoder, logits = run.start(self._model, num_warmups, config.beam_size)
+
+        pick = TokenPick()
+
+        if config.warmup == "sample":
+            pick = self._create_draw(
+                run, config.max_warmup_len + run.space.max_len, num_warmups
+            )
+
+        warmups = write_warmups(
+            decoder, logits, layout, pick, max_warmup_len=config.max_warmup_len
+        )
+
+        device = logits.device
+
+        lens = torch.tensor([len(c) for c in warmups.seqs], device=device)
+
+        prefix_len = run.prefixes.size(1)
+
+        # The last token before the separator is read again: a warmup that was cut has
+        # not been read to its end.
+        decoder.rewind(prefix_len + lens - 1)
+
+        prefix_ends = run.prefixes[:, -1].repeat_interleave(num_warmups).tolist()
+
+        ends = [
+            [c[-1] if c else prefix_end, layout.separator_idx]
+            for c, prefix_end in zip(warmups.seqs, prefix_ends)
+        ]
+
+        logits = decoder.step(torch.tensor(ends, device=device))
+
+        groups = torch.arange(lens.size(0), device=device).repeat_interleave(num_draws)
+
+        if num_draws > 1:
+            decoder.select(groups)
+
+            logits = logits.index_select(0, groups)
+
+        space = replace(
+            run.repeat_space(num_warmups * num_draws),
+            max_warmup_len=None,
+            begun_log_probs=torch.tensor(warmups.log_probs, device=device)[groups],
+            begun_lens=lens[groups] + 1,
+        )
+
+        search = self._create_search(
+            run, space.max_len, num_warmups * num_draws, skip=config.max_warmup_len
+        )
+
+        found = search(decoder, logits, space)
+
+        joined = [
+            [self._join(warmups, int(group), seq) for seq in seqs]
+            for group, seqs in zip(groups.tolist(), found)
+        ]
+
+        size = num_warmups * num_draws
+
+        hypotheses = []
+
+        for n in range(run.num_sources):
+            source_groups = joined[n * size : (n + 1) * size]
+
+            if num_warmups > 1:
+                hypotheses.append([seqs[0] for seqs in source_groups])
+            else:
+                seqs = [seq for group in source_groups for seq in group]
+
+                hypotheses.append(sorted(seqs, key=lambda h: -h.score))
+
+        return hypotheses
+
+    def _join(self, warmups: WrittenWarmups, group: int, found: FoundSeq) -> Hypothesis:
+        return Hypothesis(
+            warmups.seqs[group],
+            found.tokens,
+            [*warmups.token_log_probs[group], *found.token_log_probs],
+            warmups.log_probs[group],
+            found.log_prob,
+            found.score,
+        )
+
+    def _rank(
+        self, run: _Run, candidates: list[list[Hypothesis]]
+    ) -> list[list[Hypothesis]]:
+        """Orders the candidates of each source; equal ones become one."""
+        config = self._config
+
+        if config.rank_by == "marginal":
+            ranked = rank_by_marginal(
+                self._model,
+                run.encoded,
+                self._layout,
+                run.prefixes,
+                candidates,
+                max_warmup_len=config.max_warmup_len,
+                length_penalty=config.length_penalty,
+            )
+        elif config.rank_by == "mbr":
+            assert self._decode is not None
+
+            ranked = [rank_by_mbr(group, self._decode) for group in candidates]
+        else:
+            ranked = [rank_by_log_prob(group) for group in candidates]
+
+        return ranked
+
+    def _create_search(
+        self, run: _Run, max_len: int, num_groups: int, *, skip: int = 0
+    ) -> RowSearch:
+        """
+        :param max_len: The most tokens that will be drawn.
+        :param num_groups: The number of groups a source.
+        :param skip: The number of draws that the warmups have used up.
+        """
+        config = self._config
+
+        draw = None
+
+        if config.sampling:
+            draw = self._create_draw(run, max_len, num_groups, skip=skip)
+
+        return RowSearch(
+            self._layout,
+            beam_size=1 if config.sampling else config.beam_size,
+            length_penalty=config.length_penalty,
+            no_repeat_ngram_size=config.no_repeat_ngram_size,
+            ban_unk=config.ban_unk,
+            draw=draw,
+            on_step=self._create_hook(num_groups),
+        )
+
+    def _create_hook(self, num_groups: int) -> StepCallback | None:
+        on_step = self.on_step
+
+        if on_step is None:
+            return None
+
+        def hook(groups: Tensor, seqs: Tensor, log_probs: Tensor) -> None:
+            on_step(groups // num_groups, seqs, log_probs)
+
+        return hook
+
+    def _create_draw(
+        self, run: _Run, max_len: int, num_groups: int, *, skip: int = 0
+    ) -> TokenDraw:
+        config = self._config
+
+        return TokenDraw(
+            run.draw_uniforms(config.seed, skip + max_len, num_groups)[:, skip:],
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+
+
+@final
+class _Run:
+    """Holds a batch of sources while their outputs are generated."""
+
+    def __init__(
+        self,
+        encoded: EncodedSource,
+        prefixes: Tensor,
+        space: SearchSpace,
+        line_numbers: Sequence[int],
+    ) -> None:
+        self.encoded = encoded
+        self.prefixes = prefixes
+        self.space = space
+        self._line_numbers = line_numbers
+
+    @property
+    def num_sources(self) -> int:
+        return self.prefixes.size(0)
+
+    def start(
+        self, model: ConditionalModel, num_groups: int, beam_size: int
+    ) -> tuple[RowDecoder, Tensor]:
+        """
+        Feeds the prefixes of as many groups of each source.
+
+        :returns: The decoder and the logits of what follows. *Shape:* :math:`(M,V)`.
+        """
+        sources = torch.arange(self.num_sources, device=self.prefixes.device)
+
+        decoder = model.start(
+            self.encoded, sources, self.prefixes.size(1) + self.space.max_len
+        )
+
+        # All groups of a source begin alike.
+        logits = decoder.step(self.prefixes)
+
+        if num_groups > 1:
+            groups = sources.repeat_interleave(num_groups)
+
+            decoder.select(groups)
+
+            logits = logits.index_select(0, groups)
+
+        return decoder, logits
+
+    def repeat_space(self, num_groups: int) -> SearchSpace:
+        """Returns the search space of as many groups of each source."""
+        if num_groups == 1:
+            return self.space
+
+        def repeat(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.repeat_interleave(num_groups, dim=0)
+
+        space = self.space
+
+        return replace(
+            space,
+            limits=space.limits.repeat_interleave(num_groups),
+            min_lens=space.min_lens.repeat_interleave(num_groups),
+            forced=repeat(space.forced),
+            forced_lens=repeat(space.forced_lens),
+        )
+
+    def draw_uniforms(self, seed: int, num_steps: int, num_groups: int) -> Tensor:
+        """
+        Draws the numbers that all draws are made by.
+
+        A counter-based generator for each line: what a line gets depends on nothing but
+        the seed and its number. Step by step, so that a longer limit only adds to it.
+
+        :returns: *Shape:* :math:`(M,T)`, fp64.
+        """
+        parts = []
+
+        for line_number in self._line_numbers:
+            rng = np.random.Generator(np.random.Philox(key=[seed, line_number]))
+
+            # (T, K) -> (K, T)
+            parts.append(rng.random((num_steps, num_groups)).T)
+
+        return torch.from_numpy(np.concatenate(parts)).to(self.prefixes.device)

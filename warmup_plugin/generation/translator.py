@@ -1,0 +1,198 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from warmup_plugin.data.batching import sorted_batches
+from warmup_plugin.data.corpus import TokenSeqs, encode_sources
+from warmup_plugin.data.lines import Line, LineError
+from warmup_plugin.generation.generator import Hypothesis, WarmupGenerator
+from warmup_plugin.models.conditional import ConditionalModel
+from warmup_plugin.tokenizers.codec import TextCodec
+
+
+@final
+@dataclass(frozen=True)
+class Translation:
+    """Holds what is written for one line of input."""
+
+    source: str
+
+    hypotheses: list[dict[str, object]]
+    """Best first; none for an empty line."""
+
+    has_warmup: bool
+
+    @property
+    def output(self) -> str:
+        """The best output on one line, whatever the model writes."""
+        return " ".join(str(self._best("output") or "").splitlines())
+
+    def to_json(self) -> str:
+        """Returns the best hypothesis and all of them as one line of JSON."""
+        empty_warmup = "" if self.has_warmup else None
+
+        record = {
+            "source": self.source,
+            "warmup": self._best("warmup") if self.hypotheses else empty_warmup,
+            "output": self._best("output") or "",
+        }
+
+        for name in ("score", "log_prob", "warmup_log_prob", "target_log_prob"):
+            record[name] = self._best(name)
+
+        record["hypotheses"] = self.hypotheses
+
+        return to_json_line(record)
+
+    def _best(self, name: str) -> object:
+        return self.hypotheses[0][name] if self.hypotheses else None
+
+
+def to_json_line(record: object) -> str:
+    """
+    Writes JSON that no reader takes for several lines.
+
+    JSON allows U+2028 and its like in text, but Python's ``splitlines()`` and others
+    end a line there.
+    """
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+    for char in ("\x85", "\u2028", "\u2029"):
+        text = text.replace(char, f"\\u{ord(char):04x}")
+
+    return text
+
+
+@final
+class Translator:
+    """
+    Translates lines of text, some at a time and in no batch that shows in the output.
+    """
+
+    def __init__(
+        self,
+        model: ConditionalModel,
+        generator: WarmupGenerator,
+        codec: TextCodec,
+        device: torch.device,
+        *,
+        max_num_tokens: int,
+        truncate: bool = False,
+    ) -> None:
+        """
+        :param max_num_tokens: The size of a batch: rows times the longest source among
+            them. Each beam of each warmup is a row.
+        :param truncate: If ``True``, a source longer than the model reads is cut;
+            encoder-decoders only.
+        """
+        self._model = model
+        self._generator = generator
+        self._codec = codec
+        self._device = device
+        self._truncate = truncate
+
+        self._max_num_tokens = max(1, max_num_tokens // generator.num_rows)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        lines: Sequence[Line],
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[Translation]:
+        """
+        :param on_batch: Called with the number of lines that are done.
+
+        :raises LineError: If a line is longer than the model reads.
+        """
+        has_warmup = self._generator.has_warmup
+
+        translations = [Translation(line.source, [], has_warmup) for line in lines]
+
+        # An empty line stays one.
+        todo = [n for n, line in enumerate(lines) if line.source]
+
+        sources, prefixes = encode_sources((lines[n].source for n in todo), self._codec)
+
+        sources = self._fit(sources, [lines[n] for n in todo])
+
+        if on_batch is not None:
+            on_batch(len(lines) - len(todo))
+
+        plan = sorted_batches(sources.lens, self._max_num_tokens) if todo else []
+
+        for rows in plan:
+            seqs, seq_lens = sources.pad(rows, self._codec.layout.pad_idx)
+
+            batch = [lines[todo[row]] for row in rows]
+
+            groups = self._generator(
+                seqs.to(self._device),
+                seq_lens,
+                torch.tensor(
+                    [prefixes[row].tolist() for row in rows], device=self._device
+                ),
+                forced=[self._encode_beginning(line) for line in batch],
+                line_numbers=[line.number for line in batch],
+            )
+
+            for row, line, group in zip(rows, batch, groups):
+                translations[todo[row]] = Translation(
+                    line.source, [self._describe(h) for h in group], has_warmup
+                )
+
+            if on_batch is not None:
+                on_batch(len(batch))
+
+        return translations
+
+    def _fit(self, sources: TokenSeqs, lines: Sequence[Line]) -> TokenSeqs:
+        max_len = self._model.max_source_len
+
+        if self._truncate:
+            return sources.truncate(max_len)
+
+        for line, length in zip(lines, sources.lens):
+            if length > max_len:
+                remedy = "split it into sentences"
+
+                if not self._model.reads_prompts:
+                    remedy += ", or cut it with `--truncate`"
+
+                raise LineError(
+                    line,
+                    f"has {length} tokens, but the model reads at most {max_len}; {remedy}.",
+                )
+
+        return sources
+
+    def _encode_beginning(self, line: Line) -> list[int]:
+        if not line.target:
+            return []
+
+        # Without EOS.
+        return self._codec.encode_target(line.target)[:-1]
+
+    def _describe(self, hypothesis: Hypothesis) -> dict[str, object]:
+        has_warmup = self._generator.has_warmup
+
+        tokens = hypothesis.tokens(self._codec.layout, has_warmup=has_warmup)
+
+        return {
+            "warmup": self._codec.decode(hypothesis.warmup) if has_warmup else None,
+            "output": self._codec.decode(hypothesis.target),
+            "score": hypothesis.score,
+            "log_prob": hypothesis.log_prob,
+            "warmup_log_prob": hypothesis.warmup_log_prob if has_warmup else None,
+            "target_log_prob": hypothesis.target_log_prob,
+            "weight": hypothesis.weight,
+            "tokens": self._codec.to_tokens(tokens),
+            "token_log_probs": hypothesis.token_log_probs,
+        }
