@@ -133,7 +133,7 @@ class TokenSeqs:
 
     def truncate(self, max_len: int) -> TokenSeqs:
         """Cuts longer sequences, keeping their last token, which is EOS."""
-        builder = _TokenSeqsBuilder()
+        builder = TokenSeqsBuilder()
 
         for row in range(len(self)):
             indices = self[row].tolist()
@@ -158,7 +158,7 @@ class TokenSeqs:
 
 
 @final
-class _TokenSeqsBuilder:
+class TokenSeqsBuilder:
     def __init__(self) -> None:
         self._indices = array("i")
         self._offsets = array("q", [0])
@@ -182,7 +182,7 @@ def encode_sources(
 
     :returns: The sources, and the prefixes of what is written for them.
     """
-    sources, prefixes = _TokenSeqsBuilder(), _TokenSeqsBuilder()
+    sources, prefixes = TokenSeqsBuilder(), TokenSeqsBuilder()
 
     for text in texts:
         encoded = codec.encode_source(text)
@@ -238,7 +238,7 @@ def tokenize_pairs(
     :param max_source_len: The limit of a source in tokens, with its special tokens.
     :param max_target_len: The limit of a target in tokens, with its special tokens.
     """
-    sources, targets = _TokenSeqsBuilder(), _TokenSeqsBuilder()
+    sources, targets = TokenSeqsBuilder(), TokenSeqsBuilder()
 
     empty_mask = pairs.empty_mask()
 

@@ -9,6 +9,7 @@ import gzip
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, final
 
@@ -83,6 +84,32 @@ def iter_pairs(pairs: TextPairs, *, with_target: bool = False) -> Iterator[Line]
             " ".join(pairs.source(idx).split("\n")),
             pairs.target(idx) if with_target else None,
             f"{pairs.origin}",
+        )
+
+
+def iter_parallel_files(source_file: Path, target_file: Path) -> Iterator[Line]:
+    """
+    Reads a file of sources and one of their targets.
+
+    :raises WarmupError: If one has fewer lines than the other, behind its end.
+    """
+    end = object()
+
+    lines = zip_longest(iter_lines(source_file), iter_lines(target_file), fillvalue=end)
+
+    for number, (source, target) in enumerate(lines):
+        if isinstance(source, str) and isinstance(target, str):
+            yield Line(number, source, target, f"`{source_file}` and `{target_file}`")
+
+            continue
+
+        shorter, longer = source_file, target_file
+
+        if target is end:
+            shorter, longer = longer, shorter
+
+        raise WarmupError(
+            f"`{shorter}` ends after line {number}, but `{longer}` goes on; give one target for each source."
         )
 
 

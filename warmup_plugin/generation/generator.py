@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-import numpy as np
 import torch
 from fairseq2.nn import BatchLayout
 from torch import Tensor
@@ -35,6 +34,7 @@ from warmup_plugin.models.conditional import (
     EncodedSource,
     RowDecoder,
 )
+from warmup_plugin.sampling.draw import draw_line_uniforms
 
 
 @final
@@ -579,20 +579,7 @@ class _Run:
         )
 
     def draw_uniforms(self, seed: int, num_steps: int, num_groups: int) -> Tensor:
-        """
-        Draws the numbers that all draws are made by.
+        """See :func:`draw_line_uniforms`. *Shape:* :math:`(M,T)`."""
+        uniforms = draw_line_uniforms(seed, self._line_numbers, num_groups, num_steps)
 
-        A counter-based generator for each line: what a line gets depends on nothing but
-        the seed and its number. Step by step, so that a longer limit only adds to it.
-
-        :returns: *Shape:* :math:`(M,T)`, fp64.
-        """
-        parts = []
-
-        for line_number in self._line_numbers:
-            rng = np.random.Generator(np.random.Philox(key=[seed, line_number]))
-
-            # (T, K) -> (K, T)
-            parts.append(rng.random((num_steps, num_groups)).T)
-
-        return torch.from_numpy(np.concatenate(parts)).to(self.prefixes.device)
+        return uniforms.to(self.prefixes.device)

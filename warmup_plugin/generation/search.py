@@ -10,6 +10,7 @@ limits belong to a group, so what is found does not depend on the rest of the ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
@@ -440,13 +441,13 @@ class RowSearch:
         """Divides by the length, in which separator and EOS count. *Shape:*
         :math:`(A,C)`."""
         if space.begun_lens is None or space.begun_log_probs is None:
-            return totals * float(length) ** -self._length_penalty
+            return totals / math.pow(length, self._length_penalty)
 
         begun_log_probs = space.begun_log_probs.index_select(0, active).unsqueeze(1)
 
         lengths = space.begun_lens.index_select(0, active).unsqueeze(1) + length
 
-        scores: Tensor = (totals + begun_log_probs) * lengths**-self._length_penalty
+        scores: Tensor = (totals + begun_log_probs) / lengths**self._length_penalty
 
         return scores
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -195,6 +197,30 @@ def sample_tokens(
     return tokens, log_probs
 
 
+def draw_line_uniforms(
+    seed: int, line_numbers: Sequence[int], num_draws: int, num_steps: int
+) -> Tensor:
+    """
+    Draws the numbers that tokens are drawn by, for each line of a text apart.
+
+    A counter-based generator for each line (Salmon et al., 2011): what a line gets
+    depends on nothing but the seed and its number. A longer limit only adds to it.
+
+    :param num_draws: The number K of sequences that are drawn for a line.
+
+    :returns: One row for each line and draw. *Shape:* :math:`(NK,T)`, fp64.
+    """
+    parts = []
+
+    for line_number in line_numbers:
+        rng = np.random.Generator(np.random.Philox(key=[seed, line_number]))
+
+        # (T, K) -> (K, T)
+        parts.append(rng.random((num_steps, num_draws)).T)
+
+    return torch.from_numpy(np.concatenate(parts))
+
+
 def check_finite(log_probs: Tensor) -> None:
     """
     Checks the log-probabilities of warmups that were drawn.
@@ -229,10 +255,11 @@ class _TokenDraw:
         return self._temperature == 1.0 and self._top_k is None and self._top_p is None
 
     def __call__(
-        self, logits: Tensor, num_samples: int
+        self, logits: Tensor, num_samples: int, uniforms: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
         :param logits: *Shape:* :math:`(A,V)`.
+        :param uniforms: See :func:`sample_tokens`. *Shape:* :math:`(A,k)`.
 
         :returns: The tokens and their log-probabilities, in the distribution they are
             drawn from and in the model's. *Shape:* :math:`(A,k)` each.
@@ -240,7 +267,7 @@ class _TokenDraw:
         logits = logits.float().index_fill_(1, self._banned, -torch.inf)
 
         if self.on_policy:
-            tokens, log_probs = sample_tokens(logits, num_samples)
+            tokens, log_probs = sample_tokens(logits, num_samples, uniforms=uniforms)
 
             return tokens, log_probs, log_probs
 
@@ -251,7 +278,9 @@ class _TokenDraw:
                 torch.log_softmax(tempered, dim=1), self._top_k, self._top_p
             )
 
-        tokens, proposal_log_probs = sample_tokens(tempered, num_samples)
+        tokens, proposal_log_probs = sample_tokens(
+            tempered, num_samples, uniforms=uniforms
+        )
 
         # (A, k)
         log_probs = logits.gather(1, tokens) - logits.logsumexp(dim=1, keepdim=True)
@@ -271,12 +300,13 @@ def draw_candidates(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    uniforms: Tensor | None = None,
 ) -> Candidates:
     """
     Draws K independent warmups of each source from the model itself.
 
     Uses the default random generator of the device, which fairseq2 saves and restores
-    with a checkpoint. The model must be in evaluation mode. Rows that have written
+    with a checkpoint, unless it is given the numbers to draw by. The model must be in evaluation mode. Rows that have written
     their separator are left out once they are a quarter of those that are fed.
 
     :param prefixes: The tokens before a warmup. *Shape:* :math:`(N,P)`.
@@ -284,6 +314,8 @@ def draw_candidates(
     :param temperature: Divides the logits; other than 1.0, q is not a.
     :param top_k: See :func:`truncate_log_probs`.
     :param top_p: See :func:`truncate_log_probs`.
+    :param uniforms: Numbers from [0, 1), such as :func:`draw_line_uniforms` draws.
+        *Shape:* :math:`(B,C)`, fp64.
 
     :raises WarmupError: If the model gives a probability that is not a number.
     """
@@ -327,7 +359,11 @@ def draw_candidates(
     decoder = model.start(source, sources, prefix_len + max_warmup_len)
 
     # All rows of a source begin alike: one of them is enough.
-    drawn = draw(decoder.step(prefixes), num_warmups)
+    drawn = draw(
+        decoder.step(prefixes),
+        num_warmups,
+        None if uniforms is None else uniforms[:, 0].view(num_sources, num_warmups),
+    )
 
     decoder.select(sources.repeat_interleave(num_warmups))
 
@@ -369,7 +405,16 @@ def draw_candidates(
 
                 done = torch.zeros_like(active, dtype=torch.bool)
 
-        drawn = draw(decoder.step(tokens.unsqueeze(1), active), 1)
+        step_uniforms = None
+
+        if uniforms is not None:
+            # (A, 1)
+            step_uniforms = uniforms[:, step_nr + 1 : step_nr + 2]
+
+            if active is not None:
+                step_uniforms = step_uniforms.index_select(0, active)
+
+        drawn = draw(decoder.step(tokens.unsqueeze(1), active), 1, step_uniforms)
 
     check_finite(proposal_log_probs)
 

@@ -1,0 +1,199 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from warmup_plugin.console import quiet_log
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.common import get_rank
+from warmup_plugin.recipes.generate import (
+    add_run_arguments,
+    check_output,
+    create_lines_config,
+    run_recipe,
+)
+from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
+from warmup_plugin.run_dir import RunDir
+
+DESCRIPTION: Final = (
+    "Computes log P(y|x) of given pairs: without warmup, and as the mean over warmups that "
+    "are drawn from the model. A split is scored into RUN_DIR/score/SPLIT.CHECKPOINT.jsonl "
+    "and summed up; two files are scored line by line to standard output."
+)
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Creates the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m warmup_plugin score", description=DESCRIPTION
+    )
+
+    add_run_arguments(parser)
+
+    parser.add_argument(
+        "--split", help="the split to score (default: the run's `test_split`)"
+    )
+
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data folder, if it is no longer where the run was trained",
+    )
+
+    parser.add_argument(
+        "--source", type=Path, metavar="FILE", help="a file of sources, one a line"
+    )
+
+    parser.add_argument(
+        "--target", type=Path, metavar="FILE", help="the file of their targets"
+    )
+
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write to a file; the same command goes on with a job that broke",
+    )
+
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="write JSON lines with all warmups instead of columns; a split always is",
+    )
+
+    parser.add_argument(
+        "--num-warmups",
+        type=int,
+        metavar="K",
+        help="the number of warmups to draw for each pair; 0 for none (default: 8, or 0 if the run was trained without)",
+    )
+
+    parser.add_argument(
+        "--max-warmup-len",
+        type=int,
+        metavar="N",
+        help="the most tokens of a warmup (default: that of training)",
+    )
+
+    parser.add_argument(
+        "--seed", type=int, default=2, help="the seed of the draws (default: 2)"
+    )
+
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the command.
+
+    :returns: The exit status: 0, or 2 for bad input.
+    """
+    args = create_parser().parse_args(argv)
+
+    try:
+        return _run(args)
+    except WarmupError as ex:
+        print(f"error: {ex}", file=sys.stderr)
+
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    if (args.source is None) != (args.target is None):
+        raise WarmupError(
+            "`--source` and `--target` belong together: give a file of sources and one of their targets."
+        )
+
+    if args.source is not None and (args.split or args.data):
+        raise WarmupError(
+            "`--source` and `--target` are scored instead of a split; leave out `--split` and `--data`."
+        )
+
+    run_dir = RunDir(args.run_dir)
+
+    config = create_lines_config(run_dir, args.checkpoint, data_dir=args.data)
+
+    run_config = run_dir.load_config()
+
+    output = args.output
+
+    files = []
+
+    if args.source is None:
+        split = args.split or config["dataset"]["test_split"]
+
+        if output is None:
+            name = f"{split}.{args.checkpoint}.jsonl"
+
+            output = run_dir.path / "score" / name
+
+        config.update(split=split, as_json=True)
+    else:
+        files = [args.source, args.target]
+
+        for file in files:
+            if not file.is_file():
+                raise WarmupError(f"The input file `{file}` does not exist.")
+
+        config.update(
+            split=None,
+            input=[str(args.source.resolve())],
+            targets=str(args.target.resolve()),
+            as_json=args.jsonl,
+        )
+
+    if output is not None:
+        output = check_output(output, files)
+
+        config["output"] = str(output)
+
+    num_warmups, max_warmup_len = _get_warmup_options(args, run_config)
+
+    config.update(
+        num_warmups=num_warmups, max_warmup_len=max_warmup_len, seed=args.seed
+    )
+
+    with quiet_log():
+        status = run_recipe(ScoreRecipe(), config, args, None)
+
+    if status == 0 and args.source is None and get_rank() == 0:
+        print(summarize_scores(output))
+
+        print(f"wrote {output}")
+
+    return status
+
+
+def _get_warmup_options(
+    args: argparse.Namespace, run_config: dict[str, object]
+) -> tuple[int, int]:
+    criterion, warmup = run_config["criterion"], run_config["warmup"]
+
+    assert isinstance(criterion, dict) and isinstance(warmup, dict)
+
+    has_warmup = criterion["name"] != "sft"
+
+    num_warmups = args.num_warmups
+
+    if num_warmups is None:
+        num_warmups = 8 if has_warmup else 0
+
+    max_warmup_len = args.max_warmup_len
+
+    if max_warmup_len is None:
+        if num_warmups > 0 and not has_warmup:
+            raise WarmupError(
+                "The run was trained without warmups (`criterion.name` is `sft`); leave out `--num-warmups`, or say how long they may be with `--max-warmup-len` to see what the model makes of them."
+            )
+
+        max_warmup_len = int(warmup["max_warmup_len"])
+
+    return num_warmups, max_warmup_len
