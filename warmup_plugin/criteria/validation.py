@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any, cast, final
 
 import torch.distributed as dist
@@ -20,8 +20,12 @@ from warmup_plugin.criteria.base import (
     WeighedWarmup,
     update_batch_metrics,
 )
-from warmup_plugin.generation import BeamSearch
-from warmup_plugin.metrics.translation import check_target_lang, score_translations
+from warmup_plugin.generation import WarmupGenerator
+from warmup_plugin.metrics.registry import DEFAULT_METRICS
+from warmup_plugin.metrics.translation import (
+    check_validation_metrics,
+    score_translations,
+)
 from warmup_plugin.tokenizers.codec import TextCodec
 
 
@@ -40,7 +44,8 @@ def gather_objects(gang: Gang, item: Any) -> list[Any]:
 @final
 class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
     """
-    Measures the loss of a development set, decodes it and reports BLEU and chrF++.
+    Measures the loss of a development set, decodes it and reports BLEU and chrF++, or
+    other metrics.
 
     A few sources are logged with the warmups drawn for them and what was decoded.
     """
@@ -49,30 +54,36 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         self,
         name: str,
         criterion: Criterion,
-        search: BeamSearch,
+        generator: WarmupGenerator,
         codec: TextCodec,
         gangs: Gangs,
         *,
         target_lang: str | None,
         num_shown: int,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        labels: Sequence[str] = (),
     ) -> None:
         """
-        :param target_lang: The language that chooses sacreBLEU's tokenizer.
+        :param target_lang: The language that chooses tokenizers.
         :param num_shown: The number of sources, from the first line of the file, to
             log with their warmups.
+        :param metrics: The names of the metrics; see ``warmup_plugin.metrics.registry``.
+        :param labels: All valid outputs, for ``accuracy`` and ``macro_f1``.
 
-        :raises WarmupError: That tokenizer is not installed.
+        :raises WarmupError: What a metric needs is not installed.
         """
         # The first validation may come hours after the start.
-        check_target_lang(target_lang)
+        check_validation_metrics(metrics, target_lang=target_lang, labels=labels)
 
         self._name = name
         self._criterion = criterion
-        self._search = search
+        self._generator = generator
         self._codec = codec
         self._gangs = gangs
         self._target_lang = target_lang
         self._num_shown = num_shown
+        self._metrics = metrics
+        self._labels = labels
         self._step_nr = 0
 
         # (index in the corpus, hypothesis, reference)
@@ -115,11 +126,9 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         prefixes = batch.target_seqs[:, : self._codec.layout.prefix_len]
 
-        hypotheses = self._search(
-            batch.source_seqs, list(batch.source_seq_lens), prefixes
-        )
+        hypotheses = self._generator(batch.source_seqs, batch.source_seq_lens, prefixes)
 
-        texts = [self._codec.decode(h.target) for h in hypotheses]
+        texts = [self._codec.decode(group[0].target) for group in hypotheses]
 
         self._outputs.extend(zip(indices, texts, example["targets"]))
 
@@ -163,9 +172,11 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
             [reference for _, _, reference in outputs],
             target_lang=self._target_lang,
             num_bootstrap=0,
+            metrics=self._metrics,
+            labels=self._labels,
         )
 
-        self._scores = {"bleu": scores[0].score, "chrf": scores[1].score}
+        self._scores = {s.key: s.score for s in scores if s.score is not None}
 
         for score in scores:
             log.info("{} {} at step {}: {:.2f} ({})", self._name, score.name, self._step_nr, score.score, score.signature)  # fmt: skip

@@ -14,6 +14,13 @@ def register_metric_descriptors(container: DependencyContainer) -> None:
     """Gives our metrics their names on the console, in JSONL and in TensorBoard."""
     # fmt: off
     descriptors = [
+        # Of a validation; fairseq2 has those of BLEU, chrF++ and accuracy.
+        MetricDescriptor("ter",               "TER",                           200, format_as_float),
+        MetricDescriptor("rouge1",            "ROUGE-1",                       200, format_as_float, higher_better=True),
+        MetricDescriptor("rouge2",            "ROUGE-2",                       200, format_as_float, higher_better=True),
+        MetricDescriptor("rougeL",            "ROUGE-L",                       200, format_as_float, higher_better=True),
+        MetricDescriptor("rougeLsum",         "ROUGE-Lsum",                    200, format_as_float, higher_better=True),
+        MetricDescriptor("macro_f1",          "Macro-F1",                      200, format_as_float, higher_better=True),
         MetricDescriptor("warmup_k",          "Warmups per Source (K)",        400, format_as_int),
         MetricDescriptor("warmup_ess",        "Effective Sample Size",         401, format_as_float),
         MetricDescriptor("warmup_len",        "Warmup Length",                 402, format_as_float),

@@ -1,80 +1,115 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
+"""The one evaluator: of files, of runs and of validations during training."""
+
 from __future__ import annotations
 
-import logging
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Final, final
-
-import numpy as np
-from sacrebleu.metrics.base import Metric
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-from sacrebleu.significance import PairedTest, Result
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import Comparison as Comparison
+from warmup_plugin.metrics.base import Evaluation, FloatArray, Measurement, Metric
+from warmup_plugin.metrics.base import MetricScore as MetricScore
+from warmup_plugin.metrics.base import MetricUnavailable
+from warmup_plugin.metrics.registry import (
+    DEFAULT_METRICS,
+    METRICS,
+    MetricOptions,
+    check_metric_names,
+)
+from warmup_plugin.metrics.resampling import (
+    DEFAULT_SEED,
+    bootstrap_interval,
+    bootstrap_p_value,
+    check_seed,
+    randomization_p_values,
+    resample_scores,
+    sign_with_test,
+)
+from warmup_plugin.metrics.tables import format_table as format_table  # noqa: F401
 
-DEFAULT_SEED: Final = 12345
-"""The seed of all resampling; sacreBLEU's own default."""
-
-# The part of a language code before the first hyphen or underscore, e.g. of "zh-CN" or
-# "zho_Hans". All other languages are tokenised by "13a".
-_TOKENIZERS: Final = {
-    "zh": "zh",
-    "zho": "zh",
-    "cmn": "zh",
-    "yue": "zh",
-    "ja": "ja-mecab",
-    "jpn": "ja-mecab",
-    "ko": "ko-mecab",
-    "kor": "ko-mecab",
-}
-
-# Its paired test narrates every step.
-logging.getLogger("sacrebleu").setLevel(logging.WARNING)
-
-
-@final
-@dataclass(frozen=True)
-class MetricScore:
-    """Holds the corpus score of one system."""
-
-    name: str
-
-    score: float
-
-    signature: str
-    """The sacreBLEU signature. Scores compare only if their signatures are equal."""
-
-    ci_low: float | None
-    """The lower end of the 95% bootstrap interval."""
-
-    ci_high: float | None
-
-    num_sentences: int
+_NO_OPTIONS: Final = MetricOptions()
 
 
-@final
-@dataclass(frozen=True)
-class Comparison:
-    """Holds the paired bootstrap test of one system against the baseline."""
+def evaluate_systems(
+    systems: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    *,
+    sources: Sequence[str] | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    options: MetricOptions = _NO_OPTIONS,
+    num_bootstrap: int = 1000,
+    num_randomization: int = 0,
+    seed: int = DEFAULT_SEED,
+) -> Evaluation:
+    """
+    Scores systems and tests each against the first one.
 
-    system: str
+    :param systems: The hypotheses of each system, by its name.
+    :param references: One a hypothesis, in the same order.
+    :param sources: What was translated; ``None`` if no metric needs it.
+    :param metrics: Names of :data:`~warmup_plugin.metrics.registry.METRICS`.
+    :param num_bootstrap: The number of resamples behind the 95% interval, whose ends
+        are the percentiles 2.5 and 97.5, and behind the paired bootstrap test. Zero
+        leaves out both, and with them all comparisons.
+    :param num_randomization: The number of trials of the approximate randomization.
+        Zero leaves it out.
 
-    metric: str
+    :raises WarmupError: The input is wrong. What an optional part is missing for has
+        the score ``None`` and a reason instead.
+    """
+    check_metric_names(metrics)
+    check_seed(seed)
 
-    score: float
+    for argument, value in (
+        ("num_bootstrap", num_bootstrap),
+        ("num_randomization", num_randomization),
+    ):
+        if value < 0:
+            raise WarmupError(
+                f"`{argument}` must be greater than or equal to 0, but is {value}."
+            )
 
-    baseline_score: float
+    for name, hypotheses in systems.items():
+        _check_lines(hypotheses, references, f"hypotheses of {name}")
 
-    p_value: float
+    if sources is not None:
+        _check_lines(sources, references, "sources")
 
-    signature: str
+    measured, reasons = _measure(systems, references, sources, metrics, options)
+
+    samples: dict[str, dict[str, FloatArray]] = {name: {} for name in systems}
+
+    if num_bootstrap > 0:
+        samples = _resample(measured, num_bootstrap, seed)
+
+    keys = {key: name for m in metrics for key, name in METRICS[m].names.items()}
+
+    scores = {
+        name: [
+            _make_score(
+                key,
+                keys[key],
+                measured[name].get(key),
+                samples[name].get(key),
+                reasons.get(key),
+                len(references),
+            )
+            for key in keys
+        ]
+        for name in systems
+    }
+
+    comparisons: list[Comparison] = []
+
+    if num_bootstrap > 0:
+        comparisons = _compare(
+            measured, samples, num_bootstrap, num_randomization, seed
+        )
+
+    return Evaluation(scores, comparisons, measured)
 
 
 def score_translations(
@@ -84,301 +119,217 @@ def score_translations(
     target_lang: str | None = None,
     num_bootstrap: int = 1000,
     seed: int = DEFAULT_SEED,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    labels: Sequence[str] = (),
 ) -> list[MetricScore]:
     """
-    Computes corpus BLEU and chrF2++.
+    Scores one system where no score may be missing.
 
-    :param references: One reference a hypothesis, in the same order.
-    :param target_lang: Selects the tokenizer of BLEU.
-    :param num_bootstrap: The number of resamples behind the 95% interval, whose ends
-        are the percentiles 2.5 and 97.5. Zero leaves the interval out.
+    :param target_lang: The language that selects tokenizers.
+    :param labels: See :class:`~warmup_plugin.metrics.registry.MetricOptions`.
+
+    :raises WarmupError: The input is wrong or an optional part is missing.
     """
     _check_lines(hypotheses, references, "hypotheses")
 
-    if num_bootstrap < 0:
-        raise WarmupError(
-            "`num_bootstrap` must be greater than or equal to 0, but is "
-            f"{num_bootstrap}."
-        )
+    evaluation = evaluate_systems(
+        {"": hypotheses},
+        references,
+        metrics=metrics,
+        options=MetricOptions(target_lang=target_lang, labels=labels),
+        num_bootstrap=num_bootstrap,
+        seed=seed,
+    )
 
-    return [
-        _score(metric, hypotheses, references, num_bootstrap, seed)
-        for metric in _create_metrics(target_lang)
-    ]
+    scores = list(evaluation.scores[""])
 
+    for score in scores:
+        if score.reason is not None:
+            raise WarmupError(score.reason)
 
-def check_target_lang(target_lang: str | None) -> None:
-    """
-    Checks that translations into a language can be scored here.
-
-    :raises WarmupError: The tokenizer of BLEU for it is not installed.
-    """
-    _create_metrics(target_lang)
+    return scores
 
 
-def compare_translations(
-    baseline: Sequence[str],
-    systems: Mapping[str, Sequence[str]],
-    references: Sequence[str],
+def check_validation_metrics(
+    metrics: Sequence[str],
     *,
     target_lang: str | None = None,
-    num_samples: int = 1000,
-    seed: int = DEFAULT_SEED,
-) -> list[Comparison]:
+    labels: Sequence[str] = (),
+) -> None:
     """
-    Tests whether the score of each system differs from that of the baseline.
+    Checks that a validation will be able to score.
 
-    The test is sacreBLEU's paired bootstrap, which is two-sided.
-
-    :param baseline: The hypotheses of the baseline.
-    :param systems: The hypotheses of each system, by the name of the system.
-
-    :returns: One comparison for each system and metric, in this order.
+    :raises WarmupError: A metric is unknown, lacks an optional part or an option, or
+        is too slow for validations.
     """
-    _check_lines(baseline, references, "hypotheses of the baseline")
+    check_metric_names(metrics)
 
-    for name, hypotheses in systems.items():
-        _check_lines(hypotheses, references, f"hypotheses of {name}")
+    options = MetricOptions(target_lang=target_lang, labels=labels)
 
-    if not systems:
-        return []
-
-    # sacreBLEU reads 0 samples as its default and a seed of 0 as no seed.
-    for argument, value in (("num_samples", num_samples), ("seed", seed)):
-        if value < 1:
+    for name in metrics:
+        if not METRICS[name].in_validation:
             raise WarmupError(
-                f"`{argument}` must be greater than or equal to 1, but is {value}."
+                f"The metric `{name}` runs a model of its own, which a validation does "
+                "not; leave it to `python -m recipes.evaluate`."
             )
 
-    metrics = {_name_of(metric): metric for metric in _create_metrics(target_lang)}
+        try:
+            METRICS[name].create(options)
+        except MetricUnavailable as ex:
+            raise WarmupError(str(ex)) from None
 
-    with _sacrebleu_seed(seed):
-        signatures, results = PairedTest(
-            [("", baseline), *systems.items()],
-            metrics,
-            references=[references],
-            test_type="bs",
-            n_samples=num_samples,
-        )()
+
+def _measure(
+    systems: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    sources: Sequence[str] | None,
+    metrics: Sequence[str],
+    options: MetricOptions,
+) -> tuple[dict[str, dict[str, Measurement]], dict[str, str]]:
+    """Returns the measurements by system and key, and the reasons for missing ones."""
+    for name in metrics:
+        if METRICS[name].needs_sources and sources is None:
+            raise WarmupError(
+                f"The metric `{name}` needs the sources; add `--sources FILE`."
+            )
+
+    reasons: dict[str, str] = {}
+
+    created: dict[str, Metric] = {}
+
+    # Wrong options are told before anything takes time.
+    for name in metrics:
+        try:
+            created[name] = METRICS[name].create(options)
+        except MetricUnavailable as ex:
+            reasons.update(dict.fromkeys(METRICS[name].names, str(ex)))
+
+    measured: dict[str, dict[str, Measurement]] = {name: {} for name in systems}
+
+    for name, metric in created.items():
+        try:
+            rows = metric.measure(list(systems.values()), references, sources)
+        except MetricUnavailable as ex:
+            reasons.update(dict.fromkeys(METRICS[name].names, str(ex)))
+
+            continue
+
+        for by_key, row in zip(measured.values(), rows, strict=True):
+            by_key.update((measurement.key, measurement) for measurement in row)
+
+    return measured, reasons
+
+
+def _resample(
+    measured: Mapping[str, Mapping[str, Measurement]], num_bootstrap: int, seed: int
+) -> dict[str, dict[str, FloatArray]]:
+    flat = [m for by_key in measured.values() for m in by_key.values()]
+
+    samples = iter(resample_scores(flat, num_bootstrap, seed=seed) if flat else [])
+
+    return {
+        name: {key: next(samples) for key in by_key}
+        for name, by_key in measured.items()
+    }
+
+
+def _make_score(
+    key: str,
+    name: str,
+    measurement: Measurement | None,
+    samples: FloatArray | None,
+    reason: str | None,
+    num_sentences: int,
+) -> MetricScore:
+    if measurement is None:
+        assert reason is not None
+
+        return MetricScore(
+            name, None, "", None, None, num_sentences, key, reason=reason
+        )
+
+    low, high = (None, None) if samples is None else bootstrap_interval(samples)
+
+    return MetricScore(
+        measurement.name,
+        measurement.score,
+        measurement.signature,
+        low,
+        high,
+        num_sentences,
+        key,
+        measurement.higher_is_better,
+        details=measurement.details,
+    )
+
+
+def _compare(
+    measured: Mapping[str, Mapping[str, Measurement]],
+    samples: Mapping[str, Mapping[str, FloatArray]],
+    num_bootstrap: int,
+    num_randomization: int,
+    seed: int,
+) -> list[Comparison]:
+    baseline_name, *names = measured
+
+    baseline = measured[baseline_name]
+
+    pairs = [(name, key) for name in names for key in measured[name]]
+
+    randomized: list[float | None] = [None] * len(pairs)
+
+    if num_randomization > 0:
+        randomized = list(
+            randomization_p_values(
+                [baseline[key] for _, key in pairs],
+                [measured[name][key] for name, key in pairs],
+                num_randomization,
+                seed=seed,
+            )
+        )
 
     comparisons = []
 
-    for row_idx, name in enumerate(systems, start=1):
-        for metric_name in metrics:
-            base, result = results[metric_name][0], results[metric_name][row_idx]
+    for (name, key), randomized_p_value in zip(pairs, randomized):
+        system = measured[name][key]
 
-            assert isinstance(base, Result) and isinstance(result, Result)
-            assert result.p_value is not None
+        p_value = bootstrap_p_value(
+            baseline[key], system, samples[baseline_name][key], samples[name][key]
+        )
 
-            # sacreBLEU counts the resamples that deviate by *more* than the observed
-            # difference; a system compared with itself has none and would come out as
-            # significant.
-            p_value = 1.0 if result.score == base.score else float(result.p_value)
-
-            comparisons.append(
-                Comparison(
-                    name,
-                    metric_name,
-                    float(result.score),
-                    float(base.score),
-                    p_value,
-                    str(signatures[metric_name]),
-                )
+        comparisons.append(
+            Comparison(
+                name,
+                system.name,
+                system.score,
+                baseline[key].score,
+                p_value,
+                sign_with_test(system.signature, "bs", num_bootstrap, seed),
+                randomized_p_value,
+                key,
             )
+        )
 
     return comparisons
 
 
-def format_table(
-    scores: Mapping[str, Sequence[MetricScore]],
-    comparisons: Sequence[Comparison] = (),
-    *,
-    extra_columns: Mapping[str, Sequence[str]] | None = None,
-) -> str:
-    """
-    Formats the scores of several systems as a table of plain text.
-
-    :param scores: The scores by the name of the system.
-    :param comparisons: Adds a column of p-values beside each metric.
-    :param extra_columns: More columns by their heading, one cell a system.
-    """
-    p_values = {(c.system, c.metric): c.p_value for c in comparisons}
-
-    metric_names = list(dict.fromkeys(s.name for row in scores.values() for s in row))
-
-    header = ["system"]
-
-    for metric_name in metric_names:
-        header += [metric_name, "p"] if p_values else [metric_name]
-
-    rows = [header]
-
-    for system, row in scores.items():
-        cells = [system]
-
-        by_name = {score.name: score for score in row}
-
-        for metric_name in metric_names:
-            cells.append(_format_score(by_name.get(metric_name)))
-
-            if p_values:
-                p_value = p_values.get((system, metric_name))
-
-                cells.append("-" if p_value is None else f"{p_value:.3f}")
-
-        rows.append(cells)
-
-    for heading, column in (extra_columns or {}).items():
-        for cells, cell in zip(rows, [heading, *column], strict=True):
-            cells.append(cell)
-
-    widths = [max(map(len, column)) for column in zip(*rows)]
-
-    lines = []
-
-    for cells in rows:
-        aligned = [cells[0].ljust(widths[0])]
-
-        aligned += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:])]
-
-        lines.append("  ".join(aligned).rstrip())
-
-    lines.insert(1, "-" * max(map(len, lines)))
-
-    return "\n".join(lines)
-
-
-def to_json(
-    scores: Mapping[str, Sequence[MetricScore]], comparisons: Sequence[Comparison] = ()
-) -> dict[str, object]:
-    """Returns the scores and comparisons as data that ``json`` can write."""
-    return {
-        "systems": {name: [asdict(s) for s in row] for name, row in scores.items()},
-        "comparisons": [asdict(c) for c in comparisons],
-    }
-
-
-def _check_lines(
-    hypotheses: Sequence[str], references: Sequence[str], what: str
-) -> None:
+def _check_lines(lines: Sequence[str], references: Sequence[str], what: str) -> None:
     # sacreBLEU scores the common beginning of lists of different length, and reads a
     # string as a list of characters, both without a word.
-    for name, lines in ((what, hypotheses), ("references", references)):
-        if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
+    for name, column in ((what, lines), ("references", references)):
+        if isinstance(column, str) or not all(isinstance(line, str) for line in column):
             raise WarmupError(
                 f"The {name} must be a flat list of strings, one a sentence; give one "
                 "reference a sentence."
             )
 
-    if len(hypotheses) != len(references):
+    if len(lines) != len(references):
         raise WarmupError(
-            f"There are {len(hypotheses)} {what} but {len(references)} references; "
+            f"There are {len(lines)} {what} but {len(references)} references; "
             "give one reference a hypothesis."
         )
 
-    if not hypotheses:
+    if not lines:
         raise WarmupError(
             f"There are 0 {what} and 0 references; give at least one sentence to score."
         )
-
-
-def _create_metrics(target_lang: str | None) -> list[Metric]:
-    lang = re.split("[-_]", (target_lang or "").lower())[0]
-
-    tokenizer = _TOKENIZERS.get(lang, "13a")
-
-    try:
-        bleu = BLEU(tokenize=tokenizer)
-    except (RuntimeError, ImportError):
-        # Only the MeCab tokenizers have requirements of their own.
-        extra = tokenizer.removesuffix("-mecab")
-
-        raise WarmupError(
-            f"BLEU for the target language {target_lang} needs the tokenizer "
-            f"{tokenizer}, which is not installed; run `pip install "
-            f"'sacrebleu[{extra}]'`."
-        ) from None
-
-    return [bleu, CHRF(word_order=2)]
-
-
-def _name_of(metric: Metric) -> str:
-    # The name under which sacreBLEU reports the metric's scores.
-    return "BLEU" if isinstance(metric, BLEU) else "chrF2++"
-
-
-def _score(
-    metric: Metric,
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-    num_bootstrap: int,
-    seed: int,
-) -> MetricScore:
-    # The two steps of `corpus_score()`, apart because resampling reuses the first.
-    stats = metric._extract_corpus_statistics(hypotheses, [references])
-
-    score = metric._aggregate_and_compute(stats)
-
-    ci_low, ci_high = None, None
-
-    if num_bootstrap > 0:
-        # (sentences, statistics)
-        sentence_stats = np.array(stats, dtype=np.float64)
-
-        num_sentences = len(sentence_stats)
-
-        rng = np.random.default_rng(seed)
-
-        resampled = []
-
-        for _ in range(num_bootstrap):
-            drawn = rng.integers(num_sentences, size=num_sentences)
-
-            # How often each sentence was drawn; summing rows by this product needs no
-            # copy of them.
-            counts = np.bincount(drawn, minlength=num_sentences)
-
-            sums = (counts @ sentence_stats).tolist()
-
-            resampled.append(metric._compute_score_from_stats(sums).score)
-
-        # sacreBLEU's own interval is half a range around the mean, hence symmetric.
-        low, high = np.percentile(resampled, [2.5, 97.5])
-
-        ci_low, ci_high = float(low), float(high)
-
-    return MetricScore(
-        _name_of(metric),
-        float(score.score),
-        # Known only once a corpus has been scored.
-        str(metric.get_signature()),
-        ci_low,
-        ci_high,
-        len(hypotheses),
-    )
-
-
-def _format_score(score: MetricScore | None) -> str:
-    if score is None:
-        return "-"
-
-    if score.ci_low is None or score.ci_high is None:
-        return f"{score.score:.2f}"
-
-    return f"{score.score:.2f} [{score.ci_low:.2f}, {score.ci_high:.2f}]"
-
-
-@contextmanager
-def _sacrebleu_seed(seed: int) -> Iterator[None]:
-    # The environment is the only place where sacreBLEU looks for a seed.
-    previous = os.environ.get("SACREBLEU_SEED")
-
-    os.environ["SACREBLEU_SEED"] = str(seed)
-
-    try:
-        yield
-    finally:
-        if previous is None:
-            del os.environ["SACREBLEU_SEED"]
-        else:
-            os.environ["SACREBLEU_SEED"] = previous

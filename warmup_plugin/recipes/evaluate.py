@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, cast, final
 
@@ -20,27 +20,28 @@ from warmup_plugin.data.text_pairs import (
     read_split,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.translation import (
-    DEFAULT_SEED,
-    Comparison,
-    MetricScore,
-    compare_translations,
-    format_table,
-    score_translations,
-    to_json,
+from warmup_plugin.metrics.base import Evaluation as Evaluation
+from warmup_plugin.metrics.registry import (
+    DEFAULT_METRICS,
+    METRICS,
+    MetricOptions,
+    check_metric_names,
 )
+from warmup_plugin.metrics.resampling import DEFAULT_SEED
+from warmup_plugin.metrics.tables import format_latex, format_table, to_json
+from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.run_dir import RunDir, collect_versions, write_text_atomically
 
 _DESCRIPTION: Final = (
-    "Scores translations by BLEU and chrF2++ with 95% bootstrap intervals; of several "
-    "systems, each is tested against the first by paired bootstrap."
+    "Scores outputs by BLEU, chrF2++ and other metrics with 95% bootstrap intervals; of "
+    "several systems, each is tested against the first by paired bootstrap."
 )
 
 
 @final
 @dataclass(frozen=True)
 class System:
-    """The translations of one system and what they are scored against."""
+    """The outputs of one system and what they are scored against."""
 
     name: str
 
@@ -54,15 +55,8 @@ class System:
 
     target_lang: str | None
 
-
-@final
-@dataclass(frozen=True)
-class Evaluation:
-    """The scores of several systems; the first one is the baseline."""
-
-    scores: Mapping[str, Sequence[MetricScore]]
-
-    comparisons: Sequence[Comparison]
+    sources: Sequence[str] | None = None
+    """``None`` if they are not known."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,10 +119,13 @@ def _create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
-        "--target-lang",
-        metavar="LANG",
-        help="language that selects the tokenizer of BLEU (default: that of the run)",
+        "--sources",
+        type=Path,
+        metavar="FILE",
+        help="what was translated to the files, one a line; COMET needs it",
     )
+
+    add_metric_arguments(parser)
 
     parser.add_argument(
         "--num-bootstrap",
@@ -139,13 +136,114 @@ def _create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
+        "--latex", action="store_true", help="also print the rows of a LaTeX table"
+    )
+
+    parser.add_argument(
         "--json", type=Path, metavar="OUT", help="also write all scores to this file"
     )
 
     return parser
 
 
+def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what chooses the metrics; :func:`read_metric_arguments` reads it."""
+    parser.add_argument(
+        "--metrics",
+        default=",".join(DEFAULT_METRICS),
+        metavar="M,...",
+        help=f"some of {', '.join(METRICS)} (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--target-lang",
+        metavar="LANG",
+        help="language that selects tokenizers (default: that of the run)",
+    )
+
+    parser.add_argument(
+        "--bleu-tokenize",
+        metavar="NAME",
+        help="tokenizer of BLEU, such as flores200 (default: by language)",
+    )
+
+    parser.add_argument(
+        "--comet-model",
+        metavar="CKPT",
+        help="checkpoint of COMET, its folder or a name on the Hugging Face Hub",
+    )
+
+    parser.add_argument(
+        "--comet-gpus", type=int, choices=(0, 1), help="GPUs of COMET (default: 0)"
+    )
+
+    parser.add_argument(
+        "--bertscore-model",
+        metavar="DIR",
+        help="model of BERTScore, a folder or a name on the Hugging Face Hub (default: by language)",
+    )
+
+    parser.add_argument(
+        "--bertscore-layers",
+        type=int,
+        metavar="N",
+        help="the layer of that model to compare (default: what bert-score recommends)",
+    )
+
+    parser.add_argument(
+        "--labels",
+        metavar="A,B,...",
+        help="all valid answers, for accuracy and macro_f1; other answers are wrong",
+    )
+
+
+# The arguments of metrics and which of these read them.
+_OWNERS: Final = {
+    "bleu_tokenize": ("bleu",),
+    "comet_model": ("comet",),
+    "comet_gpus": ("comet",),
+    "bertscore_model": ("bertscore",),
+    "bertscore_layers": ("bertscore",),
+    "labels": ("accuracy", "macro_f1"),
+}
+
+
+def read_metric_arguments(
+    args: argparse.Namespace,
+) -> tuple[list[str], MetricOptions]:
+    """
+    Reads what :func:`add_metric_arguments` added.
+
+    :raises WarmupError: A metric is not known, or an argument has no metric.
+    """
+    metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
+
+    check_metric_names(metrics)
+
+    for argument, owners in _OWNERS.items():
+        if getattr(args, argument) is not None and not set(owners) & set(metrics):
+            raise WarmupError(
+                f"`--{argument.replace('_', '-')}` is of no use without the metric "
+                f"{' or '.join(f'`{owner}`' for owner in owners)}; add it to `--metrics` "
+                "or leave the argument out."
+            )
+
+    options = MetricOptions(
+        target_lang=args.target_lang,
+        bleu_tokenizer=args.bleu_tokenize,
+        labels=[] if args.labels is None else args.labels.split(","),
+        comet_model=args.comet_model,
+        comet_gpus=args.comet_gpus or 0,
+        bertscore_model=args.bertscore_model,
+        bertscore_layers=args.bertscore_layers,
+    )
+
+    return metrics, options
+
+
 def _run(args: argparse.Namespace) -> None:
+    metrics, options = read_metric_arguments(args)
+
     if args.hypotheses is not None:
         if args.run_dirs:
             raise WarmupError(
@@ -163,16 +261,19 @@ def _run(args: argparse.Namespace) -> None:
         if args.references is None:
             raise WarmupError("`--hypotheses` needs `--references FILE`; add it.")
 
-        systems = _read_files(args.hypotheses, args.references, args.target_lang)
+        systems = read_files(
+            args.hypotheses, args.references, args.sources, args.target_lang
+        )
     elif args.run_dirs:
-        if args.references is not None:
-            raise WarmupError(
-                "A run is scored against the references of its data; leave "
-                "`--references` out or give `--hypotheses`."
-            )
+        for name in ("references", "sources"):
+            if getattr(args, name) is not None:
+                raise WarmupError(
+                    f"A run is scored with the {name} of its data; leave `--{name}` out "
+                    "or give `--hypotheses`."
+                )
 
         systems = [
-            _read_run(
+            read_run(
                 run_dir,
                 args.split,
                 args.checkpoint or "best",
@@ -187,11 +288,19 @@ def _run(args: argparse.Namespace) -> None:
             "`--references FILE`."
         )
 
-    evaluation = evaluate(systems, num_bootstrap=args.num_bootstrap)
+    evaluation = evaluate(
+        systems, num_bootstrap=args.num_bootstrap, metrics=metrics, options=options
+    )
 
     print(format_table(evaluation.scores, evaluation.comparisons))
 
-    _print_notes(evaluation, systems[0].name)
+    print_notes(evaluation)
+
+    if evaluation.comparisons:
+        print(f"p: paired bootstrap test against {systems[0].name}")
+
+    if args.latex:
+        print(f"\n{format_latex(evaluation.scores, evaluation.comparisons)}\n")
 
     if args.run_dirs:
         for system in systems:
@@ -200,21 +309,32 @@ def _run(args: argparse.Namespace) -> None:
 
             file = run_dir / "evaluate" / f"{system.hypotheses_file.stem}.json"
 
-            _write_json(file, _report([system], evaluation, args.num_bootstrap))
+            write_json(file, make_report([system], evaluation, args.num_bootstrap))
 
             print(f"wrote {file}")
 
     if args.json is not None:
-        _write_json(args.json, _report(systems, evaluation, args.num_bootstrap))
+        write_json(args.json, make_report(systems, evaluation, args.num_bootstrap))
 
         print(f"wrote {args.json}")
 
 
-def evaluate(systems: Sequence[System], *, num_bootstrap: int = 1000) -> Evaluation:
+def evaluate(
+    systems: Sequence[System],
+    *,
+    num_bootstrap: int = 1000,
+    num_randomization: int = 0,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    options: MetricOptions | None = None,
+) -> Evaluation:
     """
     Scores all systems and tests each against the first one.
 
     :param systems: All with the same references.
+    :param options: The language is that of the systems.
+
+    The other arguments are those of
+    :func:`~warmup_plugin.metrics.translation.evaluate_systems`.
     """
     names = [system.name for system in systems]
 
@@ -246,34 +366,44 @@ def evaluate(systems: Sequence[System], *, num_bootstrap: int = 1000) -> Evaluat
                 "`--target-lang`."
             )
 
-    scores = {
-        system.name: score_translations(
-            system.hypotheses,
-            system.references,
-            target_lang=system.target_lang,
-            num_bootstrap=num_bootstrap,
-        )
-        for system in systems
-    }
+    if any(METRICS[name].needs_sources for name in metrics if name in METRICS):
+        for system in systems:
+            if system.sources != baseline.sources:
+                raise WarmupError(
+                    f"{system.name} and {baseline.name} have different sources; "
+                    "evaluate them one at a time."
+                )
 
-    comparisons: list[Comparison] = []
-
-    if num_bootstrap > 0:
-        comparisons = compare_translations(
-            baseline.hypotheses,
-            {system.name: system.hypotheses for system in systems[1:]},
-            baseline.references,
-            target_lang=baseline.target_lang,
-            num_samples=num_bootstrap,
-        )
-
-    return Evaluation(scores, comparisons)
+    return evaluate_systems(
+        {system.name: system.hypotheses for system in systems},
+        baseline.references,
+        sources=baseline.sources,
+        metrics=metrics,
+        options=replace(options or MetricOptions(), target_lang=baseline.target_lang),
+        num_bootstrap=num_bootstrap,
+        num_randomization=num_randomization,
+    )
 
 
-def _read_files(
-    hypotheses_files: Sequence[Path], references_file: Path, target_lang: str | None
+def read_files(
+    hypotheses_files: Sequence[Path],
+    references_file: Path,
+    sources_file: Path | None,
+    target_lang: str | None,
 ) -> list[System]:
+    """Reads outputs from plain files, one a line."""
     references = read_lines(references_file)
+
+    sources = None
+
+    if sources_file is not None:
+        sources = read_lines(sources_file)
+
+        if len(sources) != len(references):
+            raise WarmupError(
+                f"{sources_file} has {len(sources)} lines but {references_file} has "
+                f"{len(references)}; give the source of each reference."
+            )
 
     return [
         System(
@@ -283,18 +413,27 @@ def _read_files(
             str(references_file),
             references,
             target_lang,
+            sources,
         )
         for file in hypotheses_files
     ]
 
 
-def _read_run(
+def read_run(
     run_dir: Path,
     split: str | None,
     checkpoint: str,
     data_dir: Path | None,
     target_lang: str | None,
 ) -> System:
+    """
+    Reads what a run makes of a split, which is translated first where it is not yet.
+
+    :param split: ``None`` for the ``dataset.test_split`` of the run.
+    :param checkpoint: ``best``, ``last`` or a step.
+    :param data_dir: The data folder; ``None`` if it is where the run was trained.
+    :param target_lang: ``None`` for that of the run.
+    """
     section = _read_dataset_section(run_dir)
 
     if split is None:
@@ -316,14 +455,68 @@ def _read_run(
 
     hypotheses_file = _ensure_translations(run_dir, pairs, checkpoint, data_dir)
 
+    hypotheses = read_lines(hypotheses_file)
+
+    _check_order(hypotheses_file, hypotheses, pairs)
+
     return System(
         str(run_dir),
         hypotheses_file,
-        read_lines(hypotheses_file),
+        hypotheses,
         pairs.origin,
         [pairs.target(idx) for idx in range(len(pairs))],
         target_lang or config.target_lang,
+        [pairs.source(idx) for idx in range(len(pairs))],
     )
+
+
+def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> None:
+    """
+    Checks that each output belongs to the source in the same line.
+
+    :raises WarmupError: Lines were lost, moved or changed since they were written.
+    """
+    details_file = _details_file(file)
+
+    records = read_lines(details_file)
+
+    remedy = "delete both files and run the command again, which translates anew"
+
+    if len(hypotheses) != len(records):
+        raise WarmupError(
+            f"{file} has {len(hypotheses)} lines but {details_file} has {len(records)}; "
+            f"{remedy}."
+        )
+
+    if len(records) != len(pairs):
+        raise WarmupError(
+            f"{details_file} has {len(records)} lines but {pairs.origin} has "
+            f"{len(pairs)}; {remedy}."
+        )
+
+    for idx, (hypothesis, line) in enumerate(zip(hypotheses, records)):
+        try:
+            record = json.loads(line)
+
+            source, output = record["source"], record["output"].splitlines()
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise WarmupError(
+                f"Line {idx + 1} of {details_file} is no object with `source` and "
+                f"`output`; {remedy}."
+            ) from None
+
+        if source != _to_line(pairs.source(idx)):
+            raise WarmupError(
+                f"Line {idx + 1} of {details_file} has another source than "
+                f"{pairs.origin}; {remedy}."
+            )
+
+        # As `generate` writes it.
+        if hypothesis != " ".join(output).strip():
+            raise WarmupError(
+                f"Line {idx + 1} of {file} is not the output in that line of "
+                f"{details_file}, so that lines may have moved; {remedy}."
+            )
 
 
 def _read_dataset_section(run_dir: Path) -> Mapping[str, Any]:
@@ -345,7 +538,7 @@ def _ensure_translations(
 
     file = run_dir / "generate" / f"{split}.{checkpoint}.txt"
 
-    details_file = file.with_name(f"{file.name}.jsonl")
+    details_file = _details_file(file)
 
     if not _is_current(file, details_file, run_dir, pairs):
         from warmup_plugin.recipes import generate
@@ -386,10 +579,17 @@ def _is_current(
             return False
 
     return _read_translated_sources(details_file) == [
-        # As `generate` writes it.
-        " ".join(pairs.source(idx).split("\n"))
-        for idx in range(len(pairs))
+        _to_line(pairs.source(idx)) for idx in range(len(pairs))
     ]
+
+
+def _to_line(source: str) -> str:
+    # As `generate` writes it.
+    return " ".join(source.split("\n"))
+
+
+def _details_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.jsonl")
 
 
 def _read_translated_sources(details_file: Path) -> list[str] | None:
@@ -400,19 +600,43 @@ def _read_translated_sources(details_file: Path) -> list[str] | None:
         return None
 
 
-def _print_notes(evaluation: Evaluation, baseline: str) -> None:
+def print_notes(evaluation: Evaluation) -> None:
+    """Prints what a table has no room for: signatures, reasons, invalid answers."""
     print()
 
-    for score in evaluation.scores[baseline]:
-        print(f"{score.name}: {score.signature}, {score.num_sentences} sentences")
+    for score in next(iter(evaluation.scores.values())):
+        if score.reason is not None:
+            print(f"{score.name}: not computed. {score.reason}")
+        else:
+            print(f"{score.name}: {score.signature}, {score.num_sentences} sentences")
 
-    if evaluation.comparisons:
-        print(f"p: paired bootstrap test against {baseline}")
+    for system, row in evaluation.scores.items():
+        for score in row:
+            if score.details.get("num_invalid"):
+                examples = cast("Sequence[str]", score.details["invalid_examples"])
+
+                shown = [
+                    f"`{_shorten(text)}`" if text else "an empty one"
+                    for text in examples
+                ]
+
+                print(
+                    f"invalid answers of {system}: {score.details['num_invalid']} of "
+                    f"{score.num_sentences}, such as {', '.join(shown)}"
+                )
+
+                # All metrics of labels say the same.
+                break
 
 
-def _report(
+def _shorten(text: str, max_len: int = 40) -> str:
+    return text if len(text) <= max_len else f"{text[:max_len]}…"
+
+
+def make_report(
     systems: Sequence[System], evaluation: Evaluation, num_bootstrap: int
 ) -> dict[str, object]:
+    """Returns the scores of some systems and how they came about, as JSON."""
     names = {system.name for system in systems}
 
     report = to_json(
@@ -431,7 +655,7 @@ def _report(
     return report
 
 
-def _write_json(file: Path, data: Mapping[str, object]) -> None:
+def write_json(file: Path, data: Mapping[str, object]) -> None:
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
 
     try:

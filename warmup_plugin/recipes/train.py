@@ -58,6 +58,11 @@ from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import WarmupGenerator, create_generation_config
 from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.metrics.registry import (
+    DEFAULT_METRICS,
+    METRICS,
+    check_metric_names,
+)
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     create_conditional_model,
@@ -99,6 +104,12 @@ class ValidationSection(Validatable):
     max_num_tokens: int = 4000
     """The size of a batch; see ``dataset.max_num_tokens``."""
 
+    metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
+    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `rouge`, `accuracy`, `macro_f1`."""
+
+    labels: list[str] = field(default_factory=list)
+    """All valid outputs, for `accuracy` and `macro_f1`."""
+
     patience: int | None = None
     """The number of validations without improvement after which training stops; ``None`` never stops early."""
 
@@ -111,6 +122,11 @@ class ValidationSection(Validatable):
 
         if self.num_shown < 0:
             result.add_error("`num_shown` must be greater than or equal to 0.")
+
+        try:
+            check_metric_names(self.metrics)
+        except WarmupError as ex:
+            result.add_error(str(ex))
 
         if self.patience is not None and self.patience < 1:
             result.add_error("`patience` must be greater than or equal to 1.")
@@ -201,6 +217,17 @@ class TrainConfig(Validatable):
             if regime.validate_every_n_steps != regime.checkpoint_every_n_steps:
                 result.add_error(
                     "`regime.validate_every_n_steps` and `regime.checkpoint_every_n_steps` must be equal, or the best score would belong to no checkpoint."
+                )
+
+            validation = self.validation
+
+            computed = [METRICS[m].names for m in validation.metrics if m in METRICS]
+
+            known = {name for entry in METRICS.values() for name in entry.names}
+
+            if regime.score_metric in known.difference(*computed):
+                result.add_error(
+                    f"`regime.score_metric` is `{regime.score_metric}`, which `validation.metrics` does not compute; add it there."
                 )
 
         if self.validation.patience is not None:
@@ -361,6 +388,8 @@ class TranslationTrainRecipe(Recipe):
             gangs,
             target_lang=config.dataset.target_lang,
             num_shown=config.validation.num_shown,
+            metrics=config.validation.metrics,
+            labels=config.validation.labels,
         )
 
         train_reader = TextPairReader(

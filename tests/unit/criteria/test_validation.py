@@ -24,8 +24,7 @@ from warmup_plugin.criteria.validation import (
     gather_objects,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import WarmupGenerator
-from warmup_plugin.generation.beam import Hypothesis
+from warmup_plugin.generation import Hypothesis, WarmupGenerator
 from warmup_plugin.metrics.translation import score_translations
 from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
 
@@ -83,9 +82,7 @@ class FakeGenerator:
 
         rows = zip(source_seqs.tolist(), source_seq_lens)
 
-        return [
-            [Hypothesis([], row[: n - 1], [], 0.0, 0.0, 0.0)] for row, n in rows
-        ]
+        return [[Hypothesis([], row[: n - 1], [], 0.0, 0.0, 0.0)] for row, n in rows]
 
 
 class FakeCodec(TextCodec):
@@ -223,7 +220,12 @@ class TestTranslationValidUnit:
 
         assert hypotheses == ["w5", "w7 w7 w7 w6", "w5 w6 w7 w5 w6"]
         assert references == ["w6", "w7 w7 w7 w7", "w5 w6 w7 w5 w6"]
-        assert kwargs == {"target_lang": "de", "num_bootstrap": 0}
+        assert kwargs == {
+            "target_lang": "de",
+            "num_bootstrap": 0,
+            "metrics": ("bleu", "chrf"),
+            "labels": (),
+        }
 
         bleu, chrf = score_translations(hypotheses, references, num_bootstrap=0)
 
@@ -295,3 +297,22 @@ def test_gather_objects_of_one_process_needs_no_network() -> None:
     item = object()
 
     assert gather_objects(FakeGang(device), item) == [item]
+
+
+def test_unit_scores_by_given_metrics(messages: list[str]) -> None:
+    unit = TranslationValidUnit(
+        "dev",
+        FakeCriterion(),
+        cast(WarmupGenerator, FakeGenerator()),
+        FakeCodec(create_layout(), "<sep>"),
+        create_gangs(),
+        target_lang="de",
+        num_shown=0,
+        metrics=["ter", "rouge"],
+    )
+
+    values, _ = run(unit)
+
+    assert list(values) == ["ter", "rouge1", "rouge2", "rougeL", "rougeLsum"]
+
+    assert any("dev ROUGE-L at step 7: " in message for message in messages)

@@ -7,17 +7,20 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import Comparison
+from warmup_plugin.metrics.registry import MetricOptions
+from warmup_plugin.metrics.tables import to_json
 from warmup_plugin.metrics.translation import (
     MetricScore,
-    compare_translations,
-    format_table,
+    check_validation_metrics,
+    evaluate_systems,
     score_translations,
-    to_json,
 )
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(40)]
@@ -111,6 +114,7 @@ class TestScoreTranslations:
     def test_interval_contains_score(self) -> None:
         for score in _score(_HALF, _REFERENCES, num_bootstrap=200):
             assert score.ci_low is not None and score.ci_high is not None
+            assert score.score is not None
 
             assert score.ci_low < score.score < score.ci_high
 
@@ -156,27 +160,65 @@ class TestScoreTranslations:
         with pytest.raises(WarmupError, match="`num_bootstrap` must be"):
             _score(["a"], ["a"], num_bootstrap=-1)
 
+    def test_call_raises_error_when_a_score_would_be_missing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Makes the import raise `ImportError`.
+        monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
 
-class TestCompareTranslations:
-    def test_p_value_is_one_when_systems_are_the_same(self) -> None:
-        comparisons = compare_translations(
-            _HALF, {"same": list(_HALF)}, _REFERENCES, num_samples=50
+        with pytest.raises(WarmupError, match="rouge-score, which is not installed"):
+            score_translations(["a"], ["a"], metrics=["rouge"], target_lang="en")
+
+    def test_call_scores_by_other_metrics(self) -> None:
+        ter, accuracy = score_translations(
+            ["A", "B"], ["A", "A"], metrics=["ter", "accuracy"], labels=["A", "B"]
         )
 
-        assert [c.p_value for c in comparisons] == [1.0, 1.0]
+        assert (ter.key, ter.score, ter.higher_is_better) == ("ter", 50.0, False)
+        assert (accuracy.key, accuracy.score) == ("accuracy", 50.0)
+
+
+def _compare(
+    baseline: Sequence[str],
+    systems: Mapping[str, Sequence[str]],
+    num_bootstrap: int = 100,
+    num_randomization: int = 0,
+    metrics: Sequence[str] = ("bleu", "chrf"),
+) -> Sequence[Comparison]:
+    return evaluate_systems(
+        {"base": baseline, **systems},
+        _REFERENCES,
+        metrics=metrics,
+        num_bootstrap=num_bootstrap,
+        num_randomization=num_randomization,
+    ).comparisons
+
+
+class TestEvaluateSystems:
+    def test_p_value_is_one_when_systems_are_the_same(self) -> None:
+        comparisons = _compare(
+            _HALF,
+            {"same": list(_HALF)},
+            num_randomization=50,
+            metrics=["bleu", "chrf", "ter"],
+        )
+
+        assert [c.key for c in comparisons] == ["bleu", "chrf", "ter"]
+        assert [c.p_value for c in comparisons] == [1.0] * 3
+        assert [c.randomization_p_value for c in comparisons] == [1.0] * 3
 
     def test_p_value_is_small_when_system_is_much_better(self) -> None:
-        bleu, chrf = compare_translations(
-            _WRONG, {"right": _REFERENCES}, _REFERENCES, num_samples=100
-        )
+        bleu, chrf = _compare(_WRONG, {"right": _REFERENCES}, num_randomization=200)
 
-        assert (bleu.system, bleu.metric) == ("right", "BLEU")
+        assert (bleu.system, bleu.metric, bleu.key) == ("right", "BLEU", "bleu")
         assert bleu.score == pytest.approx(100.0)
         assert bleu.baseline_score < 5
         assert "bs:100" in bleu.signature and "seed:12345" in bleu.signature
 
         # No resample deviates by as much: 1 / (100 + 1).
         assert bleu.p_value == chrf.p_value == pytest.approx(1 / 101)
+
+        assert bleu.randomization_p_value == pytest.approx(1 / 201)
 
     def test_p_value_is_large_when_systems_differ_by_chance(self) -> None:
         # Each is right where the other is wrong, but for one sentence.
@@ -185,92 +227,172 @@ class TestCompareTranslations:
         ]
         other[0] = _REFERENCES[0]
 
-        bleu, _ = compare_translations(
-            _HALF, {"other": other}, _REFERENCES, num_samples=100
-        )
+        bleu, _ = _compare(_HALF, {"other": other}, num_randomization=100)
 
         assert bleu.score != bleu.baseline_score
         assert bleu.p_value > 0.2
+
+        assert bleu.randomization_p_value is not None
+        assert bleu.randomization_p_value > 0.2
+
+    def test_every_system_is_tested_against_the_first(self) -> None:
+        systems = {"right": _REFERENCES, "same": _WRONG}
+
+        comparisons = _compare(_WRONG, systems, metrics=["chrf"])
+
+        assert [(c.system, c.p_value < 0.05) for c in comparisons] == [
+            ("right", True),
+            ("same", False),
+        ]
+
+        assert {c.randomization_p_value for c in comparisons} == {None}
 
     def test_call_is_repeatable_whatever_the_environment(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         systems = {"a": _REFERENCES[:20] + _HALF[20:]}
 
-        monkeypatch.delenv("SACREBLEU_SEED", raising=False)
+        first = _compare(_HALF, systems, num_randomization=50)
 
-        first = compare_translations(_HALF, systems, _REFERENCES, num_samples=50)
-
-        assert "SACREBLEU_SEED" not in os.environ
-
+        # What sacreBLEU would read.
         monkeypatch.setenv("SACREBLEU_SEED", "None")
 
-        second = compare_translations(_HALF, systems, _REFERENCES, num_samples=50)
+        second = _compare(_HALF, systems, num_randomization=50)
 
         assert os.environ["SACREBLEU_SEED"] == "None"
 
         assert first == second
 
-    def test_call_raises_when_numbers_of_lines_differ(self) -> None:
+    def test_there_are_no_tests_without_bootstrap(self) -> None:
+        evaluation = evaluate_systems(
+            {"a": _HALF, "b": _WRONG}, _REFERENCES, num_bootstrap=0
+        )
+
+        assert evaluation.comparisons == []
+        assert evaluation.scores["a"][0].ci_low is None
+
+    def test_missing_part_leaves_the_other_metrics(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Makes the import raise `ImportError`.
+        monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+
+        monkeypatch.setenv("WARMUP_COMET_PYTHON", "/nope/python")
+
+        evaluation = evaluate_systems(
+            {"a": _HALF, "b": _REFERENCES},
+            _REFERENCES,
+            sources=_REFERENCES,
+            # An existing folder.
+            metrics=["comet", "rouge", "bleu"],
+            options=MetricOptions(target_lang="en", comet_model=os.getcwd()),
+            num_bootstrap=10,
+            num_randomization=10,
+        )
+
+        for row in evaluation.scores.values():
+            assert [score.name for score in row] == [
+                *("COMET", "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum", "BLEU")
+            ]
+
+            comet, rouge, *_, bleu = row
+
+            assert comet.score is rouge.score is None
+            assert comet.reason is not None and "/nope/python" in comet.reason
+            assert rouge.reason is not None and "rouge-score" in rouge.reason
+            assert bleu.score is not None and bleu.reason is None
+
+        assert [c.key for c in evaluation.comparisons] == ["bleu"]
+
+        assert list(evaluation.measurements["a"]) == ["bleu"]
+
+        # All of it may be missing.
+        evaluation = evaluate_systems(
+            {"a": _HALF, "b": _REFERENCES},
+            _REFERENCES,
+            metrics=["rouge"],
+            options=MetricOptions(target_lang="en"),
+        )
+
+        assert evaluation.comparisons == []
+
+    def test_resamples_of_all_metrics_are_the_same(self) -> None:
+        # Half of the answers are right: BERTScore, ROUGE, ... are means as well.
+        evaluation = evaluate_systems(
+            {"a": ["A", "B"] * 20},
+            ["A"] * 40,
+            metrics=["accuracy", "rouge"],
+            options=MetricOptions(target_lang="de", labels=["A", "B"]),
+            num_bootstrap=50,
+        )
+
+        accuracy, rouge, *_ = evaluation.scores["a"]
+
+        assert accuracy.ci_low == pytest.approx(rouge.ci_low)
+        assert accuracy.ci_high == pytest.approx(rouge.ci_high)
+
+    def test_call_raises_error_when_numbers_of_lines_differ(self) -> None:
         with pytest.raises(WarmupError, match="39 hypotheses of a but 40 references"):
-            compare_translations(_HALF, {"a": _HALF[1:]}, _REFERENCES)
+            _compare(_HALF, {"a": _HALF[1:]})
 
-        with pytest.raises(WarmupError, match="39 hypotheses of the baseline but 40"):
-            compare_translations(_HALF[1:], {"a": _HALF}, _REFERENCES)
+        with pytest.raises(WarmupError, match="39 hypotheses of base but 40"):
+            _compare(_HALF[1:], {"a": _HALF})
 
-    @pytest.mark.parametrize("argument", ["num_samples", "seed"])
-    def test_call_raises_when_argument_is_zero(self, argument: str) -> None:
-        kwargs = {argument: 0}
+        with pytest.raises(WarmupError, match="39 sources but 40"):
+            evaluate_systems({"a": _HALF}, _REFERENCES, sources=_HALF[1:])
+
+    @pytest.mark.parametrize("argument", ["num_bootstrap", "num_randomization"])
+    def test_call_raises_error_when_number_is_negative(self, argument: str) -> None:
+        kwargs = {argument: -1}
 
         with pytest.raises(WarmupError, match=f"`{argument}` must be"):
-            compare_translations(_HALF, {"a": _HALF}, _REFERENCES, **kwargs)  # type: ignore[arg-type]
+            evaluate_systems({"a": _HALF}, _REFERENCES, **kwargs)  # type: ignore[arg-type]
 
+    def test_call_raises_error_when_sources_are_missing(self) -> None:
+        with pytest.raises(WarmupError, match="`comet` needs the sources"):
+            evaluate_systems({"a": _HALF}, _REFERENCES, metrics=["comet"])
 
-class TestFormatTable:
-    def test_call_aligns_columns(self) -> None:
-        scores = {
-            "base": [MetricScore("BLEU", 30.0, "s", 28.5, 31.25, 2)],
-            "a longer name": [MetricScore("BLEU", 5.125, "s", None, None, 2)],
-        }
+    def test_call_raises_error_when_metric_is_unknown(self) -> None:
+        with pytest.raises(WarmupError, match="`meteor` is not known"):
+            evaluate_systems({"a": _HALF}, _REFERENCES, metrics=["meteor"])
 
-        text = format_table(scores, extra_columns={"seconds": ["7", "12"]})
-
-        assert text.splitlines() == [
-            "system                         BLEU  seconds",
-            "--------------------------------------------",
-            "base           30.00 [28.50, 31.25]        7",
-            "a longer name                  5.12       12",
-        ]
-
-    def test_call_adds_p_values(self) -> None:
-        systems = {"right": _REFERENCES}
-
-        scores = {
-            "base": score_translations(_WRONG, _REFERENCES, num_bootstrap=0),
-            "right": score_translations(_REFERENCES, _REFERENCES, num_bootstrap=0),
-        }
-
-        comparisons = compare_translations(
-            _WRONG, systems, _REFERENCES, num_samples=100
+    def test_evaluation_can_be_written_as_json(self) -> None:
+        evaluation = evaluate_systems(
+            {"a": _HALF, "b": _WRONG}, _REFERENCES, num_bootstrap=20
         )
 
-        header, _, base, right = format_table(scores, comparisons).splitlines()
-
-        assert header.split() == ["system", "BLEU", "p", "chrF2++", "p"]
-        assert base.split()[2] == base.split()[4] == "-"
-        assert right.split() == ["right", "100.00", "0.010", "100.00", "0.010"]
-
-
-class TestToJson:
-    def test_call_returns_plain_data(self) -> None:
-        scores = {"a": score_translations(_HALF, _REFERENCES, num_bootstrap=20)}
-
-        comparisons = compare_translations(
-            _WRONG, {"a": _HALF}, _REFERENCES, num_samples=20
-        )
-
-        data = to_json(scores, comparisons)
+        data = to_json(evaluation.scores, evaluation.comparisons)
 
         assert json.loads(json.dumps(data, allow_nan=False)) == data
 
-        assert data["systems"]["a"][0]["score"] == scores["a"][0].score  # type: ignore[index]
+
+class TestCheckValidationMetrics:
+    def test_cheap_metrics_pass(self) -> None:
+        check_validation_metrics(
+            ["bleu", "chrf", "ter", "accuracy", "macro_f1"], labels=["A", "B"]
+        )
+
+    @pytest.mark.parametrize(
+        "metrics,message",
+        [
+            (["comet"], "`comet` runs a model of its own"),
+            (["bertscore"], "`bertscore` runs a model of its own"),
+            (["accuracy"], "need all labels"),
+            (["nope"], "`nope` is not known"),
+            ([], "No metric is given"),
+        ],
+    )
+    def test_call_raises_error_when_validation_could_not_score(
+        self, metrics: Sequence[str], message: str
+    ) -> None:
+        with pytest.raises(WarmupError, match=message):
+            check_validation_metrics(metrics)
+
+    def test_call_names_what_is_not_installed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Makes the import raise `ImportError`.
+        monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+
+        with pytest.raises(WarmupError, match="rouge-score, which is not installed"):
+            check_validation_metrics(["rouge"], target_lang="en")

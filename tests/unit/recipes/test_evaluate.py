@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import warmup_plugin.recipes
-from warmup_plugin.recipes.evaluate import main, read_run
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.evaluate import evaluate, main, read_run
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
 
@@ -471,6 +473,18 @@ class TestRunMode:
         assert system.references == _REFERENCES
         assert system.hypotheses == _HALF
         assert system.target_lang == "zh"
+
+    def test_sources_must_agree_when_a_metric_reads_them(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        system = read_run(run_dir, "test", "best", None, None)
+
+        other = replace(system, name="other", sources=["another"] * 20)
+
+        evaluate([system, other], num_bootstrap=0)
+
+        with pytest.raises(WarmupError, match="other and .* have different sources"):
+            evaluate([system, other], num_bootstrap=0, metrics=["comet"])
 
     def test_main_reads_data_where_told(
         self, run_dir: Path, generate_calls: list[Sequence[str]]

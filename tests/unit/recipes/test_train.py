@@ -120,6 +120,11 @@ class TestBadInput:
                 "`trainer.fsdp.version` must be `v2`",
             ),
             ({"regime.score_metric": "nope"}, "nope is not a known metric."),
+            (
+                {"regime.score_metric": "ter"},
+                "`regime.score_metric` is `ter`, which `validation.metrics` does not",
+            ),
+            ({"validation.metrics": "[nope]"}, "nope"),
             ({"regime.validate_every_n_steps": 1}, "must be equal, or the best score"),
             ({"common.no_sweep_dir": "false"}, "`common.no_sweep_dir` must be `true`"),
             ({"common.seed": -1}, "`common.seed` must be greater than"),

@@ -1,0 +1,677 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+How fast are outputs found, against transformers and CTranslate2 with the same weights?
+
+In turn in one process, the same sources in the same batches, encoding included:
+
+- ``transformers``: ``generate()``, to which the others are compared;
+- ``ours``: the generator ``warmup`` without warmups;
+- ``ctranslate2``: a C++ library that serves models (fp32), for reference; it makes
+  batches of its own within those it is given;
+- ``single``, ``greedy-then-beam``, ``sample``: the generator with a warmup before each
+  output, which no other library has; K as the setting says.
+
+By default the model is untrained and every output is as long as the setting says, so that
+all do the same work. ``--run`` takes a trained run and its test set instead, where outputs
+end by themselves, and tells how many of them are equal. Memory is what the process needs
+beyond the model while all sources are generated once (Linux only). ::
+
+    python scripts/bench_generate.py
+    python scripts/bench_generate.py --run runs/multi30k_sft --beams 1,5
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, cast, final
+
+import numpy as np
+import torch
+from fairseq2.models.nllb import NllbConfig
+from fairseq2.models.nllb.factory import create_nllb_model
+from torch import Tensor
+
+if not __package__:
+    # Started as a file: the folder of the package is not on the path then.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.bench_common import (
+    BOS_IDX,
+    Setting,
+    add_common_arguments,
+    create_batch,
+    create_layout,
+    describe_environment,
+    format_range,
+    format_table,
+    measure_alternating,
+    parse_names,
+    parse_positive_int,
+    prepare_device,
+    run_benchmark,
+)
+from scripts.bench_step import SETTINGS
+from warmup_plugin.data.batching import sorted_batches
+from warmup_plugin.data.corpus import encode_sources
+from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation import GenerationConfig, WarmupGenerator
+from warmup_plugin.interop.checkpoints import load_model_config, load_weights
+from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.hugging_face.nllb import (
+    NllbHuggingFaceFormat,
+    from_hg_token_idx,
+    to_hg_token_idx,
+)
+from warmup_plugin.recipes.common import get_codec_options
+from warmup_plugin.run_dir import RunDir
+from warmup_plugin.tokenizers.codec import create_codec
+from warmup_plugin.tokenizers.loading import load_tokenizer
+
+BASE: Final = "transformers"
+
+PLAIN_SYSTEMS: Final = (BASE, "ours", "ctranslate2")
+
+WARMUP_SYSTEMS: Final = ("single", "greedy-then-beam", "sample")
+
+# A batch, in tokens of all rows.
+_MAX_NUM_TOKENS: Final = 10_000
+
+# Longer than any caption.
+_MAX_RUN_LEN: Final = 60
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """Holds what all systems do."""
+
+    name: str
+
+    config: NllbConfig
+
+    weights: Mapping[str, Tensor]
+
+    layout: DecoderLayout
+
+    sources: list[list[int]]
+
+    prefix: list[int]
+
+    fixed_len: int | None
+    """The number of tokens of every output, EOS not counted; ``None`` if they end by
+    themselves."""
+
+    warmup_len: int
+
+    num_warmups: int
+
+    @property
+    def max_len(self) -> int:
+        return _MAX_RUN_LEN if self.fixed_len is None else self.fixed_len
+
+
+def create_random_job(setting: Setting, num_sentences: int) -> Job:
+    """Creates an untrained model and random sources."""
+    torch.manual_seed(0)
+
+    config = NllbConfig(
+        model_dim=setting.model_dim,
+        max_seq_len=128 + setting.max_seq_len,
+        vocab_size=setting.vocab_size,
+        pad_idx=0,
+        num_encoder_layers=setting.num_layers,
+        num_decoder_layers=setting.num_layers,
+        num_encoder_attn_heads=setting.num_heads,
+        num_decoder_attn_heads=setting.num_heads,
+        ffn_inner_dim=4 * setting.model_dim,
+        dropout_p=0.1,
+    )
+
+    batch = create_batch(
+        setting, num_sentences * setting.target_len, torch.device("cpu")
+    )
+
+    sources = [
+        seq[:n] for seq, n in zip(batch.source_seqs.tolist(), batch.source_seq_lens)
+    ]
+
+    return Job(
+        setting.describe(),
+        config,
+        create_nllb_model(config).state_dict(),
+        create_layout(setting),
+        sources,
+        [BOS_IDX],
+        setting.target_len - 1,
+        setting.warmup_len,
+        setting.num_warmups,
+    )
+
+
+def load_run_job(path: Path, num_sentences: int) -> Job:
+    """
+    Loads the best model of a run and the sources of its test set.
+
+    :raises WarmupError: If its family is not ``nllb``.
+    """
+    run_dir = RunDir(path)
+
+    step_nr = run_dir.find_checkpoint("best")
+
+    run_config = cast("dict[str, Any]", run_dir.load_config())
+
+    family, config = load_model_config(run_dir)
+
+    if not isinstance(config, NllbConfig):
+        raise WarmupError(
+            f"The model of `{path}` is of the family `{family}`, but this benchmark builds twins of `nllb` only; name another run."
+        )
+
+    section = run_config["tokenizer"]
+
+    if run_dir.tokenizer_path is None:
+        raise WarmupError(f"`{path}` holds no tokenizer; name another run.")
+
+    codec = create_codec(
+        load_tokenizer(
+            run_dir.tokenizer_path, section["family"], section["config_overrides"]
+        ),
+        get_codec_options(section, run_config["dataset"]),
+        reads_prompts=False,
+    )
+
+    data = {
+        name: value
+        for name, value in run_config["dataset"].items()
+        if name in TextPairsConfig.__dataclass_fields__
+    }
+
+    data["path"] = Path(data["path"])
+
+    pairs = read_split(TextPairsConfig(**data), run_config["dataset"]["test_split"])
+
+    texts = [pairs.source(idx) for idx in range(min(len(pairs), num_sentences))]
+
+    sources, prefixes = encode_sources(texts, codec)
+
+    return Job(
+        f"{path.name}, step {step_nr}: {pairs.origin}",
+        config,
+        load_weights(run_dir, step_nr),
+        codec.layout,
+        [sources[n].tolist() for n in range(len(sources))],
+        prefixes[0].tolist(),
+        None,
+        run_config["warmup"]["max_warmup_len"],
+        run_config["warmup"]["num_warmups"],
+    )
+
+
+class System:
+    """Generates for a batch of sources."""
+
+    def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Returns the tokens of the outputs, without EOS."""
+        raise NotImplementedError()
+
+
+@final
+class Ours(System):
+    def __init__(self, job: Job, device: torch.device, beam: int, warmup: str) -> None:
+        with device:
+            model = create_nllb_model(job.config)
+
+        model.load_state_dict(dict(job.weights))
+
+        model.eval()
+
+        self._job = job
+        self._device = device
+
+        self._generator = WarmupGenerator(
+            create_conditional_model(model),
+            job.layout,
+            GenerationConfig(
+                warmup=warmup,
+                max_warmup_len=job.warmup_len,
+                num_warmups=job.num_warmups,
+                beam_size=beam,
+                max_len_a=0.0,
+                max_len_b=job.max_len,
+                min_len_b=job.fixed_len or 0,
+            ),
+        )
+
+    def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
+        seqs, lens = _pad(batch, self._job.layout.pad_idx)
+
+        prefixes = torch.tensor([self._job.prefix] * len(batch), device=self._device)
+
+        with torch.inference_mode():
+            groups = self._generator(seqs.to(self._device), lens, prefixes)
+
+        return [group[0].target for group in groups]
+
+
+@final
+class Transformers(System):
+    def __init__(self, job: Job, device: torch.device, beam: int) -> None:
+        self._job = job
+        self._device = device
+
+        self.model = _create_twin(job).to(device)
+
+        # Outputs hold no control symbol.
+        suppressed = [
+            to_hg_token_idx(idx)
+            for idx in job.layout.banned_in_target
+            if idx < job.layout.vocab_size
+        ]
+
+        self._options = dict(
+            do_sample=False,
+            num_beams=beam,
+            max_new_tokens=job.max_len + 1,
+            min_new_tokens=job.fixed_len,
+            length_penalty=1.0,
+            early_stopping=True,
+            suppress_tokens=suppressed,
+        )
+
+        if job.fixed_len is not None:
+            self._options["forced_eos_token_id"] = self.model.config.eos_token_id
+
+        if beam == 1:
+            del self._options["early_stopping"], self._options["length_penalty"]
+
+    def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
+        ids = [[to_hg_token_idx(idx) for idx in seq] for seq in batch]
+
+        pad_idx = self.model.config.pad_token_id
+
+        seqs, lens = _pad(ids, pad_idx)
+
+        mask = torch.arange(seqs.size(1)) < torch.tensor(lens).unsqueeze(1)
+
+        prefix = [to_hg_token_idx(idx) for idx in self._job.prefix]
+
+        with torch.inference_mode():
+            outputs = self.model.generate(
+                seqs.to(self._device),
+                attention_mask=mask.long().to(self._device),
+                decoder_input_ids=torch.tensor(
+                    [prefix] * len(batch), device=self._device
+                ),
+                **self._options,
+            )
+
+        eos_idx = self.model.config.eos_token_id
+
+        return [
+            [from_hg_token_idx(i) for i in _cut(seq[len(prefix) :], eos_idx, pad_idx)]
+            for seq in outputs.tolist()
+        ]
+
+
+@final
+class CTranslate2(System):
+    def __init__(self, job: Job, device: torch.device, beam: int, threads: int) -> None:
+        import ctranslate2
+
+        self._job = job
+
+        folder = tempfile.mkdtemp(prefix="bench_generate-")
+
+        twin = _create_twin(job)
+
+        loader = ctranslate2.converters.transformers.M2M100Loader()
+
+        names = [f"t{idx}" for idx in range(twin.config.vocab_size)]
+
+        # A token is called by its number.
+        tokenizer = SimpleNamespace(
+            get_vocab=lambda: {name: idx for idx, name in enumerate(names)},
+            bos_token=names[twin.config.bos_token_id],
+            eos_token=names[twin.config.eos_token_id],
+            unk_token=names[3],
+            unk_token_id=3,
+            num_madeup_words=0,
+            special_tokens_map={},
+            convert_ids_to_tokens=names.__getitem__,
+        )
+
+        spec = loader(twin, tokenizer)
+
+        spec.validate()
+        spec.optimize()
+        spec.save(folder)
+
+        self._translator = ctranslate2.Translator(
+            folder, device=device.type, intra_threads=threads, inter_threads=1
+        )
+
+        suppressed = [
+            [f"t{to_hg_token_idx(idx)}"]
+            for idx in job.layout.banned_in_target
+            if idx < job.layout.vocab_size
+        ]
+
+        self._options = dict(
+            beam_size=beam,
+            max_decoding_length=job.max_len,
+            min_decoding_length=job.fixed_len or 1,
+            length_penalty=1.0,
+            suppress_sequences=suppressed,
+            disable_unk=True,
+        )
+
+    def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
+        results = self._translator.translate_batch(
+            [[f"t{to_hg_token_idx(idx)}" for idx in seq] for seq in batch],
+            **self._options,
+        )
+
+        return [
+            [from_hg_token_idx(int(token[1:])) for token in result.hypotheses[0]]
+            for result in results
+        ]
+
+
+def _create_twin(job: Job) -> Any:
+    """Builds the model of transformers with the same weights."""
+    import transformers
+
+    hg_format = NllbHuggingFaceFormat()
+
+    hg_config = hg_format.to_hg_config(job.config)
+
+    config = transformers.M2M100Config(**hg_config.data)
+
+    config.decoder_start_token_id = to_hg_token_idx(job.prefix[0])
+
+    model = transformers.M2M100ForConditionalGeneration(config)
+
+    weights = hg_format.to_hg_state_dict(dict(job.weights), job.config)
+
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+
+    # The embeddings are tied, the positions computed.
+    missing = [
+        name for name in missing if "embed_" not in name and name != "lm_head.weight"
+    ]
+
+    if missing or unexpected:
+        raise RuntimeError(f"The twin differs: {missing}, {unexpected}.")
+
+    model.tie_weights()
+
+    assert model.generation_config is not None
+
+    model.generation_config.forced_bos_token_id = None
+
+    return model.eval()
+
+
+def _cut(seq: list[int], eos_idx: int, pad_idx: int) -> list[int]:
+    for n, idx in enumerate(seq):
+        if idx in (eos_idx, pad_idx):
+            return seq[:n]
+
+    return seq
+
+
+def _pad(seqs: Sequence[Sequence[int]], pad_idx: int) -> tuple[Tensor, list[int]]:
+    lens = [len(seq) for seq in seqs]
+
+    width = max(lens)
+
+    rows = [[*seq, *[pad_idx] * (width - len(seq))] for seq in seqs]
+
+    return torch.tensor(rows), lens
+
+
+def create_system(
+    name: str, job: Job, device: torch.device, beam: int, threads: int
+) -> System:
+    """
+    :raises WarmupError: If the other library is not installed.
+    """
+    if name not in (BASE, "ctranslate2"):
+        warmup = "none" if name == "ours" else name.replace("-", "_")
+
+        return Ours(job, device, beam, warmup)
+
+    try:
+        if name == BASE:
+            return Transformers(job, device, beam)
+
+        return CTranslate2(job, device, beam, threads)
+    except ImportError as ex:
+        raise WarmupError(
+            f"{ex.name} is not installed; install it with `pip install '.[bench,test]'` or choose other systems with `--systems`."
+        ) from None
+
+
+def measure_memory(step: Callable[[], object]) -> float | None:
+    """Measures by how much a step raises the peak of the process's memory, in MiB;
+    ``None`` where the kernel does not tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def read(field: str) -> int:
+        for line in status.read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1])
+
+        raise ValueError(field)
+
+    try:
+        # What other systems have left behind is not there to be used.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+        reset.write_text("5")
+
+        before = read("VmRSS")
+
+        step()
+
+        return (read("VmHWM") - before) / 1024
+    except (OSError, ValueError):
+        return None
+
+
+def run(args: argparse.Namespace) -> None:
+    device = prepare_device(args)
+
+    names = parse_names("--systems", args.systems, [*PLAIN_SYSTEMS, *WARMUP_SYSTEMS])
+
+    if BASE not in names:
+        raise WarmupError(f"`--systems` must hold `{BASE}`, to which all are compared.")
+
+    jobs = []
+
+    if args.run is not None:
+        jobs.append(load_run_job(args.run, args.sentences))
+    else:
+        for setting_name in parse_names("--settings", args.settings, list(SETTINGS)):
+            jobs.append(create_random_job(SETTINGS[setting_name], args.sentences))
+
+    report: dict[str, object] = {"environment": describe_environment(args)}
+
+    measurements: list[object] = []
+
+    for job in jobs:
+        for beam in map(int, args.beams.split(",")):
+            measurements.append(
+                _measure_job(job, beam, names, device, args.rounds, args.threads)
+            )
+
+    report["measurements"] = measurements
+
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _measure_job(
+    job: Job,
+    beam: int,
+    names: Sequence[str],
+    device: torch.device,
+    num_rounds: int,
+    threads: int,
+) -> dict[str, object]:
+    lens = np.array([len(seq) for seq in job.sources])
+
+    plan = [rows.tolist() for rows in sorted_batches(lens, _MAX_NUM_TOKENS // beam)]
+
+    systems = {name: create_system(name, job, device, beam, threads) for name in names}
+
+    outputs: dict[str, dict[int, list[int]]] = {name: {} for name in names}
+
+    def make_step(name: str) -> Callable[[], None]:
+        def step() -> None:
+            for rows in plan:
+                batch = [job.sources[row] for row in rows]
+
+                outputs[name].update(zip(rows, systems[name](batch)))
+
+        return step
+
+    steps = {name: make_step(name) for name in names}
+
+    times = measure_alternating(steps, device, num_rounds=num_rounds)
+
+    memory = {name: measure_memory(step) for name, step in steps.items()}
+
+    rows, results = [], []
+
+    for name in names:
+        seconds = statistics.median(times[name])
+
+        # Each is compared with its neighbour of the same round.
+        ratios = [base / own for base, own in zip(times[BASE], times[name])]
+
+        num_tokens = sum(len(output) + 1 for output in outputs[name].values())
+
+        num_equal = sum(
+            output == outputs[BASE][row] for row, output in outputs[name].items()
+        )
+
+        is_plain = name in PLAIN_SYSTEMS
+
+        mib = memory[name]
+
+        results.append(
+            {
+                "system": name,
+                "beam": beam,
+                "seconds": times[name],
+                "speedup": ratios,
+                "num_tokens": num_tokens,
+                "num_equal": num_equal if is_plain else None,
+                "memory_mib": mib,
+            }
+        )
+
+        rows.append(
+            [
+                name,
+                f"{len(job.sources) / seconds:.0f}",
+                f"{num_tokens / seconds:.0f}",
+                f"{statistics.median(ratios):.2f}",
+                format_range(ratios, digits=2),
+                f"{100 * num_equal / len(job.sources):.1f}%" if is_plain else "-",
+                "-" if mib is None else f"{mib:.0f}",
+            ]
+        )
+
+    print(
+        f"{job.name}\nbeam {beam}, {len(job.sources)} sentences, {threads} thread(s)\n"
+    )
+
+    print(
+        format_table(
+            ["system", "sent/s", "tok/s", "speed-up", "range", "equal", "MiB"], rows
+        )
+    )
+
+    print(flush=True)
+
+    return {"job": job.name, "beam": beam, "systems": results}
+
+
+def create_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Compares generation with transformers and CTranslate2."
+    )
+
+    add_common_arguments(parser)
+
+    parser.add_argument(
+        "--settings",
+        default="captions",
+        metavar="NAMES",
+        help=f"of {', '.join(SETTINGS)}; divided by commas (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="RUN_DIR",
+        help="a trained run of the family `nllb` and its test set instead",
+    )
+
+    parser.add_argument(
+        "--systems",
+        default=",".join([*PLAIN_SYSTEMS, *WARMUP_SYSTEMS]),
+        metavar="NAMES",
+        help="what to compare, divided by commas (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--beams",
+        default="1,5",
+        metavar="SIZES",
+        help="beam sizes, divided by commas (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--sentences",
+        type=parse_positive_int,
+        default=500,
+        metavar="N",
+        help="the number of sources (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="also write the figures to this file"
+    )
+
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the benchmark.
+
+    :returns: The exit status: 0, or 2 for bad input.
+    """
+    args = create_parser().parse_args(argv)
+
+    return run_benchmark(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

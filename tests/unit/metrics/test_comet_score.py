@@ -1,0 +1,88 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""COMET as a metric; what runs in its process is tested with the client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_model
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import MetricUnavailable
+from warmup_plugin.metrics.registry import METRICS, MetricOptions
+
+_SOURCES = ["ein Haus", "zwei", "drei"]
+
+_REFERENCES = ["a house", "two", "three"]
+
+_SYSTEMS = [["a house", "two", "thre"], ["house", "2", ""]]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return write_comet_model(tmp_path)
+
+
+class TestCometMetric:
+    @pytest.mark.parametrize("requires_references", [True, False])
+    def test_one_worker_scores_all_systems(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        model: str,
+        requires_references: bool,
+    ) -> None:
+        install_comet_worker(
+            tmp_path, monkeypatch, requires_references=requires_references
+        )
+
+        metric = METRICS["comet"].create(MetricOptions(comet_model=model))
+
+        rows = metric.measure(_SYSTEMS, _REFERENCES, _SOURCES)
+
+        for [measurement], hypotheses in zip(rows, _SYSTEMS, strict=True):
+            scores = [
+                len(h) / (100 + len(s) + (len(r) if requires_references else 0))
+                for h, s, r in zip(hypotheses, _SOURCES, _REFERENCES)
+            ]
+
+            assert measurement.sentence_scores() == pytest.approx(scores)
+            assert measurement.score == pytest.approx(sum(scores) / 3)
+            assert measurement.signature == (
+                f"nrefs:{int(requires_references)}|model:tiny-comet|precision:fp32|"
+                "version:unbabel-comet-2.2.7"
+            )
+
+        assert (tmp_path / "starts").read_text() == "x"
+
+    def test_measure_says_why_worker_does_not_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    ) -> None:
+        install_comet_worker(tmp_path, monkeypatch, ready=False)
+
+        metric = METRICS["comet"].create(MetricOptions(comet_model=model))
+
+        with pytest.raises(MetricUnavailable, match="no such model"):
+            metric.measure(_SYSTEMS, _REFERENCES, _SOURCES)
+
+    def test_measure_says_that_interpreter_is_missing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    ) -> None:
+        monkeypatch.setenv("WARMUP_COMET_PYTHON", str(tmp_path / "nope"))
+
+        metric = METRICS["comet"].create(MetricOptions(comet_model=model))
+
+        with pytest.raises(MetricUnavailable, match=f"{tmp_path}/nope"):
+            metric.measure(_SYSTEMS, _REFERENCES, _SOURCES)
+
+    @pytest.mark.parametrize("model", ["x.ckpt", "./x", "/a/b", "~/x", "a/b/c", "x"])
+    def test_model_that_does_not_exist_is_refused(self, model: str) -> None:
+        with pytest.raises(WarmupError, match=f"COMET model {model} does not exist"):
+            METRICS["comet"].create(MetricOptions(comet_model=model))
+
+    def test_model_has_to_be_told(self) -> None:
+        with pytest.raises(WarmupError, match="`comet` needs `--comet-model CKPT`"):
+            METRICS["comet"].create(MetricOptions())

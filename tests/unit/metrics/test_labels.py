@@ -1,0 +1,123 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.labels import AccuracyMetric, MacroF1Metric
+from warmup_plugin.metrics.registry import METRICS, MetricOptions
+from warmup_plugin.metrics.resampling import resample_scores
+
+_LABELS = ["A", "B", "C", "D"]
+
+_GOLD = ["A", "A", "B", "C", "C"]
+
+# Three right, one wrong, one invalid.
+_ANSWERS = ["A", "B", "B", "C", "E"]
+
+
+class TestAccuracyMetric:
+    def test_score_is_share_of_right_answers(self) -> None:
+        [measurement] = AccuracyMetric(_LABELS).measure_one(_ANSWERS, _GOLD)
+
+        assert measurement.score == 60.0
+        assert measurement.score == 100 * accuracy_score(_GOLD, _ANSWERS)
+        assert measurement.signature == "nrefs:1|labels:A,B,C,D|invalid:wrong"
+
+        scores = measurement.sentence_scores()
+
+        assert scores is not None and scores.tolist() == [100, 0, 100, 100, 0]
+
+    def test_invalid_answers_are_counted(self) -> None:
+        answers = ["a", "A.", "A)", "", "A."]
+
+        [measurement] = AccuracyMetric(_LABELS).measure_one(answers, _GOLD)
+
+        assert measurement.score == 0.0
+        assert measurement.details["num_invalid"] == 5
+
+        # The most frequent one first.
+        assert measurement.details["invalid_examples"] == ["A.", "a", "A)"]
+
+    def test_space_around_answers_is_no_part_of_them(self) -> None:
+        [measurement] = AccuracyMetric(["A", " B"]).measure_one([" A\t"], ["A "])
+
+        assert measurement.score == 100.0
+        assert measurement.details["num_invalid"] == 0
+
+    @pytest.mark.parametrize("gold", ["E", "", "a"])
+    def test_call_raises_error_when_reference_is_no_label(self, gold: str) -> None:
+        with pytest.raises(
+            WarmupError, match=f"Reference 2 is `{gold}`, .* labels A, B, C, D; correct"
+        ):
+            AccuracyMetric(_LABELS).measure_one(["A", "A"], ["A", gold])
+
+    @pytest.mark.parametrize("labels", [["A"], ["A", ""], ["A", "B", "A "]])
+    def test_init_raises_error_when_labels_are_wrong(
+        self, labels: Sequence[str]
+    ) -> None:
+        with pytest.raises(WarmupError, match="The labels must be two or more"):
+            AccuracyMetric(labels)
+
+
+class TestMacroF1Metric:
+    def test_score_is_worked_by_hand(self) -> None:
+        [measurement] = MacroF1Metric(_LABELS).measure_one(_ANSWERS, _GOLD)
+
+        # 2 TP / (gold + answers): A 2/3, B 2/3, C 2/3, and D, which nobody has, 0.
+        assert measurement.score == pytest.approx(100 * (3 * 2 / 3) / 4)
+        assert measurement.details["num_invalid"] == 1
+        assert measurement.sentence_scores() is None
+        assert "labels:A,B,C,D|invalid:wrong|version:sci" in measurement.signature
+
+    def test_label_set_is_fixed(self) -> None:
+        [measurement] = MacroF1Metric(_LABELS[:3]).measure_one(_ANSWERS, _GOLD)
+
+        assert measurement.score == pytest.approx(100 * 2 / 3)
+
+    def test_scores_of_resamples_are_those_of_scikit_learn(self) -> None:
+        rng = random.Random(0)
+
+        # Small enough for labels without gold and without answers.
+        gold = rng.choices(_LABELS, k=5)
+        answers = rng.choices([*_LABELS, "?"], k=5)
+
+        [measurement] = MacroF1Metric(_LABELS).measure_one(answers, gold)
+
+        [scores] = resample_scores([measurement], 20, seed=1)
+
+        for score, drawn in zip(scores, _draw(20, 5, seed=1), strict=True):
+            expected = f1_score(
+                [gold[n] for n in drawn],
+                [answers[n] for n in drawn],
+                labels=_LABELS,
+                average="macro",
+                zero_division=0,
+            )
+
+            assert score == pytest.approx(100 * expected)
+
+        assert len(set(scores)) > 5
+
+
+def _draw(num_samples: int, num_sentences: int, *, seed: int) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+
+    drawn: list[list[int]] = rng.choice(
+        num_sentences, size=(num_samples, num_sentences)
+    ).tolist()
+
+    return drawn
+
+
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1"])
+def test_labels_have_to_be_told(name: str) -> None:
+    with pytest.raises(WarmupError, match="need all labels; .*`--labels A,B,C,D`"):
+        METRICS[name].create(MetricOptions())

@@ -1,0 +1,383 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Final
+
+from warmup_plugin.data.text_pairs import read_lines
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import Evaluation
+from warmup_plugin.metrics.resampling import DEFAULT_SEED, check_num_samples
+from warmup_plugin.metrics.tables import format_columns, format_number, format_score
+from warmup_plugin.metrics.wins import (
+    Outcome,
+    SentenceComparison,
+    compare_sentences,
+    measure_lengths,
+)
+from warmup_plugin.recipes.evaluate import (
+    System,
+    add_metric_arguments,
+    evaluate,
+    make_report,
+    print_notes,
+    read_files,
+    read_metric_arguments,
+    read_run,
+    write_json,
+)
+
+DESCRIPTION: Final = (
+    "Tests whether systems differ from the first one, by paired bootstrap and by "
+    "approximate randomization, and shows where: sentences won and lost, by length, "
+    "and examples."
+)
+
+# Of the metrics asked for, those whose sentences are worth counting; corpus metrics
+# such as BLEU say little about one sentence.
+_SENTENCE_METRICS: Final = ("chrf", "comet")
+
+_Comparisons = Mapping[str, Mapping[str, SentenceComparison]]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "systems",
+        type=Path,
+        nargs="+",
+        metavar="SYSTEM",
+        help="run directories, or files of one output a line; the first one is the baseline",
+    )
+
+    parser.add_argument(
+        "--references",
+        type=Path,
+        metavar="FILE",
+        help="references of files, one a line (default: those of the run, if there is one)",
+    )
+
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        metavar="FILE",
+        help="what was translated to the files, one a line (default: that of the run)",
+    )
+
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="split of the runs (default: `dataset.test_split` of the run)",
+    )
+
+    parser.add_argument(
+        "--checkpoint",
+        metavar="best|last|N",
+        help="checkpoint of the runs (default: best)",
+    )
+
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data folder, if it is no longer where the runs were trained",
+    )
+
+    add_metric_arguments(parser)
+
+    parser.add_argument(
+        "--num-bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="number of resamples (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--num-randomization",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="number of trials of the approximate randomization (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--num-examples",
+        type=int,
+        default=3,
+        metavar="N",
+        help="number of largest gains and of largest losses to show (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="also write everything to this file"
+    )
+
+
+def run(args: Namespace) -> int:
+    if len(args.systems) < 2:
+        raise WarmupError(
+            f"There is nothing to compare {args.systems[0]} with; give two systems or "
+            "more."
+        )
+
+    check_num_samples("num_bootstrap", args.num_bootstrap)
+    check_num_samples("num_randomization", args.num_randomization)
+
+    if args.num_examples < 0:
+        raise WarmupError(
+            "`num_examples` must be greater than or equal to 0, but is "
+            f"{args.num_examples}."
+        )
+
+    metrics, options = read_metric_arguments(args)
+
+    systems = _read_systems(args)
+
+    evaluation = evaluate(
+        systems,
+        num_bootstrap=args.num_bootstrap,
+        num_randomization=args.num_randomization,
+        metrics=metrics,
+        options=options,
+    )
+
+    baseline = systems[0]
+
+    texts = baseline.references if baseline.sources is None else baseline.sources
+
+    unit, lengths = measure_lengths(texts)
+
+    side = "reference" if baseline.sources is None else "source"
+
+    compared = _compare_sentences(evaluation, lengths, args.num_examples)
+
+    print(_format_tests(evaluation))
+
+    print_notes(evaluation)
+
+    print(
+        f"p: of the difference from {baseline.name}; bs: paired bootstrap, "
+        f"{args.num_bootstrap} resamples; ar: approximate randomization, "
+        f"{args.num_randomization} trials"
+    )
+
+    for key, by_system in compared.items():
+        name = evaluation.measurements[baseline.name][key].name
+
+        print(
+            f"\nSentences by {name} against {baseline.name}, by {unit} of the {side}; "
+            "scores are those of the sentences as a corpus\n"
+        )
+
+        print(_format_outcomes(key, by_system))
+
+    for key, by_system in compared.items():
+        _print_examples(key, by_system, systems, evaluation)
+
+    if args.json is not None:
+        report = make_report(systems, evaluation, args.num_bootstrap)
+
+        report["randomization"] = {
+            "num_trials": args.num_randomization,
+            "seed": DEFAULT_SEED,
+        }
+
+        report["sentences"] = {
+            "length": f"{unit} of the {side}",
+            "metrics": {
+                key: {name: asdict(c) for name, c in by_system.items()}
+                for key, by_system in compared.items()
+            },
+        }
+
+        write_json(args.json, report)
+
+        print(f"\nwrote {args.json}")
+
+    return 0
+
+
+def _read_systems(args: Namespace) -> list[System]:
+    run_dirs = [path for path in args.systems if path.is_dir()]
+
+    files = [path for path in args.systems if not path.is_dir()]
+
+    # Before anything is translated.
+    if run_dirs and args.references is not None:
+        raise WarmupError(
+            "A run is scored with the references of its data; leave `--references` out, "
+            "or give files only."
+        )
+
+    if args.sources is not None and args.references is None:
+        raise WarmupError(
+            "`--sources` belongs to `--references FILE`; add it, or leave both out."
+        )
+
+    if not run_dirs:
+        for name in ("split", "checkpoint", "data"):
+            if getattr(args, name) is not None:
+                raise WarmupError(
+                    f"`--{name}` belongs to a run directory, and none is given; leave "
+                    "it out."
+                )
+
+        if args.references is None:
+            raise WarmupError(
+                f"{files[0]} is not a directory, and files need `--references FILE`; "
+                "add it, or correct the path of the run."
+            )
+
+        return read_files(files, args.references, args.sources, args.target_lang)
+
+    checkpoint = args.checkpoint or "best"
+
+    by_path = {
+        path: read_run(path, args.split, checkpoint, args.data, args.target_lang)
+        for path in run_dirs
+    }
+
+    # Outputs of another toolkit for what the runs have translated.
+    like = by_path[run_dirs[0]]
+
+    for file in files:
+        by_path[file] = replace(
+            like, name=str(file), hypotheses_file=file, hypotheses=read_lines(file)
+        )
+
+    # As often as they are given, which `evaluate()` checks.
+    return [by_path[path] for path in args.systems]
+
+
+def _compare_sentences(
+    evaluation: Evaluation, lengths: Sequence[int], num_examples: int
+) -> _Comparisons:
+    """Compares sentences by metric and system."""
+    baseline, *systems = evaluation.measurements.values()
+
+    _, *names = evaluation.measurements
+
+    keys = [key for key in _SENTENCE_METRICS if key in baseline] or list(baseline)[:1]
+
+    compared: dict[str, dict[str, SentenceComparison]] = {}
+
+    for key in keys:
+        for name, system in zip(names, systems):
+            comparison = compare_sentences(
+                baseline[key], system[key], lengths, num_examples=num_examples
+            )
+
+            if comparison is not None:
+                compared.setdefault(key, {})[name] = comparison
+
+    return compared
+
+
+def _format_tests(evaluation: Evaluation) -> str:
+    rows = [["metric", "system", "score", "difference", "p (bs)", "p (ar)"]]
+
+    by_key = {(c.system, c.key): c for c in evaluation.comparisons}
+
+    # One block a metric; all systems have the same ones.
+    for row in zip(*evaluation.scores.values(), strict=True):
+        for name, score in zip(evaluation.scores, row):
+            cells = [score.name, name, format_score(score), "-", "-", "-"]
+
+            comparison = by_key.get((name, score.key))
+
+            if comparison is not None:
+                assert comparison.randomization_p_value is not None
+
+                difference = comparison.score - comparison.baseline_score
+
+                cells[3:] = [
+                    format_number(score.key, difference, sign="+"),
+                    f"{comparison.p_value:.4f}",
+                    f"{comparison.randomization_p_value:.4f}",
+                ]
+
+            rows.append(cells)
+
+    return format_columns(rows, num_left=2)
+
+
+def _format_outcomes(key: str, by_system: Mapping[str, SentenceComparison]) -> str:
+    rows = [
+        ["system", "length", "sentences", "wins", "ties", "losses"]
+        + ["baseline", "score", "difference"]
+    ]
+
+    for name, comparison in by_system.items():
+        for outcome in (comparison.total, *comparison.buckets):
+            difference = outcome.score - outcome.baseline_score
+
+            rows.append(
+                [name, _format_length(outcome)]
+                + [str(n) for n in (outcome.num_sentences, outcome.wins)]
+                + [str(n) for n in (outcome.ties, outcome.losses)]
+                + [format_number(key, outcome.baseline_score)]
+                + [format_number(key, outcome.score)]
+                + [format_number(key, difference, sign="+")]
+            )
+
+    return format_columns(rows, num_left=2)
+
+
+def _format_length(outcome: Outcome) -> str:
+    if outcome.min_length is None:
+        return "all"
+
+    if outcome.min_length == outcome.max_length:
+        return str(outcome.min_length)
+
+    return f"{outcome.min_length}-{outcome.max_length}"
+
+
+def _print_examples(
+    key: str,
+    by_system: Mapping[str, SentenceComparison],
+    systems: Sequence[System],
+    evaluation: Evaluation,
+) -> None:
+    baseline = systems[0]
+
+    for system in systems[1:]:
+        comparison = by_system[system.name]
+
+        for what, indices in (
+            ("gains", comparison.largest_gains),
+            ("losses", comparison.largest_losses),
+        ):
+            if not indices:
+                continue
+
+            metric = evaluation.measurements[system.name][key].name
+
+            print(f"\nLargest {what} of {system.name} by {metric}")
+
+            for idx in indices:
+                texts = {
+                    "reference": baseline.references[idx],
+                    baseline.name: baseline.hypotheses[idx],
+                    system.name: system.hypotheses[idx],
+                }
+
+                if baseline.sources is not None:
+                    texts = {"source": baseline.sources[idx], **texts}
+
+                difference = comparison.differences[idx]
+
+                print(f"\nline {idx + 1}: {format_number(key, difference, sign='+')}")
+
+                width = max(map(len, texts))
+
+                for name, text in texts.items():
+                    # A text of JSON lines may hold line feeds.
+                    line = " ".join(text.splitlines())
+
+                    print(f"  {name:<{width}}  {line}".rstrip())

@@ -1,0 +1,216 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+FloatArray = NDArray[np.float64]
+
+ScoreFn = Callable[[FloatArray], FloatArray]
+"""Maps statistics, one row a corpus, to one score a row."""
+
+
+class MetricUnavailable(Exception):
+    """
+    Reports that a metric cannot be computed here, since an optional part is missing.
+
+    The message is one sentence that names the part and the remedy. The score is then
+    ``null`` with this reason; only where scores are indispensable is it an error.
+    """
+
+
+@final
+@dataclass(frozen=True)
+class MetricScore:
+    """Holds the corpus score of one system."""
+
+    name: str
+
+    score: float | None
+    """``None`` if it cannot be computed here; see ``reason``."""
+
+    signature: str
+    """
+    How it was computed, in the form of sacreBLEU's signatures. Scores compare only if
+    their signatures are equal.
+    """
+
+    ci_low: float | None
+    """The lower end of the 95% bootstrap interval."""
+
+    ci_high: float | None
+
+    num_sentences: int
+
+    key: str = ""
+    """The name in files and settings, such as ``chrf``."""
+
+    higher_is_better: bool = True
+
+    reason: str | None = None
+    """Why there is no score."""
+
+    details: Mapping[str, object] = field(default_factory=dict)
+    """What belongs to the score, such as the number of invalid answers."""
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """Holds the paired tests of one system against the baseline."""
+
+    system: str
+
+    metric: str
+
+    score: float
+
+    baseline_score: float
+
+    p_value: float
+    """Of the paired bootstrap."""
+
+    signature: str
+
+    randomization_p_value: float | None = None
+    """Of the approximate randomization, if it was asked for."""
+
+    key: str = ""
+    """The metric's name in files and settings."""
+
+
+@final
+@dataclass(frozen=True)
+class Evaluation:
+    """Holds the scores of several systems; the first one is the baseline."""
+
+    scores: Mapping[str, Sequence[MetricScore]]
+    """By the name of the system, in one order for all."""
+
+    comparisons: Sequence[Comparison]
+    """For each other system and metric, in this order."""
+
+    measurements: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)
+    """By the name of the system and the key of the score; none without a score."""
+
+
+@final
+@dataclass(frozen=True)
+class Measurement:
+    """
+    Holds what a metric says of the output of one system.
+
+    Every score here is a function of sums over sentences: of n-gram counts for BLEU,
+    of edits and words for TER, of sentence scores and ones for a mean. Resampling
+    therefore needs the statistics of the sentences alone.
+    """
+
+    key: str
+
+    name: str
+
+    score: float
+
+    signature: str
+
+    stats: FloatArray
+    """*Shape:* :math:`(N,D)`, one row a sentence."""
+
+    score_sums: ScoreFn
+    """Computes corpus scores from sums of rows of ``stats``."""
+
+    sentence_fn: ScoreFn | None = None
+    """Computes sentence scores from ``stats``; ``None`` if a sentence has none."""
+
+    higher_is_better: bool = True
+
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    def sentence_scores(self) -> FloatArray | None:
+        return None if self.sentence_fn is None else self.sentence_fn(self.stats)
+
+    def score_subset(self, mask: NDArray[np.bool_]) -> float:
+        """Scores the sentences at which ``mask`` is ``True`` as a corpus."""
+        # (N, D) -> (1, D)
+        sums = self.stats[mask].sum(axis=0, keepdims=True)
+
+        return float(self.score_sums(sums)[0])
+
+
+def measure_mean(
+    key: str,
+    name: str,
+    sentence_scores: Sequence[float],
+    signature: str,
+    *,
+    details: Mapping[str, object] | None = None,
+) -> Measurement:
+    """Makes a measurement of a metric that is the mean over the sentences."""
+    scores = np.asarray(sentence_scores, dtype=np.float64)
+
+    return Measurement(
+        key,
+        name,
+        float(scores.mean()),
+        signature,
+        # (N, 2)
+        np.stack([scores, np.ones_like(scores)], axis=1),
+        score_sums=_divide_sums,
+        sentence_fn=_divide_sums,
+        details=details or {},
+    )
+
+
+def _divide_sums(sums: FloatArray) -> FloatArray:
+    means: FloatArray = sums[:, 0] / sums[:, 1]
+
+    return means
+
+
+class Metric(ABC):
+    """Scores the outputs of systems for the same sources against references."""
+
+    @abstractmethod
+    def measure(
+        self,
+        systems: Sequence[Sequence[str]],
+        references: Sequence[str],
+        sources: Sequence[str] | None,
+    ) -> list[list[Measurement]]:
+        """
+        Measures all systems at once, so that what they share is computed once.
+
+        :param systems: The hypotheses of each system.
+        :param references: One a sentence; as many as each system has hypotheses.
+        :param sources: ``None`` only if the metric does not need them.
+
+        :returns: For each system, one measurement for each score of the metric.
+
+        :raises MetricUnavailable: An optional part turns out to be missing.
+        """
+
+
+class SystemwiseMetric(Metric):
+    """A metric for which systems share nothing but the references."""
+
+    @override
+    def measure(
+        self,
+        systems: Sequence[Sequence[str]],
+        references: Sequence[str],
+        sources: Sequence[str] | None,
+    ) -> list[list[Measurement]]:
+        return [self.measure_one(hypotheses, references) for hypotheses in systems]
+
+    @abstractmethod
+    def measure_one(
+        self, hypotheses: Sequence[str], references: Sequence[str]
+    ) -> list[Measurement]: ...

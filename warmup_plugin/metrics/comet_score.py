@@ -1,0 +1,98 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+from typing_extensions import override
+
+from warmup_plugin.metrics.base import (
+    Measurement,
+    Metric,
+    MetricUnavailable,
+    measure_mean,
+)
+from warmup_plugin.metrics.comet import (
+    CometClient,
+    CometUnavailable,
+    find_comet_python,
+)
+
+
+@final
+class CometMetric(Metric):
+    """Computes the mean score of a COMET model, in the model's own range."""
+
+    def __init__(self, model: str, *, gpus: int = 0) -> None:
+        """
+        :param model: A checkpoint, its folder or a name on the Hugging Face Hub.
+
+        :raises MetricUnavailable: There is no environment of COMET.
+        """
+        python = find_comet_python()
+
+        if python is None:
+            raise MetricUnavailable(
+                "COMET needs an environment of its own, which is not there; build it "
+                "by `make comet` in a clone, or name its interpreter by the "
+                "environment variable WARMUP_COMET_PYTHON."
+            )
+
+        self._python = python
+        self._model = model
+        self._gpus = gpus
+
+    @override
+    def measure(
+        self,
+        systems: Sequence[Sequence[str]],
+        references: Sequence[str],
+        sources: Sequence[str] | None,
+    ) -> list[list[Measurement]]:
+        assert sources is not None
+
+        try:
+            # One worker, which loads the model once, for all systems.
+            with CometClient(self._python, self._model, gpus=self._gpus) as client:
+                used_references = references if client.requires_references else None
+
+                scores = [
+                    client.score(sources, hypotheses, used_references)
+                    for hypotheses in systems
+                ]
+
+                versions = dict(client.versions)
+
+                num_references = int(client.requires_references)
+        except CometUnavailable as ex:
+            raise MetricUnavailable(str(ex)) from None
+
+        signature = (
+            f"nrefs:{num_references}|model:{_name_model(self._model)}|precision:fp32|"
+            f"version:{_format_versions(versions)}"
+        )
+
+        return [
+            [measure_mean("comet", "COMET", system_scores, signature)]
+            for system_scores in scores
+        ]
+
+
+def _name_model(model: str) -> str:
+    path = Path(model)
+
+    # DIR/checkpoints/model.ckpt, whose own name tells nothing.
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+
+    return path.name
+
+
+def _format_versions(versions: dict[str, str]) -> str:
+    if "unbabel-comet" in versions:
+        return f"unbabel-comet-{versions['unbabel-comet']}"
+
+    return ",".join(f"{name}-{version}" for name, version in sorted(versions.items()))

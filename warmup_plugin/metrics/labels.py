@@ -1,0 +1,144 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Accuracy and macro-F1 of outputs that are one label each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Final, final
+
+import numpy as np
+from typing_extensions import override
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import (
+    FloatArray,
+    Measurement,
+    SystemwiseMetric,
+    measure_mean,
+)
+
+_MAX_EXAMPLES: Final = 3
+
+
+class _LabelMetric(SystemwiseMetric):
+    def __init__(self, labels: Sequence[str]) -> None:
+        """
+        :param labels: All labels, also those that no reference has. Any other output is
+            an invalid answer: it counts as an answer, and it is never right.
+        """
+        labels = [label.strip() for label in labels]
+
+        if len(labels) < 2 or not all(labels) or len(set(labels)) < len(labels):
+            raise WarmupError(
+                "The labels must be two or more, each given once and none empty, but "
+                f"are {labels}; correct `--labels`."
+            )
+
+        self._labels = labels
+
+        self._signature = f"nrefs:1|labels:{','.join(labels)}|invalid:wrong"
+
+    def _read_answers(
+        self, hypotheses: Sequence[str], references: Sequence[str]
+    ) -> tuple[list[str], list[str], dict[str, object]]:
+        """Returns gold labels, answers, and what is to be known of invalid ones."""
+        gold = [line.strip() for line in references]
+
+        for line_nr, label in enumerate(gold, start=1):
+            if label not in self._labels:
+                raise WarmupError(
+                    f"Reference {line_nr} is `{label}`, which is none of the labels "
+                    f"{', '.join(self._labels)}; correct the reference or `--labels`."
+                )
+
+        answers = [line.strip() for line in hypotheses]
+
+        invalid = Counter(line for line in answers if line not in self._labels)
+
+        details = {
+            "num_invalid": invalid.total(),
+            # The most frequent ones.
+            "invalid_examples": [
+                line for line, _ in invalid.most_common(_MAX_EXAMPLES)
+            ],
+        }
+
+        return gold, answers, details
+
+
+@final
+class AccuracyMetric(_LabelMetric):
+    """Computes the share of right answers, from 0 to 100."""
+
+    @override
+    def measure_one(
+        self, hypotheses: Sequence[str], references: Sequence[str]
+    ) -> list[Measurement]:
+        gold, answers, details = self._read_answers(hypotheses, references)
+
+        scores = [100.0 * (a == g) for a, g in zip(answers, gold)]
+
+        return [
+            measure_mean(
+                "accuracy", "accuracy", scores, self._signature, details=details
+            )
+        ]
+
+
+@final
+class MacroF1Metric(_LabelMetric):
+    """
+    Computes the mean of the F1 of all labels, from 0 to 100.
+
+    The F1 of a label that neither a reference nor an answer has is 0.
+    """
+
+    @override
+    def measure_one(
+        self, hypotheses: Sequence[str], references: Sequence[str]
+    ) -> list[Measurement]:
+        # Takes a second to import.
+        from sklearn.metrics import f1_score
+
+        gold, answers, details = self._read_answers(hypotheses, references)
+
+        score = f1_score(
+            gold, answers, labels=self._labels, average="macro", zero_division=0
+        )
+
+        # (N, L)
+        is_gold = np.array(gold)[:, None] == np.array(self._labels)
+        is_answer = np.array(answers)[:, None] == np.array(self._labels)
+
+        # By label: right answers, then what is divided by. F1 is 2 TP / (2 TP + FP + FN).
+        # (N, 2 * L)
+        stats = np.concatenate(
+            [is_gold & is_answer, is_gold.astype(np.int64) + is_answer], axis=1
+        )
+
+        return [
+            Measurement(
+                "macro_f1",
+                "macro-F1",
+                100.0 * float(score),
+                f"{self._signature}|version:scikit-learn-{version('scikit-learn')}",
+                stats.astype(np.float64),
+                score_sums=_compute_macro_f1,
+                details=details,
+            )
+        ]
+
+
+def _compute_macro_f1(sums: FloatArray) -> FloatArray:
+    # (R, 2 * L) -> (R, L), (R, L)
+    right, total = np.split(sums, 2, axis=1)
+
+    # No right answers either where the total is 0.
+    # (R, L) -> (R)
+    scores: FloatArray = 100.0 * np.mean(2.0 * right / np.maximum(total, 1.0), axis=1)
+
+    return scores

@@ -1,0 +1,189 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""BLEU, chrF++ and TER, as sacreBLEU computes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, cast, final
+
+import numpy as np
+import sacrebleu.metrics.base
+from sacrebleu import utils
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
+from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
+from typing_extensions import override
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import (
+    FloatArray,
+    Measurement,
+    Metric,
+    MetricUnavailable,
+    ScoreFn,
+)
+from warmup_plugin.metrics.languages import get_language
+
+# All other languages are tokenised by "13a".
+_BLEU_TOKENIZERS: Final = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+
+# It narrates what it does.
+logging.getLogger("sacrebleu").setLevel(logging.WARNING)
+
+
+def create_bleu(
+    target_lang: str | None,
+    tokenizer: str | None = None,
+    *,
+    effective_order: bool = False,
+) -> BLEU:
+    """
+    Creates sacreBLEU's BLEU.
+
+    :param target_lang: Selects the tokenizer unless ``tokenizer`` does.
+    :param tokenizer: One of sacreBLEU's tokenizers, such as ``flores200``.
+
+    :raises MetricUnavailable: The tokenizer is not installed or cannot be downloaded.
+    """
+    if tokenizer is None:
+        tokenizer = _BLEU_TOKENIZERS.get(get_language(target_lang), "13a")
+
+    if tokenizer not in BLEU.TOKENIZERS:
+        names = ", ".join(sorted(BLEU.TOKENIZERS))
+
+        raise WarmupError(
+            f"BLEU has no tokenizer `{tokenizer}`; choose one of {names}."
+        )
+
+    what = "BLEU"
+
+    if target_lang is not None:
+        what += f" for the target language {target_lang}"
+
+    return _load_bleu(what, tokenizer, effective_order=effective_order)
+
+
+def load_tokenizer(what: str, tokenizer: str) -> Callable[[str], str]:
+    """
+    Loads a tokenizer of sacreBLEU, which puts spaces between tokens.
+
+    :param what: What needs it, for the message.
+
+    :raises MetricUnavailable: It is not installed or cannot be downloaded.
+    """
+    bleu = _load_bleu(what, tokenizer)
+
+    return cast("Callable[[str], str]", bleu.tokenizer)
+
+
+def _load_bleu(what: str, tokenizer: str, *, effective_order: bool = False) -> BLEU:
+    try:
+        return BLEU(tokenize=tokenizer, effective_order=effective_order)
+    # sacreBLEU exits where a download has trouble with certificates.
+    except (RuntimeError, ImportError, OSError, SystemExit) as ex:
+        reason = " ".join(str(ex).split())
+
+    extra = tokenizer.removesuffix("-mecab")
+
+    if extra != tokenizer:
+        raise MetricUnavailable(
+            f"{what} needs the tokenizer {tokenizer}, which is not installed; run "
+            f"`pip install 'sacrebleu[{extra}]'`."
+        )
+
+    url = SPM_MODELS[tokenizer]["url"]
+
+    file = Path(utils.SACREBLEU_DIR, "models", Path(url).name)
+
+    raise MetricUnavailable(
+        f"{what} needs the tokenizer {tokenizer}, which cannot be loaded ({reason}); "
+        f"download {url} to {file}."
+    )
+
+
+def create_chrf() -> CHRF:
+    """Creates chrF++: chrF with words and pairs of words."""
+    return CHRF(word_order=2)
+
+
+def create_ter(target_lang: str | None) -> TER:
+    """
+    Creates TER.
+
+    Its words are what spaces separate. Chinese and Japanese, which have none, are split
+    into characters by Tercom's own rules (``norm:yes``, ``asian:yes`` in the
+    signature).
+    """
+    has_no_spaces = get_language(target_lang) in ("zh", "ja")
+
+    return TER(normalized=has_no_spaces, asian_support=has_no_spaces)
+
+
+@final
+class OverlapMetric(Metric):
+    """Makes a metric of sacreBLEU one of ours."""
+
+    def __init__(
+        self,
+        key: str,
+        metric: sacrebleu.metrics.base.Metric,
+        *,
+        sentence_metric: sacrebleu.metrics.base.Metric | None = None,
+        higher_is_better: bool = True,
+    ) -> None:
+        """
+        :param sentence_metric: What computes sentence scores, from the same statistics,
+            if not ``metric``.
+        """
+        self._key = key
+        self._metric = metric
+        self._sentence_metric = sentence_metric or metric
+        self._higher_is_better = higher_is_better
+
+    @override
+    def measure(
+        self,
+        systems: Sequence[Sequence[str]],
+        references: Sequence[str],
+        sources: Sequence[str] | None,
+    ) -> list[list[Measurement]]:
+        # The parts of `corpus_score()`: the references are read once for all systems,
+        # and resampling goes on from the statistics.
+        self._metric._ref_cache = self._metric._cache_references([references])
+
+        try:
+            return [[self._measure_one(hypotheses)] for hypotheses in systems]
+        finally:
+            # Many times larger than the text.
+            self._metric._ref_cache = None
+
+    def _measure_one(self, hypotheses: Sequence[str]) -> Measurement:
+        stats = self._metric._extract_corpus_statistics(hypotheses, None)
+
+        score = self._metric._aggregate_and_compute(stats)
+
+        return Measurement(
+            self._key,
+            score.name,
+            float(score.score),
+            # Known only once references have been read.
+            str(self._metric.get_signature()),
+            np.array(stats, dtype=np.float64),
+            score_sums=_make_score_fn(self._metric),
+            sentence_fn=_make_score_fn(self._sentence_metric),
+            higher_is_better=self._higher_is_better,
+        )
+
+
+def _make_score_fn(metric: sacrebleu.metrics.base.Metric) -> ScoreFn:
+    def score(sums: FloatArray) -> FloatArray:
+        scores = [metric._compute_score_from_stats(row).score for row in sums.tolist()]
+
+        return np.array(scores, dtype=np.float64)
+
+    return score

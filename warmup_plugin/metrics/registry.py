@@ -1,0 +1,188 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""The metrics by name; the one list that every command and validation read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics import rouge
+from warmup_plugin.metrics.base import Metric
+from warmup_plugin.metrics.bertscore import BertScoreMetric
+from warmup_plugin.metrics.comet_score import CometMetric
+from warmup_plugin.metrics.labels import AccuracyMetric, MacroF1Metric
+from warmup_plugin.metrics.overlap import (
+    OverlapMetric,
+    create_bleu,
+    create_chrf,
+    create_ter,
+)
+
+DEFAULT_METRICS: Final = ("bleu", "chrf")
+"""What translations are scored by unless told otherwise."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MetricOptions:
+    """Holds what the metrics need to know, each what it needs."""
+
+    target_lang: str | None = None
+    """The language of outputs and references, which chooses tokenizers."""
+
+    bleu_tokenizer: str | None = None
+    """A tokenizer of sacreBLEU in place of the one that the language chooses."""
+
+    labels: Sequence[str] = ()
+    """All answers that are valid for accuracy and macro-F1."""
+
+    comet_model: str | None = None
+    """A checkpoint of COMET, its folder or a name on the Hugging Face Hub."""
+
+    comet_gpus: int = 0
+    """The number of GPUs of COMET, 0 or 1."""
+
+    bertscore_model: str | None = None
+    """A model of BERTScore; ``None`` for what ``bert-score`` recommends."""
+
+    bertscore_layers: int | None = None
+    """The layer of that model; ``None`` for what ``bert-score`` recommends."""
+
+
+@final
+@dataclass(frozen=True)
+class MetricEntry:
+    """Says how a metric is created and what its scores are called."""
+
+    names: Mapping[str, str]
+    """The names of its scores by their keys, which are unique among all metrics."""
+
+    create: Callable[[MetricOptions], Metric]
+    """
+    Creates the metric. Raises ``MetricUnavailable`` if an optional part is missing, and
+    ``WarmupError`` if an option is, or is wrong.
+    """
+
+    needs_sources: bool = False
+
+    in_validation: bool = True
+    """Whether training may validate by it; not if it needs a model of its own."""
+
+
+def _create_bleu(options: MetricOptions) -> Metric:
+    lang, tokenizer = options.target_lang, options.bleu_tokenizer
+
+    # Single sentences lack the longer n-grams more often than not.
+    return OverlapMetric(
+        "bleu",
+        create_bleu(lang, tokenizer),
+        sentence_metric=create_bleu(lang, tokenizer, effective_order=True),
+    )
+
+
+def _create_chrf(options: MetricOptions) -> Metric:
+    return OverlapMetric("chrf", create_chrf())
+
+
+def _create_ter(options: MetricOptions) -> Metric:
+    return OverlapMetric("ter", create_ter(options.target_lang), higher_is_better=False)
+
+
+def _create_comet(options: MetricOptions) -> Metric:
+    model = options.comet_model
+
+    if model is None:
+        raise WarmupError("The metric `comet` needs `--comet-model CKPT`; add it.")
+
+    path = Path(model).expanduser()
+
+    # Only OWNER/NAME can be on the Hub.
+    is_path = (
+        path.suffix == ".ckpt"
+        or model.startswith((".", "/", "~"))
+        or model.count("/") != 1
+    )
+
+    if is_path and not path.exists():
+        raise WarmupError(
+            f"The COMET model {model} does not exist; give a checkpoint, its folder, or "
+            "a name on the Hugging Face Hub, such as `Unbabel/wmt22-comet-da`."
+        )
+
+    return CometMetric(model, gpus=options.comet_gpus)
+
+
+def _create_rouge(options: MetricOptions) -> Metric:
+    if options.target_lang is None:
+        raise WarmupError(
+            "The metric `rouge` needs `--target-lang`, which selects tokenizer and "
+            "stemmer; add it, for example `--target-lang en`."
+        )
+
+    return rouge.RougeMetric(options.target_lang)
+
+
+def _create_bertscore(options: MetricOptions) -> Metric:
+    model, num_layers = options.bertscore_model, options.bertscore_layers
+
+    if model is None and options.target_lang is None:
+        raise WarmupError(
+            "The metric `bertscore` needs `--bertscore-model DIR`, or `--target-lang`, "
+            "for which `bert-score` recommends a model; add one of them."
+        )
+
+    return BertScoreMetric(model, num_layers, options.target_lang)
+
+
+def _check_labels(options: MetricOptions) -> Sequence[str]:
+    if not options.labels:
+        raise WarmupError(
+            "The metrics `accuracy` and `macro_f1` need all labels; add them, for "
+            "example `--labels A,B,C,D`."
+        )
+
+    return options.labels
+
+
+METRICS: Final[dict[str, MetricEntry]] = {
+    "bleu": MetricEntry({"bleu": "BLEU"}, _create_bleu),
+    "chrf": MetricEntry({"chrf": "chrF2++"}, _create_chrf),
+    "ter": MetricEntry({"ter": "TER"}, _create_ter),
+    "comet": MetricEntry(
+        {"comet": "COMET"}, _create_comet, needs_sources=True, in_validation=False
+    ),
+    "rouge": MetricEntry(rouge.NAMES, _create_rouge),
+    "bertscore": MetricEntry(
+        {"bertscore": "BERTScore"}, _create_bertscore, in_validation=False
+    ),
+    "accuracy": MetricEntry(
+        {"accuracy": "accuracy"}, lambda o: AccuracyMetric(_check_labels(o))
+    ),
+    "macro_f1": MetricEntry(
+        {"macro_f1": "macro-F1"}, lambda o: MacroF1Metric(_check_labels(o))
+    ),
+}
+
+
+def check_metric_names(names: Sequence[str]) -> None:
+    """
+    :raises WarmupError: If there is none, an unknown one or one twice.
+    """
+    known = ", ".join(METRICS)
+
+    if not names:
+        raise WarmupError(f"No metric is given; choose some of {known}.")
+
+    for name in names:
+        if name not in METRICS:
+            raise WarmupError(
+                f"The metric `{name}` is not known; choose some of {known}."
+            )
+
+        if names.count(name) > 1:
+            raise WarmupError(f"The metric `{name}` is given twice; give it once.")

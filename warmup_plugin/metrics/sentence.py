@@ -1,0 +1,78 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Scores of single sentences, as for minimum Bayes risk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from sacrebleu.metrics.base import Metric
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import MetricUnavailable
+from warmup_plugin.metrics.overlap import create_bleu, create_chrf
+
+_FACTORIES: Final[dict[str, Callable[[str | None], Metric]]] = {
+    "bleu": lambda target_lang: create_bleu(target_lang, effective_order=True),
+    "chrf": lambda target_lang: create_chrf(),
+}
+
+
+def sentence_scores(
+    metric: str,
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    target_lang: str | None = None,
+) -> list[float]:
+    """
+    Scores each hypothesis against the reference of the same index.
+
+    :param metric: ``chrf``, which is chrF++, or ``bleu``, of which orders longer than
+        the hypothesis are left out (sacreBLEU's ``effective_order``).
+    :param target_lang: Selects the tokenizer of BLEU.
+
+    :returns: The scores, from 0 to 100.
+
+    :raises WarmupError: The metric is unknown, its tokenizer is not installed, or the
+        numbers of hypotheses and references differ.
+    """
+    create = _FACTORIES.get(metric)
+    if create is None:
+        raise WarmupError(
+            f"`{metric}` scores no single sentences; use {' or '.join(f'`{m}`' for m in sorted(_FACTORIES))}."
+        )
+
+    if len(hypotheses) != len(references):
+        raise WarmupError(
+            f"There are {len(hypotheses)} hypotheses but {len(references)} references; give one reference a hypothesis."
+        )
+
+    try:
+        scorer = create(target_lang)
+    except MetricUnavailable as ex:
+        raise WarmupError(str(ex)) from None
+
+    # Candidates of one source share their references; counting the n-grams of a text
+    # is most of the work.
+    known: dict[str, Any] = {}
+
+    scores = []
+
+    for hypothesis, reference in zip(hypotheses, references):
+        info = known.get(reference)
+
+        if info is None:
+            text = scorer._preprocess_segment(reference)
+
+            info = known[reference] = scorer._extract_reference_info([text])
+
+        stats = scorer._compute_segment_statistics(
+            scorer._preprocess_segment(hypothesis), info
+        )
+
+        scores.append(float(scorer._compute_score_from_stats(stats).score))
+
+    return scores
