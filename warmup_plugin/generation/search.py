@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class TokenPick:
 
         :returns: *Shape:* :math:`(A)`.
         """
-        return logits.argmax(dim=1)
+        return find_top(logits, 1)[1].squeeze(1)
 
 
 @final
@@ -664,6 +664,8 @@ class _Ranking:
 
         self._min_limit = int(space.limits.min())
 
+        self._scratch: Tensor | None = None
+
     def __call__(
         self, logits: Tensor, state: _Beams, active: Tensor, step_nr: int
     ) -> tuple[Tensor, Tensor]:
@@ -754,10 +756,8 @@ class _Ranking:
             tokens = self._draw(logits, groups, step_nr).unsqueeze(1)
 
             log_probs = logits.gather(1, tokens)
-        elif self._num_ranked == 1:
-            log_probs, tokens = logits.max(dim=1, keepdim=True)
         else:
-            log_probs, tokens = logits.topk(self._num_ranked, dim=1)
+            log_probs, tokens = find_top(logits, self._num_ranked)
 
         log_probs = log_probs - norms.unsqueeze(1)
 
@@ -805,7 +805,7 @@ class _Ranking:
         tokens allowed there; an output is learned with all tokens.
         """
         if num_in_target == in_target.numel():
-            norms = logits.logsumexp(dim=1)
+            norms = self._sum(logits)
 
             logits.index_fill_(1, self._banned_in_target, -torch.inf)
 
@@ -814,9 +814,9 @@ class _Ranking:
         if num_in_target == 0:
             logits.index_fill_(1, self._banned_in_warmup, -torch.inf)
 
-            return logits.logsumexp(dim=1)
+            return self._sum(logits)
 
-        target_norms = logits.logsumexp(dim=1)
+        target_norms = self._sum(logits)
 
         logits.index_fill_(1, self._always_banned, -torch.inf)
 
@@ -829,7 +829,79 @@ class _Ranking:
 
             logits[:, only] = few.masked_fill(rows.unsqueeze(1), -torch.inf)
 
-        return torch.where(in_target, target_norms, logits.logsumexp(dim=1))
+        return torch.where(in_target, target_norms, self._sum(logits))
+
+    def _sum(self, logits: Tensor) -> Tensor:
+        """
+        Computes ``logsumexp``.
+
+        In memory that is used again at every step: to get so much of it anew costs as much
+        as to fill it.
+        """
+        if self._scratch is None or self._scratch.shape != logits.shape:
+            self._scratch = torch.empty_like(logits)
+
+        # (A x G, 1)
+        maxima = logits.amax(dim=1, keepdim=True)
+
+        sums = torch.sub(logits, maxima, out=self._scratch).exp_().sum(dim=1)
+
+        return sums.log_().add_(maxima.squeeze(1))
+
+
+_BLOCK_SIZE: Final = 64
+"""The number of tokens of which only the largest is looked at first."""
+
+
+def find_top(logits: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+    """
+    Finds the largest logits of each row, as ``topk`` does.
+
+    On a CPU in two steps, first the blocks of tokens that may hold them, then the tokens:
+    a maximum over a block costs a tenth of a search with indices, which is slow there.
+
+    :param logits: *Shape:* :math:`(B,V)`.
+
+    :returns: The logits, largest first, and their tokens. *Shape:* :math:`(B,k)` each.
+    """
+    num_blocks = logits.size(1) // _BLOCK_SIZE
+
+    if logits.device.type != "cpu" or num_blocks <= num_top:
+        return logits.topk(num_top, dim=1)
+
+    num_in_blocks = num_blocks * _BLOCK_SIZE
+
+    # (B, V) -> (B, G, V / G)
+    blocks = logits[:, :num_in_blocks].unflatten(1, (num_blocks, _BLOCK_SIZE))
+
+    # (B, G)
+    maxima = blocks.amax(dim=2)
+
+    rows = torch.arange(logits.size(0)).unsqueeze(1)
+
+    # (B, k)
+    if num_top == 1:
+        block_idx = maxima.argmax(dim=1, keepdim=True)
+    else:
+        block_idx = maxima.topk(num_top, dim=1).indices
+
+    # (B, k, V / G) -> (B, k x V / G + rest)
+    candidates = torch.cat(
+        [blocks[rows, block_idx].flatten(1), logits[:, num_in_blocks:]], dim=1
+    )
+
+    top, idx = candidates.topk(num_top, dim=1)
+
+    place = idx // _BLOCK_SIZE
+
+    tokens = block_idx.gather(1, place.clamp(max=num_top - 1)) * _BLOCK_SIZE
+
+    # Behind all blocks stands the rest.
+    tokens = torch.where(place < num_top, tokens, num_in_blocks) + torch.where(
+        place < num_top, idx % _BLOCK_SIZE, idx - num_top * _BLOCK_SIZE
+    )
+
+    return top, tokens
 
 
 def _ban_repeated_ngrams(

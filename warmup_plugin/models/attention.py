@@ -554,6 +554,7 @@ class SourceAttention:
         self._memory = memory
         self._by_source = by_source
         self._sources = sources
+        self._selected: dict[Module, tuple[Tensor, Tensor]] = {}
 
         # (G, S_src)
         mask = memory.mask(sources)
@@ -563,12 +564,8 @@ class SourceAttention:
     def __call__(
         self, module: RowAttention, q: Tensor, keys: Tensor, keys_layout: BatchLayout
     ) -> Tensor:
-        # (N, S_src, H, D)
+        # (G, S_src, H, D)
         k, v = self._get_states(module, keys, keys_layout)
-
-        if self._sources is not None:
-            k = k.index_select(0, self._sources)
-            v = v.index_select(0, self._sources)
 
         attns = attend(module, self._by_source.fold(q), k, v, mask=self._mask)
 
@@ -580,9 +577,34 @@ class SourceAttention:
         # With gradient a layer asks once, or twice if it is checkpointed, and then must
         # compute it again.
         if torch.is_grad_enabled():
-            return module._project_kv(keys, keys_layout, keys)
+            k, v = module._project_kv(keys, keys_layout, keys)
+
+            if self._sources is None:
+                return k, v
+
+            return k.index_select(0, self._sources), v.index_select(0, self._sources)
 
         if module not in self._memory.states:
-            self._memory.states[module] = module._project_kv(keys, keys_layout, keys)
+            k, v = module._project_kv(keys, keys_layout, keys)
 
-        return self._memory.states[module]
+            # A head in one piece, see `RowCache`.
+            self._memory.states[module] = (
+                k.transpose(1, 2).contiguous().transpose(1, 2),
+                v.transpose(1, 2).contiguous().transpose(1, 2),
+            )
+
+        sources = self._sources
+
+        if sources is None:
+            return self._memory.states[module]
+
+        # Many steps of a decoder ask for the same sources.
+        if module not in self._selected:
+            k, v = (
+                state.transpose(1, 2).index_select(0, sources).transpose(1, 2)
+                for state in self._memory.states[module]
+            )
+
+            self._selected[module] = (k, v)
+
+        return self._selected[module]

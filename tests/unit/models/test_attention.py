@@ -399,6 +399,7 @@ class TestPromptedRows:
 
 
 class TestSteppedRows:
+    @torch.no_grad()
     @pytest.mark.parametrize("as_tensor", [False, True])
     def test_call_equals_attention_of_whole_rows(self, as_tensor: bool) -> None:
         attn = create_self_attention()
@@ -442,6 +443,7 @@ class TestSteppedRows:
                 outputs.unflatten(0, (len(rows), -1)), expected[rows, begin:end]
             )
 
+    @torch.no_grad()
     def test_rows_may_stand_at_different_positions(self) -> None:
         # Behind their prompts, of which two rows share one.
         attn = create_self_attention()
