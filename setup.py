@@ -66,7 +66,16 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["warmup_plugin", "warmup_plugin.*"]),
-    package_data={"warmup_plugin": ["py.typed", "assets/*.yaml"]},
+    package_data={
+        "warmup_plugin": [
+            "py.typed",
+            "assets/*.yaml",
+            "metrics/comet/*.txt",
+            "report/*.css",
+            "report/*.j2",
+            "report/*.js",
+        ]
+    },
     cmdclass={"build_py": BuildWithPresets},
     python_requires=">=3.10,<3.13",
     install_requires=[

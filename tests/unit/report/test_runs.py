@@ -1,0 +1,259 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import warmup_plugin.commands
+from tests.unit.report.cases import (
+    SOURCES,
+    write_data,
+    write_run,
+    write_scores,
+    write_translations,
+)
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.report.runs import CollectOptions, collect_runs, name_runs
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "data")
+
+
+ReplaceScore = Callable[[Callable[[Path], object]], list[Sequence[str]]]
+
+
+@pytest.fixture
+def replace_score(monkeypatch: pytest.MonkeyPatch) -> ReplaceScore:
+    """Replaces the command `score`, which needs a model, and records its arguments."""
+
+    def replace(write: Callable[[Path], object]) -> list[Sequence[str]]:
+        calls: list[Sequence[str]] = []
+
+        def main(argv: Sequence[str]) -> int:
+            calls.append(argv)
+
+            write(Path(argv[0]))
+
+            return 0 if "--data" not in argv else 2
+
+        module = ModuleType("warmup_plugin.commands.score")
+
+        setattr(module, "main", main)
+
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(warmup_plugin.commands, "score", module, raising=False)
+
+        return calls
+
+    return replace
+
+
+class TestNameRuns:
+    def test_call_takes_shortest_ends_that_differ(self, tmp_path: Path) -> None:
+        paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "x"]
+
+        assert name_runs(paths[1:]) == ["run", "x"]
+        assert name_runs(paths) == ["a/run", "b/run", "b/x"]
+
+    def test_call_names_one_path_within_the_other(self, tmp_path: Path) -> None:
+        assert name_runs([Path("/x"), Path("/y/x")]) == ["x", "y/x"]
+
+    def test_call_refuses_the_same_run_twice(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "run")
+
+        with pytest.raises(WarmupError, match="link is given more than once|run is"):
+            name_runs([tmp_path / "run", tmp_path / "link"])
+
+
+class TestCollectRuns:
+    def test_call_reads_what_is_there(self, tmp_path: Path, data: Path) -> None:
+        paths = [
+            write_run(tmp_path / "sft", data),
+            write_run(tmp_path / "warmup", data, is_warmup=True),
+        ]
+
+        sft, warmup = collect_runs(paths, CollectOptions())
+
+        assert (sft.name, sft.split, sft.checkpoint_step) == ("sft", "test", 40)
+        assert not sft.has_warmup and warmup.has_warmup
+        assert list(sft.curves.valid) == ["BLEU", "chrF++", "NLL Loss"]
+        assert [start["git_commit"] for start in sft.starts] == ["0123456789abcd"]
+
+        assert sft.translations is not None and warmup.translations is not None
+
+        # The name of the run, not its path.
+        assert warmup.translations.system.name == "warmup"
+        assert [line.source for line in warmup.translations.lines] == list(SOURCES)
+        assert warmup.translations.scores is not None
+        assert sft.translations.scores is None
+        assert sft.translations.no_scores == "the run has no warmups"
+
+    def test_call_shows_curves_of_run_without_checkpoint(
+        self, tmp_path: Path, data: Path
+    ) -> None:
+        path = write_run(
+            tmp_path / "run", data, has_checkpoint=False, has_translations=False
+        )
+
+        [run] = collect_runs([path], CollectOptions())
+
+        assert run.translations is None
+        assert run.no_translations == "it has no checkpoint yet"
+        assert run.checkpoint_step is None
+        assert not run.curves.is_empty()
+
+    def test_call_reads_translations_whose_checkpoint_is_gone(
+        self, tmp_path: Path, data: Path
+    ) -> None:
+        path = write_run(tmp_path / "run", data, has_checkpoint=False)
+
+        [run] = collect_runs([path], CollectOptions())
+
+        assert run.translations is not None
+        assert run.checkpoint_step is None
+
+    def test_call_leaves_translations_out_if_told(
+        self, tmp_path: Path, data: Path
+    ) -> None:
+        path = write_run(tmp_path / "run", data, has_translations=False)
+
+        [run] = collect_runs([path], CollectOptions(translate=False))
+
+        assert run.translations is None
+        assert run.no_translations == "translations were left out by `--curves-only`"
+
+    @pytest.mark.parametrize(
+        "prepare,message",
+        [
+            (lambda path, data: None, "does not exist; name the output directory"),
+            (lambda path, data: path.mkdir(), "is not a run directory"),
+            (
+                lambda path, data: write_run(
+                    path,
+                    data,
+                    has_checkpoint=False,
+                    has_metrics=False,
+                    has_translations=False,
+                ),
+                "has neither metrics nor a checkpoint yet",
+            ),
+        ],
+    )
+    def test_call_refuses_what_has_nothing_to_show(
+        self,
+        tmp_path: Path,
+        data: Path,
+        prepare: Callable[[Path, Path], object],
+        message: str,
+    ) -> None:
+        prepare(tmp_path / "run", data)
+
+        with pytest.raises(WarmupError, match=message):
+            collect_runs([tmp_path / "run"], CollectOptions())
+
+    def test_call_refuses_all_before_it_translates_one(
+        self, tmp_path: Path, data: Path
+    ) -> None:
+        good = write_run(tmp_path / "good", data, has_translations=False)
+
+        with pytest.raises(WarmupError, match="bad` does not exist"):
+            collect_runs([good, tmp_path / "bad"], CollectOptions())
+
+
+class TestScores:
+    def test_call_computes_missing_scores(
+        self, tmp_path: Path, data: Path, replace_score: ReplaceScore
+    ) -> None:
+        calls = replace_score(write_scores)
+
+        path = write_run(tmp_path / "run", data, is_warmup=True, has_scores=False)
+
+        [run] = collect_runs([path], CollectOptions())
+
+        assert calls == [[str(path), "--split", "test", "--checkpoint", "best"]]
+        assert run.translations is not None and run.translations.scores is not None
+
+    @pytest.mark.parametrize("is_older", [False, True])
+    def test_call_computes_scores_of_other_text_or_model_again(
+        self, tmp_path: Path, data: Path, replace_score: ReplaceScore, is_older: bool
+    ) -> None:
+        calls = replace_score(write_scores)
+
+        path = write_run(tmp_path / "run", data, is_warmup=True)
+
+        file = write_scores(path, SOURCES if is_older else ["other", *SOURCES[1:]])
+
+        if is_older:
+            os.utime(file, (0, 0))
+
+        collect_runs([path], CollectOptions())
+
+        assert len(calls) == 1
+
+    def test_call_leaves_scores_out_if_told(
+        self, tmp_path: Path, data: Path, replace_score: ReplaceScore
+    ) -> None:
+        calls = replace_score(write_scores)
+
+        path = write_run(tmp_path / "run", data, is_warmup=True, has_scores=False)
+
+        [run] = collect_runs([path], CollectOptions(score=False))
+
+        assert calls == []
+        assert run.translations is not None and run.translations.scores is None
+        assert run.translations.no_scores == "it was left out by `--no-score`"
+
+    def test_call_does_not_score_run_without_checkpoint(
+        self, tmp_path: Path, data: Path, replace_score: ReplaceScore
+    ) -> None:
+        calls = replace_score(write_scores)
+
+        path = write_run(
+            tmp_path / "run",
+            data,
+            is_warmup=True,
+            has_checkpoint=False,
+            has_scores=False,
+        )
+
+        [run] = collect_runs([path], CollectOptions())
+
+        assert calls == []
+        assert run.translations is not None
+        assert run.translations.no_scores == "the run has no checkpoint any more"
+
+    def test_call_reports_failed_scoring(
+        self, tmp_path: Path, data: Path, replace_score: ReplaceScore
+    ) -> None:
+        calls = replace_score(lambda path: None)
+
+        path = write_run(tmp_path / "run", data, is_warmup=True, has_scores=False)
+
+        with pytest.raises(WarmupError, match="does not hold the test split after"):
+            collect_runs([path], CollectOptions())
+
+        with pytest.raises(WarmupError, match="cannot be scored with .* `--no-score`"):
+            collect_runs([path], CollectOptions(data_dir=data))
+
+        assert calls[1][-2:] == ["--data", str(data)]
+
+    def test_call_reads_translations_without_hypotheses(
+        self, tmp_path: Path, data: Path
+    ) -> None:
+        path = write_run(tmp_path / "run", data, is_warmup=True)
+
+        write_translations(path, is_warmup=True, has_hypotheses=False)
+
+        [run] = collect_runs([path], CollectOptions())
+
+        assert run.translations is not None
+        assert run.translations.lines[0].hypotheses == []

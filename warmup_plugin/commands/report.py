@@ -1,0 +1,209 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import shlex
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.evaluate import (
+    add_metric_arguments,
+    evaluate,
+    read_metric_arguments,
+)
+from warmup_plugin.run_dir import write_text_atomically
+
+DESCRIPTION: Final = (
+    "Writes one HTML page about runs: curves, scores with intervals and tests, the words "
+    "of warmups, and every sentence with its warmups. It needs no network to be read."
+)
+
+# In the command that a page names: what stands elsewhere in it, or says more of this
+# machine than of the runs.
+_LEFT_OUT: Final = (
+    "run_dirs",
+    "output",
+    "data",
+    "title",
+    "comet_model",
+    "bertscore_model",
+)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "run_dirs",
+        type=Path,
+        nargs="+",
+        metavar="RUN_DIR",
+        help="run directories, the baseline first; translations and log P(y|x) are computed where missing",
+    )
+
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page to write (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="split to show (default: `dataset.test_split` of the run)",
+    )
+
+    parser.add_argument(
+        "--checkpoint",
+        default="best",
+        metavar="best|last|N",
+        help="checkpoint to show (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data folder, if it is no longer where the run was trained",
+    )
+
+    add_metric_arguments(parser)
+
+    parser.add_argument(
+        "--num-bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="number of resamples; 0 leaves out intervals and tests (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--max-sentences",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="the most sentences to list, from the first line; all are scored (default: %(default)s)",
+    )
+
+    parser.add_argument("--title", metavar="TEXT", help="title of the page")
+
+    parser.add_argument(
+        "--no-score",
+        action="store_true",
+        help="do not compute log P(y|x) of the references where it is missing",
+    )
+
+    parser.add_argument(
+        "--curves-only",
+        action="store_true",
+        help="show the training curves alone, as of runs that are being trained",
+    )
+
+
+def run(args: Namespace) -> int:
+    _check(args)
+
+    metrics, metric_options = read_metric_arguments(args)
+
+    # plotly and what else the page needs; not for `--help`.
+    from warmup_plugin.report.page import PageOptions, render_page
+    from warmup_plugin.report.runs import CollectOptions, collect_runs
+
+    collect_options = CollectOptions(
+        split=args.split,
+        checkpoint=args.checkpoint,
+        data_dir=args.data,
+        target_lang=args.target_lang,
+        translate=not args.curves_only,
+        score=not args.no_score,
+    )
+
+    runs = collect_runs(args.run_dirs, collect_options)
+
+    systems = [run.translations.system for run in runs if run.translations is not None]
+
+    evaluation = None
+
+    if systems:
+        evaluation = evaluate(
+            systems,
+            num_bootstrap=args.num_bootstrap,
+            metrics=metrics,
+            options=metric_options,
+        )
+
+    page_options = PageOptions(
+        title=args.title,
+        checkpoint=args.checkpoint,
+        num_bootstrap=args.num_bootstrap,
+        max_sentences=args.max_sentences,
+        command=_describe_command(args, [run.name for run in runs]),
+    )
+
+    page = render_page(runs, evaluation, page_options)
+
+    size = _write(args.output, page)
+
+    for report_run in runs:
+        if report_run.no_translations:
+            print(
+                f"{report_run.name} is shown without translations: {report_run.no_translations}"
+            )
+
+    print(f"wrote {args.output} ({size / 1e6:.1f} MB)")
+
+    return 0
+
+
+def _check(args: Namespace) -> None:
+    """Checks what would be found wrong only after a translation, which takes long."""
+    for name, least in (("num_bootstrap", 0), ("max_sentences", 1)):
+        if getattr(args, name) < least:
+            raise WarmupError(
+                f"`--{name.replace('_', '-')}` must be greater than or equal to {least}, "
+                f"but is {getattr(args, name)}."
+            )
+
+    if args.output.is_dir():
+        raise WarmupError(f"The output {args.output} is a folder; name a file.")
+
+
+def _write(file: Path, page: str) -> int:
+    """Writes the page and returns its size in bytes."""
+    # Half of a surrogate pair, which JSON may hold, has no place in UTF-8.
+    page = page.encode("utf-8", "replace").decode("utf-8")
+
+    try:
+        write_text_atomically(file, page)
+    except OSError as ex:
+        raise WarmupError(
+            f"{file} cannot be written ({ex.strerror}); give a path that you may write "
+            "to."
+        ) from None
+
+    return file.stat().st_size
+
+
+def _describe_command(args: Namespace, names: Sequence[str]) -> str:
+    """Returns the command with the names of the runs for their paths."""
+    parser = ArgumentParser()
+
+    add_arguments(parser)
+
+    words = ["python", "-m", "warmup_plugin", "report", *names]
+
+    for name, value in vars(args).items():
+        if name in _LEFT_OUT or value == parser.get_default(name):
+            continue
+
+        words.append(f"--{name.replace('_', '-')}")
+
+        if value is not True:
+            words.append(str(value))
+
+    return shlex.join([*words, "-o", args.output.name])

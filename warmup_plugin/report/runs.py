@@ -1,0 +1,322 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Collects all that a report shows of runs, and has made what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast, final
+
+from warmup_plugin.console import quiet_log
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes import evaluate
+from warmup_plugin.recipes.evaluate import System
+from warmup_plugin.report.curves import Curves, read_curves
+from warmup_plugin.report.records import (
+    ScoredPair,
+    Translation,
+    read_scores,
+    read_translations,
+)
+from warmup_plugin.run_dir import RunDir
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """Says what to collect of runs."""
+
+    split: str | None = None
+    """The split to translate; ``None`` for ``dataset.test_split`` of each run."""
+
+    checkpoint: str = "best"
+
+    data_dir: Path | None = None
+    """The data folder, if it is no longer where the runs were trained."""
+
+    target_lang: str | None = None
+    """The language that selects tokenizers; ``None`` for that of each run."""
+
+    translate: bool = True
+    """If ``False``, translations are left out, also those that exist."""
+
+    score: bool = True
+    """If ``True``, log P(y|x) is computed for warmup runs where it is missing."""
+
+
+@final
+@dataclass(frozen=True)
+class RunTranslations:
+    """Holds what a run made of the test set."""
+
+    system: System
+
+    lines: Sequence[Translation]
+    """As many as references."""
+
+    scores: Sequence[ScoredPair] | None
+    """As many as references; ``None`` if they were not computed."""
+
+    no_scores: str
+    """Why there are no scores, as the end of a sentence; else empty."""
+
+
+@final
+@dataclass(frozen=True)
+class ReportRun:
+    """Holds all that a report shows of a run."""
+
+    name: str
+
+    config: Mapping[str, Any]
+
+    model: Mapping[str, object] | None
+    """Family and configuration of the model; ``None`` if they are not known."""
+
+    curves: Curves
+
+    starts: Sequence[Mapping[str, object]]
+    """The versions at each start of the run."""
+
+    split: str
+
+    checkpoint_step: int | None
+    """The step of the checkpoint; ``None`` if there is none, or not any more."""
+
+    translations: RunTranslations | None
+
+    no_translations: str
+    """Why there are no translations, as the end of a sentence; else empty."""
+
+    @property
+    def has_warmup(self) -> bool:
+        return has_warmup(self.config)
+
+
+def has_warmup(config: Mapping[str, Any]) -> bool:
+    """Tells whether the model of a run writes warmups."""
+    section = config.get("criterion")
+
+    return isinstance(section, dict) and section.get("name") != "sft"
+
+
+def collect_runs(paths: Sequence[Path], options: CollectOptions) -> list[ReportRun]:
+    """
+    Collects all that a report shows of runs.
+
+    :raises WarmupError: If one is no run, has nothing to show yet, or cannot be
+        translated.
+    """
+    # All of them before the first one is translated, which takes long.
+    begun = [
+        _collect_curves(path, name, options)
+        for path, name in zip(paths, name_runs(paths))
+    ]
+
+    runs = []
+
+    for path, run in zip(paths, begun):
+        if not run.no_translations:
+            run = replace(run, translations=_collect_translations(path, run, options))
+
+        runs.append(run)
+
+    return runs
+
+
+def name_runs(paths: Sequence[Path]) -> list[str]:
+    """
+    Names runs by the ends of their paths, as short as tells them apart.
+
+    :raises WarmupError: If a run is given twice.
+    """
+    resolved = [path.expanduser().resolve() for path in paths]
+
+    for path, given in zip(resolved, paths):
+        if resolved.count(path) > 1:
+            raise WarmupError(f"{given} is given more than once; give it once.")
+
+    num_parts = 1
+
+    while True:
+        names = [
+            Path(*[p for p in path.parts if p != path.anchor][-num_parts:]).as_posix()
+            for path in resolved
+        ]
+
+        if len(set(names)) == len(names):
+            return names
+
+        num_parts += 1
+
+
+def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun:
+    run_dir = RunDir(path)
+
+    config = cast("dict[str, Any]", run_dir.load_config())
+
+    dataset = config.get("dataset")
+
+    if not isinstance(dataset, dict):
+        raise WarmupError(
+            f"{run_dir.run_file} has no section `dataset`; restore the file that "
+            "`train` wrote."
+        )
+
+    split = options.split or str(dataset.get("test_split") or "test")
+
+    curves = read_curves(run_dir.path, str(dataset.get("valid_split") or "valid"))
+
+    checkpoint_step, no_translations = None, ""
+
+    if run_dir.checkpoint_steps():
+        checkpoint_step = run_dir.find_checkpoint(options.checkpoint)
+    elif not _translations_file(run_dir, split, options).is_file():
+        no_translations = "it has no checkpoint yet"
+
+        if curves.is_empty():
+            raise WarmupError(
+                f"{path} has neither metrics nor a checkpoint yet; wait until it has "
+                "trained `regime.publish_metrics_every_n_steps` steps."
+            )
+
+    if not options.translate:
+        no_translations = "translations were left out by `--curves-only`"
+
+    return ReportRun(
+        name=name,
+        config=config,
+        model=_read_model(run_dir),
+        curves=curves,
+        starts=_read_starts(run_dir),
+        split=split,
+        checkpoint_step=checkpoint_step,
+        translations=None,
+        no_translations=no_translations,
+    )
+
+
+def _translations_file(run_dir: RunDir, split: str, options: CollectOptions) -> Path:
+    return run_dir.path / "generate" / f"{split}.{options.checkpoint}.txt"
+
+
+def _collect_translations(
+    path: Path, run: ReportRun, options: CollectOptions
+) -> RunTranslations:
+    # A translation would tell all about the model first.
+    with quiet_log():
+        system = evaluate.read_run(
+            path, run.split, options.checkpoint, options.data_dir, options.target_lang
+        )
+
+    file = system.hypotheses_file
+
+    lines = read_translations(file.with_name(f"{file.name}.jsonl"))
+
+    if len(lines) != len(system.references):
+        raise WarmupError(
+            f"{file}.jsonl has {len(lines)} lines but {system.references_name} has "
+            f"{len(system.references)}; delete the file to translate again."
+        )
+
+    scores, no_scores = _collect_scores(path, run, lines, options)
+
+    return RunTranslations(replace(system, name=run.name), lines, scores, no_scores)
+
+
+def _collect_scores(
+    path: Path, run: ReportRun, lines: Sequence[Translation], options: CollectOptions
+) -> tuple[list[ScoredPair] | None, str]:
+    """Returns the scores of the references, or why there are none."""
+    run_dir = RunDir(path)
+
+    file = run_dir.path / "score" / f"{run.split}.{options.checkpoint}.jsonl"
+
+    sources = [line.source for line in lines]
+
+    scores = _read_current_scores(file, run_dir, sources)
+
+    if scores is not None:
+        return scores, ""
+
+    # Of a model without warmups, there is little to tell.
+    if not run.has_warmup:
+        return None, "the run has no warmups"
+
+    if not options.score:
+        return None, "it was left out by `--no-score`"
+
+    if run.checkpoint_step is None:
+        return None, "the run has no checkpoint any more"
+
+    # Imports fairseq2, which takes seconds.
+    from warmup_plugin.commands import score
+
+    args = [str(path), "--split", run.split, "--checkpoint", options.checkpoint]
+
+    if options.data_dir is not None:
+        args += ["--data", str(options.data_dir)]
+
+    if score.main(args) != 0:
+        raise WarmupError(
+            f"The {run.split} split cannot be scored with {path}; see the message "
+            "above, or leave it out with `--no-score`."
+        )
+
+    scores = _read_current_scores(file, run_dir, sources)
+
+    if scores is None:
+        raise WarmupError(
+            f"{file} does not hold the {run.split} split after it was scored; delete "
+            "it, or leave it out with `--no-score`."
+        )
+
+    return scores, ""
+
+
+def _read_current_scores(
+    file: Path, run_dir: RunDir, sources: Sequence[str]
+) -> list[ScoredPair] | None:
+    """Reads scores; ``None`` if they are not of this model and of this text."""
+    if not file.is_file():
+        return None
+
+    checkpoint_dir = run_dir.checkpoint_dir
+
+    # Checkpoints came or went since it was written.
+    if checkpoint_dir.is_dir():
+        if checkpoint_dir.stat().st_mtime > file.stat().st_mtime:
+            return None
+
+    scores = read_scores(file)
+
+    # A translation has no line feeds in its sources, where JSON text may have some.
+    scored = [" ".join(pair.source.split("\n")) for pair in scores]
+
+    return scores if scored == [" ".join(s.split("\n")) for s in sources] else None
+
+
+def _read_model(run_dir: RunDir) -> Mapping[str, object] | None:
+    try:
+        family, config = run_dir.load_model_metadata()
+    # It is not there before the first checkpoint.
+    except WarmupError:
+        return None
+
+    return {"family": family, **config}
+
+
+def _read_starts(run_dir: RunDir) -> list[Mapping[str, object]]:
+    try:
+        starts = json.loads(run_dir.versions_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+
+    if not isinstance(starts, list):
+        return []
+
+    return [start for start in starts if isinstance(start, dict)]
