@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import IO
 
 import pytest
+from fairseq2.utils.yaml import RuamelYamlLoader
 
 from tests.tiny_runs import write_tiny_text, write_tiny_tokenizer
 
@@ -29,6 +32,38 @@ def restored_logging() -> Iterator[None]:
         logger.handlers[:] = handlers
         logger.filters[:] = filters
         logger.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def yaml_parsed_once() -> Iterator[None]:
+    """
+    Lets fairseq2 parse a text only once.
+
+    It reads the configuration of a run twenty times when it starts, which takes it a
+    third of the time of the many short runs of the tests.
+    """
+    load = RuamelYamlLoader.load
+
+    parsed: dict[str, list[object]] = {}
+
+    def load_once(self: RuamelYamlLoader, input_: Path | IO[str]) -> list[object]:
+        if isinstance(input_, Path):
+            text = input_.read_text(encoding="utf-8")
+        else:
+            text = input_.read()
+
+            input_.seek(0)
+
+        if text not in parsed:
+            parsed[text] = load(self, input_)
+
+        # What was read is changed by merging.
+        return deepcopy(parsed[text])
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(RuamelYamlLoader, "load", load_once)
+
+        yield
 
 
 @pytest.fixture(scope="session")

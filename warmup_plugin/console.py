@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, TextIO, final
+from typing import BinaryIO, Final, TextIO, final
 
 from typing_extensions import override
 
@@ -219,3 +220,33 @@ def quiet_log() -> Iterator[None]:
             yield
     finally:
         logging.disable(old_level)
+
+
+@contextmanager
+def claimed_stdout() -> Iterator[BinaryIO]:
+    """
+    Claims standard output for what a command writes; all else goes to standard error.
+
+    Libraries print there too, some from C++: two processes begin with "[Gloo] Rank 0 is
+    connected to 1 peer ranks".
+    """
+    sys.stdout.flush()
+
+    stdout = sys.stdout.fileno()
+
+    stream = os.fdopen(os.dup(stdout), "wb")
+
+    os.dup2(sys.stderr.fileno(), stdout)
+
+    try:
+        yield stream
+    finally:
+        sys.stdout.flush()
+
+        os.dup2(stream.fileno(), stdout)
+
+        try:
+            stream.close()
+        except OSError:
+            # Told by who wrote to it.
+            pass

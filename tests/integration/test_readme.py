@@ -88,7 +88,7 @@ class TestTour:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=240,
+                timeout=400,
             )
 
             assert process.returncode == 0, f"{command}\n{process.stdout}"

@@ -48,7 +48,7 @@ from warmup_plugin.sampling import concat_candidates
 
 pytestmark = pytest.mark.integration
 
-TIMEOUT: Final = 120.0
+TIMEOUT: Final = 300.0
 """The seconds that processes may take, also on a machine that is busy."""
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,34 @@ class TestMakefile:
 
         # Announced before the long wait.
         assert output.index("7 GB") < positions[1]
+
+    def test_comet_gets_environment_of_its_own(self, tmp_path: Path) -> None:
+        venv = tmp_path / "venv"
+
+        output = self.make("--dry-run", f"COMET_VENV={venv}", "comet").stdout
+
+        assert f"warmup_plugin/metrics/comet/make_env.py {venv}\n" in output
+
+        # Ours is not needed for that.
+        assert "pip" not in output
+
+        venv.mkdir()
+
+        (venv / ".installed").touch()
+
+        output = self.make("--dry-run", f"COMET_VENV={venv}", "comet").stdout
+
+        assert "make_env.py" not in output
+
+    def test_tests_run_in_several_processes(self) -> None:
+        output = self.make("--dry-run", "test").stdout
+
+        assert re.search(r"pytest --numprocesses [1-4] --dist loadfile ", output)
+
+        # The last one counts.
+        output = self.make("--dry-run", "test", "PYTEST_ARGS=-n 0").stdout
+
+        assert output.rstrip().endswith(" -n 0")
 
     def test_install_does_nothing_until_setup_changes(self, tmp_path: Path) -> None:
         stamp = tmp_path / ".installed"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.console import quiet_log
+from warmup_plugin.console import claimed_stdout, quiet_log
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import get_rank
 from warmup_plugin.recipes.generate import (
@@ -161,8 +161,8 @@ def _run(args: argparse.Namespace) -> int:
         num_warmups=num_warmups, max_warmup_len=max_warmup_len, seed=args.seed
     )
 
-    with quiet_log():
-        status = run_recipe(ScoreRecipe(), config, args, None)
+    with claimed_stdout() as stream, quiet_log():
+        status = run_recipe(ScoreRecipe(stream), config, args, None)
 
     if status == 0 and args.source is None and get_rank() == 0:
         print(summarize_scores(output))

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import Any, BinaryIO, Final, cast, final
 
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.config import (
@@ -33,7 +33,7 @@ from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from typing_extensions import override
 
 from warmup_plugin.config_docs import get_field_docs
-from warmup_plugin.console import quiet_log
+from warmup_plugin.console import claimed_stdout, quiet_log
 from warmup_plugin.data.lines import (
     Line,
     count_lines,
@@ -219,6 +219,10 @@ def describe_job(config: LinesConfig, **further: object) -> dict[str, object]:
 class TranslationGenerateRecipe(Recipe):
     """Translates a split, files or standard input."""
 
+    def __init__(self, stream: BinaryIO | None = None) -> None:
+        """:param stream: What stands for standard output."""
+        self._stream = stream
+
     @override
     def register(self, container: DependencyContainer) -> None:
         register_codec(container, GenerateConfig)
@@ -304,10 +308,11 @@ class TranslationGenerateRecipe(Recipe):
 
             yield line
 
-    @staticmethod
-    def _create_sink(config: GenerateConfig, generator: WarmupGenerator) -> LineSink:
+    def _create_sink(
+        self, config: GenerateConfig, generator: WarmupGenerator
+    ) -> LineSink:
         if config.output is None and config.json_output is None:
-            return StreamSink(sys.stdout.buffer, as_json=config.as_json)
+            return StreamSink(self._stream or sys.stdout.buffer, as_json=config.as_json)
 
         settings = describe_job(
             config,
@@ -680,6 +685,5 @@ def run_translate(args: argparse.Namespace) -> int:
     for name in _GENERATOR_SECTIONS:
         config[name] = {"config": options}
 
-    # Standard output is the translation's alone.
-    with quiet_log():
-        return run_recipe(TranslationGenerateRecipe(), config, args, None)
+    with claimed_stdout() as stream, quiet_log():
+        return run_recipe(TranslationGenerateRecipe(stream), config, args, None)

@@ -102,7 +102,7 @@ class StreamSink(LineSink):
 
             self._stream.flush()
         except OSError as ex:
-            # Python would complain once more when it flushes at exit.
+            # What is still buffered would fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
             # The reader, such as `head`, has left.

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import BinaryIO, final
 
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer
@@ -72,6 +72,10 @@ class ScoreConfig(LinesConfig, Validatable):
 class ScoreRecipe(Recipe):
     """Scores given pairs."""
 
+    def __init__(self, stream: BinaryIO | None = None) -> None:
+        """:param stream: What stands for standard output."""
+        self._stream = stream
+
     @override
     def register(self, container: DependencyContainer) -> None:
         register_codec(container, ScoreConfig)
@@ -115,7 +119,7 @@ class ScoreRecipe(Recipe):
         sink: StreamSink | FileSink
 
         if output is None:
-            sink = StreamSink(sys.stdout.buffer, as_json=config.as_json)
+            sink = StreamSink(self._stream or sys.stdout.buffer, as_json=config.as_json)
         else:
             settings = describe_job(
                 config,

@@ -297,3 +297,50 @@ class TestRowDecoder:
         num_target_tokens = sum(len(TARGETS[idx]) - 1 for idx in SOURCE_IDX)
 
         assert count_tokens(proj_calls) == [num_target_tokens]
+
+    @each_model
+    @torch.no_grad()
+    def test_rows_go_on_from_where_each_is_rewound_to(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        source_idx = [1, 0, 0]
+
+        decoder = self.start(model, source_idx, 7)
+
+        # What is behind the kept tokens is fed to be forgotten.
+        fed = [[BOS_IDX, 5, 6, 7], [BOS_IDX, 7, 5, 5], [BOS_IDX, 6, 6, 6]]
+
+        for step in range(4):
+            tokens = torch.tensor([[row[step]] for row in fed], device=device)
+
+            decoder.step(tokens)
+
+        past_lens = [3, 1, 2]
+
+        decoder.rewind(torch.tensor(past_lens, device=device))
+
+        rows = [row[:n] for row, n in zip(fed, past_lens)]
+
+        # Two tokens at once, then one, then some rows twice.
+        for new in ([[6, 7], [5, 6], [7, 7]], [[5], [7], [6]]):
+            logits = decoder.step(torch.tensor(new, device=device))
+
+            rows = [[*row, *tokens] for row, tokens in zip(rows, new)]
+
+            expected = self.forward_alone(model, list(zip(source_idx, rows)))
+
+            assert_close(logits, expected, rtol=0.0, atol=2e-5)
+
+        order = [2, 0, 0, 1]
+
+        decoder.select(torch.tensor(order, device=device))
+
+        logits = decoder.step(torch.tensor([[5], [6], [7], [5]], device=device))
+
+        rows = [[*rows[n], token] for n, token in zip(order, [5, 6, 7, 5])]
+
+        expected = self.forward_alone(
+            model, [(source_idx[n], row) for n, row in zip(order, rows)]
+        )
+
+        assert_close(logits, expected, rtol=0.0, atol=2e-5)

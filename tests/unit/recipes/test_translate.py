@@ -171,6 +171,9 @@ class TestStreams:
             def isatty(self) -> bool:
                 return False
 
+            def fileno(self) -> int:
+                return stream.fileno()
+
         monkeypatch.setattr(sys, "stdout", Out())
 
         assert main(["translate", str(sft_run), "--interactive", "--no-rich"]) == 0

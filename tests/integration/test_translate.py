@@ -1,0 +1,106 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.tiny_runs import (
+    ROOT,
+    command_environment,
+    python_command,
+    tiny_options,
+    to_args,
+)
+from warmup_plugin.recipes import generate, train
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT: Final = 400.0
+
+
+def test_killed_job_goes_on_in_two_processes(
+    tmp_path: Path, text_folder: Path, tokenizer_file: Path
+) -> None:
+    run_dir = tmp_path / "run"
+
+    options = tiny_options(
+        text_folder, tokenizer_file, criterion__name="warmup", regime__num_steps=2
+    )
+
+    assert train.main(to_args(run_dir, options)) == 0
+
+    # Enough that the job is killed in the middle.
+    lines = (text_folder / "train.src").read_text().splitlines() * 10
+
+    lines[7] = lines[200] = ""
+
+    text = tmp_path / "in.txt"
+
+    text.write_text("".join(f"{line}\n" for line in lines))
+
+    expected = tmp_path / "expected.txt"
+
+    generation = ["--warmup", "sample", "--num-warmups", "2", "--beam-size", "2"]
+
+    args = [str(run_dir), "--input", str(text), "--output", str(expected), *generation]
+
+    assert generate.main(args) == 0
+
+    output = tmp_path / "out.txt"
+
+    args = [
+        *("-m", "warmup_plugin", "translate", str(run_dir), str(text), *generation),
+        *("--output", str(output), "--chunk-size", "4"),
+    ]
+
+    log = tmp_path / "log"
+
+    with log.open("wb") as fp:
+        process = subprocess.Popen(
+            python_command(*args), cwd=ROOT, env=command_environment(), stderr=fp
+        )
+
+    state = tmp_path / "out.txt.state"
+
+    end = time.monotonic() + TIMEOUT
+
+    while not state.exists():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end
+
+        time.sleep(0.002)
+
+    process.kill()
+
+    assert process.wait() == -signal.SIGKILL
+
+    assert not output.exists()
+
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+    result = subprocess.run(
+        python_command(*torchrun, *args),
+        cwd=ROOT,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert " done before" in result.stderr
+
+    assert output.read_bytes() == expected.read_bytes()
+
+    # Nothing is left of the job.
+    assert sorted(f.name for f in tmp_path.iterdir() if f.name.startswith("out")) == [
+        "out.txt"
+    ]
