@@ -3,23 +3,32 @@
 PYTHON ?= python3
 VENV ?= .venv
 
+# COMET needs other versions than fairseq2. `make comet COMET_TORCH=torch==2.9.1` chooses
+# its PyTorch, COMET_PYTHON=python3.11 its Python.
+COMET_VENV ?= .venv-comet
+COMET = warmup_plugin/metrics/comet
+
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES = setup.py warmup_plugin recipes scripts tests
 
 # `make test PYTEST_ARGS="-m 'not integration'"` leaves the slow tests out.
 PYTEST_ARGS ?=
 
-.PHONY: help install test demo lint format doctor clean distclean
+# So many processes run the tests: one a core, but each takes 1 to 2 GB.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 2)
+
+.PHONY: help install comet test demo lint format doctor clean distclean
 
 help:
 	@echo "make install    create $(VENV) and install the package into it"
+	@echo "make comet      create $(COMET_VENV), in which COMET scores translations"
 	@echo "make doctor     check that training can run here"
 	@echo "make demo       train and compare two small models, about 6 minutes"
 	@echo "make test       run the tests"
 	@echo "make lint       run black, isort, flake8 and mypy"
 	@echo "make format     run black and isort and change the files"
 	@echo "make clean      remove build outputs and caches"
-	@echo "make distclean  remove $(VENV) as well"
+	@echo "make distclean  remove $(VENV) and $(COMET_VENV) as well"
 
 install: $(VENV)/.installed
 
@@ -36,11 +45,21 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --editable '.[test,dev]'
 	@touch $@
 
+comet: $(COMET_VENV)/.installed
+
+$(COMET_VENV)/.installed: $(COMET)/requirements.txt
+	$(PYTHON) $(COMET)/make_env.py $(COMET_VENV)
+	@touch $@
+
+# A file stays in one process, which makes what its tests share only once. Without
+# reordering, the integration tests come first, which take longest.
+PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 # One thread: the models of the tests are too small to share their work.
 test: install
 	HF_HUB_OFFLINE=1 FAIRSEQ2_EXTENSION_TRACE=1 \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 demo: install
 	$(VENV)/bin/python scripts/demo.py
@@ -63,4 +82,4 @@ clean:
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(COMET_VENV)

@@ -9,6 +9,6 @@ class WarmupError(Exception):
     Reports bad input in one sentence that names the file, line or field and the
     remedy.
 
-    Every command prints the message alone and exits with 2. Do not subclass it:
-    fairseq2 looks its error handlers up by exact type.
+    Every command prints the message alone and exits with 2. Subclass it only for errors
+    that no fairseq2 recipe raises: fairseq2 looks its error handlers up by exact type.
     """

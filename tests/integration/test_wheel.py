@@ -76,6 +76,9 @@ def test_wheel_trains_outside_clone(
 
     assert "warmup_plugin/py.typed" in names
 
+    for name in ("page.css", "page.html.j2", "page.js", "theme.js"):
+        assert f"warmup_plugin/report/{name}" in names
+
     # With what is beside it, COMET's environment can be built without a clone.
     assert "warmup_plugin/metrics/comet/requirements.txt" in names
 

@@ -763,7 +763,7 @@ class _Ranking:
 
         def leave_one(rows: Tensor, token: Tensor | int, values: Tensor) -> None:
             """Lets rows go on with one token only."""
-            nonlocal log_probs, tokens
+            nonlocal log_probs
 
             log_probs = log_probs.masked_fill(rows.unsqueeze(1), -torch.inf)
 

@@ -17,6 +17,7 @@ from warmup_plugin.metrics.base import (
 )
 from warmup_plugin.metrics.comet import (
     CometClient,
+    CometRequestError,
     CometUnavailable,
     find_comet_python,
 )
@@ -57,21 +58,19 @@ class CometMetric(Metric):
         try:
             # One worker, which loads the model once, for all systems.
             with CometClient(self._python, self._model, gpus=self._gpus) as client:
-                used_references = references if client.requires_references else None
-
+                # Some models read references that they do not require.
                 scores = [
-                    client.score(sources, hypotheses, used_references)
+                    client.score(sources, hypotheses, references)
                     for hypotheses in systems
                 ]
 
                 versions = dict(client.versions)
-
-                num_references = int(client.requires_references)
-        except CometUnavailable as ex:
+        # The other metrics are not to be lost, for example where the GPU is full.
+        except (CometUnavailable, CometRequestError) as ex:
             raise MetricUnavailable(str(ex)) from None
 
         signature = (
-            f"nrefs:{num_references}|model:{_name_model(self._model)}|precision:fp32|"
+            f"nrefs:1|model:{_name_model(self._model)}|precision:fp32|"
             f"version:{_format_versions(versions)}"
         )
 

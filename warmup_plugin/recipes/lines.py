@@ -324,14 +324,16 @@ class LineTask(Task):
                 if is_first:
                     # Nothing that follows a line which could not be processed.
                     if line_error is not None:
-                        chunk = [c for c in chunk if c.number < line_error.number]
+                        number, _ = line_error
 
-                        records = [r for r in records if r.number < line_error.number]
+                        chunk = [c for c in chunk if c.number < number]
+
+                        records = [r for r in records if r.number < number]
 
                     self._write(chunk, records)
 
                 if line_error is not None:
-                    raise WarmupError(str(line_error))
+                    raise WarmupError(line_error[1])
 
                 if error is not None:
                     raise WarmupError(error)
@@ -408,11 +410,12 @@ class LineTask(Task):
 
     def _process_share(
         self, chunk: list[Line], on_batch: Callable[[int], None]
-    ) -> tuple[list[Record], LineError | None]:
+    ) -> tuple[list[Record], tuple[int, str] | None]:
         """
         Processes a rank's share of lines.
 
-        :returns: The records of all ranks in order, and the first error.
+        :returns: The records of all ranks in order, and the number of the first line
+            that could not be processed with what is wrong with it.
         """
         gang = self._gangs.dp
 
@@ -428,13 +431,14 @@ class LineTask(Task):
         def advance(num_lines: int) -> None:
             on_batch(num_lines * gang.size)
 
-        error: LineError | None = None
+        # As a tuple, which can be sent to the first rank.
+        error: tuple[int, str] | None = None
 
         with amp:
             try:
                 records = self._process(share, advance)
             except LineError as ex:
-                error = ex
+                error = (ex.number, str(ex))
 
                 share = [line for line in share if line.number < ex.number]
 
@@ -449,7 +453,7 @@ class LineTask(Task):
             key=lambda record: record.number,
         )
 
-        return all_records, min(errors, key=lambda ex: ex.number, default=None)
+        return all_records, min(errors, default=None)
 
     def _write(self, chunk: list[Line], records: list[Record]) -> None:
         if not records:

@@ -43,6 +43,15 @@ class WordCodec(TextCodec):
     def decode(self, tokens: Sequence[int]) -> str:
         raise NotImplementedError()
 
+    @override
+    def to_tokens(self, tokens: Sequence[int]) -> list[str]:
+        raise NotImplementedError()
+
+    @property
+    @override
+    def num_template_tokens(self) -> int:
+        return 0
+
     @property
     @override
     def template(self) -> str:

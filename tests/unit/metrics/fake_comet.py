@@ -24,6 +24,11 @@ print(json.dumps({{"ready": {ready}, "error": "no such model", "requires_referen
 for line in sys.stdin:
     request = json.loads(line)
 
+    if request["samples"][0]["mt"] == "boom":
+        print(json.dumps({{"id": request["id"], "error": "out of memory", "kind": "RuntimeError"}}), flush=True)
+
+        continue
+
     scores = [len(s["mt"]) / (100 + len(s["src"] + s.get("ref", ""))) for s in request["samples"]]
 
     print(json.dumps({{"id": request["id"], "scores": scores}}), flush=True)

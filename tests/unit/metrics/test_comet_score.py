@@ -45,15 +45,14 @@ class TestCometMetric:
 
         for [measurement], hypotheses in zip(rows, _SYSTEMS, strict=True):
             scores = [
-                len(h) / (100 + len(s) + (len(r) if requires_references else 0))
+                len(h) / (100 + len(s) + len(r))
                 for h, s, r in zip(hypotheses, _SOURCES, _REFERENCES)
             ]
 
             assert measurement.sentence_scores() == pytest.approx(scores)
             assert measurement.score == pytest.approx(sum(scores) / 3)
             assert measurement.signature == (
-                f"nrefs:{int(requires_references)}|model:tiny-comet|precision:fp32|"
-                "version:unbabel-comet-2.2.7"
+                "nrefs:1|model:tiny-comet|precision:fp32|version:unbabel-comet-2.2.7"
             )
 
         assert (tmp_path / "starts").read_text() == "x"
@@ -67,6 +66,16 @@ class TestCometMetric:
 
         with pytest.raises(MetricUnavailable, match="no such model"):
             metric.measure(_SYSTEMS, _REFERENCES, _SOURCES)
+
+    def test_measure_says_what_worker_could_not_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    ) -> None:
+        install_comet_worker(tmp_path, monkeypatch)
+
+        metric = METRICS["comet"].create(MetricOptions(comet_model=model))
+
+        with pytest.raises(MetricUnavailable, match="out of memory"):
+            metric.measure([["boom", "b", "c"]], _REFERENCES, _SOURCES)
 
     def test_measure_says_that_interpreter_is_missing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str

@@ -377,7 +377,10 @@ class TestBadInput:
                 "`beam_size` must be greater than",
             ),
             (
-                ["--config", "seq2seq_generator={name: beam_search, config: {beam_size: 2}}"],
+                [
+                    "--config",
+                    "seq2seq_generator={name: beam_search, config: {beam_size: 2}}",
+                ],
                 "`seq2seq_generator.name` is not `warmup`",
             ),
             (["--config", "dataset.path=/nope"], "data folder `/nope` does not exist"),

@@ -27,9 +27,7 @@ def translate(
 ) -> Translate:
     """Runs the command and returns status, standard output and standard error."""
 
-    def run(
-        run_dir: Path, *args: object, stdin: bytes = b""
-    ) -> tuple[int, bytes, str]:
+    def run(run_dir: Path, *args: object, stdin: bytes = b"") -> tuple[int, bytes, str]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
 
         capfdbinary.readouterr()

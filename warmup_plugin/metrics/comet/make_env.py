@@ -116,8 +116,8 @@ def _build(folder: Path, torch: str, base_python: str) -> None:
             )
 
     print(
-        f"Building the environment of COMET in {folder} with {torch}: 1.4 GB, or about "
-        "7 GB with the CUDA libraries of PyTorch.",
+        f"Building the environment of COMET in {folder} with {torch}: 1.4 GB, or several "
+        "more with the CUDA libraries of PyTorch.",
         flush=True,
     )
 
