@@ -86,9 +86,6 @@ PLAIN_SYSTEMS: Final = (BASE, "ours", "ctranslate2")
 
 WARMUP_SYSTEMS: Final = ("single", "greedy-then-beam", "sample")
 
-# A batch, in tokens of all rows.
-_MAX_NUM_TOKENS: Final = 10_000
-
 # Longer than any caption.
 _MAX_RUN_LEN: Final = 60
 
@@ -514,9 +511,7 @@ def run(args: argparse.Namespace) -> None:
 
     for job in jobs:
         for beam in map(int, args.beams.split(",")):
-            measurements.append(
-                _measure_job(job, beam, names, device, args.rounds, args.threads)
-            )
+            measurements.append(_measure_job(job, beam, names, device, args))
 
     report["measurements"] = measurements
 
@@ -529,14 +524,15 @@ def _measure_job(
     beam: int,
     names: Sequence[str],
     device: torch.device,
-    num_rounds: int,
-    threads: int,
+    args: argparse.Namespace,
 ) -> dict[str, object]:
     lens = np.array([len(seq) for seq in job.sources])
 
-    plan = [rows.tolist() for rows in sorted_batches(lens, _MAX_NUM_TOKENS // beam)]
+    plan = [rows.tolist() for rows in sorted_batches(lens, args.max_num_tokens // beam)]
 
-    systems = {name: create_system(name, job, device, beam, threads) for name in names}
+    systems = {
+        name: create_system(name, job, device, beam, args.threads) for name in names
+    }
 
     outputs: dict[str, dict[int, list[int]]] = {name: {} for name in names}
 
@@ -551,7 +547,7 @@ def _measure_job(
 
     steps = {name: make_step(name) for name in names}
 
-    times = measure_alternating(steps, device, num_rounds=num_rounds)
+    times = measure_alternating(steps, device, num_rounds=args.rounds)
 
     memory = {name: measure_memory(step) for name, step in steps.items()}
 
@@ -598,7 +594,7 @@ def _measure_job(
         )
 
     print(
-        f"{job.name}\nbeam {beam}, {len(job.sources)} sentences, {threads} thread(s)\n"
+        f"{job.name}\nbeam {beam}, {len(job.sources)} sentences in {len(plan)} batches, {args.threads} thread(s)\n"
     )
 
     print(
@@ -653,6 +649,14 @@ def create_parser() -> argparse.ArgumentParser:
         default=500,
         metavar="N",
         help="the number of sources (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--max-num-tokens",
+        type=parse_positive_int,
+        default=10_000,
+        metavar="N",
+        help="the size of a batch: rows, of which each beam is one, times the longest source (default: %(default)s)",
     )
 
     parser.add_argument(

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scripts import bench_sampling, bench_step
+from scripts import bench_generate, bench_sampling, bench_step
 from scripts.bench_common import (
     BOS_IDX,
     EOS_IDX,
@@ -508,3 +508,52 @@ class TestSampling:
             bench_sampling.main(["--end-prob", end_prob])
 
         assert "must be between 0 and 1" in capsys.readouterr().err
+
+
+class TestBenchGenerate:
+    @pytest.mark.parametrize("beam", [1, 3])
+    def test_systems_write_the_same(self, beam: int) -> None:
+        job = bench_generate.create_random_job(TINY, 5)
+
+        outputs = [
+            bench_generate.create_system(name, job, device, beam, 1)(job.sources)
+            for name in bench_generate.PLAIN_SYSTEMS
+        ]
+
+        assert all(len(output) == job.fixed_len for output in outputs[0])
+
+        assert outputs[0] == outputs[1]
+
+        # It ends a search with several beams by a rule of its own.
+        if beam == 1:
+            assert outputs[0] == outputs[2]
+
+    def test_memory_of_step_is_what_it_takes(self) -> None:
+        # 64 MiB
+        mib = bench_generate.measure_memory(lambda: torch.ones(2**24))
+
+        if mib is None:
+            pytest.skip("this kernel does not tell the peak of a process")
+
+        assert 60.0 < mib < 80.0
+
+    def test_benchmark_runs(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(bench_generate.SETTINGS, "tiny", TINY)
+
+        args = ["--settings", "tiny", "--sentences", "4", "--rounds", "1", "--beams"]
+
+        assert bench_generate.main([*args, "1,2"]) == 0
+
+        out = capsys.readouterr().out
+
+        assert out.count("transformers ") == 2
+        assert out.count("greedy-then-beam ") == 2
+
+    def test_unknown_system_is_one_sentence(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert bench_generate.main(["--systems", "nope"]) == 2
+
+        assert "`--systems` names `nope`" in capsys.readouterr().err
