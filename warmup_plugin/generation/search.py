@@ -853,6 +853,9 @@ _BLOCK_SIZE: Final = 64
 """The number of tokens of which only the largest is looked at first."""
 
 
+_MIN_NUM_LOGITS: Final = 2**16
+
+
 def find_top(logits: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
     """
     Finds the largest logits of each row, as ``topk`` does.
@@ -866,7 +869,10 @@ def find_top(logits: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
     """
     num_blocks = logits.size(1) // _BLOCK_SIZE
 
-    if logits.device.type != "cpu" or num_blocks <= num_top:
+    # A few rows are searched in less time than more steps take to begin.
+    is_small = logits.numel() < _MIN_NUM_LOGITS or num_blocks <= num_top
+
+    if logits.device.type != "cpu" or is_small:
         return logits.topk(num_top, dim=1)
 
     num_in_blocks = num_blocks * _BLOCK_SIZE

@@ -7,13 +7,18 @@ import pytest
 import torch
 
 from tests.common import assert_equal, device
+from warmup_plugin.generation import search
 from warmup_plugin.generation.search import find_top
 
 
 class TestFindTop:
     @pytest.mark.parametrize("num_top", [1, 2, 10])
     @pytest.mark.parametrize("vocab_size", [7 * 64, 1000, 6001, 500, 12])
-    def test_call_equals_topk(self, vocab_size: int, num_top: int) -> None:
+    def test_call_equals_topk(
+        self, vocab_size: int, num_top: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(search, "_MIN_NUM_LOGITS", 0)
+
         torch.manual_seed(0)
 
         logits = torch.randn((40, vocab_size), device=device)
@@ -37,8 +42,9 @@ class TestFindTop:
 
         assert_equal(tokens[finite], expected.indices[finite])
 
-    def test_what_is_not_a_number_is_not_lost(self) -> None:
-        logits = torch.zeros((2, 1000), device=device)
+    @pytest.mark.parametrize("num_rows", [2, 200])
+    def test_what_is_not_a_number_is_not_lost(self, num_rows: int) -> None:
+        logits = torch.zeros((num_rows, 1000), device=device)
 
         logits[1, 700] = torch.nan
 
