@@ -317,9 +317,14 @@ class Transformers(System):
 
         eos_idx = self.model.config.eos_token_id
 
+        hypotheses = [
+            _cut(seq[len(prefix) :], eos_idx, pad_idx) for seq in outputs.tolist()
+        ]
+
+        # An output that reaches the limit has another token where EOS should be.
         return [
-            [from_hg_token_idx(i) for i in _cut(seq[len(prefix) :], eos_idx, pad_idx)]
-            for seq in outputs.tolist()
+            [from_hg_token_idx(i) for i in hypothesis[: self._job.max_len]]
+            for hypothesis in hypotheses
         ]
 
 
