@@ -93,7 +93,7 @@ class SamplerSection(SupportsStructure):
     """The registered name: `independent` draws, or `stochastic_beam` for warmups that all differ."""
 
     config: object = None
-    """The settings of the sampler, see :class:`IndependentConfig`; ``None`` for its defaults."""
+    """The settings of the sampler; ``None`` for its defaults."""
 
     @override
     def structure(self, resolver: DependencyResolver) -> None:

@@ -574,8 +574,8 @@ def _read_manifest(pairs: TextPairs, manifest_file: Path) -> None:
     Joins all directions of a split in the folder layout of fairseq2 0.4.
 
     Sampling by weight is not offered. The directions are joined as they are, which is
-    right if the weights are the numbers of pairs, as that layout suggests, or all
-    equal. Other weights are refused: to ignore them would train on another mixture
+    what their weights ask for if they are the numbers of pairs, as that layout
+    suggests; it is accepted too if all are equal. Other weights are refused: to ignore them would train on another mixture
     than the one asked for.
     """
     weights: dict[str, float] = {}
@@ -659,7 +659,7 @@ def _parse_manifest_line(line: str, where: str) -> tuple[str, str, float]:
         or not all(langs)
     ):
         raise WarmupError(
-            f"{where} is not a direction, a tab and a weight above 0: write for example `en-de` or `mined/en-de`, a tab and `1`."
+            f"{where} is not a direction, a tab and a weight above 0: write for example `en-de` or `mining/en-de`, a tab and `1`."
         )
 
     return fields[0], langs[1], weight

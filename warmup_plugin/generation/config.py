@@ -20,7 +20,7 @@ class GenerationConfig(Validatable):
     """Configures the generator ``warmup``: how warmup and output are found."""
 
     warmup: str = "single"
-    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `sample`: `num_warmups` warmups are drawn, each with an output of its own, and `rank_by` chooses; `none`: the model writes no warmup (plain fine-tuning)."""
+    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `sample`: ``num_warmups`` warmups are drawn, each with an output of its own, and ``rank_by`` chooses; `none`: the model writes no warmup (plain fine-tuning)."""
 
     max_warmup_len: int = 8
     """The most tokens of a warmup; then the separator is forced. That of training, if a run translates."""
@@ -29,7 +29,7 @@ class GenerationConfig(Validatable):
     """The number K of warmups that `sample` draws."""
 
     rank_by: str = "log_prob"
-    """What chooses among the outputs of `sample`. `log_prob`: log P(c,y|x); `marginal`: the mean of P(y|c,x) over the K warmups; `mbr`: the expected chrF++ against the outputs of the K warmups (minimum Bayes risk). The first two are divided by the length as `length_penalty` says."""
+    """What chooses among the outputs of `sample`. `log_prob`: log P(c,y|x); `marginal`: the mean of P(y|c,x) over the K warmups; `mbr`: the expected chrF++ against the outputs of the K warmups (minimum Bayes risk). The first two are divided by the length as ``length_penalty`` says."""
 
     beam_size: int = 5
     """The number of partial sequences kept a source; 1 is greedy search."""
@@ -38,7 +38,7 @@ class GenerationConfig(Validatable):
     """If ``True``, outputs are drawn from the model instead of searched, and so is the warmup of `single`."""
 
     temperature: float = 1.0
-    """Divides the logits of all draws."""
+    """Divides the logits of all draws; a search ignores it."""
 
     top_k: int | None = None
     """The most tokens to draw from, the likeliest ones."""
@@ -50,7 +50,7 @@ class GenerationConfig(Validatable):
     """The seed of all draws. A line's draws depend on the seed and its number alone."""
 
     num_best: int = 1
-    """The number of hypotheses to return for a source: at most `beam_size` if they are searched; the number of draws if they are drawn. `sample` returns at most one for each warmup."""
+    """The number of hypotheses to return for a source: at most ``beam_size`` if they are searched; the number of draws if they are drawn. `sample` returns at most one for each warmup."""
 
     length_penalty: float = 1.0
     """The exponent of the length that divides a sequence's log-probability; 0.0 favours short output, larger values long output."""

@@ -1,0 +1,669 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+Writes ``docs/config.md``, the reference of every config field. ::
+
+    python scripts/make_config_docs.py
+    python scripts/make_config_docs.py --check
+
+Keys, types, defaults and meanings come from the config classes of the recipes and from
+what is written below their fields; the messages of refused settings from their
+``validate()``. With ``--check`` nothing is written, and the exit status is 1 if the file
+is not what would be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Final,
+    Literal,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import torch
+from fairseq2.generation import Seq2SeqGenerator
+from fairseq2.models.llama import LLaMAConfig
+from fairseq2.models.llama.config import register_llama_configs
+from fairseq2.models.nllb import NllbConfig
+from fairseq2.models.nllb.config import register_nllb_configs
+from fairseq2.models.qwen import QwenConfig
+from fairseq2.models.qwen.config import register_qwen_configs
+from fairseq2.optim.lr_schedulers import LRScheduler
+from fairseq2.recipe.component import _ComponentEntry
+from fairseq2.recipe.composition.lr_schedulers import _register_lr_schedulers
+from fairseq2.recipe.composition.optim import _register_optim
+from fairseq2.recipe.config import (
+    LRSchedulerSection,
+    OptimizerSection,
+    ReferenceModelSection,
+    Seq2SeqGeneratorSection,
+    SequenceGeneratorSection,
+)
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.structured import StandardValueConverter
+from torch.optim import Optimizer
+
+if not __package__:
+    # Started as a file: the folder of the package is not on the path then.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from warmup_plugin.composition import register_warmup_plugin
+from warmup_plugin.config_docs import get_class_doc, get_field_docs, get_field_owner
+from warmup_plugin.criteria.config import ObjectiveSection, SamplerSection
+from warmup_plugin.models.t5 import T5Config
+from warmup_plugin.objectives import Objective
+from warmup_plugin.recipes.generate import GenerateConfig
+from warmup_plugin.recipes.score import ScoreConfig
+from warmup_plugin.recipes.train import TrainConfig
+from warmup_plugin.sampling import WarmupSampler
+
+FILE: Final = Path(__file__).resolve().parents[1] / "docs" / "config.md"
+
+COMMAND: Final = "python scripts/make_config_docs.py"
+
+# The sections that choose a component by name, and the interface it implements.
+COMPONENTS: Final[dict[type[object], object]] = {
+    ObjectiveSection: Objective,
+    SamplerSection: WarmupSampler,
+    OptimizerSection: Optimizer,
+    LRSchedulerSection: LRScheduler,
+    # The recipes take no generator but ours, which both kinds of model share.
+    Seq2SeqGeneratorSection: Seq2SeqGenerator,
+    SequenceGeneratorSection: Seq2SeqGenerator,
+}
+
+# Settings that fit no run of ours; the message is that of the config class.
+REFUSED: Final[Sequence[Mapping[str, object]]] = (
+    {"regime.num_data_epochs": 3},
+    {"regime.checkpoint_every_n_steps": 1000},
+    {"regime.score_metric": "ter"},
+    {"regime.save_model_only": True},
+    {"validation.patience": 5, "regime.score_metric": None},
+    {"trainer.data_parallelism": "fsdp", "trainer.fsdp.version": "v1"},
+    {
+        "trainer.mixed_precision.mode": "static",
+        "trainer.mixed_precision.dtype": torch.float16,
+    },
+    {"common.no_sweep_dir": False},
+)
+
+INTRODUCTION: Final = f"""\
+<!-- Written by `{COMMAND}`; a test compares it with the code. -->
+
+# Configuration
+
+Every key of a config file or of `--config KEY=VALUE …`, as one types it. A value on the
+command line is YAML. `--dump-config` prints what a command resolves to, with its preset.
+
+- **Default** is that of our recipe, also for fairseq2's keys. The presets of
+  [recipes/configs](../recipes/configs/translation) state what differs.
+- Keys that are **fairseq2's** own are marked so. Their meaning is what fairseq2 0.8.1 says
+  of them; where it says nothing, the cell is empty.
+- A run keeps its config: to go on with another one, start a new run with `init_from`.
+
+| | command | keys |
+|---|---|---|
+| [Training](#training) | `train` | of `--config-file` and `--config` |
+| [Generating](#generating) | `generate`, `translate` | of `--config`; the most usual ones are options too |
+| [Scoring](#scoring) | `score` | of `--config`; the most usual ones are options too |
+| [Models](#models) | all | of `model.config_overrides`, and the names of `model.arch` |
+"""
+
+TRAINING: Final = """\
+## Training
+
+`python -m recipes.train OUT --config-file F.yaml --config KEY=VALUE …`
+"""
+
+GENERATING: Final = """\
+## Generating
+
+`python -m recipes.generate RUN_DIR` and `python -m warmup_plugin translate RUN_DIR` fill
+all of this from the run and from their options, those of `seq2seq_generator.config` among
+them (`--beam-size`, …). `--config KEY=VALUE …` sets the rest, such as `model.dtype` and
+`max_num_tokens`.
+"""
+
+SCORING: Final = """\
+## Scoring
+
+`python -m warmup_plugin score RUN_DIR`, likewise.
+"""
+
+CHOOSING: Final = """\
+Another name needs settings of its own, since those of the default would stay: on the
+command line `SECTION.name=… SECTION.config='{…}'`, in a file `SECTION: {_set_: {name: …,
+config: {…}}}`.
+"""
+
+# What is said below a section beside its table.
+FURTHER: Final = {"model": "The shapes and their settings: [Models](#models)."}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One key."""
+
+    key: str
+
+    kind: str
+
+    default: str
+
+    meaning: str
+
+    is_fairseq2: bool
+
+
+def make_docs() -> str:
+    """Returns what ``docs/config.md`` has to be."""
+    resolver = _create_resolver()
+
+    recipes = {
+        "Training": (TRAINING, TrainConfig()),
+        "Generating": (GENERATING, GenerateConfig()),
+        "Scoring": (SCORING, ScoreConfig()),
+    }
+
+    parts = [INTRODUCTION]
+
+    # What has been described already: the title of the recipe, the name of the section.
+    known: dict[str, tuple[str, str]] = {}
+
+    for title, (introduction, config) in recipes.items():
+        parts.append(introduction)
+
+        parts += _describe_recipe(title, config, known, resolver)
+
+        if title == "Training":
+            parts += ["### What training refuses", _make_refusals()]
+
+    parts += _describe_models(resolver)
+
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _create_resolver() -> DependencyResolver:
+    """
+    Registers what is chosen by name.
+
+    Not as fairseq2 does it, which adds what other packages have registered.
+    """
+    container = DependencyContainer()
+
+    _register_optim(container)
+
+    _register_lr_schedulers(container)
+
+    register_nllb_configs(container)
+
+    register_llama_configs(container)
+
+    register_qwen_configs(container)
+
+    register_warmup_plugin(container)
+
+    return container
+
+
+def _describe_recipe(
+    title: str,
+    config: object,
+    known: dict[str, tuple[str, str]],
+    resolver: DependencyResolver,
+) -> Iterator[str]:
+    docs = get_field_docs(type(config))
+
+    plain, sections = [], []
+
+    for name, hint, value in _iter_fields(config):
+        section = value if _is_config(value) else _get_optional_section(hint)
+
+        if section is None:
+            plain.append(_make_row(config, name, name, hint, value))
+        else:
+            sections.append((name, value, section))
+
+    yield "### Top level"
+
+    yield _make_table(plain)
+
+    # By the recipe whose section of the same name is equal.
+    same: dict[str, list[str]] = {}
+
+    for name, value, section in sections:
+        content = "\n\n".join(_describe_section(name, section, resolver))
+
+        # Equal but for the name of the section.
+        fingerprint = content.replace(f"`{name}.", "`")
+
+        known_title, known_name = known.setdefault(fingerprint, (title, name))
+
+        if known_title != title and known_name == name:
+            same.setdefault(known_title, []).append(f"`{name}`")
+
+            continue
+
+        yield f"### `{name}`"
+
+        doc = _to_markdown(docs.get(name) or get_class_doc(type(section)))
+
+        if value is None:
+            doc = f"{doc} Default: `null`; the table is for one that is set."
+
+        if doc:
+            yield doc
+
+        if known_name == name:
+            yield content
+        else:
+            yield f"The keys are those of `{known_name}`."
+
+        if name in FURTHER and known_name == name:
+            yield FURTHER[name]
+
+    for known_title, names in same.items():
+        yield f"### As in {known_title.lower()}"
+
+        yield f"{', '.join(names)}: see [{known_title}](#{known_title.lower()})."
+
+
+def _describe_section(
+    key: str, section: object, resolver: DependencyResolver
+) -> Iterator[str]:
+    """Describes a section with all that is inside of it; a component in its own table."""
+    rows: list[Row] = []
+
+    others: list[str] = []
+
+    def descend(key: str, section: object) -> None:
+        components = COMPONENTS.get(type(section))
+
+        for name, hint, value in _iter_fields(section):
+            field_key = f"{key}.{name}"
+
+            if components is not None and name == "config":
+                others.extend(
+                    _describe_components(field_key, section, components, resolver)
+                )
+
+                continue
+
+            row = _make_row(section, name, field_key, hint, value)
+
+            if _is_config(value):
+                if row.meaning:
+                    rows.append(row)
+
+                descend(field_key, value)
+            else:
+                rows.append(row)
+
+    descend(key, section)
+
+    yield _make_table(rows)
+
+    yield from others
+
+
+def _describe_components(
+    key: str, section: Any, interface: object, resolver: DependencyResolver
+) -> Iterator[str]:
+    """Describes the settings of each component that a section can name."""
+    name_key = key.replace(".config", ".name")
+
+    is_fairseq2 = False
+
+    without: list[str] = []
+
+    for name, config_kls in _list_components(interface, resolver):
+        # The settings of the one that is the default may differ from its own defaults.
+        if name == section.name and section.config is not None:
+            config = section.config
+        else:
+            config = config_kls()
+
+        is_fairseq2 = is_fairseq2 or _is_of_fairseq2(config_kls)
+
+        content = list(_describe_section(key, config, resolver))
+
+        if not fields(config):
+            without.append(f"`{name}`")
+
+            continue
+
+        yield f"**`{key}`** if `{name_key}` is `{name}`:"
+
+        yield from content
+
+        for field_name, hint, _ in _iter_fields(config):
+            element_kls = _get_element_kls(hint)
+
+            if element_kls is not None:
+                yield f"Each of `{key}.{field_name}`:"
+
+                element = element_kls()
+
+                yield _make_table(
+                    _make_row(element, n, n, h, v) for n, h, v in _iter_fields(element)
+                )
+
+    if without:
+        yield f"Without settings (`{key}=null`): {', '.join(without)}."
+
+    if is_fairseq2:
+        yield CHOOSING
+
+
+def _list_components(
+    interface: object, resolver: DependencyResolver
+) -> Iterator[tuple[str, Any]]:
+    """Lists the names that are registered and the classes of their settings."""
+    for key in resolver.iter_keys(_ComponentEntry):
+        kls, name = cast("tuple[object, str]", key)
+
+        if kls is interface:
+            entry = resolver.resolve(_ComponentEntry, key=key)
+
+            yield name, NoSettings if entry.config_kls is NoneType else entry.config_kls
+
+
+@dataclass(kw_only=True)
+class NoSettings:
+    """Stands for the settings of a component without any."""
+
+
+def _describe_models(resolver: DependencyResolver) -> Iterator[str]:
+    yield "## Models"
+
+    yield "`model.arch` names the shape of a model that is trained from scratch; `model.config_overrides` changes it, as in `model.config_overrides.dropout_p=0.2`. A model that comes from a run (`init_from`) or an asset card (`model.name`) has its shape already; of a file (`model.path`) both say what it holds. With a tokenizer of the family `warmup_spm`, `vocab_size` and `pad_idx` are set to fit it."
+
+    for family, kls in (("nllb", NllbConfig), ("t5", T5Config)):
+        yield f"### `model.config_overrides` of `model.family={family}`"
+
+        rows = [
+            _make_row(kls(), name, f"model.config_overrides.{name}", hint, value)
+            for name, hint, value in _iter_fields(kls())
+        ]
+
+        yield _make_table(rows)
+
+        yield f"### `model.arch` of `model.family={family}`"
+
+        yield _make_arch_table(kls, resolver)
+
+    yield "### `model.arch` of `llama` and `qwen`"
+
+    yield "fairseq2's: their shapes are those of the public models, which `import` brings with their weights."
+
+    for family, config_kls in (("llama", LLaMAConfig), ("qwen", QwenConfig)):
+        names = ", ".join(f"`{n}`" for n in _list_archs(config_kls, resolver))
+
+        yield f"`{family}`: {names}."
+
+
+def _make_arch_table(kls: type[object], resolver: DependencyResolver) -> str:
+    columns = [
+        f.name
+        for f in fields(cast(Any, kls))
+        if f.name not in ("max_seq_len", "pad_idx", "norm_eps")
+        and not f.name.startswith(("num_position", "max_position"))
+    ]
+
+    lines = [
+        _make_line(["`model.arch`", *(f"`{name}`" for name in columns)]),
+        _make_line(["---"] * (len(columns) + 1)),
+    ]
+
+    for name in _list_archs(kls, resolver):
+        config = resolver.resolve(kls, key=name)
+
+        values = [_format_value(getattr(config, column)) for column in columns]
+
+        lines.append(_make_line([f"`{name}`", *values]))
+
+    return "\n".join(lines)
+
+
+def _list_archs(kls: type[object], resolver: DependencyResolver) -> list[str]:
+    return [str(name) for name in resolver.iter_keys(kls)]
+
+
+def _make_refusals() -> str:
+    lines = [_make_line(["setting", "why"]), _make_line(["---", "---"])]
+
+    for settings in REFUSED:
+        config = TrainConfig()
+
+        for key, value in settings.items():
+            *path, name = key.split(".")
+
+            section: Any = config
+
+            for part in path:
+                section = getattr(section, part)
+
+            setattr(section, name, value)
+
+        errors = config.validate().errors
+
+        if len(errors) != 1:
+            raise ValueError(f"{settings} must be refused once, but: {errors}.")
+
+        pairs = [f"`{key}={_format_value(v)}`" for key, v in settings.items()]
+
+        lines.append(_make_line([" with ".join(pairs), _to_markdown(errors[0])]))
+
+    return "\n".join(lines)
+
+
+def _iter_fields(config: object) -> Iterator[tuple[str, object, object]]:
+    """Iterates over the names, types and defaults of the fields of a config."""
+    hints = get_type_hints(type(config))
+
+    for config_field in fields(cast(Any, config)):
+        name = config_field.name
+
+        yield name, hints[name], getattr(config, name)
+
+
+def _make_row(config: object, name: str, key: str, hint: object, value: object) -> Row:
+    kls = type(config)
+
+    if _is_config(value):
+        kind, default = "section", ""
+    else:
+        kind, default = _format_type(hint), f"`{_format_value(value)}`"
+
+    return Row(
+        key,
+        kind,
+        default,
+        _to_markdown(get_field_docs(kls).get(name, "")),
+        _is_of_fairseq2(get_field_owner(kls, name)),
+    )
+
+
+def _make_table(rows: Iterable[Row]) -> str:
+    rows = list(rows)
+
+    head = ["key", "type", "default", "meaning"]
+
+    marks = {row.is_fairseq2 for row in rows}
+
+    lines = [_make_line(head), _make_line(["---"] * len(head))]
+
+    for row in rows:
+        meaning = row.meaning
+
+        # Said once if it is true of all.
+        if row.is_fairseq2 and len(marks) > 1:
+            meaning = f"{meaning} *(fairseq2)*".strip()
+
+        lines.append(_make_line([f"`{row.key}`", row.kind, row.default, meaning]))
+
+    table = "\n".join(lines)
+
+    return f"*Keys of fairseq2:*\n\n{table}" if marks == {True} else table
+
+
+def _make_line(cells: Iterable[str]) -> str:
+    # A bar would end the cell, also inside of code.
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+
+    return f"| {' | '.join(escaped)} |"
+
+
+def _format_type(hint: object) -> str:
+    """Names a type as one who writes YAML thinks of it."""
+    if hint is None or hint is NoneType:
+        return "null"
+
+    if isinstance(hint, type):
+        if is_dataclass(hint):
+            return "section"
+
+        names: dict[type[object], str] = {
+            Path: "path",
+            torch.dtype: "dtype",
+            object: "any",
+        }
+
+        if hint in names:
+            return names[hint]
+
+    origin, args = get_origin(hint), get_args(hint)
+
+    if origin is Literal:
+        # The same literals in another order may come from the cache of `typing`.
+        return " or ".join(sorted(f"`{_format_value(arg)}`" for arg in args))
+
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_format_type(arg) for arg in args))
+
+    if origin is tuple:
+        return f"[{', '.join(_format_type(arg) for arg in args)}]"
+
+    if origin is dict:
+        return "mapping"
+
+    if origin is not None:
+        return f"list of {_format_type(args[0])}"
+
+    return cast(type[object], hint).__name__
+
+
+def _format_value(value: object) -> str:
+    """Writes a value as YAML."""
+    value = StandardValueConverter().unstructure(value)
+
+    if value is None:
+        return "null"
+
+    if isinstance(value, bool):
+        return "true" if value else "false"
+
+    if isinstance(value, str):
+        return value or "''"
+
+    if isinstance(value, list):
+        return f"[{', '.join(_format_value(item) for item in value)}]"
+
+    return repr(value)
+
+
+def _to_markdown(text: str) -> str:
+    """Turns what is written below a field into one line of Markdown."""
+    text = re.sub(r"`([^`<]+?)\s*<([^>`]+)>`_", r"[\1](\2)", text)
+
+    # `:class:` and its like; fairseq2 has one without its second colon.
+    text = re.sub(r":[a-z]+:?`~?([^`]+)`", r"`\1`", text)
+
+    text = text.replace("``", "`")
+
+    for python, yaml in (("None", "null"), ("True", "true"), ("False", "false")):
+        text = text.replace(f"`{python}`", f"`{yaml}`")
+
+    return " ".join(text.split())
+
+
+def _is_config(value: object) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _get_optional_section(hint: object) -> object | None:
+    """Returns a section with its defaults if a field may hold one; else ``None``."""
+    if hint == ReferenceModelSection | None:
+        return ReferenceModelSection()
+
+    return None
+
+
+def _get_element_kls(hint: object) -> type[Any] | None:
+    """Returns the config class that a field holds a list of."""
+    for arg in get_args(hint):
+        if isinstance(arg, type) and is_dataclass(arg):
+            return arg
+
+    return None
+
+
+def _is_of_fairseq2(kls: type[object]) -> bool:
+    return kls.__module__.split(".")[0] == "fairseq2"
+
+
+def check(file: Path, docs: str) -> bool:
+    """Tells whether a file holds the docs, and says so on standard error if not."""
+    if file.is_file() and file.read_text(encoding="utf-8") == docs:
+        return True
+
+    print(f"error: `{file}` is not up to date; run `{COMMAND}`.", file=sys.stderr)
+
+    return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the command.
+
+    :returns: The exit status: 0, or 1 if ``--check`` finds another text.
+    """
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description="Writes the reference of every config field."
+    )
+
+    parser.add_argument(
+        "--check", action="store_true", help="only tell whether the file is up to date"
+    )
+
+    parser.add_argument(
+        "--output", type=Path, default=FILE, metavar="FILE", help="default: %(default)s"
+    )
+
+    args = parser.parse_args(argv)
+
+    docs = make_docs()
+
+    if args.check:
+        return 0 if check(args.output, docs) else 1
+
+    args.output.write_text(docs, encoding="utf-8")
+
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
