@@ -111,6 +111,9 @@ setup(
             "selenium>=4.20",
             "setuptools>=70.1",
         ],
+        # scripts/prepare_*.py: where WMT's data is, XSum and CNN/DailyMail, and which
+        # language a text is in. Each is used only where it is installed.
+        "data": ["datasets>=4.4", "mtdata>=0.5", "py3langid>=0.4"],
         # scripts/bench_*.py compare with it.
         "bench": ["transformers>=4.57,<5"],
         "dev": [

@@ -1,0 +1,217 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tests.unit.data.preparation.servers import FileServer, serve
+from warmup_plugin.data.preparation.download import Downloader
+from warmup_plugin.errors import WarmupError
+
+DATA = bytes(range(256)) * 40
+
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+def create_downloader(*, token: str | None = None) -> Downloader:
+    return Downloader(token=token, max_failures=3, wait_seconds=0.0, timeout=10.0)
+
+
+def list_files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def get_ranges(server: FileServer) -> list[str | None]:
+    return [request.headers.get("Range") for request in server.requests]
+
+
+class TestDownload:
+    def test_call_writes_file_and_checksum(self, tmp_path: Path) -> None:
+        file = tmp_path / "sub" / "a.bin"
+
+        with serve(files={"/a.bin": DATA}) as server:
+            sha256 = create_downloader().download(f"{server.url}/a.bin", file)
+
+        assert sha256 == SHA256
+        assert file.read_bytes() == DATA
+        assert list_files(file.parent) == ["a.bin", "a.bin.sha256"]
+        assert (tmp_path / "sub" / "a.bin.sha256").read_text() == f"{SHA256}  a.bin\n"
+
+    def test_call_downloads_nothing_twice(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.bin"
+
+        with serve(files={"/a.bin": DATA}) as server:
+            for _ in range(2):
+                create_downloader().download(f"{server.url}/a.bin", file)
+
+            assert len(server.requests) == 1
+
+            # What was damaged since is.
+            file.write_bytes(DATA[:-1])
+
+            create_downloader().download(f"{server.url}/a.bin", file)
+
+            assert len(server.requests) == 2
+
+        assert file.read_bytes() == DATA
+
+    def test_call_takes_file_that_was_put_there(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.bin"
+
+        file.write_bytes(DATA)
+
+        # No server: nothing is asked of it.
+        sha256 = create_downloader().download("http://127.0.0.1:9/a.bin", file)
+
+        assert sha256 == SHA256
+
+    def test_call_goes_on_where_connection_broke(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.bin"
+
+        with serve(
+            files={"/a.bin": DATA}, etags={"/a.bin": '"1"'}, cut_after=[1000, 500]
+        ) as server:
+            create_downloader().download(f"{server.url}/a.bin", file)
+
+            assert get_ranges(server) == [None, "bytes=1000-", "bytes=1500-"]
+
+        assert file.read_bytes() == DATA
+        assert list_files(tmp_path) == ["a.bin", "a.bin.sha256"]
+
+    def test_call_goes_on_in_another_process(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.bin"
+
+        with serve(
+            files={"/a.bin": DATA}, etags={"/a.bin": '"1"'}, cut_after=[100, 0, 0, 0]
+        ) as server:
+            with pytest.raises(
+                WarmupError, match=r", 100 bytes are there\): run the same"
+            ):
+                create_downloader().download(f"{server.url}/a.bin", file)
+
+            # Never half a file under its name.
+            assert not file.exists()
+
+            create_downloader().download(f"{server.url}/a.bin", file)
+
+            assert get_ranges(server)[-1] == "bytes=100-"
+
+        assert file.read_bytes() == DATA
+
+    def test_call_starts_again_when_file_has_changed(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.bin"
+
+        with serve(
+            files={"/a.bin": DATA}, etags={"/a.bin": '"1"'}, cut_after=[100, 0, 0, 0]
+        ) as server:
+            with pytest.raises(WarmupError):
+                create_downloader().download(f"{server.url}/a.bin", file)
+
+            server.files["/a.bin"] = DATA[::-1]
+            server.etags["/a.bin"] = '"2"'
+
+            create_downloader().download(f"{server.url}/a.bin", file)
+
+        assert file.read_bytes() == DATA[::-1]
+
+    def test_call_starts_again_when_file_has_become_shorter(
+        self, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "a.bin"
+
+        with serve(
+            files={"/a.bin": DATA}, etags={"/a.bin": '"1"'}, cut_after=[100, 0, 0, 0]
+        ) as server:
+            with pytest.raises(WarmupError):
+                create_downloader().download(f"{server.url}/a.bin", file)
+
+            server.files["/a.bin"] = b"short"
+
+            create_downloader().download(f"{server.url}/a.bin", file)
+
+        assert file.read_bytes() == b"short"
+
+    @pytest.mark.parametrize("etag", [None, 'W/"1"'])
+    def test_call_starts_again_when_server_cannot_tell_files_apart(
+        self, tmp_path: Path, etag: str | None
+    ) -> None:
+        with serve(files={"/a.bin": DATA}, cut_after=[1000]) as server:
+            if etag is not None:
+                server.etags["/a.bin"] = etag
+
+            create_downloader().download(f"{server.url}/a.bin", tmp_path / "a.bin")
+
+            assert get_ranges(server) == [None, None]
+
+        assert (tmp_path / "a.bin").read_bytes() == DATA
+
+    def test_call_starts_again_when_server_ignores_range(self, tmp_path: Path) -> None:
+        with serve(
+            files={"/a.bin": DATA},
+            etags={"/a.bin": '"1"'},
+            cut_after=[1000],
+            ignores_range=True,
+        ) as server:
+            create_downloader().download(f"{server.url}/a.bin", tmp_path / "a.bin")
+
+        assert (tmp_path / "a.bin").read_bytes() == DATA
+
+    def test_call_tries_again_when_server_is_busy(self, tmp_path: Path) -> None:
+        with serve(files={"/a.bin": DATA}, statuses=[503, 429]) as server:
+            create_downloader().download(f"{server.url}/a.bin", tmp_path / "a.bin")
+
+            assert len(server.requests) == 3
+
+    @pytest.mark.parametrize(
+        ("status", "text"), [(404, "it may have moved"), (401, "`HF_TOKEN`")]
+    )
+    def test_call_explains_refusal_at_once(
+        self, tmp_path: Path, status: int, text: str
+    ) -> None:
+        with serve(statuses=[status, status]) as server:
+            with pytest.raises(WarmupError, match=text):
+                create_downloader().download(f"{server.url}/a.bin", tmp_path / "a.bin")
+
+            assert len(server.requests) == 1
+
+        assert list_files(tmp_path) == []
+
+    def test_call_explains_unreachable_server(self, tmp_path: Path) -> None:
+        with serve() as server:
+            url = server.url
+
+        with pytest.raises(
+            WarmupError, match=r"could not be downloaded \(.*refused, 0"
+        ):
+            create_downloader().download(f"{url}/a.bin", tmp_path / "a.bin")
+
+    @pytest.mark.parametrize("url", ["a.bin", "file:///a.bin"])
+    def test_call_explains_what_is_no_url(self, tmp_path: Path, url: str) -> None:
+        with pytest.raises(WarmupError, match=f"`{url}` is not a URL of the web"):
+            create_downloader().download(url, tmp_path / "a.bin")
+
+    def test_call_refuses_other_checksum(self, tmp_path: Path) -> None:
+        with serve(files={"/a.bin": DATA}) as server:
+            with pytest.raises(WarmupError, match=f"{SHA256} instead of {'0' * 64}"):
+                create_downloader().download(
+                    f"{server.url}/a.bin", tmp_path / "a.bin", sha256="0" * 64
+                )
+
+        assert list_files(tmp_path) == []
+
+    def test_call_sends_token_to_first_server_only(self, tmp_path: Path) -> None:
+        with serve(files={"/b.bin": DATA}) as store, serve() as hub:
+            hub.redirects["/a.bin"] = f"{store.url}/b.bin"
+
+            downloader = create_downloader(token="secret")
+
+            downloader.download(f"{hub.url}/a.bin", tmp_path / "a.bin")
+
+            assert hub.requests[0].headers["Authorization"] == "Bearer secret"
+            assert "Authorization" not in store.requests[0].headers
+
+        assert (tmp_path / "a.bin").read_bytes() == DATA

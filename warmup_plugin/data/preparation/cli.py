@@ -1,0 +1,239 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""What the scripts that prepare data share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from warmup_plugin.__main__ import guard
+from warmup_plugin.data.preparation.data_folder import DataFolder
+from warmup_plugin.data.preparation.filters import DUPLICATES, FilterConfig
+from warmup_plugin.data.preparation.language_id import (
+    LanguageIdentifier,
+    create_language_identifier,
+)
+from warmup_plugin.errors import WarmupError
+
+
+def create_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Creates a parser that shows description and examples as they are written."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run_script(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    prepare: Callable[[argparse.Namespace, DataFolder], str | None],
+) -> int:
+    """
+    Parses arguments, prepares data and shows what became of it.
+
+    :param prepare: Prepares a folder and returns the key of its entry, or ``None`` if
+        nothing was to be prepared.
+
+    :returns: The exit status: 2 for bad input, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    args = parser.parse_args(arguments)
+
+    def run() -> int:
+        folder = DataFolder(args.out, ["python", f"scripts/{parser.prog}", *arguments])
+
+        try:
+            key = prepare(args, folder)
+        except OSError as ex:
+            raise WarmupError(
+                f"`{ex.filename or args.out}` cannot be read or written ({ex.strerror or ex}): check its permissions and the room on the disk, then run the same command again."
+            ) from None
+
+        if key is not None:
+            print(folder.summarize(key))
+
+        return 0
+
+    return guard(run)
+
+
+def add_out_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT",
+        help="folder for the data, the `dataset.path` of training; it may hold data of other scripts too",
+    )
+
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace files in OUT that come from elsewhere",
+    )
+
+
+def add_download_arguments(
+    parser: argparse.ArgumentParser, *, what: str, url: str | None
+) -> None:
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PATH",
+        help=f"{what}; without it, the data is downloaded",
+    )
+
+    if url is not None:
+        parser.add_argument(
+            "--url", metavar="URL", help=f"a mirror to download from (default: {url})"
+        )
+
+    add_downloads_argument(parser)
+
+
+def add_downloads_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--downloads",
+        type=Path,
+        metavar="DIR",
+        help="folder that keeps what was downloaded, with checksums; a broken download goes on from there (default: OUT/downloads)",
+    )
+
+
+def get_downloads(args: argparse.Namespace) -> Path:
+    downloads: Path | None = args.downloads
+
+    out: Path = args.out
+
+    return downloads if downloads is not None else out / "downloads"
+
+
+def add_split_argument(parser: argparse.ArgumentParser, splits: Sequence[str]) -> None:
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=splits,
+        default=list(splits),
+        metavar="SPLIT",
+        help=f"of {', '.join(splits)} (default: all)",
+    )
+
+
+def add_overlap_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drop-overlap",
+        action="store_true",
+        help="drop training examples whose source occurs in another split; without it, they are only counted, and the data is as published",
+    )
+
+
+def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "filters of training text (a Chinese or Japanese character is half a word)"
+    )
+
+    defaults = {
+        field.name: field.default
+        for field in fields(FilterConfig)
+        if field.default is not MISSING
+    }
+
+    for option, metavar, text in (
+        ("min-len", "WORDS", "shortest side"),
+        ("max-len", "WORDS", "longest side"),
+        ("max-ratio", "R", "greatest ratio of the lengths of the two sides"),
+    ):
+        default = defaults[option.replace("-", "_")]
+
+        group.add_argument(
+            f"--{option}",
+            type=float,
+            default=default,
+            metavar=metavar,
+            help=f"{text} (default: {default:g})",
+        )
+
+    group.add_argument(
+        "--keep-identical",
+        action="store_true",
+        help="keep pairs whose target is a copy of the source",
+    )
+
+    group.add_argument(
+        "--duplicates",
+        choices=DUPLICATES,
+        default=defaults["duplicates"],
+        help="of what only the first is kept (default: %(default)s)",
+    )
+
+    group.add_argument(
+        "--language-id",
+        default="auto",
+        metavar="HOW",
+        help="drop pairs with a side in another language: `py3langid` (about 3,600 texts a second), the path of a model of fastText such as `lid.176.bin` (much faster), `auto` for py3langid if it is installed, or `none` (default: %(default)s)",
+    )
+
+    group.add_argument(
+        "--language-id-min-len",
+        type=float,
+        default=defaults["language_id_min_len"],
+        metavar="WORDS",
+        help="do not look at the language of shorter texts (default: %(default)g)",
+    )
+
+    group.add_argument(
+        "--held-out",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="test sets, one sentence a line, in any language: pairs with one of their sentences are counted and dropped",
+    )
+
+    group.add_argument(
+        "--max-pairs",
+        type=int,
+        metavar="N",
+        help="of the pairs that are left, draw at most N at random (default: keep all)",
+    )
+
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="another one draws other pairs (default: %(default)s)",
+    )
+
+
+def get_filter_config(args: argparse.Namespace) -> FilterConfig:
+    config = FilterConfig(
+        min_len=args.min_len,
+        max_len=args.max_len,
+        max_ratio=args.max_ratio,
+        keep_identical=args.keep_identical,
+        duplicates=args.duplicates,
+        language_id_min_len=args.language_id_min_len,
+    )
+
+    config.check()
+
+    if args.max_pairs is not None and args.max_pairs < 1:
+        raise WarmupError(
+            f"`--max-pairs` must be at least 1, but is {args.max_pairs} instead."
+        )
+
+    return config
+
+
+def get_language_identifier(args: argparse.Namespace) -> LanguageIdentifier | None:
+    return create_language_identifier(args.language_id)

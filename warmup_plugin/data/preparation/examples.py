@@ -1,0 +1,118 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, TypeAlias
+
+from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
+from warmup_plugin.data.preparation.files import write_json_lines
+from warmup_plugin.data.preparation.held_out import HeldOutText
+
+Example: TypeAlias = dict[str, Any]
+"""A JSON object with ``source`` and ``target``, and whatever else is known."""
+
+SPLITS: Final = ("train", "valid", "test")
+
+
+def prepare_examples(
+    folder: DataFolder,
+    key: str,
+    inputs: Inputs,
+    examples: Mapping[str, Iterable[Example]],
+    *,
+    origin: Origin,
+    num_published: Mapping[str, int],
+    drop_overlap: bool = False,
+    notes: Iterable[str] = (),
+    force: bool = False,
+) -> str:
+    """
+    Writes ``{split}.jsonl`` for each split.
+
+    Examples with an empty source or target are dropped. Those of ``train`` whose source
+    occurs in another split are counted and, with ``drop_overlap``, dropped.
+
+    :param examples: The examples of each split; they are read once, as a stream.
+    :param num_published: How many examples each split has as published.
+
+    :returns: The key of the entry in the data card.
+    """
+    if folder.is_done(key, inputs):
+        return key
+
+    names = {split: f"{split}.jsonl" for split in examples}
+
+    folder.start(key, inputs, names.values(), force=force)
+
+    counts: dict[str, dict[str, int]] = {}
+
+    held_out = HeldOutText()
+
+    # `train` last: by then it is known what the other splits hold.
+    for split in sorted(examples, key=lambda split: split == "train"):
+        counts[split] = {"read": 0, "dropped, an empty source or target": 0}
+
+        if split == "train" and len(examples) > 1:
+            counts[split]["source occurs in another split"] = 0
+
+        rows = _filter(examples[split], split, counts[split], held_out, drop_overlap)
+
+        write_json_lines(folder.path / names[split], rows)
+
+    all_notes = list(notes)
+
+    for split in examples:
+        num_read = counts[split]["read"]
+
+        if num_read != num_published[split]:
+            all_notes.append(
+                f"`{split}` has {num_read:,} examples instead of the {num_published[split]:,} that were published."
+            )
+
+    folder.finish(
+        key,
+        names.values(),
+        origin=origin,
+        counts={
+            f"{split}: {what}": num
+            for split in examples
+            for what, num in counts[split].items()
+        },
+        notes=all_notes,
+    )
+
+    return key
+
+
+def _filter(
+    examples: Iterable[Example],
+    split: str,
+    counts: dict[str, int],
+    held_out: HeldOutText,
+    drop_overlap: bool,
+) -> Iterator[Example]:
+    num_kept = 0
+
+    for example in examples:
+        counts["read"] += 1
+
+        if not example["source"].strip() or not example["target"].strip():
+            counts["dropped, an empty source or target"] += 1
+
+            continue
+
+        if split != "train":
+            held_out.add(example["source"])
+        elif example["source"] in held_out:
+            counts["source occurs in another split"] += 1
+
+            if drop_overlap:
+                continue
+
+        num_kept += 1
+
+        yield example
+
+    counts["written"] = num_kept

@@ -1,0 +1,119 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, TextIO
+
+from warmup_plugin.errors import WarmupError
+
+PART_SUFFIX: Final = ".part"
+"""What the name of a file ends in until all of it is written."""
+
+
+def hash_file(path: Path) -> str:
+    """Returns the SHA-256 checksum of a file, as ``sha256sum`` prints it."""
+    digest = hashlib.sha256()
+
+    with path.open("rb") as fp:
+        while block := fp.read(1 << 20):
+            digest.update(block)
+
+    return digest.hexdigest()
+
+
+def hash_bytes(data: bytes) -> str:
+    """Returns the SHA-256 checksum of a file's content."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def write_texts(paths: Sequence[Path]) -> Iterator[list[TextIO]]:
+    """
+    Opens text files that appear under their names only when all of them are complete.
+
+    What interrupts the block leaves the files that were there before as they were.
+    """
+    parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]
+
+    try:
+        with ExitStack() as stack:
+            files: list[TextIO] = [
+                # Only a line feed ends a line, on every system.
+                stack.enter_context(part.open("w", encoding="utf-8", newline="\n"))
+                for part in parts
+            ]
+
+            yield files
+
+            for file in files:
+                file.flush()
+
+                os.fsync(file.fileno())
+    except BaseException:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+        raise
+
+    for part, path in zip(parts, paths):
+        os.replace(part, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file, all of it or none."""
+    with write_texts([path]) as (file,):
+        file.write(text)
+
+
+def write_json_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    """Writes one JSON object a line, all of them or none."""
+    with write_texts([path]) as (file,):
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def count_lines(path: Path) -> int:
+    """Counts the line feeds of a file."""
+    num_lines = 0
+
+    with path.open("rb") as fp:
+        while block := fp.read(1 << 20):
+            num_lines += block.count(b"\n")
+
+    return num_lines
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, or says why not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as ex:
+        raise WarmupError(
+            f"The folder `{path}` cannot be made ({ex.strerror or ex}): name another one."
+        ) from None
+
+
+def find_file(folder: Path, names: Sequence[str], split: str) -> Path:
+    """
+    Finds the file of a split in a folder that a user gave.
+
+    :param names: What the file may be called.
+    """
+    for name in names:
+        file = folder.joinpath(name)
+
+        if file.is_file():
+            return file
+
+    looked_for = " or ".join(f"`{name}`" for name in names)
+
+    raise WarmupError(
+        f"`{folder}` has no {looked_for}: correct `--from`, or leave `{split}` out with `--splits`."
+    )

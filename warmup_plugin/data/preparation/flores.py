@@ -1,0 +1,384 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
+from warmup_plugin.data.preparation.download import Downloader
+from warmup_plugin.data.preparation.files import hash_bytes, write_texts
+from warmup_plugin.data.preparation.members import read_members
+from warmup_plugin.data.text_pairs import decode_lines
+from warmup_plugin.errors import WarmupError
+
+SPLITS: Final = ("dev", "devtest")
+
+_NUM_SENTENCES: Final = {"dev": 997, "devtest": 1012}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Describes a release of FLORES."""
+
+    title: str
+
+    page: str
+
+    url: str
+    """An archive, or the folder that holds a file a language and split."""
+
+    is_archive: bool
+
+    citation: str
+
+    codes: Mapping[str, Sequence[str]]
+    """What the release calls our languages; it has changed some in the course of time."""
+
+
+_GOYAL: Final = (
+    "Goyal et al., The FLORES-101 Evaluation Benchmark for Low-Resource and Multilingual Machine Translation, TACL 2022"
+)
+
+_NLLB: Final = (
+    "NLLB Team et al., Scaling neural machine translation to 200 languages, Nature 630, 2024"
+)
+
+_CODES_WITH_SCRIPT: Final = {
+    "en": ["eng_Latn"],
+    "de": ["deu_Latn"],
+    "fr": ["fra_Latn"],
+    "ru": ["rus_Cyrl"],
+    "zh": ["cmn_Hans", "zho_Hans"],
+}
+
+RELEASES: Final = {
+    "flores101": Release(
+        title="FLORES-101",
+        page="https://github.com/facebookresearch/flores",
+        url="https://dl.fbaipublicfiles.com/flores101/dataset/flores101_dataset.tar.gz",
+        is_archive=True,
+        citation=_GOYAL,
+        codes={
+            "en": ["eng"],
+            "de": ["deu"],
+            "fr": ["fra"],
+            "ru": ["rus"],
+            "zh": ["zho_simpl"],
+        },
+    ),
+    "flores200": Release(
+        title="FLORES-200",
+        page="https://github.com/facebookresearch/flores",
+        url="https://dl.fbaipublicfiles.com/nllb/flores200_dataset.tar.gz",
+        is_archive=True,
+        citation=_NLLB,
+        codes=_CODES_WITH_SCRIPT,
+    ),
+    "flores_plus": Release(
+        title="FLORES+",
+        page="https://huggingface.co/datasets/openlanguagedata/flores_plus",
+        url="https://huggingface.co/datasets/openlanguagedata/flores_plus/resolve/main",
+        is_archive=False,
+        citation=_NLLB,
+        codes=_CODES_WITH_SCRIPT,
+    ),
+}
+
+_LICENSE: Final = "CC BY-SA 4.0; for evaluation, not for training"
+
+# The Open Language Data Initiative locks its zip archives, so that crawlers do not train
+# on them, and gives this word beside them.
+_PASSWORD: Final = "multilingual machine translation"
+
+
+def parse_languages(release: str, langs: Sequence[str]) -> dict[str, Sequence[str]]:
+    """
+    Parses languages such as ``de`` or, to name the release's own code, ``sw=swh_Latn``.
+
+    :returns: The codes that each language may have in the release.
+    """
+    codes: dict[str, Sequence[str]] = {}
+
+    for text in langs:
+        lang, _, code = text.partition("=")
+
+        if lang in codes:
+            raise WarmupError(f"`--langs` names `{lang}` twice: leave one out.")
+
+        if code:
+            codes[lang] = [code]
+        elif lang in RELEASES[release].codes:
+            codes[lang] = RELEASES[release].codes[lang]
+        else:
+            known = ", ".join(f"`{name}`" for name in RELEASES[release].codes)
+
+            raise WarmupError(
+                f"`--langs {text}` is not one of {known}: say what {RELEASES[release].title} calls it, as in `sw=swh_Latn`."
+            )
+
+    return codes
+
+
+def prepare_flores(
+    folder: DataFolder,
+    release_name: str,
+    codes: Mapping[str, Sequence[str]],
+    *,
+    splits: Sequence[str] = SPLITS,
+    source: Path | None = None,
+    url: str | None = None,
+    downloads: Path,
+    downloader: Downloader,
+    force: bool = False,
+) -> str:
+    """
+    Writes ``{split}.{lang}`` for each split and language, line by line translations.
+
+    Every two languages are a direction then, each way: the reader takes any pair of
+    files.
+
+    :param folder: Where to.
+    :param release_name: A key of :data:`RELEASES`.
+    :param codes: What the release calls each language, see :func:`parse_languages`.
+    :param source: A folder or an archive that is there already. If ``None``, the release
+        is downloaded.
+    :param url: A mirror to download from.
+    :param downloads: The folder for what is downloaded.
+
+    :returns: The key of the entry in the data card.
+    """
+    release = RELEASES[release_name]
+
+    texts, sources = _read(
+        release, codes, splits, source, url or release.url, downloads, downloader
+    )
+
+    names = {(split, lang): f"{split}.{lang}" for split in splits for lang in codes}
+
+    inputs = Inputs(
+        sources=sources,
+        settings={
+            "release": release_name,
+            "langs": sorted(codes),
+            "splits": list(splits),
+        },
+    )
+
+    if folder.is_done(release.title, inputs):
+        return release.title
+
+    counts, notes = _check(release, texts, splits, list(codes))
+
+    # Languages of earlier runs stay.
+    earlier = [
+        name
+        for name in folder.get_files(release.title)
+        if folder.path.joinpath(name).is_file()
+    ]
+
+    folder.start(release.title, inputs, names.values(), force=force)
+
+    paths = [folder.path / name for name in names.values()]
+
+    with write_texts(paths) as files:
+        for key, file in zip(names, files):
+            file.writelines(line + "\n" for line in texts[key])
+
+    folder.finish(
+        release.title,
+        {*names.values(), *earlier},
+        origin=Origin(
+            title=release.title,
+            page=release.page,
+            version=release_name,
+            license=_LICENSE,
+            citation=release.citation,
+        ),
+        counts=counts,
+        notes=notes,
+    )
+
+    return release.title
+
+
+def _read(
+    release: Release,
+    codes: Mapping[str, Sequence[str]],
+    splits: Sequence[str],
+    source: Path | None,
+    url: str,
+    downloads: Path,
+    downloader: Downloader,
+) -> tuple[dict[tuple[str, str], list[str]], dict[str, str]]:
+    """Returns the lines of each split and language, and what they were read from."""
+    sources: dict[str, str] = {}
+
+    if source is not None:
+        root = source
+    elif release.is_archive:
+        root = downloads / PurePosixPath(url).name
+
+        sources[url] = downloader.download(url, root)
+    else:
+        root = downloads / "flores_plus"
+
+        for split in splits:
+            for names in codes.values():
+                name = f"{split}/{names[0]}.jsonl"
+
+                sources[f"{url}/{name}"] = downloader.download(
+                    f"{url}/{name}", root / name
+                )
+
+    wanted = {
+        PurePosixPath(path): (split, lang)
+        for split in splits
+        for lang, names in codes.items()
+        for path in _list_paths(split, lang, names)
+    }
+
+    members = read_members(
+        root, lambda path: _find_key(path, wanted) is not None, password=_PASSWORD
+    )
+
+    found: dict[tuple[str, str], PurePosixPath] = {}
+
+    for path in members:
+        key = _find_key(path, wanted)
+
+        assert key is not None
+
+        if key in found:
+            raise WarmupError(
+                f"`{root}` has `{key[0]}` of `{key[1]}` twice, as `{found[key]}` and `{path}`: give the folder of one release."
+            )
+
+        found[key] = path
+
+    texts: dict[tuple[str, str], list[str]] = {}
+
+    for split in splits:
+        numbers: dict[str, list[int]] = {}
+
+        for lang, names in codes.items():
+            if (split, lang) not in found:
+                looked_for = ", ".join(
+                    f"`{path}`" for path in _list_paths(split, lang, names)
+                )
+
+                raise WarmupError(
+                    f"`{root}` has no `{split}` of `{lang}` (looked for {looked_for}): check `--release`, or leave it out of `--splits` or `--langs`."
+                )
+
+            path = found[split, lang]
+
+            rows = _parse(members[path], root / path)
+
+            numbers[lang] = [number for number, _ in rows]
+
+            texts[split, lang] = [text for _, text in rows]
+
+            if source is not None:
+                sources[str(root / path)] = hash_bytes(members[path])
+
+        _check_alignment(release, split, numbers)
+
+    return texts, sources
+
+
+def _list_paths(split: str, lang: str, codes: Sequence[str]) -> list[str]:
+    """Lists where the releases, and those who repack them, have a split of a language."""
+    paths = []
+
+    for code in codes:
+        paths += [
+            # FLORES-101 and FLORES-200.
+            f"{split}/{code}.{split}",
+            # FLORES+, the archives and the folder on the Hugging Face Hub.
+            f"{split}/{split}.{code}",
+            f"{split}/{code}.jsonl",
+        ]
+
+    # What this script writes.
+    return [*paths, f"{split}.{lang}"]
+
+
+def _find_key(
+    path: PurePosixPath, wanted: Mapping[PurePosixPath, tuple[str, str]]
+) -> tuple[str, str] | None:
+    # Archives have a folder of their own around all files.
+    for tail in (PurePosixPath(*path.parts[-2:]), PurePosixPath(path.name)):
+        if tail in wanted:
+            return wanted[tail]
+
+    return None
+
+
+def _parse(data: bytes, path: Path) -> list[tuple[int, str]]:
+    """Returns the sentences with their numbers."""
+    lines = decode_lines(BytesIO(data), path)
+
+    if path.suffix != ".jsonl":
+        # As they are: a test set with other spaces is another test set.
+        return list(enumerate(lines))
+
+    rows = []
+
+    for line_nr, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+
+            rows.append((int(row["id"]), str(row["text"]).replace("\n", " ")))
+        except (ValueError, KeyError, TypeError):
+            raise WarmupError(
+                f"Line {line_nr} of `{path}` is not a JSON object with the fields `id` and `text`, as FLORES+ has them: download the file again."
+            ) from None
+
+    return sorted(rows)
+
+
+def _check_alignment(
+    release: Release, split: str, numbers: Mapping[str, list[int]]
+) -> None:
+    first, *others = numbers
+
+    for other in others:
+        if numbers[other] != numbers[first]:
+            raise WarmupError(
+                f"`{split}` of {release.title} has {len(numbers[first]):,} sentences in `{first}`, but {len(numbers[other]):,} or others in `{other}`, though all languages share them: download it again."
+            )
+
+
+def _check(
+    release: Release,
+    texts: Mapping[tuple[str, str], list[str]],
+    splits: Sequence[str],
+    langs: Sequence[str],
+) -> tuple[dict[str, int], list[str]]:
+    counts: dict[str, int] = {}
+
+    notes: list[str] = []
+
+    for split in splits:
+        for lang in langs:
+            if "" in map(str.strip, texts[split, lang]):
+                raise WarmupError(
+                    f"`{split}` of {release.title} has an empty line in `{lang}`: download it again."
+                )
+
+        num_sentences = len(texts[split, langs[0]])
+
+        counts[f"{split}: sentences in each of {len(langs)} languages"] = num_sentences
+
+        if num_sentences != _NUM_SENTENCES[split]:
+            notes.append(
+                f"`{split}` has {num_sentences:,} sentences instead of the {_NUM_SENTENCES[split]:,} that were published."
+            )
+
+    return counts, notes

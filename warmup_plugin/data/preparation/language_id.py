@@ -1,0 +1,137 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final, final
+
+from typing_extensions import override
+
+from warmup_plugin.data.preparation.files import hash_file
+from warmup_plugin.errors import WarmupError
+
+# What libraries call varieties that a corpus in the language may well hold.
+_VARIETIES: Final = {
+    "cmn": "zh",
+    "wuu": "zh",
+    "yue": "zh",
+    "zho": "zh",
+    "nb": "no",
+    "nn": "no",
+    "bs": "hr",
+    "sr": "hr",
+}
+
+
+class LanguageIdentifier(ABC):
+    """Says which language a text is in."""
+
+    @abstractmethod
+    def identify(self, text: str) -> str:
+        """Returns the code of the language, such as ``de``."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What identifies, with its version, for the data card."""
+
+    def is_in(self, text: str, lang: str) -> bool:
+        """Returns ``True`` if ``text`` is in ``lang`` or a variety of it."""
+        return reduce_code(self.identify(text)) == reduce_code(lang)
+
+
+def reduce_code(lang: str) -> str:
+    """Reduces a code such as ``zh-TW``, ``zho_Hans`` or ``yue`` to ``zh``."""
+    code = lang.replace("_", "-").partition("-")[0].lower()
+
+    return _VARIETIES.get(code, code)
+
+
+def create_language_identifier(choice: str) -> LanguageIdentifier | None:
+    """
+    Creates the identifier that a user chose.
+
+    :param choice: ``auto`` for py3langid if it is installed and none otherwise,
+        ``py3langid``, ``none``, or the path of a model of fastText such as
+        ``lid.176.bin``.
+    """
+    if choice == "none":
+        return None
+
+    if choice in ("auto", "py3langid"):
+        try:
+            return _Py3LangId()
+        except ImportError:
+            if choice == "auto":
+                return None
+
+            raise WarmupError(
+                "`--language-id py3langid` needs a library that is not installed: run `pip install py3langid`, or leave the option out to go without."
+            ) from None
+
+    return _FastText(Path(choice))
+
+
+@final
+class _Py3LangId(LanguageIdentifier):
+    def __init__(self) -> None:
+        self._module: Any = import_module("py3langid")
+
+        self._name = f"py3langid {_get_version('py3langid')}"
+
+    @override
+    def identify(self, text: str) -> str:
+        return str(self._module.classify(text)[0])
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._name
+
+
+@final
+class _FastText(LanguageIdentifier):
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise WarmupError(
+                f"`--language-id {path}` is neither `auto`, `none`, `py3langid` nor a file: give the path of a model of fastText, such as `lid.176.bin`."
+            )
+
+        try:
+            module: Any = import_module("fasttext")
+        except ImportError:
+            raise WarmupError(
+                f"`--language-id {path}` needs the module `fasttext`, which is not installed: run `pip install fasttext-predict`."
+            ) from None
+
+        try:
+            self._model: Any = module.load_model(str(path))
+        except ValueError as ex:
+            raise WarmupError(
+                f"`{path}` is not a model of fastText ({ex}): download `lid.176.bin` again."
+            ) from None
+
+        self._name = f"fastText {path.name}, SHA-256 {hash_file(path)}"
+
+    @override
+    def identify(self, text: str) -> str:
+        # A model reads one line.
+        labels, _ = self._model.predict(text.replace("\n", " "))
+
+        return str(labels[0]).removeprefix("__label__") if labels else ""
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._name
+
+
+def _get_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of unknown version"

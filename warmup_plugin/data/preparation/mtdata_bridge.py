@@ -1,0 +1,348 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from warmup_plugin.data.preparation.download import Downloader, read_checksum
+from warmup_plugin.data.preparation.files import hash_file, make_folder, write_text
+from warmup_plugin.errors import WarmupError
+
+_WORKER: Final = Path(__file__).with_name("mtdata_worker.py")
+
+
+@final
+@dataclass(kw_only=True)
+class Catalogue:
+    """What mtdata knows of data sets."""
+
+    version: str
+    """Of mtdata."""
+
+    recipe: dict[str, list[str]]
+    """The names of the data sets of a recipe by ``train``, ``dev`` and ``test``."""
+
+    data_sets: dict[str, dict[str, Any]]
+
+
+@final
+@dataclass(kw_only=True)
+class FetchedSet:
+    """A data set as two files of one sentence a line."""
+
+    source_file: Path
+
+    target_file: Path
+
+
+@final
+class Mtdata:
+    """
+    Runs mtdata, the catalogue of translation data, in a process of its own.
+
+    It says where data sets are and turns their many formats into lines. What is a plain
+    file is downloaded by us, since mtdata cannot go on with a broken download; it then
+    finds the file in its cache.
+    """
+
+    def __init__(self, python: Path, folder: Path, downloader: Downloader) -> None:
+        """
+        :param python: The Python that has mtdata.
+        :param folder: Where downloads and the files made of them are kept.
+        """
+        self._python = python
+        # mtdata runs in there.
+        self._folder = folder.resolve()
+        self._downloader = downloader
+
+    def get_catalogue(
+        self, names: Sequence[str], *, recipe: str | None = None
+    ) -> Catalogue:
+        """
+        Looks data sets up.
+
+        :param names: Such as ``Statmt-europarl-10-deu-eng``.
+        :param recipe: The name of a recipe of mtdata, whose sets are looked up as well.
+        """
+        make_folder(self._cache)
+
+        catalogue = self._ask_worker({"ids": list(names), "recipe": recipe})
+
+        if "unknown" in catalogue["recipe"]:
+            known = ", ".join(f"`{name}`" for name in catalogue["recipe"]["unknown"])
+
+            raise WarmupError(
+                f"mtdata {catalogue['version']} has no recipe `{recipe}`: it has {known}; put your own into `mtdata.recipes.yml` and set `MTDATA_RECIPES` to its folder."
+            )
+
+        if catalogue["unknown"]:
+            unknown = ", ".join(f"`{name}`" for name in catalogue["unknown"])
+
+            raise WarmupError(
+                f"mtdata {catalogue['version']} does not know {unknown}: look the name up with `mtdata list --id --langs eng-deu`, or give the path of files that are there."
+            )
+
+        return Catalogue(
+            version=catalogue["version"],
+            recipe=catalogue["recipe"],
+            data_sets=catalogue["data_sets"],
+        )
+
+    def fetch(
+        self,
+        catalogue: Catalogue,
+        names: Mapping[str, Sequence[str]],
+        source_code: str,
+        target_code: str,
+    ) -> tuple[dict[str, FetchedSet], dict[str, str]]:
+        """
+        Downloads data sets and turns them into lines, unless that was done.
+
+        :param names: Those to fetch by ``train``, ``dev`` and ``test``: mtdata drops
+            empty lines of the first only.
+        :param source_code: The language of the sources as mtdata calls it, such as
+            ``deu``.
+
+        :returns: The sets by name, and the checksum of each file by its URL or path.
+        """
+        out = self._folder / f"{source_code}-{target_code}"
+
+        make_folder(out)
+
+        sources = self._download(catalogue, names)
+
+        sets = [
+            _Set(name, is_train=part == "train")
+            for part, part_names in names.items()
+            for name in part_names
+        ]
+
+        record_file = out / "fetched.json"
+
+        record = _read_record(record_file)
+
+        stale = []
+
+        for set_ in sets:
+            if set_.key in record:
+                if _is_intact(record[set_.key], sources[set_.name]):
+                    continue
+
+                # By this file mtdata knows that it has made the lines.
+                set_.get_flag(out).unlink(missing_ok=True)
+
+            stale.append(set_)
+
+        if stale:
+            self._make_lines(out, stale, f"{source_code}-{target_code}")
+
+        fetched = {}
+
+        for set_ in sets:
+            files = [set_.find_file(out, code) for code in (source_code, target_code)]
+
+            fetched[set_.name] = FetchedSet(source_file=files[0], target_file=files[1])
+
+            if set_ in stale:
+                record[set_.key] = {
+                    "sources": sources[set_.name],
+                    "files": {str(file): hash_file(file) for file in files},
+                }
+
+        write_text(record_file, json.dumps(record, indent=2) + "\n")
+
+        checksums: dict[str, str] = {}
+
+        for set_ in sets:
+            # What has no plain download is known by the lines made of it.
+            checksums |= sources[set_.name] or record[set_.key]["files"]
+
+        return fetched, checksums
+
+    @property
+    def _cache(self) -> Path:
+        # An index of mtdata takes 140 MB and half a minute; archives serve many pairs.
+        cache = os.environ.get("MTDATA")
+
+        return Path(cache).expanduser() if cache else self._folder / "mtdata"
+
+    def _download(
+        self, catalogue: Catalogue, names: Mapping[str, Sequence[str]]
+    ) -> dict[str, dict[str, str]]:
+        """Downloads what can be. Returns the checksums of each set's files by URL."""
+        sources: dict[str, dict[str, str]] = {}
+
+        # Many sets share an archive.
+        checksums: dict[str, str] = {}
+
+        for part_names in names.values():
+            for name in part_names:
+                sources[name] = {}
+
+                for file in catalogue.data_sets[name]["downloads"]:
+                    url = file["url"]
+
+                    if url not in checksums:
+                        checksums[url] = self._download_file(
+                            url, Path(file["path"]), Path(file["flag"])
+                        )
+
+                    sources[name][url] = checksums[url]
+
+        return sources
+
+    def _download_file(self, url: str, path: Path, flag: Path) -> str:
+        earlier = read_checksum(path)
+
+        checksum = self._downloader.download(url, path)
+
+        if checksum != earlier:
+            # mtdata would go on to read what it had unpacked of another archive.
+            path.with_name(f"{path.name}-extracted.valid").unlink(missing_ok=True)
+
+        # By this file mtdata knows that the other is complete.
+        flag.touch()
+
+        return checksum
+
+    def _make_lines(self, out: Path, sets: Sequence[_Set], langs: str) -> None:
+        args = ["-m", "mtdata", "--no-pbar", "get", "--langs", langs]
+
+        for option, is_train in (("--train", True), ("--test", False)):
+            # A set may be validation and test set at once.
+            names = list(
+                dict.fromkeys(set_.name for set_ in sets if set_.is_train == is_train)
+            )
+
+            if names:
+                args += [option, *names]
+
+        log_file = out / "mtdata.log"
+
+        print(
+            f"mtdata makes lines of {len(sets)} data sets (log: {log_file})", flush=True
+        )
+
+        with log_file.open("w", encoding="utf-8") as log:
+            process = subprocess.run(
+                [str(self._python), *args, "--fail", "--out", str(out)],
+                env=self._env(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+        if process.returncode != 0:
+            reason = _get_last_line(log_file.read_text("utf-8", errors="replace"))
+
+            raise WarmupError(
+                f"mtdata could not make lines of the data sets ({reason}): see `{log_file}`, and run the same command again to go on."
+            )
+
+    def _ask_worker(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            process = subprocess.run(
+                [str(self._python), str(_WORKER), str(self._cache)],
+                env=self._env(),
+                input=json.dumps(request),
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+            )
+        except OSError as ex:
+            raise WarmupError(
+                f"`{self._python}` cannot be started ({ex.strerror or ex}): give the Python that has mtdata with `--mtdata-python`."
+            ) from None
+
+        if "No module named 'mtdata'" in process.stderr:
+            raise WarmupError(
+                f"`{self._python}` has no mtdata, which knows where the data sets are: run `pip install 'warmup_plugin[data]'`, name a Python that has it with `--mtdata-python`, or give files that are there with `--train`, `--valid` and `--test`."
+            )
+
+        if process.returncode != 0:
+            raise WarmupError(
+                f"mtdata failed ({_get_last_line(process.stderr)}): try `{self._python} -m mtdata list` to see why."
+            )
+
+        answer = json.loads(process.stdout)
+
+        assert isinstance(answer, dict)
+
+        return answer
+
+    def _env(self) -> dict[str, str]:
+        return os.environ | {"MTDATA": str(self._cache)}
+
+
+@final
+@dataclass(frozen=True)
+class _Set:
+    """A data set among the files that mtdata writes."""
+
+    name: str
+
+    is_train: bool
+    """Training sets lose their empty lines."""
+
+    @property
+    def key(self) -> str:
+        return f"{self._folder}/{self.name}"
+
+    @property
+    def _folder(self) -> str:
+        return "train-parts" if self.is_train else "tests"
+
+    def get_flag(self, out: Path) -> Path:
+        return out / self._folder / f".valid.{self.name}"
+
+    def find_file(self, out: Path, code: str) -> Path:
+        """Finds the side of a language, also if mtdata adds a script or region to it."""
+        folder = out / self._folder
+
+        files = [
+            file
+            for file in sorted(folder.glob("*"))
+            if file.name == f"{self.name}.{code}"
+            or file.name.startswith(f"{self.name}.{code}_")
+        ]
+
+        if len(files) != 1:
+            found = ", ".join(f"`{file.name}`" for file in files) or "none"
+
+            raise WarmupError(
+                f"mtdata should have written `{self.name}.{code}` to `{folder}`, but there is {found}: check that the data set has this language."
+            )
+
+        return files[0]
+
+
+def _read_record(record_file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+    return record if isinstance(record, dict) else {}
+
+
+def _is_intact(record: dict[str, Any], sources: dict[str, str]) -> bool:
+    if record["sources"] != sources:
+        return False
+
+    return all(
+        Path(file).is_file() and hash_file(Path(file)) == checksum
+        for file, checksum in record["files"].items()
+    )
+
+
+def _get_last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+
+    return lines[-1] if lines else "without a message"

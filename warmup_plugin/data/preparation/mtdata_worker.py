@@ -1,0 +1,93 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+Asks mtdata where data sets are. It runs in whichever Python has mtdata, so it imports
+nothing of warmup_plugin. ::
+
+    python mtdata_worker.py CACHE < IDS.json > CATALOGUE.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def main() -> int:
+    mtdata: Any = import_module("mtdata")
+    index: Any = import_module("mtdata.index")
+    entry_module: Any = import_module("mtdata.entry")
+    cache_module: Any = import_module("mtdata.cache")
+
+    cache = cache_module.Cache(Path(sys.argv[1]))
+
+    request = json.load(sys.stdin)
+
+    recipe = _get_recipe(request["recipe"]) if request["recipe"] else {}
+
+    data_sets = {}
+
+    unknown = []
+
+    for name in request["ids"] + [name for names in recipe.values() for name in names]:
+        try:
+            entry = index.INDEX[entry_module.DatasetId.parse(name)]
+        # mtdata raises plain exceptions for what it does not know.
+        except Exception:
+            unknown.append(name)
+
+            continue
+
+        data_sets[name] = {
+            "downloads": _list_downloads(cache, entry),
+        }
+
+    catalogue = {
+        "version": mtdata.__version__,
+        "recipe": recipe,
+        "data_sets": data_sets,
+        "unknown": unknown,
+    }
+
+    json.dump(catalogue, sys.stdout)
+
+    return 0
+
+
+def _get_recipe(name: str) -> dict[str, list[str]]:
+    recipes: Any = import_module("mtdata.recipe").RECIPES
+
+    recipe = recipes.get(name)
+
+    if recipe is None:
+        return {"unknown": sorted(recipes)}
+
+    return {
+        part: [str(did) for did in getattr(recipe, part) or []]
+        for part in ("train", "dev", "test")
+    }
+
+
+def _list_downloads(cache: Any, entry: Any) -> list[dict[str, str]]:
+    """Lists what to download where, as far as it is a plain file."""
+    if not isinstance(entry.url, str) or "huggingface.co" in entry.url:
+        return []
+
+    if entry.in_ext == "opus_xces":
+        return []
+
+    path = cache.get_local_path(
+        entry.url, filename=entry.filename, fix_missing=False, entry=entry
+    )
+
+    return [
+        {"url": entry.url, "path": str(path), "flag": str(cache.get_flag_file(path))}
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Final, final
+
+from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
+from warmup_plugin.data.preparation.files import hash_file
+from warmup_plugin.data.preparation.filtering import (
+    check_held_out_files,
+    check_langs,
+    describe_filters,
+)
+from warmup_plugin.data.preparation.filters import FilterConfig, PairFilter
+from warmup_plugin.data.preparation.held_out import HeldOutText
+from warmup_plugin.data.preparation.language_id import LanguageIdentifier
+from warmup_plugin.data.preparation.mtdata_bridge import Mtdata
+from warmup_plugin.data.preparation.parallel import Corpus, write_pairs
+from warmup_plugin.data.preparation.wmt_recipes import CODES, WmtRecipe
+from warmup_plugin.errors import WarmupError
+
+_LICENSE: Final = (
+    "the data of WMT may be used for research; for other uses, the owners of each corpus decide"
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Set:
+    """A data set of a recipe and its files."""
+
+    name: str
+
+    corpus: Corpus
+
+
+def prepare_wmt(
+    folder: DataFolder,
+    recipe: WmtRecipe,
+    config: FilterConfig,
+    *,
+    source_lang: str,
+    target_lang: str,
+    held_out_files: Sequence[Path] = (),
+    identifier: LanguageIdentifier | None = None,
+    max_pairs: int | None = None,
+    seed: int = 1,
+    mtdata: Mtdata,
+    force: bool = False,
+) -> str:
+    """
+    Writes training text, filtered, with a validation set and test sets.
+
+    They are ``train``, ``valid`` and ``test``, a file a language; further test sets are
+    ``test2``, ``test3``, … No sentence of them stays in the training text.
+
+    :param recipe: The data sets: names of mtdata, or paths without the language, such as
+        ``corpora/europarl`` for ``europarl.de`` and ``europarl.en``.
+    :param held_out_files: More text that training must not see.
+
+    :returns: The key of the entry in the data card.
+    """
+    check_langs(source_lang, target_lang)
+
+    check_held_out_files(held_out_files)
+
+    for name in recipe.train:
+        if name in recipe.valid or name in recipe.test:
+            raise WarmupError(
+                f"`{name}` is to be trained on and to be held out: leave it out of `--train` or of `--valid` and `--test`."
+            )
+
+    sets, sources, mtdata_version = _get_sets(recipe, source_lang, target_lang, mtdata)
+
+    sources |= {str(file): hash_file(file) for file in held_out_files}
+
+    held_out = HeldOutText()
+
+    pair_filter = PairFilter(
+        config, source_lang, target_lang, held_out=held_out, identifier=identifier
+    )
+
+    inputs = Inputs(
+        sources=sources,
+        settings={
+            "train": recipe.train,
+            "valid": recipe.valid,
+            "test": recipe.test,
+            **pair_filter.describe(),
+            "held_out": [str(file) for file in held_out_files],
+            "max_pairs": max_pairs,
+            "seed": seed,
+        },
+    )
+
+    key = f"WMT {source_lang}-{target_lang}"
+
+    if folder.is_done(key, inputs):
+        return key
+
+    splits: dict[str, list[_Set]] = {}
+
+    if recipe.valid:
+        splits["valid"] = [sets[name] for name in recipe.valid]
+
+    for idx, name in enumerate(recipe.test, start=1):
+        splits["test" if idx == 1 else f"test{idx}"] = [sets[name]]
+
+    files = {
+        split: [folder.path / f"{split}.{lang}" for lang in (source_lang, target_lang)]
+        for split in [*splits, "train"]
+    }
+
+    names = [file.name for split_files in files.values() for file in split_files]
+
+    folder.start(key, inputs, names, force=force)
+
+    counts: dict[str, int] = {}
+
+    for split, split_sets in splits.items():
+        # As they are: filtered, a test set would be another one.
+        pairs = chain.from_iterable(set_.corpus for set_ in split_sets)
+
+        counts[f"{split}: pairs"] = write_pairs(pairs, files[split][0], files[split][1])
+
+        for file in files[split]:
+            held_out.add_file(file)
+
+    for file in held_out_files:
+        held_out.add_file(file)
+
+    num_read = {name: 0 for name in recipe.train}
+
+    num_written = write_pairs(
+        pair_filter.filter(_read([sets[name] for name in recipe.train], num_read)),
+        files["train"][0],
+        files["train"][1],
+        max_pairs=max_pairs,
+        seed=seed,
+    )
+
+    counts |= {f"train: pairs of {name}": num for name, num in num_read.items()}
+
+    counts |= {f"train: {what}": num for what, num in pair_filter.counts().items()}
+
+    if max_pairs is not None:
+        counts["train: pairs drawn"] = num_written
+
+    folder.finish(
+        key,
+        names,
+        origin=_get_origin(key, mtdata_version),
+        counts=counts,
+        notes=describe_filters(held_out, identifier),
+    )
+
+    return key
+
+
+def _get_origin(key: str, mtdata_version: str | None) -> Origin:
+    if mtdata_version is None:
+        return Origin(
+            title=key,
+            page="the files below",
+            version="that of the checksums below",
+            license="not stated; that of the files",
+        )
+
+    return Origin(
+        title=key,
+        page="https://www2.statmt.org",
+        version=f"data sets of mtdata {mtdata_version}",
+        license=_LICENSE,
+        citation="the overview paper of the task, and each corpus (`references.bib` of mtdata, among the downloads); for mtdata, Gowda et al., Many-to-English Machine Translation Tools, Data, and Pretrained Models, ACL 2021 (system demonstrations)",
+    )
+
+
+def _read(sets: Sequence[_Set], num_read: dict[str, int]) -> Iterator[tuple[str, str]]:
+    for set_ in sets:
+        for pair in set_.corpus:
+            num_read[set_.name] += 1
+
+            yield pair
+
+
+def _get_sets(
+    recipe: WmtRecipe, source_lang: str, target_lang: str, mtdata: Mtdata
+) -> tuple[dict[str, _Set], dict[str, str], str | None]:
+    """
+    Returns the sets by name and the checksums of what they come from.
+
+    If some come from mtdata, its version is returned as well.
+    """
+    sets: dict[str, _Set] = {}
+
+    sources: dict[str, str] = {}
+
+    remote: dict[str, list[str]] = {}
+
+    for part, names in (
+        ("train", recipe.train),
+        ("dev", recipe.valid),
+        ("test", recipe.test),
+    ):
+        remote[part] = []
+
+        for name in names:
+            files = find_local_set(name, source_lang, target_lang)
+
+            if files is None:
+                remote[part].append(name)
+            else:
+                sets[name] = _Set(name=name, corpus=Corpus(files))
+
+                sources |= {str(file): hash_file(file) for file in files}
+
+    if not any(remote.values()):
+        return sets, sources, None
+
+    fetched, checksums, version = _fetch(remote, source_lang, target_lang, mtdata)
+
+    sources |= checksums
+
+    for name, fetched_set in fetched.items():
+        sets[name] = _Set(name=name, corpus=fetched_set)
+
+    return sets, sources, version
+
+
+def _fetch(
+    names: Mapping[str, Sequence[str]],
+    source_lang: str,
+    target_lang: str,
+    mtdata: Mtdata,
+) -> tuple[dict[str, Corpus], dict[str, str], str]:
+    for lang in (source_lang, target_lang):
+        if lang not in CODES:
+            known = ", ".join(f"`{name}`" for name in CODES)
+
+            raise WarmupError(
+                f"`{lang}` is not one of {known}, the languages that are fetched with mtdata: prepare files of it yourself and give their path."
+            )
+
+    catalogue = mtdata.get_catalogue([name for part in names.values() for name in part])
+
+    fetched, checksums = mtdata.fetch(
+        catalogue, names, CODES[source_lang], CODES[target_lang]
+    )
+
+    corpora = {
+        name: Corpus([set_.source_file, set_.target_file])
+        for name, set_ in fetched.items()
+    }
+
+    return corpora, checksums, catalogue.version
+
+
+def get_mtdata_recipe(name: str, mtdata: Mtdata) -> WmtRecipe:
+    """Returns a recipe that mtdata knows."""
+    recipe = mtdata.get_catalogue([], recipe=name).recipe
+
+    return WmtRecipe(train=recipe["train"], valid=recipe["dev"], test=recipe["test"])
+
+
+def find_local_set(name: str, source_lang: str, target_lang: str) -> list[Path] | None:
+    """
+    Finds the two files of a set that is given as a path without the language.
+
+    :returns: The files, or ``None`` if ``name`` is one of mtdata.
+    """
+    found = []
+
+    for lang in (source_lang, target_lang):
+        file = Path(f"{name}.{lang}")
+
+        for candidate in (file, Path(f"{file}.gz")):
+            if candidate.is_file():
+                found.append(candidate)
+
+                break
+
+    if len(found) == 2:
+        return found
+
+    # Names of mtdata have no slashes and at least three hyphens.
+    if found or "/" in name or name.count("-") < 3:
+        raise WarmupError(
+            f"`{name}` is neither a data set of mtdata, such as `Statmt-europarl-10-deu-eng`, nor are there `{name}.{source_lang}` and `{name}.{target_lang}`: correct it."
+        )
+
+    return None
