@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Final, final
 import torch
 import torch.distributed as dist
 from fairseq2.gang import Gangs
+from fairseq2.logging import log
 from fairseq2.recipe.config import GeneratorSection
 from fairseq2.task import Task, TaskStopException
 from fairseq2.utils.rich import get_error_console
@@ -257,6 +258,8 @@ class FileSink(LineSink):
             self._state_file.unlink(missing_ok=True)
         except OSError as ex:
             raise self._make_error(ex) from None
+
+        log.info("{:,} lines written to {}.", self._num_lines, self._files[0])
 
     def _make_error(self, ex: OSError) -> WarmupError:
         # Closing a file that could not be flushed tries it once more.

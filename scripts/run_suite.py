@@ -1,0 +1,161 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+Runs a grid of tasks × systems × seeds and writes its table: ``docs/suite.md``.
+
+    python scripts/run_suite.py recipes/suites/multi30k.yaml
+    python scripts/run_suite.py recipes/suites/multi30k.yaml --only '*/*/1' --dry-run
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.suite.grid import Grid, load_grid
+from warmup_plugin.suite.results import collect_results
+from warmup_plugin.suite.runner import Outcome, Runner, Status
+from warmup_plugin.suite.steps import Plan, Step, make_plan
+from warmup_plugin.suite.tables import (
+    describe_command,
+    format_latex,
+    format_markdown,
+    make_json,
+)
+
+_DESCRIPTION: Final = (
+    "Trains, translates, scores and compares all runs of a grid, goes on where it "
+    "broke, and writes one table as Markdown, LaTeX and JSON."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs a suite.
+
+    :returns: The exit status: 0 if all is done, 1 if something failed, 2 for bad input,
+        128 + n if signal n stopped it.
+    """
+    parser = argparse.ArgumentParser(prog="run_suite.py", description=_DESCRIPTION)
+
+    parser.add_argument("grid", type=Path, metavar="GRID.yaml", help="the grid")
+
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="TASK/SYSTEM/SEED",
+        help="run these only, and the training they start from; with wildcards, such as `*/sft/1`",
+    )
+
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="commands at the same time (default: %(default)s); with more than one, training times say little",
+    )
+
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands that would be run"
+    )
+
+    parser.add_argument(
+        "--tables", action="store_true", help="only write the table of what is there"
+    )
+
+    args = parser.parse_args(argv)
+
+    try:
+        return _run(args, list(sys.argv[1:] if argv is None else argv))
+    except WarmupError as ex:
+        print(f"error: {ex}", file=sys.stderr)
+
+        return 2
+
+
+def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    if args.jobs < 1:
+        raise WarmupError(f"`--jobs` must be at least 1, but is {args.jobs}.")
+
+    grid = load_grid(args.grid)
+
+    plan = make_plan(grid)
+
+    steps = plan.select(args.only)
+
+    if args.dry_run:
+        for step in steps:
+            _print_step(step)
+
+        return 0
+
+    outcomes: list[Outcome] = []
+
+    signum = None
+
+    if not args.tables:
+        runner = Runner(steps, num_jobs=args.jobs)
+
+        outcomes = runner.run()
+
+        signum = runner.signum
+
+    command = shlex.join(["python", "scripts/run_suite.py", *argv])
+
+    _write_tables(grid, plan, command)
+
+    bad = [o for o in outcomes if o.status in (Status.FAILED, Status.SKIPPED)]
+
+    if bad:
+        print(f"\n{len(bad)} of {len(steps)} steps were not done:")
+
+        for outcome in bad:
+            print(f"  {outcome.step.key}: {outcome.status.value}, {outcome.note}")
+
+    if signum is not None:
+        return 128 + signum
+
+    return 1 if bad else 0
+
+
+def _print_step(step: Step) -> None:
+    state = "done" if step.is_done() else "to do"
+
+    print(f"# {step.key}: {state}\n{describe_command(step)}")
+
+
+def _write_tables(grid: Grid, plan: Plan, command: str) -> None:
+    result = collect_results(grid, plan)
+
+    content = {
+        ".md": format_markdown(result, plan, command),
+        ".tex": format_latex(result, command),
+        ".json": json.dumps(make_json(result, command), indent=2, ensure_ascii=False)
+        + "\n",
+    }
+
+    for suffix, text in content.items():
+        file = grid.out / f"{grid.name}{suffix}"
+
+        try:
+            write_text_atomically(file, text)
+        except OSError as ex:
+            raise WarmupError(
+                f"{file} cannot be written ({ex.strerror}); give an `out` that you may "
+                "write to."
+            ) from None
+
+        print(f"wrote {file}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

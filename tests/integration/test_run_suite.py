@@ -1,0 +1,198 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from scripts import run_suite
+from tests.tiny_runs import (
+    ROOT,
+    command_environment,
+    python_command,
+    take_snapshot,
+    tiny_options,
+)
+from warmup_plugin.run_dir import RunDir, dump_yaml
+from warmup_plugin.suite.steps import is_finished, measure_training
+
+pytestmark = pytest.mark.integration
+
+TIMEOUT: Final = 400.0
+"""The seconds that a command may take, also on a machine that is busy."""
+
+
+def write_grid(file: Path, text_folder: Path, tokenizer_file: Path) -> Path:
+    """Writes a grid of two systems and two seeds, whose first training is longer."""
+    options = tiny_options(
+        text_folder, tokenizer_file, criterion__name=None, regime__num_steps=None
+    )
+
+    grid = {
+        "name": "tiny",
+        "out": str(file.parent / "out"),
+        "seeds": [1, 2],
+        "baseline": "sft",
+        "tasks": [
+            {
+                "name": "toy",
+                "config": {
+                    name: value if isinstance(value, int) else str(value)
+                    for name, value in options.items()
+                },
+                "split": "test",
+            }
+        ],
+        "systems": [
+            {
+                "name": "sft",
+                "title": "SFT",
+                "config": {
+                    "criterion.name": "sft",
+                    "regime.validate_every_n_steps": 10,
+                    "regime.checkpoint_every_n_steps": 10,
+                },
+                "steps": 40,
+            },
+            {
+                "name": "warmup",
+                "init_from": "sft",
+                "config": {"criterion.name": "warmup"},
+                "steps": 2,
+            },
+        ],
+    }
+
+    file.write_text(dump_yaml(grid))
+
+    return file
+
+
+def test_broken_suite_goes_on(
+    tmp_path: Path,
+    text_folder: Path,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grid = write_grid(tmp_path / "grid.yaml", text_folder, tokenizer_file)
+
+    out = tmp_path / "out"
+
+    first_run = out / "toy" / "sft" / "seed_1"
+
+    log_file = tmp_path / "suite.log"
+
+    with log_file.open("wb") as fp:
+        process = subprocess.Popen(
+            python_command(ROOT / "scripts" / "run_suite.py", grid),
+            env=command_environment(),
+            stdout=fp,
+            stderr=subprocess.STDOUT,
+        )
+
+    try:
+        end = time.monotonic() + TIMEOUT
+
+        while not RunDir(first_run).checkpoint_steps():
+            assert process.poll() is None, log_file.read_text()
+            assert time.monotonic() < end, log_file.read_text()
+
+            time.sleep(0.002)
+
+        process.terminate()
+
+        assert process.wait(TIMEOUT) == 128 + signal.SIGTERM, log_file.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+    # The signal was passed on: the training has saved what it had.
+    assert "train toy/sft/1: stopped" in log_file.read_text()
+    assert not is_finished(first_run)
+    assert not (out / "toy" / "sft" / "seed_2").exists()
+
+    table = (out / "tiny.md").read_text()
+
+    assert "| SFT | 0 of 2 |  |  |  |  |  |  |" in table
+    assert "- toy/sft/1: not trained" in table
+
+    for name, value in command_environment().items():
+        monkeypatch.setenv(name, value)
+
+    assert run_suite.main([str(grid), "--jobs", "2"]) == 0, capsys.readouterr().out
+
+    assert "steps were not done" not in capsys.readouterr().out
+
+    # It went on with the broken run and began each other once.
+    num_starts = {
+        path.parent.name + path.name: len(json.loads(file.read_text()))
+        for file in out.rglob("versions.json")
+        if (path := file.parent)
+    }
+
+    assert num_starts == {
+        "sftseed_1": 2,
+        "sftseed_2": 1,
+        "warmupseed_1": 1,
+        "warmupseed_2": 1,
+    }
+
+    assert measure_training(first_run).num_steps == 40
+
+    report = json.loads((out / "tiny.json").read_text())["tasks"]["toy"]
+
+    for name, num_steps in (("sft", 40), ("warmup", 2)):
+        system = report["systems"][name]
+
+        for seed in ("1", "2"):
+            run = system["runs"][seed]
+
+            assert run["num_steps"] == num_steps
+            assert run["seconds"] > 0.0
+            assert run["missing"] is None
+
+            config = RunDir(Path(run["path"])).load_config()
+
+            assert isinstance(config["common"], dict)
+            assert config["common"]["seed"] == int(seed)
+
+            # The scores are those that `evaluate` keeps with the run.
+            file = Path(run["path"]) / "evaluate" / "test.best.json"
+
+            [scores] = json.loads(file.read_text())["systems"].values()
+
+            assert run["scores"] == {s["key"]: s["score"] for s in scores}
+
+    difference = report["systems"]["warmup"]["against"]["sft"]["chrf"]
+
+    assert set(difference["by_seed"]) == {"1", "2"}
+    assert 0.0 < difference["p_sentences"] <= 1.0
+    assert difference["p_seeds"] in (0.5, 1.0)
+
+    table = (out / "tiny.md").read_text()
+
+    [row] = [line for line in table.splitlines() if line.startswith("| warmup |")]
+
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+
+    assert cells[:3] == ["warmup", "2 of 2", "+2"]
+    assert all(cells)
+    assert "Not measured" not in table
+
+    assert (out / "tiny.tex").read_text().count(r" \\") == 3
+
+    # All of it is done, so that nothing is run and nothing is written but the tables.
+    before = take_snapshot(out / "toy")
+
+    assert run_suite.main([str(grid)]) == 0
+    assert "begins" not in capsys.readouterr().out
+    assert take_snapshot(out / "toy") == before

@@ -1,0 +1,691 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""What a suite runs: tasks × systems × seeds, as one YAML file says it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn, final
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from typing_extensions import override
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.registry import DEFAULT_METRICS, MetricOptions
+from warmup_plugin.recipes.evaluate import add_metric_arguments, read_metric_arguments
+
+# They become the names of folders, and parts of `--only`.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+# Neither fairseq2's own `${env:NAME}` nor the `{source}` of a prompt.
+_VARIABLE: Final = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
+
+# What the suite itself sets in the config of a run.
+_OWN_KEYS: Final = {
+    "common.seed": "`seeds`",
+    "regime.num_steps": "`steps`",
+}
+
+# The settings of a task that are options of `evaluate` and `compare`.
+_METRIC_KEYS: Final = (
+    "target_lang",
+    "labels",
+    "bleu_tokenize",
+    "comet_model",
+    "comet_gpus",
+    "bertscore_model",
+    "bertscore_layers",
+)
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """Holds what `train` is told."""
+
+    config_file: str | None
+    """A file or a preset."""
+
+    config: Mapping[str, object]
+    """Keys, with dots, and values of ``--config``."""
+
+    steps: int | None
+    """``None`` for those of the config."""
+
+    def override(self, other: Settings) -> Settings:
+        return Settings(
+            other.config_file or self.config_file,
+            {**self.config, **other.config},
+            self.steps if other.steps is None else other.steps,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class TaskSpec:
+    """Describes a data set, how it is trained on and what is scored."""
+
+    name: str
+
+    title: str
+
+    prepare: Sequence[Sequence[str]]
+    """Commands behind ``python -m warmup_plugin`` that are run once, first."""
+
+    settings: Settings
+
+    split: str
+
+    checkpoint: str
+
+    metric_args: Sequence[str]
+    """The options of `evaluate` and `compare` that choose metrics."""
+
+    metrics: Sequence[str]
+
+    metric_options: MetricOptions
+
+
+@final
+@dataclass(frozen=True)
+class SystemSpec:
+    """Describes one way to train, by how it differs from the task's."""
+
+    name: str
+
+    title: str
+
+    settings: Settings
+
+    per_task: Mapping[str, Settings]
+
+    init_from: str | None
+    """The system from whose model, of the same task and seed, this one starts."""
+
+    equal_time_with: str | None
+    """The system for as long as which this one is trained."""
+
+    step_time_of: str | None
+    """The system whose step takes as long as one of this."""
+
+    @property
+    def needs(self) -> list[str]:
+        """The systems that must be trained first."""
+        names = (self.init_from, self.equal_time_with, self.step_time_of)
+
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+
+@final
+@dataclass(frozen=True)
+class Grid:
+    """Describes a suite."""
+
+    name: str
+
+    out: Path
+
+    seeds: Sequence[int]
+
+    baselines: Sequence[str]
+    """The systems against which the others are tested."""
+
+    tasks: Sequence[TaskSpec]
+
+    systems: Sequence[SystemSpec]
+
+    def system(self, name: str) -> SystemSpec:
+        return next(system for system in self.systems if system.name == name)
+
+    def settings(self, task: TaskSpec, system: SystemSpec) -> Settings:
+        """Returns what `train` is told, the most specific setting last."""
+        settings = task.settings.override(system.settings)
+
+        return settings.override(system.per_task.get(task.name, _NOTHING))
+
+
+_NOTHING: Final = Settings(None, {}, None)
+
+
+def load_grid(file: Path) -> Grid:
+    """
+    Loads a grid.
+
+    :raises WarmupError: It cannot be read, or says something that cannot be.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WarmupError(
+            f"{file} does not exist; give the YAML file of a suite."
+        ) from None
+    except (OSError, UnicodeDecodeError, YAMLError) as ex:
+        reason = " ".join(str(ex).split())
+
+        raise WarmupError(
+            f"{file} cannot be read as YAML ({reason}); correct it."
+        ) from None
+
+    try:
+        return _parse_grid(content)
+    except _GridError as ex:
+        raise WarmupError(f"{file}: {ex}") from None
+
+
+class _GridError(Exception):
+    """Says in one sentence what is wrong, without the file."""
+
+
+@final
+class _Section:
+    """Takes the fields of a mapping one by one and knows which are left."""
+
+    def __init__(self, content: object, where: str) -> None:
+        """:param where: The path of the mapping, with a dot behind; or nothing."""
+        if not isinstance(content, dict):
+            name = f"`{where[:-1]}`" if where else "the file"
+
+            raise _GridError(f"{name} must be a mapping; write `key: value` lines.")
+
+        self._content: dict[object, Any] = dict(content)
+        self._where = where
+        self._known: list[str] = []
+
+    def take(self, name: str) -> Any:
+        """Returns a field, ``None`` if it is missing or empty."""
+        self._known.append(name)
+
+        return self._content.pop(name, None)
+
+    def path(self, name: str) -> str:
+        return f"{self._where}{name}"
+
+    def take_text(self, name: str) -> str | None:
+        value = self.take(name)
+
+        if value is not None and not (isinstance(value, str) and value.strip()):
+            raise _GridError(
+                f"`{self.path(name)}` must be a text, but is {value!r}; correct it."
+            )
+
+        return value
+
+    def require_text(self, name: str) -> str:
+        value = self.take_text(name)
+
+        if value is None:
+            raise _GridError(f"`{self.path(name)}` is missing; add it.")
+
+        return value
+
+    def require_name(self) -> str:
+        value = self.require_text("name")
+
+        if not _NAME.fullmatch(value):
+            raise _GridError(
+                f"`{self.path('name')}` is `{value}`, but it names folders; use "
+                "letters, digits, `.`, `_`, `+` and `-` only."
+            )
+
+        return value
+
+    def take_number(self, name: str, least: int) -> int | None:
+        value = self.take(name)
+
+        if value is None:
+            return None
+
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise _GridError(
+                f"`{self.path(name)}` must be a whole number of at least {least}, but "
+                f"is {value!r}; correct it."
+            )
+
+        return value
+
+    def take_list(self, name: str) -> list[Any]:
+        value = self.take(name)
+
+        if value is None:
+            return []
+
+        if not isinstance(value, list):
+            raise _GridError(
+                f"`{self.path(name)}` must be a list, but is {value!r}; correct it."
+            )
+
+        return value
+
+    def take_texts(self, name: str) -> list[str]:
+        values = self.take_list(name)
+
+        for value in values:
+            if not isinstance(value, str) or not value:
+                raise _GridError(
+                    f"`{self.path(name)}` must hold texts, but holds {value!r}; write "
+                    "it in quotes or correct it."
+                )
+
+        return values
+
+    def take_sections(self, name: str) -> list[_Section]:
+        values = self.take_list(name)
+
+        if not values:
+            raise _GridError(f"`{self.path(name)}` is missing; add at least one.")
+
+        return [
+            _Section(value, f"{self.path(name)}[{idx}].")
+            for idx, value in enumerate(values)
+        ]
+
+    def take_mapping(self, name: str) -> dict[str, Any]:
+        value = self.take(name)
+
+        if value is None:
+            return {}
+
+        if not isinstance(value, dict):
+            raise _GridError(f"`{self.path(name)}` must be a mapping; correct it.")
+
+        for key in value:
+            if not isinstance(key, str):
+                raise _GridError(
+                    f"`{self.path(name)}` has the key {key!r}; write it in quotes."
+                )
+
+        return value
+
+    def finish(self) -> None:
+        """:raises _GridError: A field is left that nobody knows."""
+        for key in self._content:
+            raise _GridError(
+                f"`{self.path(str(key))}` is not known; use some of "
+                f"{', '.join(f'`{name}`' for name in self._known)}."
+            )
+
+
+def _parse_grid(content: object) -> Grid:
+    top = _Section(content, "")
+
+    name = top.require_name()
+
+    out = str(Path(_expand(top.require_text("out"), {})).expanduser())
+
+    # All other texts may name it.
+    variables = {"OUT": out}
+
+    seeds = top.take_list("seeds")
+
+    baseline = top.take("baseline")
+
+    task_sections = top.take_sections("tasks")
+
+    system_sections = top.take_sections("systems")
+
+    top.finish()
+
+    _check_seeds(seeds)
+
+    tasks = [_parse_task(section, variables) for section in task_sections]
+
+    _check_distinct("tasks", [task.name for task in tasks])
+
+    systems: list[SystemSpec] = []
+
+    for section in system_sections:
+        systems.append(_parse_system(section, variables, tasks, systems))
+
+    _check_distinct("systems", [system.name for system in systems])
+
+    # Two rows of the table must not look alike.
+    _check_distinct("systems", [system.title for system in systems], field="title")
+
+    names = [system.name for system in systems]
+
+    baselines = baseline if isinstance(baseline, list) else [baseline]
+
+    if baseline is None or not baselines:
+        raise _GridError(
+            "`baseline` is missing; name the system, or a list of systems, that the "
+            f"others are tested against, of {', '.join(names)}."
+        )
+
+    for value in baselines:
+        _check_system("baseline", value, names)
+
+    _check_distinct("baseline", baselines)
+
+    grid = Grid(name, Path(out), seeds, baselines, tasks, systems)
+
+    for idx, system in enumerate(systems):
+        _check_equal_time(grid, system, f"systems[{idx}].")
+
+    return grid
+
+
+def _parse_task(section: _Section, variables: Mapping[str, str]) -> TaskSpec:
+    name = section.require_name()
+
+    title = section.take_text("title") or name
+
+    prepare = section.take_texts("prepare")
+
+    settings = _parse_settings(section, variables)
+
+    split = section.require_text("split")
+
+    checkpoint = section.take("checkpoint")
+
+    metrics = section.take_texts("metrics") or list(DEFAULT_METRICS)
+
+    metric_args = ["--metrics", ",".join(metrics)]
+
+    for key in _METRIC_KEYS:
+        if key == "labels":
+            labels = section.take_texts(key)
+
+            if any("," in label for label in labels):
+                raise _GridError(
+                    f"`{section.path(key)}` holds a label with a comma, which "
+                    "`evaluate` cannot be given; use labels without."
+                )
+
+            value = ",".join(labels) or None
+        else:
+            value = section.take(key)
+
+        if value is not None:
+            text = _expand(str(value), variables)
+
+            metric_args += [f"--{key.replace('_', '-')}", text]
+
+    section.finish()
+
+    known_metrics, options = _read_metric_args(metric_args, section.path("metrics"))
+
+    return TaskSpec(
+        name,
+        title,
+        [_parse_command(command, variables, section) for command in prepare],
+        settings,
+        split,
+        "best" if checkpoint is None else str(checkpoint),
+        metric_args,
+        known_metrics,
+        options,
+    )
+
+
+def _parse_command(
+    command: str, variables: Mapping[str, str], section: _Section
+) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as ex:
+        raise _GridError(
+            f"`{section.path('prepare')}` holds `{command}`, which is no command "
+            f"({ex}); correct it."
+        ) from None
+
+    if not words:
+        raise _GridError(
+            f"`{section.path('prepare')}` holds an empty command; correct it."
+        )
+
+    # Only now, since a folder may have spaces.
+    return [_expand(word, variables) for word in words]
+
+
+def _parse_system(
+    section: _Section,
+    variables: Mapping[str, str],
+    tasks: Sequence[TaskSpec],
+    earlier: Sequence[SystemSpec],
+) -> SystemSpec:
+    name = section.require_name()
+
+    title = section.take_text("title") or name
+
+    settings = _parse_settings(section, variables)
+
+    others: dict[str, str | None] = {}
+
+    for key in ("init_from", "equal_time_with", "step_time_of"):
+        value = others[key] = section.take_text(key)
+
+        if value is not None:
+            hint = "; a folder is given by `config: {init_from: DIR}`"
+
+            _check_system(
+                section.path(key),
+                value,
+                [system.name for system in earlier],
+                which="none of the systems before it",
+                hint=hint if key == "init_from" else "",
+            )
+
+    per_task = {}
+
+    for task_name, content in section.take_mapping("per_task").items():
+        path = section.path(f"per_task.{task_name}")
+
+        if task_name not in [task.name for task in tasks]:
+            raise _GridError(
+                f"`{path}` names no task; use some of "
+                f"{', '.join(task.name for task in tasks)}."
+            )
+
+        sub_section = _Section(content, f"{path}.")
+
+        per_task[task_name] = _parse_settings(sub_section, variables)
+
+        sub_section.finish()
+
+    section.finish()
+
+    return SystemSpec(
+        name,
+        title,
+        settings,
+        per_task,
+        others["init_from"],
+        others["equal_time_with"],
+        others["step_time_of"],
+    )
+
+
+def _parse_settings(section: _Section, variables: Mapping[str, str]) -> Settings:
+    config_file = section.take_text("config_file")
+
+    if config_file is not None:
+        config_file = _expand(config_file, variables)
+
+    config = {
+        key: _expand_all(value, variables, section.path(f"config.{key}"))
+        for key, value in section.take_mapping("config").items()
+    }
+
+    for key, remedy in _OWN_KEYS.items():
+        if key in config:
+            raise _GridError(
+                f"`{section.path('config')}` sets `{key}`, which the suite sets "
+                f"itself; give {remedy} instead."
+            )
+
+    return Settings(config_file, config, section.take_number("steps", 1))
+
+
+def _check_seeds(seeds: Sequence[Any]) -> None:
+    if not seeds:
+        raise _GridError("`seeds` is missing; add a list such as `[1, 2, 3]`.")
+
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise _GridError(
+                f"`seeds` must hold whole numbers of at least 0, but holds {seed!r}; "
+                "correct it."
+            )
+
+    _check_distinct("seeds", seeds)
+
+
+def _check_distinct(
+    path: str, values: Sequence[object], *, field: str | None = None
+) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            what = "" if field is None else f" as a {field}"
+
+            raise _GridError(f"`{path}` holds {value} twice{what}; give it once.")
+
+
+def _check_system(
+    path: str,
+    value: object,
+    names: Sequence[str],
+    *,
+    which: str = "none of the systems",
+    hint: str = "",
+) -> None:
+    if value not in names:
+        raise _GridError(
+            f"`{path}` is {value!r}, which is {which} ({', '.join(names) or 'none'})"
+            f"{hint or '; correct it'}."
+        )
+
+
+def _check_equal_time(grid: Grid, system: SystemSpec, where: str) -> None:
+    if system.equal_time_with is None:
+        if system.step_time_of is not None:
+            raise _GridError(
+                f"`{where}step_time_of` is of no use without `equal_time_with`; add "
+                "that or leave it out."
+            )
+
+        return
+
+    if system.step_time_of is None:
+        raise _GridError(
+            f"`{where}step_time_of` is missing; name the system whose steps take as "
+            "long as these, from which their number is computed."
+        )
+
+    like = grid.system(system.step_time_of)
+
+    if any(s.steps for s in (system.settings, *system.per_task.values())):
+        raise _GridError(
+            f"`{where}steps` cannot be given beside `equal_time_with`, which computes "
+            "it; leave one of them out."
+        )
+
+    for task in grid.tasks:
+        keys = _find_differing_keys(
+            grid.settings(task, system), grid.settings(task, like)
+        )
+
+        if keys:
+            raise _GridError(
+                f"`{where}step_time_of` is `{like.name}`, whose steps may take another "
+                f"time, since `{keys[0]}` differs in {task.name}; give both the same "
+                "settings, or name another system."
+            )
+
+
+def _find_differing_keys(a: Settings, b: Settings) -> list[str]:
+    """Returns what differs, the length and rhythm of training left aside."""
+    keys = [
+        key
+        for key in sorted(a.config.keys() | b.config.keys())
+        if not key.startswith("regime.") and a.config.get(key) != b.config.get(key)
+    ]
+
+    return (["config_file"] if a.config_file != b.config_file else []) + keys
+
+
+def _expand(text: str, variables: Mapping[str, str]) -> str:
+    """Replaces ``${NAME}`` by what the suite or else the environment says."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[1]
+
+        value = variables.get(name, os.environ.get(name))
+
+        if value is None:
+            raise _GridError(
+                f"`${{{name}}}` is used, but the environment variable {name} is not "
+                "set; export it."
+            )
+
+        return value
+
+    return _VARIABLE.sub(replace, text)
+
+
+def _expand_all(value: object, variables: Mapping[str, str], path: str) -> object:
+    if isinstance(value, str):
+        return _expand(value, variables)
+
+    if isinstance(value, list):
+        return [_expand_all(item, variables, path) for item in value]
+
+    if isinstance(value, dict):
+        return {key: _expand_all(item, variables, path) for key, item in value.items()}
+
+    # YAML has dates as well, which no setting is.
+    if value is not None and not isinstance(value, (bool, int, float)):
+        raise _GridError(
+            f"`{path}` is {value!r}, neither text nor number; write it in quotes."
+        )
+
+    return value
+
+
+def format_setting(key: str, value: object) -> str:
+    """Formats a setting for ``--config``, which reads YAML."""
+    if isinstance(value, str) and not _is_plain(value):
+        return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False)
+
+    return f"{key}={value}"
+
+
+def _is_plain(text: str) -> bool:
+    if text != text.strip():
+        return False
+
+    try:
+        return bool(YAML(typ="safe", pure=True).load(text) == text)
+    except YAMLError:
+        return False
+
+
+class _MetricParser(ArgumentParser):
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise WarmupError(f"{message}; correct it.")
+
+
+def _read_metric_args(
+    args: Sequence[str], path: str
+) -> tuple[list[str], MetricOptions]:
+    """Reads the options as `evaluate` will, hours before it does."""
+    parser = _MetricParser(add_help=False)
+
+    add_metric_arguments(parser)
+
+    try:
+        return read_metric_arguments(parser.parse_args(args))
+    except WarmupError as ex:
+        raise _GridError(f"`{path}`: {ex}") from None

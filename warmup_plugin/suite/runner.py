@@ -1,0 +1,270 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Runs the steps of a suite, several at a time, and survives those that fail."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from types import FrameType
+from typing import BinaryIO, Final, final
+
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.suite.steps import NotReady, Step
+
+_POLL_SECONDS: Final = 0.1
+
+_NUM_LOG_LINES: Final = 15
+
+
+class Status(Enum):
+    """Says how a step ended."""
+
+    DONE_BEFORE = "done before"
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Something that it needs is not done."""
+    NOT_READY = "left out"
+    """There is nothing to run yet."""
+    STOPPED = "stopped"
+    """By a signal."""
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    step: Step
+
+    status: Status
+
+    note: str = ""
+
+
+@final
+@dataclass
+class _Process:
+    step: Step
+
+    command: Sequence[str]
+
+    popen: subprocess.Popen[bytes]
+
+    log: BinaryIO
+
+    log_begin: int
+    """Where in the log it begins."""
+
+    begin: float
+
+
+@final
+class Runner:
+    """Runs each step when what it needs is done."""
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        *,
+        num_jobs: int = 1,
+        program: Sequence[str] = (sys.executable, "-m", "warmup_plugin"),
+        say: Callable[[str], None] = lambda line: print(line, flush=True),
+    ) -> None:
+        """
+        :param num_jobs: The most commands that run at the same time.
+        :param program: What stands before the command of a step.
+        """
+        self._pending = list(steps)
+        self._num_steps = len(steps)
+        self._num_jobs = num_jobs
+        self._program = program
+        self._say = say
+        self._running: list[_Process] = []
+        self._outcomes: dict[str, Outcome] = {}
+        self.signum: int | None = None
+        """The signal that stopped it."""
+
+    def run(self) -> list[Outcome]:
+        """
+        Runs the steps; those that are done are not run again.
+
+        On SIGINT and SIGTERM, which it passes on, it waits for the running commands to
+        save what they have, and starts no other.
+        """
+        with self._listen():
+            while True:
+                self._collect()
+
+                if self.signum is None:
+                    self._start()
+
+                if not self._running:
+                    break
+
+                time.sleep(_POLL_SECONDS)
+
+        return list(self._outcomes.values())
+
+    @contextmanager
+    def _listen(self) -> Iterator[None]:
+        old_handlers = {
+            signum: signal.signal(signum, self._handle)
+            for signum in (signal.SIGTERM, signal.SIGINT)
+        }
+
+        try:
+            yield
+        finally:
+            for signum, handler in old_handlers.items():
+                signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is None and self._running:
+            self._say("stopping: the commands that run save what they have")
+
+        self.signum = signum
+
+        for process in self._running:
+            process.popen.send_signal(signum)
+
+    def _start(self) -> None:
+        """Starts steps until the jobs are used up or nothing is ready."""
+        # A step that ends at once may make others ready.
+        while any([self._start_one(step) for step in self._pending[:]]):
+            pass
+
+    def _start_one(self, step: Step) -> bool:
+        """Returns whether the step has ended at once."""
+        for need in step.needs:
+            outcome = self._outcomes.get(need.key)
+
+            if outcome is None:
+                return False
+
+            if outcome.status not in (Status.DONE, Status.DONE_BEFORE):
+                return self._settle(step, Status.SKIPPED, f"needs `{need.key}`")
+
+        if any(other in self._pending for other in step.after):
+            return False
+
+        if any(process.step in step.after for process in self._running):
+            return False
+
+        if len(self._running) >= self._num_jobs:
+            return False
+
+        if step.is_done():
+            return self._settle(step, Status.DONE_BEFORE)
+
+        try:
+            self._start_process(step, step.begin())
+        except NotReady as ex:
+            return self._settle(step, Status.NOT_READY, str(ex))
+        except WarmupError as ex:
+            return self._settle(step, Status.FAILED, str(ex))
+
+        return False
+
+    def _start_process(self, step: Step, command: Sequence[str]) -> None:
+        args = [*self._program, *command]
+
+        try:
+            log = step.log_file.open("ab")
+        except OSError as ex:
+            raise WarmupError(
+                f"{step.log_file} cannot be written ({ex.strerror}); choose another `out`."
+            ) from None
+
+        # Resuming appends to what a broken command has left.
+        log.write(f"# {datetime.now():%F %T}  {shlex.join(args)}\n".encode())
+        log.flush()
+
+        popen = subprocess.Popen(
+            args, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+
+        self._pending.remove(step)
+
+        self._running.append(
+            _Process(step, command, popen, log, log.tell(), time.monotonic())
+        )
+
+        self._report(step, "begins")
+
+        # It may have come since the last look.
+        if self.signum is not None:
+            popen.send_signal(self.signum)
+
+    def _collect(self) -> None:
+        for process in self._running[:]:
+            status = process.popen.poll()
+
+            if status is None:
+                continue
+
+            self._running.remove(process)
+
+            process.log.close()
+
+            self._end_process(process, status)
+
+    def _end_process(self, process: _Process, status: int) -> None:
+        step, seconds = process.step, time.monotonic() - process.begin
+
+        if status == 0:
+            try:
+                step.end(process.command, seconds)
+            except WarmupError as ex:
+                self._settle(step, Status.FAILED, str(ex))
+            else:
+                self._settle(step, Status.DONE, f"{seconds:.0f} s")
+
+            return
+
+        if self.signum is not None:
+            self._settle(step, Status.STOPPED)
+
+            return
+
+        self._settle(step, Status.FAILED, f"exit status {status}")
+
+        for line in _read_end(process):
+            self._say(f"    {line}")
+
+        self._say(f"    log: {step.log_file}")
+
+    def _settle(self, step: Step, status: Status, note: str = "") -> bool:
+        if step in self._pending:
+            self._pending.remove(step)
+
+        self._outcomes[step.key] = Outcome(step, status, note)
+
+        # What was done before is not worth a line each.
+        if status is not Status.DONE_BEFORE:
+            self._report(step, f"{status.value}{', ' if note else ''}{note}")
+
+        return True
+
+    def _report(self, step: Step, what: str) -> None:
+        num_ended = len(self._outcomes)
+
+        self._say(f"[{num_ended}/{self._num_steps}] {step.key}: {what}")
+
+
+def _read_end(process: _Process) -> list[str]:
+    """Returns the last lines that a command wrote."""
+    with process.step.log_file.open("rb") as fp:
+        fp.seek(process.log_begin)
+
+        text = fp.read().decode("utf-8", errors="replace")
+
+    return text.rstrip().split("\n")[-_NUM_LOG_LINES:]
