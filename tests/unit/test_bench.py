@@ -535,7 +535,7 @@ class TestBenchGenerate:
     def test_benchmark_runs(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setitem(bench_generate.SETTINGS, "tiny", TINY)
+        monkeypatch.setitem(SETTINGS, "tiny", TINY)
 
         args = ["--settings", "tiny", "--sentences", "4", "--rounds", "1", "--beams"]
 
