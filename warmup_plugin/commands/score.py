@@ -155,6 +155,9 @@ def _run(args: argparse.Namespace) -> int:
 
         config["output"] = str(output)
 
+    # The default output is the run's own.
+    config["restart"] = args.output is None
+
     num_warmups, max_warmup_len = _get_warmup_options(args, run_config)
 
     config.update(

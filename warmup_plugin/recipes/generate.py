@@ -94,6 +94,9 @@ class LinesConfig:
     output: Path | None = None
     """The file to write; ``None`` for standard output."""
 
+    restart: bool = False
+    """If ``True``, a job that broke with other settings is begun again instead of refused."""
+
     checkpoint_time: float = 0.0
     """When the model was written: a job does not go on with another one."""
 
@@ -321,7 +324,9 @@ class TranslationGenerateRecipe(Recipe):
             **dataclasses.asdict(generator.config),
         )
 
-        return FileSink(config.output, config.json_output, settings)
+        return FileSink(
+            config.output, config.json_output, settings, restart=config.restart
+        )
 
     @property
     @override
@@ -615,6 +620,8 @@ def _run(args: argparse.Namespace) -> int:
         input=[] if args.input is None else [str(args.input.resolve())],
         output=str(output),
         json_output=str(jsonl_path(output)),
+        # The default output is the run's own.
+        restart=args.output is None,
         truncate=args.truncate,
     )
 

@@ -129,12 +129,17 @@ class FileSink(LineSink):
         text_file: Path | None,
         json_file: Path | None,
         settings: Mapping[str, object],
+        *,
+        restart: bool = False,
     ) -> None:
         """
         :param settings: What the records depend on; a job with others cannot go on.
+        :param restart: If ``True``, a job with other settings is begun again instead of
+            refused: its output is a default one, which nobody named.
         """
         self._text_file = text_file
         self._json_file = json_file
+        self._restart = restart
 
         self._files = [f for f in (text_file, json_file) if f is not None]
 
@@ -199,6 +204,9 @@ class FileSink(LineSink):
             return {}
 
         if settings != self._settings:
+            if self._restart:
+                return {}
+
             names = [
                 name
                 for name in sorted({*settings, *self._settings})

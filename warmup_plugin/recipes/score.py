@@ -130,9 +130,9 @@ class ScoreRecipe(Recipe):
             )
 
             if config.as_json:
-                sink = FileSink(None, output, settings)
+                sink = FileSink(None, output, settings, restart=config.restart)
             else:
-                sink = FileSink(output, None, settings)
+                sink = FileSink(output, None, settings, restart=config.restart)
 
         return LineTask(
             self._read(config),

@@ -350,6 +350,32 @@ class TestLongLines:
         assert lines[2] != "" and lines[4] != ""
 
 
+def test_default_output_of_broken_job_is_begun_again(
+    tmp_path: Path, sft_run: Path
+) -> None:
+    copied = Path(shutil.copytree(sft_run, tmp_path / "copied"))
+
+    assert run(copied) == 0
+
+    output = copied / "generate" / "test.best.txt"
+
+    expected = output.read_text()
+
+    # What is left of a job with another checkpoint.
+    output.unlink()
+
+    for name in ("test.best.txt.partial", "test.best.txt.jsonl.partial"):
+        output.with_name(name).write_text("x\n")
+
+    state = {"num_lines": 1, "checksum": 1, "sizes": [2, 2], "settings": {"a": 1}}
+
+    output.with_name("test.best.txt.state").write_text(json.dumps(state))
+
+    assert run(copied) == 0
+
+    assert output.read_text() == expected
+
+
 class TestBadInput:
     def test_call_wants_output_when_settings_differ(
         self, sft_run: Path, capsys: pytest.CaptureFixture[str]
