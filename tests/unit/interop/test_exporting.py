@@ -260,7 +260,7 @@ class TestFromScratch:
 
         args = [str(tmp_path / "run"), "--no-rich", "--output", str(file)]
 
-        assert generate.main([*args, "--config", "search.beam_size=1"]) == 0
+        assert generate.main([*args, "--beam-size", "1"]) == 0
 
         model = AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path / "out"))
 

@@ -32,7 +32,7 @@ class TestImportModel:
 
         args = [str(case.imported), "--input", str(text), "--output", str(output)]
 
-        config = ["--config", "search.beam_size=2"]
+        config = ["--beam-size", "2"]
 
         if case.kind == "nllb":
             config += ["tokenizer.source_lang=eng_Latn", "tokenizer.target_lang=deu_Latn"]  # fmt: skip
@@ -95,7 +95,7 @@ class TestImportModel:
 
         args = [str(tmp_path / "run"), "--no-rich", "--output", str(output)]
 
-        assert generate.main([*args, "--config", "search.beam_size=1"]) == 0
+        assert generate.main([*args, "--beam-size", "1"]) == 0
 
         assert output.read_text().count("\n") == 5
 

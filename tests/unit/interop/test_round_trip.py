@@ -173,7 +173,7 @@ def translate(run_dir: Path, folder: Path) -> list[dict[str, Any]]:
 
     args = [str(run_dir), "--no-rich", "--input", str(text), "--output", str(output)]
 
-    assert generate.main([*args, "--config", "search.beam_size=1"]) == 0
+    assert generate.main([*args, "--beam-size", "1"]) == 0
 
     lines = generate.jsonl_path(output).read_text(encoding="utf-8").splitlines()
 
