@@ -91,6 +91,10 @@ class GenerationConfig(Validatable):
             if getattr(self, name) < 1:
                 result.add_error(f"`{name}` must be greater than or equal to 1.")
 
+        for name in ("length_penalty", "max_len_a", "min_len_a"):
+            if not math.isfinite(getattr(self, name)):
+                result.add_error(f"`{name}` must be a finite number.")
+
         for name in ("max_len_a", "min_len_a", "min_len_b", "no_repeat_ngram_size"):
             if getattr(self, name) < 0:
                 result.add_error(f"`{name}` must be greater than or equal to 0.")

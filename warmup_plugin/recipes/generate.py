@@ -643,6 +643,12 @@ def check_output(output: Path, inputs: Sequence[Path]) -> Path:
     if output.is_dir():
         raise WarmupError(f"The output `{output}` is a folder; name a file.")
 
+    # A device or a pipe would be replaced by a file.
+    if output.exists() and not output.is_file():
+        raise WarmupError(
+            f"The output `{output}` is no regular file; name a file, or write to standard output."
+        )
+
     if output in [file.resolve() for file in inputs]:
         raise WarmupError(
             f"The output `{output}` is the input; name another file with `--output`."
@@ -687,6 +693,11 @@ def run_translate(args: argparse.Namespace) -> int:
     if interactive:
         config["chunk_size"] = 1
     elif args.chunk_size is not None:
+        if args.chunk_size < 1:
+            raise WarmupError(
+                f"`--chunk-size` must be greater than or equal to 1, but is {args.chunk_size}."
+            )
+
         config["chunk_size"] = args.chunk_size
 
     for name in _GENERATOR_SECTIONS:

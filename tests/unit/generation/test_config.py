@@ -35,6 +35,8 @@ class TestGenerationConfig:
             ({"temperature": 0.0}, "`temperature` must be greater than 0"),
             ({"top_k": 0}, "`top_k` must be greater than or equal to 1"),
             ({"top_p": 1.5}, "`top_p` must be greater than 0 and less"),
+            ({"length_penalty": float("nan")}, "`length_penalty` must be a finite"),
+            ({"max_len_a": float("inf")}, "`max_len_a` must be a finite number"),
             ({"seed": -1}, "`seed` must be greater than or equal to 0"),
         ],
     )

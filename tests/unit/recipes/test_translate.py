@@ -405,6 +405,25 @@ class TestFaults:
         assert "from line 1 on" in err
         assert "Traceback" not in err
 
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--output", "/dev/null"], "The output `/dev/null` is no regular file"),
+            (["--chunk-size", 0], "`--chunk-size` must be greater than or equal to 1"),
+        ],
+    )
+    def test_mistake_is_one_sentence(
+        self,
+        sft_run: Path,
+        translate: Translate,
+        args: list[object],
+        message: str,
+    ) -> None:
+        status, _, err = translate(sft_run, *args, stdin=b"puke\n")
+
+        assert status == 2
+        assert message in err
+
     def test_missing_file_is_one_sentence(
         self, tmp_path: Path, sft_run: Path, translate: Translate
     ) -> None:
