@@ -49,8 +49,8 @@ def set_scores(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
         value = next(values)
 
         return [
-            MetricScore(name, value, "signature", None, None, num_sentences=1)
-            for name in ("BLEU", "chrF2++")
+            MetricScore(name, value, "signature", None, None, num_sentences=1, key=key)
+            for key, name in (("bleu", "BLEU"), ("chrf", "chrF2++"))
         ]
 
     monkeypatch.setattr(validation, "score_translations", score)
