@@ -35,7 +35,7 @@ class TestImportModel:
         config = ["--beam-size", "2"]
 
         if case.kind == "nllb":
-            config += ["tokenizer.source_lang=eng_Latn", "tokenizer.target_lang=deu_Latn"]  # fmt: skip
+            config += ["--config", "tokenizer.source_lang=eng_Latn", "tokenizer.target_lang=deu_Latn"]  # fmt: skip
 
         assert generate.main([*args, "--no-rich", *config]) == 0
 
