@@ -10,6 +10,7 @@ writes what came of them in the order of the input, before it reads the next one
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -160,23 +161,25 @@ class FileSink(LineSink):
 
     @override
     def begin(self) -> tuple[int, int]:
-        state = self._load_state()
-
         try:
-            for n, file in enumerate(self._files):
+            for file in self._files:
                 file.parent.mkdir(parents=True, exist_ok=True)
 
-                stream = self._partial(file).open("r+b" if state else "wb")
+                # Appending leaves alone what another job may be writing.
+                stream = self._partial(file).open("ab")
 
                 self._streams.append(stream)
 
-                size = state["sizes"][n] if state else 0
+                self._lock(file, stream)
 
+            state = self._load_state()
+
+            for n, stream in enumerate(self._streams):
                 # What was written after the last state belongs to lines that will be
                 # processed again.
-                stream.truncate(size)
+                stream.truncate(state["sizes"][n] if state else 0)
 
-                stream.seek(size)
+                stream.seek(0, os.SEEK_END)
         except OSError as ex:
             raise self._make_error(ex) from None
 
@@ -186,6 +189,25 @@ class FileSink(LineSink):
         self._num_lines = state["num_lines"]
 
         return state["num_lines"], state["checksum"]
+
+    def _lock(self, file: Path, stream: BinaryIO) -> None:
+        is_free = True
+
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_free = False
+        except OSError:
+            # A file system without locks, as some network ones are.
+            pass
+
+        # The other job may have ended and given the file its name.
+        if not is_free or not os.path.samestat(
+            os.fstat(stream.fileno()), self._partial(file).stat()
+        ):
+            raise WarmupError(
+                f"Another job is writing `{file}`; wait for it, or name another file."
+            )
 
     def _load_state(self) -> dict[str, Any]:
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import sys
@@ -300,6 +301,29 @@ class TestFaults:
         assert output.read_bytes() == expected
 
         assert sorted(f.name for f in tmp_path.iterdir()) == ["in.txt", "out.txt"]
+
+    def test_output_of_other_job_is_left_alone(
+        self, tmp_path: Path, sft_run: Path, translate: Translate
+    ) -> None:
+        output = tmp_path / "out.txt"
+
+        partial = tmp_path / "out.txt.partial"
+
+        with partial.open("wb") as fp:
+            fcntl.flock(fp, fcntl.LOCK_EX)
+
+            fp.write(b"other\n")
+            fp.flush()
+
+            status, _, err = translate(sft_run, "--output", output, stdin=b"puke\n")
+
+            assert status == 2
+            assert f"Another job is writing `{output}`" in err
+            assert partial.read_bytes() == b"other\n"
+
+        assert translate(sft_run, "--output", output, stdin=b"puke\n")[0] == 0
+
+        assert output.read_bytes().count(b"\n") == 1
 
     @pytest.fixture
     def broken_job(
