@@ -30,6 +30,7 @@ import json
 import statistics
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ import torch
 from fairseq2.models.nllb import NllbConfig
 from fairseq2.models.nllb.factory import create_nllb_model
 from torch import Tensor
+from typing_extensions import override
 
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
@@ -217,12 +219,12 @@ def load_run_job(path: Path, num_sentences: int) -> Job:
     )
 
 
-class System:
+class System(ABC):
     """Generates for a batch of sources."""
 
+    @abstractmethod
     def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
         """Returns the tokens of the outputs, without EOS."""
-        raise NotImplementedError()
 
 
 @final
@@ -252,6 +254,7 @@ class Ours(System):
             ),
         )
 
+    @override
     def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
         seqs, lens = _pad(batch, self._job.layout.pad_idx)
 
@@ -294,6 +297,7 @@ class Transformers(System):
         if beam == 1:
             del self._options["early_stopping"], self._options["length_penalty"]
 
+    @override
     def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
         ids = [[to_hg_token_idx(idx) for idx in seq] for seq in batch]
 
@@ -380,6 +384,7 @@ class CTranslate2(System):
             disable_unk=True,
         )
 
+    @override
     def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
         results = self._translator.translate_batch(
             [[f"t{to_hg_token_idx(idx)}" for idx in seq] for seq in batch],

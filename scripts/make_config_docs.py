@@ -69,6 +69,8 @@ from warmup_plugin.recipes.generate import GenerateConfig
 from warmup_plugin.recipes.score import ScoreConfig
 from warmup_plugin.recipes.train import TrainConfig
 from warmup_plugin.sampling import WarmupSampler
+from warmup_plugin.tasks import TextTask
+from warmup_plugin.tasks.config import TaskSection
 
 FILE: Final = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 
@@ -78,6 +80,7 @@ COMMAND: Final = "python scripts/make_config_docs.py"
 COMPONENTS: Final[dict[type[object], object]] = {
     ObjectiveSection: Objective,
     SamplerSection: WarmupSampler,
+    TaskSection: TextTask,
     OptimizerSection: Optimizer,
     LRSchedulerSection: LRScheduler,
     # The recipes take no generator but ours, which both kinds of model share.
@@ -89,7 +92,7 @@ COMPONENTS: Final[dict[type[object], object]] = {
 REFUSED: Final[Sequence[Mapping[str, object]]] = (
     {"regime.num_data_epochs": 3},
     {"regime.checkpoint_every_n_steps": 1000},
-    {"regime.score_metric": "ter"},
+    {"regime.score_metric": "ter", "validation.metrics": ["bleu"]},
     {"regime.save_model_only": True},
     {"validation.patience": 5, "regime.score_metric": None},
     {"trainer.data_parallelism": "fsdp", "trainer.fsdp.version": "v1"},

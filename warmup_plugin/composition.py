@@ -43,6 +43,13 @@ from warmup_plugin.sampling.samplers import (
     StochasticBeamSampler,
     create_independent_sampler,
 )
+from warmup_plugin.tasks import TextTask
+from warmup_plugin.tasks.multiple_choice import (
+    MultipleChoiceConfig,
+    MultipleChoiceTask,
+)
+from warmup_plugin.tasks.summarization import SummarizationConfig, SummarizationTask
+from warmup_plugin.tasks.translation import TranslationConfig, TranslationTask
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 from warmup_plugin.tokenizers.hugging_face import register_hugging_face_family
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
@@ -67,6 +74,8 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     _register_samplers(container)
 
     _register_generators(container)
+
+    _register_tasks(container)
 
     container.register_instance(CriterionFactory, create_sft_criterion, key="sft")
     container.register_instance(CriterionFactory, create_warmup_criterion, key="warmup")
@@ -127,6 +136,39 @@ def _register_samplers(container: DependencyContainer) -> None:
 
     register_component(
         container, WarmupSampler, "stochastic_beam", NoConfig, create_stochastic_beam
+    )
+
+
+def _register_tasks(container: DependencyContainer) -> None:
+    def create_translation(
+        resolver: DependencyResolver, config: TranslationConfig
+    ) -> TextTask:
+        return TranslationTask(config)
+
+    register_component(
+        container, TextTask, "translation", TranslationConfig, create_translation
+    )
+
+    def create_summarization(
+        resolver: DependencyResolver, config: SummarizationConfig
+    ) -> TextTask:
+        return SummarizationTask(config)
+
+    register_component(
+        container, TextTask, "summarization", SummarizationConfig, create_summarization
+    )
+
+    def create_multiple_choice(
+        resolver: DependencyResolver, config: MultipleChoiceConfig
+    ) -> TextTask:
+        return MultipleChoiceTask(config)
+
+    register_component(
+        container,
+        TextTask,
+        "multiple_choice",
+        MultipleChoiceConfig,
+        create_multiple_choice,
     )
 
 

@@ -511,6 +511,10 @@ class TestSampling:
 
 
 class TestBenchGenerate:
+    def test_system_must_generate(self) -> None:
+        with pytest.raises(TypeError, match="abstract"):
+            bench_generate.System()  # type: ignore[abstract]
+
     def test_systems_write_the_same(self) -> None:
         job = bench_generate.create_random_job(TINY, 5)
 

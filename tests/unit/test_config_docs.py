@@ -197,7 +197,7 @@ class TestMakeDocs:
         # fairseq2's are `static`, 0.999 and none.
         assert "| `trainer.mixed_precision.mode` | `auto` or `off` or `static` | `off` |" in docs  # fmt: skip
         assert "| `optimizer.config.betas` | [float, float] | `[0.9, 0.98]` |" in docs
-        assert "| `regime.score_metric` | str or null | `chrf` |" in docs
+        assert "| `regime.score_metric` | str or null | `task` |" in docs
 
     def test_components_of_other_names_are_described(self, docs: str) -> None:
         for name in ("adamw", "adafactor", "myle", "polynomial_decay", "independent"):

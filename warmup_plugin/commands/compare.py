@@ -134,7 +134,9 @@ def run(args: Namespace) -> int:
             f"{args.num_examples}."
         )
 
-    metrics, options = read_metric_arguments(args)
+    run_dir = next((path for path in args.systems if path.is_dir()), None)
+
+    metrics, options = read_metric_arguments(args, run_dir)
 
     systems = _read_systems(args)
 

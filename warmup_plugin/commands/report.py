@@ -108,7 +108,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     _check(args)
 
-    metrics, metric_options = read_metric_arguments(args)
+    metrics, metric_options = read_metric_arguments(args, args.run_dirs[0])
 
     # plotly and what else the page needs; not for `--help`.
     from warmup_plugin.report.page import PageOptions, render_page

@@ -84,7 +84,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
-        "--seed", type=int, default=2, help="the seed of the draws (default: 2)"
+        "--seed", type=int, metavar="N", help="the seed of the draws (default: 2)"
     )
 
     return parser
@@ -131,6 +131,13 @@ def _run(args: argparse.Namespace) -> int:
         split = args.split or config["dataset"]["test_split"]
 
         if output is None:
+            given = (args.num_warmups, args.max_warmup_len, args.seed)
+
+            if args.config or any(option is not None for option in given):
+                raise WarmupError(
+                    "With settings of your own, name the file to write with `--output`: the default one is what `report` shows as the run's own scores."
+                )
+
             name = f"{split}.{args.checkpoint}.jsonl"
 
             output = run_dir.path / "score" / name
@@ -160,9 +167,10 @@ def _run(args: argparse.Namespace) -> int:
 
     num_warmups, max_warmup_len = _get_warmup_options(args, run_config)
 
-    config.update(
-        num_warmups=num_warmups, max_warmup_len=max_warmup_len, seed=args.seed
-    )
+    config.update(num_warmups=num_warmups, max_warmup_len=max_warmup_len)
+
+    if args.seed is not None:
+        config["seed"] = args.seed
 
     with claimed_stdout() as stream, quiet_log():
         status = run_recipe(ScoreRecipe(stream), config, args, None)

@@ -6,16 +6,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from fairseq2.recipe.component import (
-    ComponentManager,
-    ComponentNotKnownError,
-)
 from fairseq2.recipe.config import SupportsStructure
-from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from warmup_plugin.components import structure_component
 from warmup_plugin.objectives import Objective
 from warmup_plugin.sampling import WarmupSampler
 
@@ -42,28 +38,6 @@ class CriterionSection(Validatable):
         return result
 
 
-def _structure_component(
-    resolver: DependencyResolver,
-    kls: type[object],
-    name: str,
-    config: object,
-    message: str,
-) -> object:
-    """
-    Turns the settings of a component into what its factory expects.
-
-    :raises RecipeError: With ``message`` if no such component is registered.
-    """
-    manager = resolver.resolve(ComponentManager)
-
-    try:
-        return manager.structure_component_config(
-            kls, name, {} if config is None else config
-        )
-    except ComponentNotKnownError:
-        raise RecipeError(message) from None
-
-
 @dataclass(kw_only=True)
 class ObjectiveSection(SupportsStructure):
     """Chooses how the log-probabilities of the candidates become a loss."""
@@ -76,7 +50,7 @@ class ObjectiveSection(SupportsStructure):
 
     @override
     def structure(self, resolver: DependencyResolver) -> None:
-        self.config = _structure_component(
+        self.config = structure_component(
             resolver,
             Objective,
             self.name,
@@ -97,7 +71,7 @@ class SamplerSection(SupportsStructure):
 
     @override
     def structure(self, resolver: DependencyResolver) -> None:
-        self.config = _structure_component(
+        self.config = structure_component(
             resolver,
             WarmupSampler,
             self.name,

@@ -134,7 +134,24 @@ class GenerationConfig(Validatable):
                 f"`rank_by` is `{self.rank_by}`, but only `warmup=sample` has several warmups to rank."
             )
 
+        if self.warmup != "sample" and self.num_warmups != _default("num_warmups"):
+            result.add_error(
+                f"`num_warmups` is {self.num_warmups}, but only `warmup=sample` draws several warmups; set `warmup` to `sample` or leave `num_warmups` out."
+            )
+
+        for name in ("temperature", "top_k", "top_p"):
+            value = getattr(self, name)
+
+            if searches and value != _default(name):
+                result.add_error(
+                    f"`{name}` is {value}, but nothing is drawn; set `sampling`, or `warmup` to `sample`, or leave `{name}` out."
+                )
+
         return result
+
+
+def _default(name: str) -> object:
+    return GenerationConfig.__dataclass_fields__[name].default
 
 
 def create_generation_config(

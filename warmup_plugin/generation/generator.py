@@ -147,6 +147,14 @@ class WarmupGenerator:
         """``True`` if a warmup is written before each output."""
         return self._config.warmup != "none"
 
+    def get_room(self, source_len: int, prefix_len: int) -> int:
+        """Returns the most tokens, EOS included, that a source leaves for its output
+        behind the longest warmup; less than 2 is too little."""
+        room = self._model.get_max_target_len(source_len) - prefix_len
+
+        # The separator is one more.
+        return room - self._config.max_warmup_len - 1 if self.has_warmup else room
+
     @torch.no_grad()
     def __call__(
         self,
@@ -166,8 +174,9 @@ class WarmupGenerator:
 
         :returns: The hypotheses of each source, best first, ``num_best`` at most.
 
-        :raises WarmupError: If a warmup may be as long as all that the model reads, or
-            if the model gives a probability that is not a number.
+        :raises WarmupError: If a warmup may be as long as all that the model reads, if
+            a forced beginning is longer than the output may be, or if the model gives
+            a probability that is not a number.
         """
         run = self._begin(source_seqs, source_seq_lens, prefixes, forced, line_numbers)
 
@@ -243,13 +252,7 @@ class WarmupGenerator:
 
         max_warmup_len = config.max_warmup_len if self.has_warmup else None
 
-        # The most tokens that each source leaves for an output and EOS.
-        rooms = [
-            self._model.get_max_target_len(n) - prefix_len for n in source_seq_lens
-        ]
-
-        if max_warmup_len is not None:
-            rooms = [room - max_warmup_len - 1 for room in rooms]
+        rooms = [self.get_room(n, prefix_len) for n in source_seq_lens]
 
         # A word and EOS at least.
         if min(rooms) < 2:

@@ -110,7 +110,10 @@ class Translator:
         """
         :param on_batch: Called with the number of lines that are done.
 
-        :raises LineError: If a line is longer than the model reads.
+        :raises LineError: If a line is longer than the model reads or leaves no room
+            for an output, or if what its output begins with is longer than that.
+        :raises WarmupError: If the longest warmup leaves no room for any output, or if
+            the model gives a probability that is not a number.
         """
         has_warmup = self._generator.has_warmup
 
@@ -121,7 +124,9 @@ class Translator:
 
         sources, prefixes = encode_sources((lines[n].source for n in todo), self._codec)
 
-        sources = self._fit(sources, [lines[n] for n in todo])
+        forced = [self._encode_beginning(lines[n]) for n in todo]
+
+        sources = self._fit(sources, prefixes, forced, [lines[n] for n in todo])
 
         if on_batch is not None:
             on_batch(len(lines) - len(todo))
@@ -139,7 +144,7 @@ class Translator:
                 torch.tensor(
                     [prefixes[row].tolist() for row in rows], device=self._device
                 ),
-                forced=[self._encode_beginning(line) for line in batch],
+                forced=[forced[row] for row in rows],
                 line_numbers=[line.number for line in batch],
             )
 
@@ -153,25 +158,72 @@ class Translator:
 
         return translations
 
-    def _fit(self, sources: TokenSeqs, lines: Sequence[Line]) -> TokenSeqs:
-        max_len = self._model.max_source_len
-
+    def _fit(
+        self,
+        sources: TokenSeqs,
+        prefixes: TokenSeqs,
+        forced: Sequence[Sequence[int]],
+        lines: Sequence[Line],
+    ) -> TokenSeqs:
         if self._truncate:
-            return sources.truncate(max_len)
+            sources = sources.truncate(self._model.max_source_len)
 
-        for line, length in zip(lines, sources.lens):
-            if length > max_len:
-                remedy = "split it into sentences"
+        # Line by line, so that the first line at fault is the one that is named.
+        for line, source_len, prefix_len, beginning in zip(
+            lines, sources.lens.tolist(), prefixes.lens.tolist(), forced
+        ):
+            self._check_source(line, source_len, prefix_len)
 
-                if not self._model.reads_prompts:
-                    remedy += ", or cut it with `--truncate`"
-
-                raise LineError(
-                    line,
-                    f"has {length} tokens, but the model reads at most {max_len}; {remedy}.",
-                )
+            self._check_beginning(line, source_len, prefix_len, beginning)
 
         return sources
+
+    def _check_source(self, line: Line, source_len: int, prefix_len: int) -> None:
+        model = self._model
+
+        if source_len > model.max_source_len:
+            remedy = "split it into sentences"
+
+            if not model.reads_prompts:
+                remedy += ", or cut it with `--truncate`"
+
+            raise LineError(
+                line,
+                f"has {source_len} tokens, but the model reads at most {model.max_source_len}; {remedy}.",
+            )
+
+        # Only of a prompt does the room depend; else the generator finds fault with
+        # the settings, not with a line.
+        if not model.reads_prompts:
+            return
+
+        if self._generator.get_room(source_len, prefix_len) < 2:
+            num_left = max(model.get_max_target_len(source_len) - prefix_len, 0)
+
+            what, remedy = "an output", "split it into sentences"
+
+            if self._generator.has_warmup:
+                what = f"a warmup of up to {self._generator.config.max_warmup_len} tokens and an output"
+
+                remedy += ", or lower `--max-warmup-len`"
+
+            raise LineError(
+                line,
+                f"has a prompt of {source_len + prefix_len} tokens, which leaves {num_left} of those that the model reads, too few for {what}; {remedy}.",
+            )
+
+    def _check_beginning(
+        self, line: Line, source_len: int, prefix_len: int, beginning: Sequence[int]
+    ) -> None:
+        # EOS takes one.
+        max_len = self._generator.get_room(source_len, prefix_len) - 1
+
+        # Without any room, the generator says so.
+        if max_len > 0 and len(beginning) > max_len:
+            raise LineError(
+                line,
+                f"has a translation that is to begin with {len(beginning)} tokens, but the model can write at most {max_len}; shorten the beginning.",
+            )
 
     def _encode_beginning(self, line: Line) -> list[int]:
         if not line.target:

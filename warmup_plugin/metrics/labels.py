@@ -1,10 +1,11 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
-"""Accuracy and macro-F1 of outputs that are one label each."""
+"""Accuracy and macro-F1 of outputs that begin with a label."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -23,6 +24,36 @@ from warmup_plugin.metrics.base import (
 
 _MAX_EXAMPLES: Final = 3
 
+_INTRODUCTION: Final = re.compile(
+    r"(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option)(?:\s+is)?\s*:?\s*",
+    re.IGNORECASE,
+)
+
+
+def read_label(text: str, labels: Sequence[str]) -> str | None:
+    """
+    Reads the label from what a model wrote.
+
+    The label is the whole text, or it stands at its beginning, in parentheses or before a
+    punctuation mark: ``B``, ``(B)``, ``B. Because …``, ``The answer is B.``. Nothing
+    is guessed from the rest: ``A man`` is no answer, nor is ``b``.
+
+    :returns: ``None`` if there is none, an invalid answer.
+    """
+    text = text.strip()
+
+    if text in labels:
+        return text
+
+    text = text[match.end() :] if (match := _INTRODUCTION.match(text)) else text
+
+    # The longest first: of `not sure` and `not`, only one can be meant.
+    for label in sorted(labels, key=len, reverse=True):
+        if re.match(rf"[(\[]?{re.escape(label)}(?:[)\].,:;]|\s*$)", text):
+            return label
+
+    return None
+
 
 class _LabelMetric(SystemwiseMetric):
     def __init__(self, labels: Sequence[str]) -> None:
@@ -40,7 +71,9 @@ class _LabelMetric(SystemwiseMetric):
 
         self._labels = labels
 
-        self._signature = f"nrefs:1|labels:{','.join(labels)}|invalid:wrong"
+        self._signature = (
+            f"nrefs:1|labels:{','.join(labels)}|answer:leading|invalid:wrong"
+        )
 
     def _read_answers(
         self, hypotheses: Sequence[str], references: Sequence[str]
@@ -55,9 +88,14 @@ class _LabelMetric(SystemwiseMetric):
                     f"{', '.join(self._labels)}; correct the reference or `--labels`."
                 )
 
-        answers = [line.strip() for line in hypotheses]
+        read = [read_label(line, self._labels) for line in hypotheses]
 
-        invalid = Counter(line for line in answers if line not in self._labels)
+        lines = [line.strip() for line in hypotheses]
+
+        # What is no label stays what it is, and is wrong.
+        answers = [line if a is None else a for a, line in zip(read, lines)]
+
+        invalid = Counter(line for a, line in zip(read, lines) if a is None)
 
         details = {
             "num_invalid": invalid.total(),

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final, final
 
@@ -22,6 +25,9 @@ from warmup_plugin.metrics.overlap import (
     create_chrf,
     create_ter,
 )
+
+# fairseq2's own takes seconds to import.
+_log = logging.getLogger(__name__)
 
 DEFAULT_METRICS: Final = ("bleu", "chrf")
 """What translations are scored by unless told otherwise."""
@@ -169,11 +175,18 @@ METRICS: Final[dict[str, MetricEntry]] = {
 }
 
 
-def check_metric_names(names: Sequence[str]) -> None:
+def check_metric_names(names: Sequence[str], *, in_validation: bool = False) -> None:
     """
-    :raises WarmupError: If there is none, an unknown one or one twice.
+    :param in_validation: If ``True``, only what training may validate by is let pass.
+
+    :raises WarmupError: If there is none, an unknown one, one twice or one that is too
+        slow for validations.
     """
-    known = ", ".join(METRICS)
+    known = ", ".join(
+        name
+        for name, entry in METRICS.items()
+        if entry.in_validation or not in_validation
+    )
 
     if not names:
         raise WarmupError(f"No metric is given; choose some of {known}.")
@@ -184,5 +197,62 @@ def check_metric_names(names: Sequence[str]) -> None:
                 f"The metric `{name}` is not known; choose some of {known}."
             )
 
+        if in_validation and not METRICS[name].in_validation:
+            raise WarmupError(
+                f"The metric `{name}` runs a model of its own, which a validation does "
+                f"not; leave it to `python -m recipes.evaluate`, and choose some of {known}."
+            )
+
         if names.count(name) > 1:
             raise WarmupError(f"The metric `{name}` is given twice; give it once.")
+
+
+_KANA_AND_HAN: Final = (
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+
+_HANGUL_AND_THAI: Final = "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af\u0e00-\u0e7f"
+
+# What needs a tokenizer of its language: of TER, Korean has spaces and Thai has none.
+_UNSPACED: Final = {
+    "bleu": re.compile(f"[{_KANA_AND_HAN}{_HANGUL_AND_THAI}]"),
+    "ter": re.compile(f"[{_KANA_AND_HAN}]"),
+}
+
+# A name in its own script is no reason to warn.
+_MIN_SHARE: Final = 0.1
+
+
+def warn_of_missing_language(
+    metrics: Sequence[str], options: MetricOptions, references: Sequence[str]
+) -> None:
+    """Says, once a process, that a language with tokenizers of its own is scored as if
+    it had words between spaces, since nobody names it."""
+    if options.target_lang is not None:
+        return
+
+    text = "".join("".join(line.split()) for line in references)
+
+    names = []
+
+    for name, pattern in _UNSPACED.items():
+        if name not in metrics or (name == "bleu" and options.bleu_tokenizer):
+            continue
+
+        if len(pattern.findall(text)) > _MIN_SHARE * len(text):
+            names.append(name.upper())
+
+    if names:
+        _warn_once(" and ".join(names))
+
+
+@cache
+def _warn_once(metrics: str) -> None:
+    _log.warning(
+        "The references look Chinese, Japanese, Korean or Thai, but no target language is "
+        "given, so the words of %s are what stands between spaces and punctuation (of "
+        "BLEU, the tokenizer 13a); name the language with `--target-lang`, in training "
+        "with `dataset.target_lang`, or for Thai a tokenizer of BLEU, such as "
+        "`--bleu-tokenize flores200`.",
+        metrics,
+    )

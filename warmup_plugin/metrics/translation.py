@@ -18,6 +18,7 @@ from warmup_plugin.metrics.registry import (
     METRICS,
     MetricOptions,
     check_metric_names,
+    warn_of_missing_language,
 )
 from warmup_plugin.metrics.resampling import (
     DEFAULT_SEED,
@@ -162,17 +163,11 @@ def check_validation_metrics(
     :raises WarmupError: A metric is unknown, lacks an optional part or an option, or
         is too slow for validations.
     """
-    check_metric_names(metrics)
+    check_metric_names(metrics, in_validation=True)
 
     options = MetricOptions(target_lang=target_lang, labels=labels)
 
     for name in metrics:
-        if not METRICS[name].in_validation:
-            raise WarmupError(
-                f"The metric `{name}` runs a model of its own, which a validation does "
-                "not; leave it to `python -m recipes.evaluate`."
-            )
-
         try:
             METRICS[name].create(options)
         except MetricUnavailable as ex:
@@ -203,6 +198,8 @@ def _measure(
             created[name] = METRICS[name].create(options)
         except MetricUnavailable as ex:
             reasons.update(dict.fromkeys(METRICS[name].names, str(ex)))
+
+    warn_of_missing_language(metrics, options, references)
 
     measured: dict[str, dict[str, Measurement]] = {name: {} for name in systems}
 

@@ -25,6 +25,7 @@ from fairseq2.recipe.config import (
     ReferenceModelSection,
     TokenizerSection,
 )
+from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import ValidationResult
 from ruamel.yaml import YAML
 from torch.nn import Module
@@ -54,7 +55,7 @@ class TextPairsSection(TextPairsConfig):
     """The split that ``generate`` and ``evaluate`` take by default."""
 
     prompt: str | None = None
-    """What the model reads of a source: a template with `{source}`, and where wanted `{source_lang}` and `{target_lang}`. For a decoder-only model it may name special tokens. ``None`` for the source alone, followed by a line feed if the model is decoder-only."""
+    """What the model reads of a source: a template with `{source}`, and where wanted `{source_lang}` and `{target_lang}`. For a decoder-only model it may name special tokens. ``None`` for that of the task; `{source}` is the source alone."""
 
     max_source_len: int = 128
     """The most tokens of a source, prompt and EOS included; longer pairs are dropped and counted."""
@@ -130,21 +131,34 @@ def is_decoder_only(
 
     :raises WarmupError: If it is not known.
     """
-    name = section.family
+    family = find_family_name(section.name, section.family, context.resolver)
 
-    if section.name is not None:
-        try:
-            card = context.resolver.resolve(AssetStore).retrieve_card(section.name)
-        except AssetNotFoundError:
-            raise WarmupError(
-                f"`model.name` is `{section.name}`, which no asset card describes; `python -m fairseq2.assets list` shows those that are known."
-            ) from None
+    return reads_prompts(find_family(family, context.resolver))
 
-        field = card.maybe_get_field("model_family")
 
-        name = None if field is None else field.as_(str)
+def find_family_name(
+    name: str | None, family: str | None, resolver: DependencyResolver
+) -> str | None:
+    """
+    Returns the family of the model of a config.
 
-    return reads_prompts(find_family(name, context.resolver))
+    :param name: ``model.name``, which goes before ``model.family``.
+
+    :raises WarmupError: If no asset has that name.
+    """
+    if name is None:
+        return family
+
+    try:
+        card = resolver.resolve(AssetStore).retrieve_card(name)
+    except AssetNotFoundError:
+        raise WarmupError(
+            f"`model.name` is `{name}`, which no asset card describes; `python -m fairseq2.assets list` shows those that are known."
+        ) from None
+
+    field = card.maybe_get_field("model_family")
+
+    return None if field is None else field.as_(str)
 
 
 def refuse_float16(model: Module, dtype: torch.dtype) -> None:

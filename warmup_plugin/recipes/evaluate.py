@@ -150,9 +150,8 @@ def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what chooses the metrics; :func:`read_metric_arguments` reads it."""
     parser.add_argument(
         "--metrics",
-        default=",".join(DEFAULT_METRICS),
         metavar="M,...",
-        help=f"some of {', '.join(METRICS)} (default: %(default)s)",
+        help=f"some of {', '.join(METRICS)} (default: those that the run was validated by; {','.join(DEFAULT_METRICS)} for files)",
     )
 
     parser.add_argument(
@@ -209,16 +208,38 @@ _OWNERS: Final = {
 
 
 def read_metric_arguments(
-    args: argparse.Namespace,
+    args: argparse.Namespace, run_dir: Path | None = None
 ) -> tuple[list[str], MetricOptions]:
     """
     Reads what :func:`add_metric_arguments` added.
 
+    :param run_dir: The run whose task gives the metrics and labels that are not given.
+
     :raises WarmupError: A metric is not known, or an argument has no metric.
     """
-    metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
+    metrics: list[str] = list(DEFAULT_METRICS)
 
-    check_metric_names(metrics)
+    labels: list[str] = []
+
+    if args.metrics is not None:
+        metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
+
+        check_metric_names(metrics)
+
+    # What is no run is reported where it is read.
+    if run_dir is not None and RunDir(run_dir).run_file.is_file():
+        # An imported model has been validated by nothing.
+        validation = cast(
+            "Mapping[str, Any]", RunDir(run_dir).load_config().get("validation") or {}
+        )
+
+        labels = validation.get("labels") or labels
+
+        if args.metrics is None:
+            metrics = validation.get("metrics") or metrics
+
+    if args.labels is not None:
+        labels = args.labels.split(",")
 
     for argument, owners in _OWNERS.items():
         if getattr(args, argument) is not None and not set(owners) & set(metrics):
@@ -231,7 +252,7 @@ def read_metric_arguments(
     options = MetricOptions(
         target_lang=args.target_lang,
         bleu_tokenizer=args.bleu_tokenize,
-        labels=[] if args.labels is None else args.labels.split(","),
+        labels=labels,
         comet_model=args.comet_model,
         comet_gpus=args.comet_gpus or 0,
         bertscore_model=args.bertscore_model,
@@ -242,7 +263,11 @@ def read_metric_arguments(
 
 
 def _run(args: argparse.Namespace) -> None:
-    metrics, options = read_metric_arguments(args)
+    is_of_run = args.hypotheses is None and args.run_dirs
+
+    metrics, options = read_metric_arguments(
+        args, args.run_dirs[0] if is_of_run else None
+    )
 
     if args.hypotheses is not None:
         if args.run_dirs:

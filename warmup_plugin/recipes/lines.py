@@ -166,7 +166,7 @@ class FileSink(LineSink):
                 file.parent.mkdir(parents=True, exist_ok=True)
 
                 # Appending leaves alone what another job may be writing.
-                stream = self._partial(file).open("ab")
+                stream: BinaryIO = self._partial(file).open("ab")
 
                 self._streams.append(stream)
 

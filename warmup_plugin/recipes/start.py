@@ -6,29 +6,42 @@
 from __future__ import annotations
 
 import fcntl
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.recipe.base import Recipe
+from fairseq2.runtime.dependency import get_dependency_resolver
 
+from warmup_plugin.components import create_component
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
-from warmup_plugin.recipes.common import dump_config, get_codec_options, get_rank
+from warmup_plugin.recipes.common import (
+    dump_config,
+    find_family_name,
+    get_codec_options,
+    get_rank,
+)
 from warmup_plugin.run_dir import (
     RunDir,
     dump_yaml,
     is_same_tokenizer,
     write_text_atomically,
 )
+from warmup_plugin.tasks import TaskContext, TextTask
 from warmup_plugin.tokenizers.codec import create_codec
 from warmup_plugin.tokenizers.hugging_face import HUGGING_FACE_FAMILY
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
+
+SCORE_OF_TASK: Final = "task"
+"""As ``regime.score_metric``: the score that the task picks the best checkpoint by."""
 
 
 class NothingToRun(Exception):
@@ -190,7 +203,9 @@ def _resume_config(
 
         config["tokenizer"] = {**section, "path": str(run_dir.tokenizer_path)}
 
-    config["dataset"] = _complete_dataset(command_config)
+    prompt = _get_section(config, "dataset")["prompt"]
+
+    config["dataset"] = {**_complete_dataset(command_config), "prompt": prompt}
 
     return config
 
@@ -249,11 +264,22 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
         # A new model fits its tokenizer.
         complete_model["config_overrides"] = {**fitting, **overrides}
 
+    complete_dataset = _complete_dataset(config)
+
+    task_sections = _apply_task(
+        config, complete_model, complete_tokenizer, complete_dataset
+    )
+
+    complete_tokenizer, complete_dataset = (
+        task_sections["tokenizer"],
+        task_sections["dataset"],
+    )
+
     if tokenizer is not None and complete_model["name"] is None:
         # Before anything is written: it may lack the separator or a language.
         create_codec(
             tokenizer,
-            get_codec_options(complete_tokenizer, _get_section(config, "dataset")),
+            get_codec_options(complete_tokenizer, complete_dataset),
             reads_prompts=reads_prompts(find_family(complete_model["family"])),
         )
 
@@ -276,10 +302,89 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
 
     return {
         **config,
-        "tokenizer": complete_tokenizer,
+        **task_sections,
         "model": complete_model,
         "reference_model": reference_model,
-        "dataset": _complete_dataset(config),
+    }
+
+
+def _apply_task(
+    config: dict[str, object],
+    model: dict[str, Any],
+    tokenizer: dict[str, Any],
+    dataset: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """
+    Fills in what the config leaves to the task.
+
+    :returns: The sections ``tokenizer``, ``dataset``, ``validation`` and ``regime``.
+    """
+    section = _get_section(config, "task")
+
+    task = cast(
+        TextTask,
+        create_component(cast(Any, TextTask), section["name"], section["config"]),
+    )
+
+    resolver = get_dependency_resolver()
+
+    family: str | None
+
+    try:
+        family = find_family_name(model["name"], model["family"], resolver)
+    except WarmupError:
+        # A card of `common.assets.extra_paths`, which are known only within the recipe.
+        family = None
+
+        if dataset["prompt"] is None and get_rank() == 0:
+            print(
+                f"warning: the card `{model['name']}` is read later, so the task has no prompt for its model; set `dataset.prompt` if it needs one.",
+                file=sys.stderr,
+            )
+
+    settings = task.get_settings(
+        TaskContext(
+            model_family=family or "",
+            tokenizer_family=tokenizer["family"],
+            is_decoder_only=(
+                family is not None and reads_prompts(find_family(family, resolver))
+            ),
+            source_lang=dataset["source_lang"],
+            target_lang=dataset["target_lang"],
+        )
+    )
+
+    validation = _get_section(config, "validation")
+
+    regime = _get_section(config, "regime")
+
+    def fill(open_section: dict[str, Any], **values: object) -> dict[str, Any]:
+        return {
+            key: values.get(key) if value is None else value
+            for key, value in open_section.items()
+        }
+
+    validation = fill(
+        validation, metrics=list(settings.metrics), labels=list(settings.labels)
+    )
+
+    if regime["score_metric"] == SCORE_OF_TASK:
+        score = settings.score_metric
+
+        scores = [name for m in validation["metrics"] for name in METRICS[m].names]
+
+        # Other metrics than the task's may not have its score.
+        regime = {**regime, "score_metric": score if score in scores else scores[0]}
+
+    return {
+        "tokenizer": fill(
+            tokenizer,
+            source_lang=settings.source_lang,
+            target_lang=settings.target_lang,
+        ),
+        "dataset": fill(dataset, prompt=settings.prompt),
+        "validation": validation,
+        "regime": regime,
     }
 
 

@@ -85,9 +85,15 @@ from warmup_plugin.recipes.control import (
     StopSignal,
     TrainerControl,
 )
-from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
+from warmup_plugin.recipes.start import (
+    SCORE_OF_TASK,
+    NothingToRun,
+    find_output_dir,
+    start_run,
+)
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.sampling import WarmupSampler
+from warmup_plugin.tasks.config import TaskSection
 from warmup_plugin.tokenizers.codec import TextCodec
 
 
@@ -104,11 +110,11 @@ class ValidationSection(Validatable):
     max_num_tokens: int = 4000
     """The size of a batch; see ``dataset.max_num_tokens``."""
 
-    metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
-    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `rouge`, `accuracy`, `macro_f1`."""
+    metrics: list[str] | None = None
+    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `rouge`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
 
-    labels: list[str] = field(default_factory=list)
-    """All valid outputs, for `accuracy` and `macro_f1`."""
+    labels: list[str] | None = None
+    """All valid outputs, for `accuracy` and `macro_f1`; ``None`` for those of the task."""
 
     patience: int | None = None
     """The number of validations without improvement after which training stops; ``None`` never stops early."""
@@ -123,10 +129,11 @@ class ValidationSection(Validatable):
         if self.num_shown < 0:
             result.add_error("`num_shown` must be greater than or equal to 0.")
 
-        try:
-            check_metric_names(self.metrics)
-        except WarmupError as ex:
-            result.add_error(str(ex))
+        if self.metrics is not None:
+            try:
+                check_metric_names(self.metrics, in_validation=True)
+            except WarmupError as ex:
+                result.add_error(str(ex))
 
         if self.patience is not None and self.patience < 1:
             result.add_error("`patience` must be greater than or equal to 1.")
@@ -137,6 +144,8 @@ class ValidationSection(Validatable):
 @dataclass(kw_only=True)
 class TrainConfig(Validatable):
     """Describes a training run."""
+
+    task: TaskSection = field(default_factory=lambda: TaskSection())
 
     model: ModelSection = field(
         default_factory=lambda: ModelSection(family="nllb", arch="transformer_tiny")
@@ -192,7 +201,7 @@ class TrainConfig(Validatable):
             publish_metrics_every_n_steps=100,
             keep_last_n_checkpoints=1,
             keep_best_n_checkpoints=1,
-            score_metric="chrf",
+            score_metric=SCORE_OF_TASK,
         )
     )
 
@@ -221,7 +230,13 @@ class TrainConfig(Validatable):
 
             validation = self.validation
 
-            computed = [METRICS[m].names for m in validation.metrics if m in METRICS]
+            metrics = validation.metrics
+
+            # Those of the task are not known before it has been asked.
+            if metrics is None:
+                metrics = list(METRICS)
+
+            computed = [METRICS[m].names for m in metrics if m in METRICS]
 
             known = {name for entry in METRICS.values() for name in entry.names}
 
@@ -388,8 +403,8 @@ class TranslationTrainRecipe(Recipe):
             gangs,
             target_lang=config.dataset.target_lang,
             num_shown=config.validation.num_shown,
-            metrics=config.validation.metrics,
-            labels=config.validation.labels,
+            metrics=config.validation.metrics or DEFAULT_METRICS,
+            labels=config.validation.labels or (),
         )
 
         train_reader = TextPairReader(

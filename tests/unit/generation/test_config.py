@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
@@ -38,6 +40,17 @@ class TestGenerationConfig:
             ({"length_penalty": float("nan")}, "`length_penalty` must be a finite"),
             ({"max_len_a": float("inf")}, "`max_len_a` must be a finite number"),
             ({"seed": -1}, "`seed` must be greater than or equal to 0"),
+            ({"num_warmups": 4}, "`num_warmups` is 4, but only `warmup=sample` draws"),
+            (
+                {"sampling": True, "num_warmups": 4},
+                "`num_warmups` is 4, but only `warmup=sample` draws",
+            ),
+            ({"temperature": 0.5}, "`temperature` is 0.5, but nothing is drawn; set"),
+            ({"top_k": 3}, "`top_k` is 3, but nothing is drawn; set `sampling`, or"),
+            (
+                {"warmup": "greedy_then_beam", "top_p": 0.9},
+                "`top_p` is 0.9, but nothing is drawn; set `sampling`",
+            ),
         ],
     )
     def test_mistake_is_named(self, options: dict[str, object], message: str) -> None:
@@ -47,6 +60,19 @@ class TestGenerationConfig:
             StandardObjectValidator().validate(config)
 
         assert message in str(exc_info.value)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"sampling": True},
+            {"warmup": "none", "sampling": True},
+            {"warmup": "sample", "num_warmups": 4},
+        ],
+    )
+    def test_draws_have_settings(self, options: dict[str, Any]) -> None:
+        config = GenerationConfig(temperature=0.5, top_k=3, top_p=0.9, **options)
+
+        assert not config.validate().has_error()
 
     def test_draws_may_be_more_than_beams(self) -> None:
         config = GenerationConfig(sampling=True, num_best=20)

@@ -40,6 +40,10 @@ class Case:
             "init_from": self.imported,
             "dataset__max_target_len": 60,
             "dataset__max_num_tokens": 600,
+            # As transformers is given it.
+            "dataset__prompt": (
+                '"{source}\\n"' if self.is_decoder_only else "'{source}'"
+            ),
         }
 
         if self.kind == "nllb":

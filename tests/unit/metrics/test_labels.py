@@ -11,7 +11,11 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.labels import AccuracyMetric, MacroF1Metric
+from warmup_plugin.metrics.labels import (
+    AccuracyMetric,
+    MacroF1Metric,
+    read_label,
+)
 from warmup_plugin.metrics.registry import METRICS, MetricOptions
 from warmup_plugin.metrics.resampling import resample_scores
 
@@ -23,20 +27,51 @@ _GOLD = ["A", "A", "B", "C", "C"]
 _ANSWERS = ["A", "B", "B", "C", "E"]
 
 
+class TestReadLabel:
+    @pytest.mark.parametrize(
+        "text,label",
+        [
+            ("B", "B"),
+            (" B\n", "B"),
+            ("(B)", "B"),
+            ("B. Because", "B"),
+            ("[C] it", "C"),
+            ("The answer is D.", "D"),
+            ("Answer: A", "A"),
+            ("the correct option is B", "B"),
+            ("A man", None),
+            ("b", None),
+            ("BC", None),
+            ("E", None),
+            ("", None),
+            ("Answer:", None),
+            ("It is B", None),
+        ],
+    )
+    def test_label_stands_at_the_beginning(self, text: str, label: str | None) -> None:
+        assert read_label(text, _LABELS) == label
+
+    def test_longer_label_goes_before_its_beginning(self) -> None:
+        assert read_label("yes, but: no", ["yes", "yes, but"]) == "yes, but"
+
+
 class TestAccuracyMetric:
     def test_score_is_share_of_right_answers(self) -> None:
         [measurement] = AccuracyMetric(_LABELS).measure_one(_ANSWERS, _GOLD)
 
         assert measurement.score == 60.0
         assert measurement.score == 100 * accuracy_score(_GOLD, _ANSWERS)
-        assert measurement.signature == "nrefs:1|labels:A,B,C,D|invalid:wrong"
+        assert (
+            measurement.signature
+            == "nrefs:1|labels:A,B,C,D|answer:leading|invalid:wrong"
+        )
 
         scores = measurement.sentence_scores()
 
         assert scores is not None and scores.tolist() == [100, 0, 100, 100, 0]
 
     def test_invalid_answers_are_counted(self) -> None:
-        answers = ["a", "A.", "A)", "", "A."]
+        answers = ["a", "A man", "AB", "", "A man"]
 
         [measurement] = AccuracyMetric(_LABELS).measure_one(answers, _GOLD)
 
@@ -44,7 +79,7 @@ class TestAccuracyMetric:
         assert measurement.details["num_invalid"] == 5
 
         # The most frequent one first.
-        assert measurement.details["invalid_examples"] == ["A.", "a", "A)"]
+        assert measurement.details["invalid_examples"] == ["A man", "a", "AB"]
 
     def test_space_around_answers_is_no_part_of_them(self) -> None:
         [measurement] = AccuracyMetric(["A", " B"]).measure_one([" A\t"], ["A "])
@@ -75,7 +110,10 @@ class TestMacroF1Metric:
         assert measurement.score == pytest.approx(100 * (3 * 2 / 3) / 4)
         assert measurement.details["num_invalid"] == 1
         assert measurement.sentence_scores() is None
-        assert "labels:A,B,C,D|invalid:wrong|version:sci" in measurement.signature
+        assert (
+            "labels:A,B,C,D|answer:leading|invalid:wrong|version:sci"
+            in measurement.signature
+        )
 
     def test_label_set_is_fixed(self) -> None:
         [measurement] = MacroF1Metric(_LABELS[:3]).measure_one(_ANSWERS, _GOLD)

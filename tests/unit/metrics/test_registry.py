@@ -8,11 +8,14 @@ from collections.abc import Sequence
 import pytest
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics import registry
 from warmup_plugin.metrics.registry import (
     METRICS,
     MetricOptions,
     check_metric_names,
+    warn_of_missing_language,
 )
+from warmup_plugin.metrics.translation import evaluate_systems
 
 
 class TestCheckMetricNames:
@@ -32,6 +35,90 @@ class TestCheckMetricNames:
     ) -> None:
         with pytest.raises(WarmupError, match=message):
             check_metric_names(names)
+
+    @pytest.mark.parametrize(
+        "names,message",
+        [
+            ([], "No metric is given"),
+            (["nope"], "`nope` is not known"),
+            (["bleu", "comet"], "`comet` runs a model of its own"),
+        ],
+    )
+    def test_validation_is_offered_what_it_can_score(
+        self, names: Sequence[str], message: str
+    ) -> None:
+        known = "some of bleu, chrf, ter, rouge, accuracy, macro_f1."
+
+        with pytest.raises(WarmupError, match=message) as exc_info:
+            check_metric_names(names, in_validation=True)
+
+        assert str(exc_info.value).endswith(known)
+
+    def test_validation_has_metrics(self) -> None:
+        names = [name for name, entry in METRICS.items() if entry.in_validation]
+
+        check_metric_names(names, in_validation=True)
+
+
+class TestWarnOfMissingLanguage:
+    @pytest.fixture(autouse=True)
+    def first_time(self) -> None:
+        registry._warn_once.cache_clear()
+
+    @pytest.mark.parametrize(
+        "metrics,references,names",
+        [
+            (
+                ["bleu", "chrf", "ter"],
+                ["狗在跑。", "A dog."],
+                "the words of BLEU and TER are",
+            ),
+            (["ter"], ["いぬがはしる"], "the words of TER are"),
+            (["bleu", "ter"], ["개가 달린다."], "the words of BLEU are"),
+            (["bleu"], ["สุนัขวิ่ง"], "the words of BLEU are"),
+        ],
+    )
+    def test_evaluation_warns_once(
+        self,
+        metrics: list[str],
+        references: list[str],
+        names: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        for _ in range(2):
+            evaluate_systems(
+                {"a": references}, references, metrics=metrics, num_bootstrap=0
+            )
+
+        [message] = caplog.messages
+
+        assert names in message
+        assert "`--target-lang`" in message and "13a" in message
+
+    @pytest.mark.parametrize(
+        "metrics,options,reference",
+        [
+            (["bleu", "ter"], {}, "A dog runs through the whole town of 北京."),
+            (["bleu", "ter"], {"target_lang": "zh"}, "狗在跑。"),
+            (["bleu"], {"bleu_tokenizer": "char"}, "狗在跑。"),
+            (["chrf"], {}, "狗在跑。"),
+            (["ter"], {}, "개가 달린다."),
+        ],
+    )
+    def test_nothing_is_said_without_reason(
+        self,
+        metrics: list[str],
+        options: dict[str, str],
+        reference: str,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        warn_of_missing_language(
+            metrics,
+            MetricOptions(**options),  # type: ignore[arg-type]
+            [reference],
+        )
+
+        assert not caplog.messages
 
 
 @pytest.mark.parametrize(

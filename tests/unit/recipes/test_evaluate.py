@@ -181,7 +181,7 @@ class TestFileMode:
     def test_main_scores_answers(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        hyp = _write(tmp_path / "h", ["A", "B", "A.", ""])
+        hyp = _write(tmp_path / "h", ["A", "B", "A man", ""])
         ref = _write(tmp_path / "r", ["A", "A", "B", "C"])
 
         out_file = tmp_path / "scores.json"
@@ -193,7 +193,7 @@ class TestFileMode:
         assert main([*args, "--num-bootstrap", "10"]) == 0
 
         assert (
-            f"invalid answers of {hyp}: 2 of 4, such as `A.`, an empty one\n"
+            f"invalid answers of {hyp}: 2 of 4, such as `A man`, an empty one\n"
             in capsys.readouterr().out
         )
 

@@ -241,6 +241,26 @@ class TestSplit:
 
 class TestBadInput:
     @pytest.mark.parametrize(
+        "args",
+        [
+            ["--num-warmups", 4],
+            ["--num-warmups", 0],
+            ["--max-warmup-len", 2],
+            ["--seed", 3],
+            ["--config", "max_num_tokens=20"],
+        ],
+    )
+    def test_call_wants_output_when_settings_differ(
+        self, warmup_run: Path, score: Score, args: list[object]
+    ) -> None:
+        status, out, err = score(warmup_run, *args)
+
+        assert (status, out) == (2, "")
+        assert "name the file to write with `--output`" in err
+
+        assert not (warmup_run / "score").exists()
+
+    @pytest.mark.parametrize(
         ("args", "message"),
         [
             (["--source", "x"], "`--source` and `--target` belong together"),

@@ -324,6 +324,86 @@ class TestNewRun:
         assert exc_info.value.status == 2
 
 
+class TestTask:
+    """What a config leaves open follows from its task."""
+
+    def test_default_is_translation(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        config = start(tmp_path / "run", tiny_options(text_folder, tokenizer_file))
+
+        assert config["validation"]["metrics"] == ["bleu", "chrf"]
+        assert config["validation"]["labels"] == []
+        assert config["regime"]["score_metric"] == "chrf"
+        assert config["dataset"]["prompt"] is None
+
+    def test_task_sets_what_is_open(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            task__name="multiple_choice",
+            task__config="{labels: [yes., no.]}",
+        )
+
+        config = start(tmp_path / "run", options)
+
+        assert config["validation"]["metrics"] == ["accuracy", "macro_f1"]
+        assert config["validation"]["labels"] == ["yes.", "no."]
+        assert config["regime"]["score_metric"] == "accuracy"
+
+    def test_what_is_given_stays(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            task__name="multiple_choice",
+            validation__metrics="[bleu, ter]",
+            dataset__prompt="'say: {source}'",
+        )
+
+        config = start(tmp_path / "run", options)
+
+        assert config["dataset"]["prompt"] == "say: {source}"
+        assert config["validation"]["metrics"] == ["bleu", "ter"]
+
+        # Accuracy is not computed.
+        assert config["regime"]["score_metric"] == "bleu"
+
+    def test_prompt_of_task_is_kept_when_run_is_resumed(
+        self, tmp_path: Path, text_folder: Path
+    ) -> None:
+        folder = tmp_path / "tokenizer"
+
+        write_llama_tokenizer(folder)
+
+        options = tiny_options(
+            text_folder,
+            folder,
+            model__family="llama",
+            model__arch="llama3_2_1b",
+            task__name="summarization",
+        )
+
+        first = start(tmp_path / "run", options)
+
+        assert first["dataset"]["prompt"].startswith("Summarize")
+
+        (tmp_path / "run" / "checkpoints" / "step_1").mkdir(parents=True)
+
+        assert start(tmp_path / "run", options)["dataset"] == first["dataset"]
+
+    def test_call_ends_when_task_is_not_registered(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file, task__name="nope")
+
+        with pytest.raises(NothingToRun):
+            start(tmp_path / "run", options)
+
+
 class TestInitFrom:
     def test_run_takes_model_and_tokenizer(
         self, tmp_path: Path, text_folder: Path, sft_run: Path

@@ -121,7 +121,7 @@ class TestBadInput:
             ),
             ({"regime.score_metric": "nope"}, "nope is not a known metric."),
             (
-                {"regime.score_metric": "ter"},
+                {"regime.score_metric": "ter", "validation.metrics": "[bleu]"},
                 "`regime.score_metric` is `ter`, which `validation.metrics` does not",
             ),
             ({"validation.metrics": "[nope]"}, "nope"),

@@ -234,6 +234,20 @@ class TestFaults:
         assert status == 0
         assert out.count(b"\n") == 4
 
+    def test_lines_before_long_beginning_are_kept(
+        self, warmup_run: Path, translate: Translate
+    ) -> None:
+        expected = translate(warmup_run, stdin=b"puke\nta\n")[1]
+
+        stdin = b"puke\nta\nkuse\t" + b"puke " * 600 + b"\nta\n"
+
+        status, out, err = translate(warmup_run, "--prefixes", stdin=stdin)
+
+        assert status == 2
+        assert out == expected
+
+        assert "Line 3 of standard input has a translation that is to begin with" in err
+
     @pytest.mark.parametrize("as_json", [False, True])
     def test_broken_job_goes_on(
         self,

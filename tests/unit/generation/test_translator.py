@@ -1,0 +1,172 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from typing_extensions import override
+
+from tests.common import (
+    BOS_IDX,
+    EOS_IDX,
+    WORDS,
+    Model,
+    create_layout,
+    create_tiny_lm,
+    create_tiny_model,
+    device,
+)
+from warmup_plugin.data.lines import Line, LineError
+from warmup_plugin.generation import GenerationConfig, WarmupGenerator
+from warmup_plugin.generation.translator import Translation, Translator
+from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
+
+MAX_LEN = 16
+
+
+class NumberCodec(TextCodec):
+    """Reads text of numbers, which are its tokens."""
+
+    def __init__(self, *, reads_prompts: bool) -> None:
+        super().__init__(create_layout(), "<sep>")
+
+        self._reads_prompts = reads_prompts
+
+    @override
+    def encode_source(self, source: str) -> EncodedText:
+        tokens = [int(token) for token in source.split()]
+
+        if self._reads_prompts:
+            return EncodedText(tokens[:-1], tokens[-1:])
+
+        return EncodedText([*tokens, EOS_IDX], [BOS_IDX])
+
+    @override
+    def encode_target(self, target: str) -> list[int]:
+        return [*(int(token) for token in target.split()), EOS_IDX]
+
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(map(str, tokens))
+
+    @override
+    def to_tokens(self, tokens: Sequence[int]) -> list[str]:
+        return [str(token) for token in tokens]
+
+    @property
+    @override
+    def template(self) -> str:
+        return "{source}"
+
+    @property
+    @override
+    def num_template_tokens(self) -> int:
+        return 0
+
+
+def translate(
+    model: Model,
+    lines: Sequence[Line],
+    *,
+    warmup: str = "single",
+    truncate: bool = False,
+) -> list[Translation]:
+    wrapper = create_conditional_model(model)
+
+    codec = NumberCodec(reads_prompts=wrapper.reads_prompts)
+
+    config = GenerationConfig(warmup=warmup, max_warmup_len=4, beam_size=2)
+
+    translator = Translator(
+        wrapper,
+        WarmupGenerator(wrapper, codec.layout, config),
+        codec,
+        device,
+        max_num_tokens=1000,
+        truncate=truncate,
+    )
+
+    return translator(lines)
+
+
+def repeat_word(size: int) -> str:
+    return " ".join([str(WORDS[0])] * size)
+
+
+class TestBeginning:
+    @pytest.mark.parametrize("truncate", [False, True])
+    @pytest.mark.parametrize(
+        # Beside BOS and EOS, and warmup and separator.
+        ("warmup", "max_len"),
+        [("single", MAX_LEN - 7), ("none", MAX_LEN - 2)],
+    )
+    def test_line_of_longer_one_is_named(
+        self, warmup: str, max_len: int, truncate: bool
+    ) -> None:
+        model = create_tiny_model(max_seq_len=MAX_LEN)
+
+        source = repeat_word(3)
+
+        fit = Line(0, source, repeat_word(max_len))
+
+        [translation] = translate(model, [fit], warmup=warmup, truncate=truncate)
+
+        assert translation.output == fit.target
+
+        lines = [Line(0, source), Line(1, source, repeat_word(max_len + 1)), fit]
+
+        with pytest.raises(LineError) as exc_info:
+            translate(model, lines, warmup=warmup, truncate=truncate)
+
+        assert exc_info.value.number == 1
+
+        assert str(exc_info.value) == (
+            f"Line 2 of the input has a translation that is to begin with {max_len + 1} tokens, but the model can write at most {max_len}; shorten the beginning."
+        )
+
+    def test_first_line_at_fault_is_named(self) -> None:
+        model = create_tiny_model(max_seq_len=MAX_LEN)
+
+        lines = [
+            Line(0, repeat_word(1)),
+            Line(1, repeat_word(1), repeat_word(20)),
+            Line(2, repeat_word(20)),
+        ]
+
+        with pytest.raises(LineError, match="Line 2 of the input"):
+            translate(model, lines)
+
+
+class TestPrompt:
+    @pytest.mark.parametrize(
+        ("warmup", "max_len", "message"),
+        [
+            (
+                "single",
+                MAX_LEN - 7,
+                "Line 2 of the input has a prompt of 10 tokens, which leaves 6 of those that the model reads, too few for a warmup of up to 4 tokens and an output; split it into sentences, or lower `--max-warmup-len`.",
+            ),
+            (
+                "none",
+                MAX_LEN - 2,
+                "Line 2 of the input has a prompt of 15 tokens, which leaves 1 of those that the model reads, too few for an output; split it into sentences.",
+            ),
+        ],
+    )
+    def test_line_without_room_is_named(
+        self, warmup: str, max_len: int, message: str
+    ) -> None:
+        model = create_tiny_lm(max_seq_len=MAX_LEN)
+
+        fit = Line(0, repeat_word(max_len))
+
+        assert translate(model, [fit], warmup=warmup)[0].hypotheses
+
+        with pytest.raises(LineError) as exc_info:
+            translate(model, [fit, Line(1, repeat_word(max_len + 1))], warmup=warmup)
+
+        assert exc_info.value.number == 1
+        assert str(exc_info.value) == message

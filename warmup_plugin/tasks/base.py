@@ -1,0 +1,87 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TaskContext:
+    """Holds what a task needs to know of a run."""
+
+    model_family: str
+    """The fairseq2 family of the model, such as ``t5`` or ``llama``."""
+
+    tokenizer_family: str | None
+    """The family of the tokenizer, such as ``warmup_spm``; ``None`` if it is an asset."""
+
+    is_decoder_only: bool
+    """Whether the model reads prompts."""
+
+    source_lang: str | None
+    """``dataset.source_lang``."""
+
+    target_lang: str | None
+    """``dataset.target_lang``."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """Holds what follows from a task, for the keys that a config leaves open."""
+
+    prompt: str | None
+    """See ``dataset.prompt``; ``None`` for the source alone."""
+
+    metrics: Sequence[str]
+    """See ``validation.metrics``."""
+
+    labels: Sequence[str] = ()
+    """See ``validation.labels``."""
+
+    score_metric: str
+    """The score that picks the best checkpoint, one of ``metrics``."""
+
+    source_lang: str | None = None
+    """See ``tokenizer.source_lang``."""
+
+    target_lang: str | None = None
+    """See ``tokenizer.target_lang``."""
+
+
+class TextTask(ABC):
+    """
+    Says what a model is trained for.
+
+    Registered by name as a component; ``task.name`` chooses it.
+    """
+
+    @abstractmethod
+    def get_settings(self, context: TaskContext) -> TaskSettings:
+        """
+        Returns the settings for a model and its languages.
+
+        :raises WarmupError: If the task cannot be done with them.
+        """
+
+
+def choose_prompt(context: TaskContext, *, t5: str, decoder_only: str) -> str | None:
+    """
+    Returns the prompt of a kind of model.
+
+    :param t5: That of T5 and mT5 with their own tokenizer.
+    :param decoder_only: That of Llama, Qwen and the like.
+
+    :returns: ``None`` for the source alone: models from scratch and NLLB need no words.
+    """
+    if context.is_decoder_only:
+        return decoder_only
+
+    return t5 if context.tokenizer_family == T5_TOKENIZER_FAMILY else None

@@ -1,0 +1,129 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, final
+
+from typing_extensions import override
+
+from warmup_plugin.metrics.languages import get_language
+from warmup_plugin.metrics.registry import DEFAULT_METRICS
+from warmup_plugin.tasks.base import TaskContext, TaskSettings, TextTask, choose_prompt
+
+# The English name, by which instructions call a language, and the code of NLLB (FLORES-200).
+_LANGUAGES: Final = {
+    "ar": ("Arabic", "arb_Arab"),
+    "cs": ("Czech", "ces_Latn"),
+    "de": ("German", "deu_Latn"),
+    "en": ("English", "eng_Latn"),
+    "es": ("Spanish", "spa_Latn"),
+    "et": ("Estonian", "est_Latn"),
+    "fi": ("Finnish", "fin_Latn"),
+    "fr": ("French", "fra_Latn"),
+    "hi": ("Hindi", "hin_Deva"),
+    "it": ("Italian", "ita_Latn"),
+    "ja": ("Japanese", "jpn_Jpan"),
+    "ko": ("Korean", "kor_Hang"),
+    "lt": ("Lithuanian", "lit_Latn"),
+    "lv": ("Latvian", "lvs_Latn"),
+    "nl": ("Dutch", "nld_Latn"),
+    "pl": ("Polish", "pol_Latn"),
+    "pt": ("Portuguese", "por_Latn"),
+    "ro": ("Romanian", "ron_Latn"),
+    "ru": ("Russian", "rus_Cyrl"),
+    "tr": ("Turkish", "tur_Latn"),
+    "uk": ("Ukrainian", "ukr_Cyrl"),
+    "vi": ("Vietnamese", "vie_Latn"),
+    "zh": ("Chinese", "zho_Hans"),
+}
+
+_NAMES_BY_NLLB_CODE: Final = {code: name for name, code in _LANGUAGES.values()}
+
+
+@dataclass(kw_only=True)
+class TranslationConfig:
+    """Configures the task ``translation``."""
+
+    t5_prompt: str = "translate {source_lang} to {target_lang}: {source}"
+    """What T5 and mT5 read, with the English names of the languages. T5 was pretrained with this prefix, mT5 with none."""
+
+    decoder_prompt: str = (
+        "Translate from {source_lang} to {target_lang}.\n\n{source}\n\nTranslation:\n"
+    )
+    """What decoder-only models read."""
+
+
+@final
+class TranslationTask(TextTask):
+    """
+    Translates.
+
+    NLLB is told the languages by tokens, T5 and decoder-only models by a prompt, and a
+    model with a vocabulary of our own not at all: it knows one direction.
+    """
+
+    def __init__(self, config: TranslationConfig) -> None:
+        self._config = config
+
+    @override
+    def get_settings(self, context: TaskContext) -> TaskSettings:
+        source_lang, target_lang = context.source_lang, context.target_lang
+
+        return TaskSettings(
+            prompt=self._get_prompt(context),
+            metrics=DEFAULT_METRICS,
+            score_metric="chrf",
+            source_lang=get_nllb_code(source_lang) if _is_nllb(context) else None,
+            target_lang=get_nllb_code(target_lang) if _is_nllb(context) else None,
+        )
+
+    def _get_prompt(self, context: TaskContext) -> str | None:
+        if context.source_lang is None or context.target_lang is None:
+            return None
+
+        prompt = choose_prompt(
+            context,
+            t5=self._config.t5_prompt,
+            decoder_only=self._config.decoder_prompt,
+        )
+
+        if prompt is None:
+            return None
+
+        for field, lang in (
+            ("{source_lang}", context.source_lang),
+            ("{target_lang}", context.target_lang),
+        ):
+            prompt = prompt.replace(field, get_language_name(lang))
+
+        return prompt
+
+
+def _is_nllb(context: TaskContext) -> bool:
+    # A model from scratch is of the family too, but its vocabulary has no languages.
+    return context.tokenizer_family == "nllb"
+
+
+def get_language_name(code: str) -> str:
+    """Returns the English name of a language; the code itself if it is not known."""
+    name = _NAMES_BY_NLLB_CODE.get(code)
+
+    if name is not None:
+        return name
+
+    entry = _LANGUAGES.get(get_language(code))
+
+    return code if entry is None else entry[0]
+
+
+def get_nllb_code(code: str | None) -> str | None:
+    """
+    Returns NLLB's code of a language of two letters, such as ``deu_Latn`` of ``de``.
+
+    :returns: ``None`` if it is not known; then the code has to be NLLB's own.
+    """
+    entry = _LANGUAGES.get(code or "")
+
+    return None if entry is None else entry[1]
