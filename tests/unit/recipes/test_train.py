@@ -165,7 +165,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "content,message",
         [
-            (None, "is neither a file nor a preset; the presets are translation/"),
+            (
+                None,
+                "is neither a file nor a preset; the presets are multiple_choice/finetune_sft, ",
+            ),
             ("a: [", "is not a valid YAML file. while parsing a flow node"),
             ("- 1", "but is of type `<class 'list'>` instead."),
             ("", "x.yaml is empty"),
