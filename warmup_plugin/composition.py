@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.generation import Seq2SeqGenerator, SequenceGenerator
@@ -53,6 +55,8 @@ from warmup_plugin.tasks.translation import TranslationConfig, TranslationTask
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 from warmup_plugin.tokenizers.hugging_face import register_hugging_face_family
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
+
+ConfigT = TypeVar("ConfigT")
 
 
 def register_warmup_plugin(container: DependencyContainer) -> None:
@@ -140,36 +144,17 @@ def _register_samplers(container: DependencyContainer) -> None:
 
 
 def _register_tasks(container: DependencyContainer) -> None:
-    def create_translation(
-        resolver: DependencyResolver, config: TranslationConfig
-    ) -> TextTask:
-        return TranslationTask(config)
+    def register(
+        name: str, config_kls: type[ConfigT], task_kls: Callable[[ConfigT], TextTask]
+    ) -> None:
+        def create(resolver: DependencyResolver, config: ConfigT) -> TextTask:
+            return task_kls(config)
 
-    register_component(
-        container, TextTask, "translation", TranslationConfig, create_translation
-    )
+        register_component(container, TextTask, name, config_kls, create)
 
-    def create_summarization(
-        resolver: DependencyResolver, config: SummarizationConfig
-    ) -> TextTask:
-        return SummarizationTask(config)
-
-    register_component(
-        container, TextTask, "summarization", SummarizationConfig, create_summarization
-    )
-
-    def create_multiple_choice(
-        resolver: DependencyResolver, config: MultipleChoiceConfig
-    ) -> TextTask:
-        return MultipleChoiceTask(config)
-
-    register_component(
-        container,
-        TextTask,
-        "multiple_choice",
-        MultipleChoiceConfig,
-        create_multiple_choice,
-    )
+    register("translation", TranslationConfig, TranslationTask)
+    register("summarization", SummarizationConfig, SummarizationTask)
+    register("multiple_choice", MultipleChoiceConfig, MultipleChoiceTask)
 
 
 def _register_generators(container: DependencyContainer) -> None:

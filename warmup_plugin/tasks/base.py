@@ -84,4 +84,14 @@ def choose_prompt(context: TaskContext, *, t5: str, decoder_only: str) -> str | 
     if context.is_decoder_only:
         return decoder_only
 
-    return t5 if context.tokenizer_family == T5_TOKENIZER_FAMILY else None
+    return t5 if has_tokenizer_of(context, T5_TOKENIZER_FAMILY) else None
+
+
+def has_tokenizer_of(context: TaskContext, family: str) -> bool:
+    """
+    Tells whether a model has the public tokenizer of its family.
+
+    A model from scratch is of such a family too, with a vocabulary of its own. The
+    tokenizer of an asset, whose family is not given, is that of its model.
+    """
+    return (context.tokenizer_family or context.model_family) == family

@@ -10,7 +10,13 @@ from typing_extensions import override
 
 from warmup_plugin.metrics.languages import get_language
 from warmup_plugin.metrics.registry import DEFAULT_METRICS
-from warmup_plugin.tasks.base import TaskContext, TaskSettings, TextTask, choose_prompt
+from warmup_plugin.tasks.base import (
+    TaskContext,
+    TaskSettings,
+    TextTask,
+    choose_prompt,
+    has_tokenizer_of,
+)
 
 # The English name, by which instructions call a language, and the code of NLLB (FLORES-200).
 _LANGUAGES: Final = {
@@ -71,12 +77,15 @@ class TranslationTask(TextTask):
     def get_settings(self, context: TaskContext) -> TaskSettings:
         source_lang, target_lang = context.source_lang, context.target_lang
 
+        # Models from scratch have no tokens of languages.
+        is_nllb = has_tokenizer_of(context, "nllb")
+
         return TaskSettings(
             prompt=self._get_prompt(context),
             metrics=DEFAULT_METRICS,
             score_metric="chrf",
-            source_lang=get_nllb_code(source_lang) if _is_nllb(context) else None,
-            target_lang=get_nllb_code(target_lang) if _is_nllb(context) else None,
+            source_lang=get_nllb_code(source_lang) if is_nllb else None,
+            target_lang=get_nllb_code(target_lang) if is_nllb else None,
         )
 
     def _get_prompt(self, context: TaskContext) -> str | None:
@@ -99,11 +108,6 @@ class TranslationTask(TextTask):
             prompt = prompt.replace(field, get_language_name(lang))
 
         return prompt
-
-
-def _is_nllb(context: TaskContext) -> bool:
-    # A model from scratch is of the family too, but its vocabulary has no languages.
-    return context.tokenizer_family == "nllb"
 
 
 def get_language_name(code: str) -> str:

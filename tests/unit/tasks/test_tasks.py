@@ -29,7 +29,7 @@ _TASKS: list[TextTask] = [
 ]
 
 
-def context(family: str, tokenizer: str, **others: Any) -> TaskContext:
+def context(family: str, tokenizer: str | None, **others: Any) -> TaskContext:
     options: dict[str, Any] = {"source_lang": "en", "target_lang": "de", **others}
 
     return TaskContext(
@@ -69,6 +69,11 @@ class TestTextTask:
 
         assert task.get_settings(NLLB).prompt is None
         assert task.get_settings(SCRATCH).prompt is None
+
+    @pytest.mark.parametrize("task", _TASKS)
+    def test_tokenizer_of_an_asset_is_that_of_its_model(self, task: TextTask) -> None:
+        for asset, other in ((context("t5", None), T5), (context("nllb", None), NLLB)):
+            assert task.get_settings(asset) == task.get_settings(other)
 
 
 class TestTranslationTask:
