@@ -22,6 +22,9 @@ class SummarizationConfig:
     decoder_prompt: str = "Summarize the text.\n\n{source}\n\nSummary:\n"
     """What decoder-only models read."""
 
+    cross_lingual: bool = False
+    """Whether summaries are in another language than their sources."""
+
 
 @final
 class SummarizationTask(TextTask):
@@ -35,6 +38,16 @@ class SummarizationTask(TextTask):
         if context.target_lang is None:
             raise WarmupError(
                 "The task `summarization` needs the language of the summaries, which selects the tokenizer of ROUGE; set `dataset.target_lang`, such as `en`."
+            )
+
+        # The defaults of the data are those of a translation, and ROUGE would take the
+        # tokenizer of the wrong language without a word.
+        if (
+            context.source_lang != context.target_lang
+            and not self._config.cross_lingual
+        ):
+            raise WarmupError(
+                f"The sources are in `{context.source_lang}` and the summaries in `{context.target_lang}`; set `dataset.target_lang` to the language of the summaries, which selects the tokenizer of ROUGE, or `task.config='{{cross_lingual: true}}'`."
             )
 
         return TaskSettings(

@@ -385,6 +385,7 @@ class TestTask:
             model__family="llama",
             model__arch="llama3_2_1b",
             task__name="summarization",
+            task__config="{cross_lingual: true}",
         )
 
         first = start(tmp_path / "run", options)

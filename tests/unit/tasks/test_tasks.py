@@ -24,7 +24,7 @@ from warmup_plugin.tasks.translation import (
 
 _TASKS: list[TextTask] = [
     TranslationTask(TranslationConfig()),
-    SummarizationTask(SummarizationConfig()),
+    SummarizationTask(SummarizationConfig(cross_lingual=True)),
     MultipleChoiceTask(MultipleChoiceConfig()),
 ]
 
@@ -121,6 +121,16 @@ class TestSummarizationTask:
     def test_call_raises_error_when_language_is_not_given(self) -> None:
         with pytest.raises(WarmupError, match="needs the language of the summaries"):
             _TASKS[1].get_settings(context("t5", "t5", target_lang=None))
+
+    def test_call_raises_error_when_languages_differ(self) -> None:
+        task = SummarizationTask(SummarizationConfig())
+
+        with pytest.raises(WarmupError, match="in `en` and the summaries in `de`; set"):
+            task.get_settings(T5)
+
+        assert task.get_settings(context("t5", "t5", target_lang="en")).metrics == (
+            "rouge",
+        )
 
 
 class TestMultipleChoiceTask:
