@@ -32,7 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         dest="inputs",
-        help="text files of both languages; .gz is unpacked",
+        help="text files of both languages, or JSON lines (.jsonl); .gz is unpacked",
+    )
+
+    parser.add_argument(
+        "--json-fields",
+        nargs="+",
+        default=["source", "target"],
+        metavar="FIELD",
+        help="fields of JSON lines to train on (default: source target)",
     )
 
     parser.add_argument(
@@ -87,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         character_coverage=args.character_coverage,
         normalization=args.normalization,
         num_threads=args.num_threads,
+        json_fields=args.json_fields,
         force=args.force,
     )
 

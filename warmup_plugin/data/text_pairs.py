@@ -478,9 +478,35 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
 
 
 def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
+    fields = [
+        ("source_field", config.source_field),
+        ("target_field", config.target_field),
+    ]
+
+    for texts in iter_json_texts(file, fields):
+        if texts is None:
+            _append_empty_pair(pairs)
+        else:
+            pairs._sources.append(texts[0].encode("utf-8"))
+            pairs._targets.append(texts[1].encode("utf-8"))
+
+    _check_not_empty(pairs, file)
+
+
+def iter_json_texts(
+    file: Path, fields: Sequence[tuple[str, str]]
+) -> Iterator[list[str] | None]:
+    """
+    Reads and checks fields of JSON lines, gzipped if the file ends in ``.gz``.
+
+    :param fields: The option that names a field, and the field; dots descend.
+
+    :returns: The texts of the fields, stripped of surrounding whitespace; ``None`` for
+        an empty line.
+    """
     for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
         if not line.strip():
-            _append_empty_pair(pairs)
+            yield None
 
             continue
 
@@ -502,21 +528,22 @@ def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
                 f"{where} is not a JSON object but {_name_json_type(value)}: write one object a line."
             )
 
-        for column, field, option in (
-            (pairs._sources, config.source_field, "source_field"),
-            (pairs._targets, config.target_field, "target_field"),
-        ):
-            text = _get_json_text(value, field, option, where)
+        texts = []
+
+        for option, field in fields:
+            text = _get_json_text(value, field, option, where).strip()
 
             try:
-                column.append(text.strip().encode("utf-8"))
+                text.encode("utf-8")
             except UnicodeEncodeError:
                 # JSON can spell what UTF-8 cannot.
                 raise WarmupError(
                     f"Field `{field}` in line {line_nr} of `{file}` has half a surrogate pair, as of a text cut inside a character: correct the line."
                 ) from None
 
-    _check_not_empty(pairs, file)
+            texts.append(text)
+
+        yield texts
 
 
 def _append_empty_pair(pairs: TextPairs) -> None:

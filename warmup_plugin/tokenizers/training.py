@@ -55,6 +55,7 @@ def train_tokenizer(
     character_coverage: float = 1.0,
     normalization: str = "nmt_nfkc",
     num_threads: int = 4,
+    json_fields: Sequence[str] = ("source", "target"),
     force: bool = False,
 ) -> TokenizerTrainingReport:
     """
@@ -62,12 +63,15 @@ def train_tokenizer(
 
     The same inputs and options give the same bytes on every machine.
 
-    :param inputs: The text files, one sentence a line; ``.gz`` is unpacked.
+    :param inputs:
+        The text files, one sentence a line, or JSON lines if they end in ``.jsonl``;
+        ``.gz`` is unpacked.
     :param output:
         The model. It appears only once it is complete; its folder is created.
     :param num_threads:
         The number of threads. The default does not follow the number of cores, since
         the order in which threads add their counts up decides between near ties.
+    :param json_fields: The fields of JSON lines that hold text; each of its lines counts.
     :param force: If ``True``, replaces an existing ``output``.
 
     :raises WarmupError: An input, an option or the output cannot be used.
@@ -84,7 +88,7 @@ def train_tokenizer(
     # Both take a while to import, and a wrong option should be reported at once.
     from sentencepiece import SentencePieceTrainer
 
-    sentences = _Sentences(inputs)
+    sentences = _Sentences(inputs, json_fields)
 
     model = io.BytesIO()
 
@@ -127,19 +131,18 @@ def train_tokenizer(
 class _Sentences(Iterable[str]):
     """Reads the sentences of several files and counts what is left out."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], json_fields: Sequence[str]) -> None:
         self.paths = paths
+        self.json_fields = json_fields
         self.error: BaseException | None = None
         self.num_lines = 0
         self.num_empty_lines = 0
         self.num_long_lines = 0
 
     def __iter__(self) -> Iterator[str]:
-        from warmup_plugin.data.text_pairs import iter_lines
-
         try:
             for path in self.paths:
-                for line in iter_lines(path):
+                for line in self._iter_lines(path):
                     if not line.strip():
                         self.num_empty_lines += 1
                     elif len(line.encode()) > MAX_LINE_BYTES:
@@ -154,6 +157,20 @@ class _Sentences(Iterable[str]):
             self.error = ex
 
             raise
+
+    def _iter_lines(self, path: Path) -> Iterator[str]:
+        from warmup_plugin.data.text_pairs import iter_json_texts, iter_lines
+
+        if not path.name.endswith((".jsonl", ".jsonl.gz")):
+            yield from iter_lines(path)
+
+            return
+
+        fields = [("--json-fields", field) for field in self.json_fields]
+
+        for texts in iter_json_texts(path, fields):
+            for text in texts or [""]:
+                yield from text.split("\n")
 
 
 def _check_options(
