@@ -80,8 +80,8 @@ def iter_pairs(pairs: TextPairs, *, with_target: bool = False) -> Iterator[Line]
     for idx in range(len(pairs)):
         yield Line(
             idx,
-            # JSON text may hold line feeds; a line of output must stay one line.
-            " ".join(pairs.source(idx).split("\n")),
+            # Of JSON lines it may hold line feeds, as in training.
+            pairs.source(idx),
             pairs.target(idx) if with_target else None,
             f"{pairs.origin}",
         )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from warmup_plugin.generation.config import GenerationConfig as GenerationConfig
+from warmup_plugin.generation.config import GenerationSection as GenerationSection
 from warmup_plugin.generation.config import (
     create_generation_config as create_generation_config,
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -150,21 +150,70 @@ class GenerationConfig(Validatable):
         return result
 
 
+@dataclass(kw_only=True)
+class GenerationSection(Validatable):
+    """Configures what a run writes unless a command says otherwise; ``None`` for what the task says, else for the default of the generator."""
+
+    beam_size: int | None = None
+    """The beam of ``generate`` and ``translate``; that of validations is ``validation.beam_size``."""
+
+    length_penalty: float | None = None
+    """The exponent of the length that divides a sequence's log-probability."""
+
+    max_len_a: float | None = None
+    """The output is at most ``max_len_a * source length + max_len_b`` tokens long, in validations too."""
+
+    max_len_b: int | None = None
+    """See ``max_len_a``."""
+
+    min_len_a: float | None = None
+    """The output is at least ``min_len_a * source length + min_len_b`` tokens long."""
+
+    min_len_b: int | None = None
+    """See ``min_len_a``."""
+
+    no_repeat_ngram_size: int | None = None
+    """The size of the n-grams that no output holds twice; 0 for no limit."""
+
+    rank_labels: bool | None = None
+    """If ``True``, ``generate`` and ``evaluate`` do not search for an output but give the likeliest of ``validation.labels``: by log P(y|x), or with warmups by the mean of P(y|c,x) over warmups that are drawn. Validations search."""
+
+    def to_options(self) -> dict[str, object]:
+        """Returns what is set of the settings of :class:`GenerationConfig`."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None and name != "rank_labels"
+        }
+
+    @override
+    def validate(self) -> ValidationResult:
+        return GenerationConfig(**self.to_options()).validate()  # type: ignore[arg-type]
+
+
 def _default(name: str) -> object:
     return GenerationConfig.__dataclass_fields__[name].default
 
 
 def create_generation_config(
-    max_warmup_len: int | None, *, beam_size: int
+    max_warmup_len: int | None,
+    *,
+    beam_size: int,
+    section: GenerationSection | None = None,
 ) -> GenerationConfig:
     """
     Creates the settings of one search through all that a model writes.
 
     :param max_warmup_len: ``None`` for a model without warmup.
+    :param section: Further settings; its beam is not looked at.
     """
-    if max_warmup_len is None:
-        return GenerationConfig(warmup="none", beam_size=beam_size)
+    options = {} if section is None else section.to_options()
 
-    return GenerationConfig(
-        warmup="single", max_warmup_len=max_warmup_len, beam_size=beam_size
-    )
+    options["beam_size"] = beam_size
+
+    if max_warmup_len is None:
+        options["warmup"] = "none"
+    else:
+        options.update(warmup="single", max_warmup_len=max_warmup_len)
+
+    return GenerationConfig(**options)  # type: ignore[arg-type]

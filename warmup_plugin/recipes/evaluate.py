@@ -530,7 +530,7 @@ def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> Non
                 f"`output`; {remedy}."
             ) from None
 
-        if source != _to_line(pairs.source(idx)):
+        if source != pairs.source(idx):
             raise WarmupError(
                 f"Line {idx + 1} of {details_file} has another source than "
                 f"{pairs.origin}; {remedy}."
@@ -604,13 +604,8 @@ def _is_current(
             return False
 
     return _read_translated_sources(details_file) == [
-        _to_line(pairs.source(idx)) for idx in range(len(pairs))
+        pairs.source(idx) for idx in range(len(pairs))
     ]
-
-
-def _to_line(source: str) -> str:
-    # As `generate` writes it.
-    return " ".join(source.split("\n"))
 
 
 def _details_file(file: Path) -> Path:

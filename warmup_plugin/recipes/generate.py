@@ -44,11 +44,16 @@ from warmup_plugin.data.lines import (
 )
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import GenerationConfig, WarmupGenerator
+from warmup_plugin.generation import (
+    GenerationConfig,
+    GenerationSection,
+    WarmupGenerator,
+)
 from warmup_plugin.generation.adapters import (
     WarmupSeq2SeqGenerator,
     WarmupSequenceGenerator,
 )
+from warmup_plugin.generation.label_ranker import LabelRanker
 from warmup_plugin.generation.translator import Translator
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
@@ -147,6 +152,9 @@ class GenerateConfig(LinesConfig):
 
     truncate: bool = False
     """If ``True``, a source longer than the model reads is cut instead of refused."""
+
+    labels: list[str] = field(default_factory=list)
+    """If given, the output is the likeliest of them. With warmups, which the generator's ``warmup`` other than `none` means, by the mean of P(y|c,x) over its ``num_warmups`` draws."""
 
 
 def jsonl_path(output: Path) -> Path:
@@ -253,14 +261,28 @@ class TranslationGenerateRecipe(Recipe):
 
         base_model.eval()
 
-        translator = Translator(
-            model,
-            generator,
-            codec,
-            context.device,
-            max_num_tokens=config.max_num_tokens,
-            truncate=config.truncate,
-        )
+        translator: Translator | LabelRanker
+
+        if config.labels:
+            translator = LabelRanker(
+                model,
+                codec,
+                context.device,
+                config.labels,
+                num_warmups=generator.config.num_warmups if generator.has_warmup else 0,
+                max_warmup_len=generator.config.max_warmup_len,
+                seed=generator.config.seed,
+                max_num_tokens=config.max_num_tokens,
+            )
+        else:
+            translator = Translator(
+                model,
+                generator,
+                codec,
+                context.device,
+                max_num_tokens=config.max_num_tokens,
+                truncate=config.truncate,
+            )
 
         def process(lines: Sequence[Line], on_batch: Any) -> list[Record]:
             return [
@@ -321,6 +343,7 @@ class TranslationGenerateRecipe(Recipe):
             config,
             target_prefix=config.target_prefix,
             has_prefixes=config.has_prefixes,
+            labels=config.labels,
             **dataclasses.asdict(generator.config),
         )
 
@@ -402,6 +425,13 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
             help=help,
         )
 
+    group.add_argument(
+        "--rank-labels",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="write no output of its own but the likeliest of the run's labels: by log P(y|x), or with warmups by the mean of P(y|c,x) over `--num-warmups` draws. Default: as the run says.",
+    )
+
 
 def get_generation_options(args: argparse.Namespace) -> dict[str, object]:
     """Returns the options of :func:`add_generation_arguments` that were given."""
@@ -461,19 +491,78 @@ def create_lines_config(
     }
 
 
+def find_labels(run_config: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
+    """
+    Returns the labels to rank; none if an output is to be written.
+
+    :param args: Those of :func:`add_generation_arguments`.
+
+    :raises WarmupError: If the run has no labels.
+    """
+    # Runs of earlier versions have no such section.
+    section = run_config.get("generation") or {}
+
+    ranks = args.rank_labels
+
+    if ranks is None:
+        ranks = section.get("rank_labels")
+
+    if not ranks:
+        return []
+
+    labels = run_config["validation"].get("labels")
+
+    if not labels:
+        raise WarmupError(
+            "The run has no labels to rank; it was trained without `validation.labels`, which a task such as `multiple_choice` sets."
+        )
+
+    return list(labels)
+
+
+# What choosing a label depends on.
+_OPTIONS_OF_RANKING: Final = ("warmup", "num_warmups", "max_warmup_len", "seed")
+
+
 def create_generation_options(
-    run_config: Mapping[str, Any], given: Mapping[str, object]
+    run_config: Mapping[str, Any],
+    given: Mapping[str, object],
+    *,
+    ranks_labels: bool = False,
 ) -> dict[str, object]:
     """
     Completes the options of a generator by what a run was trained with.
 
-    :raises WarmupError: If they ask for warmups of a model that writes none.
+    :param ranks_labels: If ``True``, labels are ranked, which needs no search.
+
+    :raises WarmupError: If they ask for warmups of a model that writes none, or have no
+        effect.
     """
     has_warmup = run_config["criterion"]["name"] != "sft"
 
     options = dict(given)
 
-    options.setdefault("warmup", "single" if has_warmup else "none")
+    if ranks_labels:
+        for name, value in given.items():
+            option = f"--{name.replace('_', '-')}"
+
+            if name not in _OPTIONS_OF_RANKING:
+                raise WarmupError(
+                    f"`{option}` is of no use where labels are ranked, since nothing is written; leave it out, or write outputs with `--no-rank-labels`."
+                )
+
+            if name == "warmup" and value not in ("none", "sample"):
+                raise WarmupError(
+                    f"`--warmup {value}` cannot rank labels; use `sample`, which weighs warmups that are drawn, or `none`."
+                )
+    else:
+        defaults = GenerationSection(**(run_config.get("generation") or {}))
+
+        options = {**defaults.to_options(), **options}
+
+    with_warmup = "sample" if ranks_labels else "single"
+
+    options.setdefault("warmup", with_warmup if has_warmup else "none")
 
     if has_warmup:
         options.setdefault("max_warmup_len", run_config["warmup"]["max_warmup_len"])
@@ -601,7 +690,9 @@ def _run(args: argparse.Namespace) -> int:
     output = args.output
 
     if output is None:
-        if args.config or given or args.truncate:
+        has_own = args.config or given or args.truncate
+
+        if has_own or args.rank_labels is not None:
             raise WarmupError(
                 "With settings of your own, name the file to write with `--output`: the default one is what `evaluate` scores as the run's own translation."
             )
@@ -613,9 +704,16 @@ def _run(args: argparse.Namespace) -> int:
 
     output = check_output(output, [] if args.input is None else [args.input])
 
-    options = create_generation_options(run_dir.load_config(), given)
+    run_config = run_dir.load_config()
+
+    labels = find_labels(run_config, args)
+
+    options = create_generation_options(run_config, given, ranks_labels=bool(labels))
+
+    _check_ranking(args, labels)
 
     config.update(
+        labels=labels,
         split=split if args.input is None else None,
         input=[] if args.input is None else [str(args.input.resolve())],
         output=str(output),
@@ -630,6 +728,21 @@ def _run(args: argparse.Namespace) -> int:
 
     # fairseq2's own records of the translation stand beside its output.
     return run_recipe(TranslationGenerateRecipe(), config, args, Path(f"{output}.run"))
+
+
+def _check_ranking(args: argparse.Namespace, labels: Sequence[str]) -> None:
+    """
+    :raises WarmupError: If options say how an output is to be written where labels are
+        ranked.
+    """
+    if not labels:
+        return
+
+    for name in ("truncate", "target_prefix", "prefixes"):
+        if getattr(args, name, None):
+            raise WarmupError(
+                f"`--{name.replace('_', '-')}` is of no use where labels are ranked; leave it out, or write outputs with `--no-rank-labels`."
+            )
 
 
 def check_output(output: Path, inputs: Sequence[Path]) -> Path:
@@ -674,11 +787,18 @@ def run_translate(args: argparse.Namespace) -> int:
 
     interactive = args.interactive or (not args.files and sys.stdin.isatty())
 
+    run_config = run_dir.load_config()
+
+    labels = find_labels(run_config, args)
+
     options = create_generation_options(
-        run_dir.load_config(), get_generation_options(args)
+        run_config, get_generation_options(args), ranks_labels=bool(labels)
     )
 
+    _check_ranking(args, labels)
+
     config.update(
+        labels=labels,
         split=None,
         input=[str(file.resolve()) for file in args.files],
         target_prefix=args.target_prefix,

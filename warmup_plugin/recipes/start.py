@@ -317,7 +317,7 @@ def _apply_task(
     """
     Fills in what the config leaves to the task.
 
-    :returns: The sections ``tokenizer``, ``dataset``, ``validation`` and ``regime``.
+    :returns: The sections that it fills in, such as ``dataset``.
     """
     section = _get_section(config, "task")
 
@@ -351,10 +351,19 @@ def _apply_task(
             ),
             source_lang=dataset["source_lang"],
             target_lang=dataset["target_lang"],
+            max_target_len=dataset["max_target_len"],
         )
     )
 
     validation = _get_section(config, "validation")
+
+    generation = _get_section(config, "generation")
+
+    for name in settings.generation:
+        if name not in generation:
+            raise WarmupError(
+                f"The task `{section['name']}` sets `generation.{name}`, which does not exist; correct the task to one of {', '.join(f'`{key}`' for key in generation)}."
+            )
 
     regime = _get_section(config, "regime")
 
@@ -383,6 +392,7 @@ def _apply_task(
             target_lang=settings.target_lang,
         ),
         "dataset": fill(dataset, prompt=settings.prompt),
+        "generation": fill(generation, **settings.generation),
         "validation": validation,
         "regime": regime,
     }

@@ -56,7 +56,11 @@ from warmup_plugin.data.corpus import Corpus, tokenize_pairs
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import WarmupGenerator, create_generation_config
+from warmup_plugin.generation import (
+    GenerationSection,
+    WarmupGenerator,
+    create_generation_config,
+)
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.metrics.registry import (
     DEFAULT_METRICS,
@@ -172,6 +176,8 @@ class TrainConfig(Validatable):
     warmup: WarmupSection = field(default_factory=lambda: WarmupSection())
 
     validation: ValidationSection = field(default_factory=lambda: ValidationSection())
+
+    generation: GenerationSection = field(default_factory=lambda: GenerationSection())
 
     gang: GangSection = field(default_factory=lambda: GangSection())
 
@@ -395,7 +401,9 @@ class TranslationTrainRecipe(Recipe):
                 model,
                 layout,
                 create_generation_config(
-                    criterion.max_warmup_len, beam_size=config.validation.beam_size
+                    criterion.max_warmup_len,
+                    beam_size=config.validation.beam_size,
+                    section=config.generation,
                 ),
                 num_template_tokens=codec.num_template_tokens,
             ),

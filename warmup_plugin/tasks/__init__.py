@@ -7,3 +7,4 @@ from warmup_plugin.tasks.base import TaskContext as TaskContext
 from warmup_plugin.tasks.base import TaskSettings as TaskSettings
 from warmup_plugin.tasks.base import TextTask as TextTask
 from warmup_plugin.tasks.base import choose_prompt as choose_prompt
+from warmup_plugin.tasks.base import limit_to_targets as limit_to_targets

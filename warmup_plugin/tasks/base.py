@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import final
 
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
@@ -31,6 +31,9 @@ class TaskContext:
     target_lang: str | None
     """``dataset.target_lang``."""
 
+    max_target_len: int
+    """``dataset.max_target_len``."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,9 @@ class TaskSettings:
     target_lang: str | None = None
     """See ``tokenizer.target_lang``."""
 
+    generation: Mapping[str, object] = field(default_factory=dict)
+    """See the fields of the section ``generation``; none for the generator's defaults."""
+
 
 class TextTask(ABC):
     """
@@ -70,6 +76,14 @@ class TextTask(ABC):
 
         :raises WarmupError: If the task cannot be done with them.
         """
+
+
+def limit_to_targets(context: TaskContext) -> dict[str, object]:
+    """
+    Returns the settings of outputs that are as long as targets, however long the
+    sources are.
+    """
+    return {"max_len_a": 0.0, "max_len_b": context.max_target_len}
 
 
 def choose_prompt(context: TaskContext, *, t5: str, decoder_only: str) -> str | None:

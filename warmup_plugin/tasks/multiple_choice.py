@@ -8,7 +8,13 @@ from typing import final
 
 from typing_extensions import override
 
-from warmup_plugin.tasks.base import TaskContext, TaskSettings, TextTask, choose_prompt
+from warmup_plugin.tasks.base import (
+    TaskContext,
+    TaskSettings,
+    TextTask,
+    choose_prompt,
+    limit_to_targets,
+)
 
 
 @dataclass(kw_only=True)
@@ -17,6 +23,9 @@ class MultipleChoiceConfig:
 
     labels: list[str] = field(default_factory=lambda: ["A", "B", "C", "D"])
     """All answers that are valid."""
+
+    rank_options: bool = False
+    """If ``True``, answers are not written but are the likeliest of the labels; see ``generation.rank_labels``."""
 
     t5_prompt: str = "answer the multiple choice question: {source}"
     """What T5 and mT5 read."""
@@ -51,4 +60,8 @@ class MultipleChoiceTask(TextTask):
             metrics=("accuracy", "macro_f1"),
             labels=self._config.labels,
             score_metric="accuracy",
+            generation={
+                **limit_to_targets(context),
+                "rank_labels": self._config.rank_options,
+            },
         )

@@ -9,7 +9,13 @@ from typing import final
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.tasks.base import TaskContext, TaskSettings, TextTask, choose_prompt
+from warmup_plugin.tasks.base import (
+    TaskContext,
+    TaskSettings,
+    TextTask,
+    choose_prompt,
+    limit_to_targets,
+)
 
 
 @dataclass(kw_only=True)
@@ -58,4 +64,5 @@ class SummarizationTask(TextTask):
             ),
             metrics=("rouge",),
             score_metric="rougeL",
+            generation=limit_to_targets(context),
         )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_runs import take_snapshot, tiny_options, to_args
-from warmup_plugin.recipes import train
+from warmup_plugin.recipes import evaluate, train
 from warmup_plugin.recipes.generate import create_parser, jsonl_path, main
 from warmup_plugin.run_dir import RunDir
 
@@ -486,3 +486,150 @@ class TestBadInput:
 def test_run_dir_of_fixture_has_two_checkpoints(sft_run: Path) -> None:
     # The tests above choose between them.
     assert RunDir(sft_run).checkpoint_steps() == [2, 4]
+
+
+@pytest.fixture(scope="module")
+def choice_run(
+    tmp_path_factory: pytest.TempPathFactory, text_folder: Path, warmup_run: Path
+) -> Path:
+    """A run of multiple choice whose sources have several lines; not to be changed."""
+    folder = tmp_path_factory.mktemp("choice")
+
+    sources = (text_folder / "train.src").read_text().splitlines()
+
+    for split, num in (("train", 30), ("valid", 4), ("test", 5)):
+        examples = [
+            {"source": f"{source}\n{source}", "target": "ta" if n % 2 else "kuse"}
+            for n, source in enumerate(sources[:num])
+        ]
+
+        text = "".join(f"{json.dumps(example)}\n" for example in examples)
+
+        (folder / f"{split}.jsonl").write_text(text)
+
+    options = tiny_options(
+        folder,
+        None,
+        criterion__name="warmup",
+        init_from=warmup_run,
+        task__name="multiple_choice",
+        task__config="{labels: [ta, kuse, mu], rank_options: true}",
+    )
+
+    out = folder / "run"
+
+    assert train.main(to_args(out, options)) == 0
+
+    return out
+
+
+class TestLabels:
+    def test_run_says_that_labels_are_ranked(self, choice_run: Path) -> None:
+        assert run(choice_run) == 0
+
+        records = read_json_lines(choice_run / "generate" / "test.best.txt.jsonl")
+
+        outputs = (choice_run / "generate" / "test.best.txt").read_text().splitlines()
+
+        assert outputs == [record["output"] for record in records]
+
+        for record in records:
+            labels = [h["output"] for h in record["hypotheses"]]
+
+            assert sorted(labels) == ["kuse", "mu", "ta"]
+
+            # One of the warmups that were drawn.
+            assert record["warmup"] is not None
+
+    def test_source_keeps_its_lines(self, choice_run: Path, tmp_path: Path) -> None:
+        output = tmp_path / "out.txt"
+
+        assert run(choice_run, "--output", output) == 0
+
+        for record in read_json_lines(jsonl_path(output)):
+            first, second = record["source"].split("\n")
+
+            assert first == second
+
+        assert evaluate.main([str(choice_run)]) == 0
+
+    def test_output_is_written_where_asked_for(
+        self, choice_run: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "out.txt"
+
+        assert run(choice_run, "--output", output, "--no-rank-labels") == 0
+
+        [hypothesis] = read_json_lines(jsonl_path(output))[0]["hypotheses"]
+
+        assert hypothesis["token_log_probs"]
+
+    def test_labels_are_ranked_without_warmup(
+        self, choice_run: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "out.txt"
+
+        assert run(choice_run, "--output", output, "--warmup", "none") == 0
+
+        assert read_json_lines(jsonl_path(output))[0]["warmup"] is None
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--rank-labels"], "With settings of your own"),
+            (["--output", "x", "--beam-size", 3], "`--beam-size` is of no use"),
+            (["--output", "x", "--warmup", "single"], "cannot rank labels"),
+            (["--output", "x", "--truncate"], "`--truncate` is of no use"),
+        ],
+    )
+    def test_option_without_effect_is_refused(
+        self,
+        choice_run: Path,
+        args: list[object],
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert run(choice_run, *args) == 2
+
+        assert message in capsys.readouterr().err
+
+    def test_run_without_labels_is_refused(
+        self, warmup_run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(warmup_run, "--output", "x", "--rank-labels") == 2
+
+        assert "The run has no labels to rank" in capsys.readouterr().err
+
+
+class TestLimits:
+    def test_length_of_outputs_is_that_of_run(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            None,
+            init_from=sft_run,
+            generation__max_len_a=0.0,
+            generation__max_len_b=2,
+        )
+
+        assert train.main(to_args(tmp_path / "run", options)) == 0
+
+        assert run(tmp_path / "run") == 0
+
+        file = tmp_path / "run" / "generate" / "test.best.txt.jsonl"
+
+        for record in read_json_lines(file):
+            assert len(record["hypotheses"][0]["tokens"]) <= 3
+
+        # A command may say otherwise.
+        output = tmp_path / "out.txt"
+
+        assert run(tmp_path / "run", "--output", output, "--max-len-b", 9) == 0
+
+        lengths = [
+            len(record["hypotheses"][0]["tokens"])
+            for record in read_json_lines(jsonl_path(output))
+        ]
+
+        assert max(lengths) > 3

@@ -17,6 +17,8 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
 from warmup_plugin.recipes.train import TranslationTrainRecipe
 from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
+from warmup_plugin.tasks import TaskContext, TaskSettings
+from warmup_plugin.tasks.translation import TranslationTask
 
 
 class TestFindOutputDir:
@@ -352,6 +354,35 @@ class TestTask:
         assert config["validation"]["metrics"] == ["accuracy", "macro_f1"]
         assert config["validation"]["labels"] == ["yes.", "no."]
         assert config["regime"]["score_metric"] == "accuracy"
+
+        generation = config["generation"]
+
+        # As long as targets, whatever the sources.
+        assert (generation["max_len_a"], generation["max_len_b"]) == (0.0, 128)
+        assert generation["rank_labels"] is False
+        assert generation["beam_size"] is None
+
+    def test_unknown_setting_of_own_task_is_named(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def get_settings(self: object, context: TaskContext) -> TaskSettings:
+            return TaskSettings(
+                prompt=None,
+                metrics=("bleu",),
+                score_metric="bleu",
+                generation={"beam": 3},
+            )
+
+        monkeypatch.setattr(TranslationTask, "get_settings", get_settings)
+
+        with pytest.raises(
+            WarmupError, match="`generation.beam`, which does not exist"
+        ):
+            start(tmp_path / "run", tiny_options(text_folder, tokenizer_file))
 
     def test_what_is_given_stays(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path

@@ -52,6 +52,7 @@ class TestDocs:
                 is_decoder_only=False,
                 source_lang="en",
                 target_lang="en",
+                max_target_len=128,
             )
         )
 

@@ -30,7 +30,12 @@ _TASKS: list[TextTask] = [
 
 
 def context(family: str, tokenizer: str | None, **others: Any) -> TaskContext:
-    options: dict[str, Any] = {"source_lang": "en", "target_lang": "de", **others}
+    options: dict[str, Any] = {
+        "source_lang": "en",
+        "target_lang": "de",
+        "max_target_len": 128,
+        **others,
+    }
 
     return TaskContext(
         model_family=family,
