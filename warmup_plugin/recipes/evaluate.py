@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, cast, final
 
+from warmup_plugin.console import quiet_log
+
 # fairseq2 takes seconds to import and scoring files does not need it; hence the import
 # of the `generate` recipe further below.
 from warmup_plugin.data.text_pairs import (
@@ -573,7 +575,10 @@ def _ensure_translations(
         if data_dir is not None:
             args += ["--data", str(data_dir)]
 
-        if generate.main(args) != 0:
+        with quiet_log():
+            status = generate.main(args)
+
+        if status != 0:
             raise WarmupError(
                 f"The {split} split cannot be translated with {run_dir}; see the "
                 "message above."

@@ -36,6 +36,7 @@ from warmup_plugin.config_docs import get_field_docs
 from warmup_plugin.console import claimed_stdout, quiet_log
 from warmup_plugin.data.lines import (
     Line,
+    LineError,
     count_lines,
     iter_files,
     iter_pairs,
@@ -54,7 +55,7 @@ from warmup_plugin.generation.adapters import (
     WarmupSequenceGenerator,
 )
 from warmup_plugin.generation.label_ranker import LabelRanker
-from warmup_plugin.generation.translator import Translator
+from warmup_plugin.generation.translator import Translation, Translator
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
@@ -153,6 +154,9 @@ class GenerateConfig(LinesConfig):
     truncate: bool = False
     """If ``True``, a source longer than the model reads is cut instead of refused."""
 
+    skip_bad_lines: bool = False
+    """If ``True``, a line that cannot be translated gets an empty output and a message, and the job goes on."""
+
     labels: list[str] = field(default_factory=list)
     """If given, the output is the likeliest of them. With warmups, which the generator's ``warmup`` other than `none` means, by the mean of P(y|c,x) over its ``num_warmups`` draws."""
 
@@ -234,6 +238,9 @@ class TranslationGenerateRecipe(Recipe):
         """:param stream: What stands for standard output."""
         self._stream = stream
 
+        self.num_skipped = 0
+        """The number of lines that could not be translated."""
+
     @override
     def register(self, container: DependencyContainer) -> None:
         register_codec(container, GenerateConfig)
@@ -284,10 +291,33 @@ class TranslationGenerateRecipe(Recipe):
                 truncate=config.truncate,
             )
 
+        def translate(lines: Sequence[Line], on_batch: Any) -> list[Translation]:
+            try:
+                return translator(lines, on_batch)
+            except LineError as ex:
+                if not config.skip_bad_lines:
+                    raise
+
+                if len(lines) > 1:
+                    return [t for line in lines for t in translate([line], on_batch)]
+
+                print(f"error: {ex}", file=sys.stderr, flush=True)
+
+                self.num_skipped += 1
+
+                # As of an empty line.
+                [line] = lines
+
+                [empty] = translator([dataclasses.replace(line, source="")], on_batch)
+
+                return [dataclasses.replace(empty, source=line.source)]
+
         def process(lines: Sequence[Line], on_batch: Any) -> list[Record]:
+            translations = translate(lines, on_batch)
+
             return [
                 Record(line.number, translation.output, translation.to_json())
-                for line, translation in zip(lines, translator(lines, on_batch))
+                for line, translation in zip(lines, translations)
             ]
 
         return LineTask(
@@ -811,7 +841,8 @@ def run_translate(args: argparse.Namespace) -> int:
         config["json_output" if args.jsonl else "output"] = str(output)
 
     if interactive:
-        config["chunk_size"] = 1
+        # Whoever waits for an answer is not to lose all that would follow.
+        config.update(chunk_size=1, skip_bad_lines=True)
     elif args.chunk_size is not None:
         if args.chunk_size < 1:
             raise WarmupError(
@@ -824,4 +855,13 @@ def run_translate(args: argparse.Namespace) -> int:
         config[name] = {"config": options}
 
     with claimed_stdout() as stream, quiet_log():
-        return run_recipe(TranslationGenerateRecipe(stream), config, args, None)
+        recipe = TranslationGenerateRecipe(stream)
+
+        status = run_recipe(recipe, config, args, None)
+
+    if status == 0 and recipe.num_skipped > 0:
+        raise WarmupError(
+            f"{recipe.num_skipped} line(s) could not be translated, see above; their output is empty."
+        )
+
+    return status

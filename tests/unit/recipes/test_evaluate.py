@@ -413,7 +413,7 @@ class TestRunMode:
 
         _write(run_dir / "run.yaml", ["dataset:", f"  path: {tmp_path / 'data'}"])
 
-        _write_translations(run_dir, "test.best", ["a  b\u2028c"] * 20)
+        _write_translations(run_dir, "test.best", ["a\n\nb\u2028c"] * 20)
 
         assert main([str(run_dir), "--num-bootstrap", "0"]) == 0
 

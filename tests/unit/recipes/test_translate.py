@@ -179,6 +179,22 @@ class TestStreams:
 
         assert counts == [0, 1, 2]
 
+    def test_interactive_goes_on_after_long_line(
+        self, sft_run: Path, translate: Translate
+    ) -> None:
+        stdin = b"puke\n" + b"kuse " * 600 + b"\nta\n"
+
+        status, out, err = translate(sft_run, "--interactive", stdin=stdin)
+
+        assert status == 2
+
+        first, second, third, end = out.split(b"\n")
+
+        assert first and third and not second and not end
+
+        assert "error: Line 2 of standard input has 3001 tokens" in err
+        assert "error: 1 line(s) could not be translated" in err
+
     def test_separators_inside_line_do_not_split_it(
         self, sft_run: Path, translate: Translate
     ) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -76,6 +77,36 @@ class TestTrainTokenizer:
         processor = SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
 
         assert processor.unk_id() not in processor.encode("Жук")
+
+    def test_call_reads_fields_of_json_lines(self, tmp_path: Path, text: Path) -> None:
+        examples = [
+            {"source": "\n".join(LINES[:2]), "target": LINES[2], "id": "Жук"},
+            {"source": LINES[3], "target": "", "id": "Жук"},
+        ]
+
+        file = tmp_path / "train.jsonl"
+
+        write_lines(file, [json.dumps(example) for example in examples * 20])
+
+        report = train_tokenizer([file], tmp_path / "json.model", vocab_size=40)
+
+        # Each line of a text is a sentence.
+        assert (report.num_lines, report.num_empty_lines) == (80, 20)
+
+        lines = write_lines(tmp_path / "lines.txt", LINES * 20)
+
+        train_tokenizer([lines], tmp_path / "lines.model", vocab_size=40)
+
+        models = [tmp_path / f"{name}.model" for name in ("json", "lines")]
+
+        assert models[0].read_bytes() == models[1].read_bytes()
+
+        with pytest.raises(
+            WarmupError, match=r"^Line 1 of .* has no field `text` \(`--json-fields`\)"
+        ):
+            train_tokenizer(
+                [file], tmp_path / "t.model", vocab_size=40, json_fields=["text"]
+            )
 
     def test_call_counts_lines_that_are_left_out(
         self, tmp_path: Path, text: Path
