@@ -16,9 +16,12 @@ from typing import BinaryIO, Final, cast, final
 import numpy as np
 from numpy.typing import NDArray
 
+from warmup_plugin.data.questions import read_question
 from warmup_plugin.errors import WarmupError
 
 FORMATS: Final = ("auto", "plain", "tsv", "jsonl", "manifest")
+
+EXAMPLES: Final = ("pair", "multiple_choice")
 
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -54,6 +57,15 @@ class TextPairsConfig:
 
     target_field: str = "target"
     """The JSON field of the target, read like ``source_field``."""
+
+    example: str = "pair"
+    """
+    What a JSON object is. If ``pair``, it has ``source_field`` and ``target_field``; if
+    ``multiple_choice``, a question, from whose fields ``question``, ``options``,
+    ``answer`` (the number of an option from 0, or its letter) and where there is one
+    ``context`` source and target are made: the lettered options below the question, and
+    a letter.
+    """
 
     source_column: int = 0
     """The TSV column of the source, counted from 0."""
@@ -161,6 +173,8 @@ def read_split(config: TextPairsConfig, split: str) -> TextPairs:
         _read_plain(pairs, files[0], files[1])
     elif format_ == "tsv":
         _read_tsv(pairs, files[0], config)
+    elif format_ == "jsonl" and config.example == "multiple_choice":
+        _read_questions(pairs, files[0])
     elif format_ == "jsonl":
         _read_jsonl(pairs, files[0], config)
     else:
@@ -270,6 +284,13 @@ def _check_config(config: TextPairsConfig) -> None:
 
         raise WarmupError(
             f"`format` of the text pairs must be one of {names}, but is `{config.format}` instead."
+        )
+
+    if config.example not in EXAMPLES:
+        names = ", ".join(f"`{name}`" for name in EXAMPLES)
+
+        raise WarmupError(
+            f"`example` of the text pairs must be one of {names}, but is `{config.example}` instead."
         )
 
     if config.source_field == config.target_field:
@@ -477,6 +498,23 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
     _check_not_empty(pairs, file)
 
 
+def _read_questions(pairs: TextPairs, file: Path) -> None:
+    for value, where in _iter_json_objects(file):
+        if value is None:
+            _append_empty_pair(pairs)
+
+            continue
+
+        source, target = read_question(value, where)
+
+        _check_encodable(source, where)
+
+        pairs._sources.append(source.encode("utf-8"))
+        pairs._targets.append(target.encode("utf-8"))
+
+    _check_not_empty(pairs, file)
+
+
 def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
     fields = [
         ("source_field", config.source_field),
@@ -504,13 +542,32 @@ def iter_json_texts(
     :returns: The texts of the fields, stripped of surrounding whitespace; ``None`` for
         an empty line.
     """
-    for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
-        if not line.strip():
+    for value, where in _iter_json_objects(file):
+        if value is None:
             yield None
 
             continue
 
+        texts = [
+            _get_json_text(value, field, option, where).strip()
+            for option, field in fields
+        ]
+
+        for (_, field), text in zip(fields, texts):
+            _check_encodable(text, f"{where}, field `{field}`,")
+
+        yield texts
+
+
+def _iter_json_objects(file: Path) -> Iterator[tuple[dict[str, object] | None, str]]:
+    """Reads JSON lines; ``None`` for an empty one, and where it stands, for messages."""
+    for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
         where = f"Line {line_nr} of `{file}`"
+
+        if not line.strip():
+            yield None, where
+
+            continue
 
         try:
             value = json.loads(line)
@@ -528,22 +585,17 @@ def iter_json_texts(
                 f"{where} is not a JSON object but {_name_json_type(value)}: write one object a line."
             )
 
-        texts = []
+        yield value, where
 
-        for option, field in fields:
-            text = _get_json_text(value, field, option, where).strip()
 
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                # JSON can spell what UTF-8 cannot.
-                raise WarmupError(
-                    f"Field `{field}` in line {line_nr} of `{file}` has half a surrogate pair, as of a text cut inside a character: correct the line."
-                ) from None
-
-            texts.append(text)
-
-        yield texts
+def _check_encodable(text: str, what: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # JSON can spell what UTF-8 cannot.
+        raise WarmupError(
+            f"{what} has half a surrogate pair, as of a text cut inside a character: correct the line."
+        ) from None
 
 
 def _append_empty_pair(pairs: TextPairs) -> None:

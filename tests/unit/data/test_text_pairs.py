@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from warmup_plugin.data.preparation.logiqa import read_questions
 from warmup_plugin.data.text_pairs import (
     TextPairs,
     TextPairsConfig,
@@ -486,7 +487,6 @@ class TestReadSplit:
     ) -> None:
         write(tmp_path / "train.jsonl", '{"source": "", "target": ""}\n' + line + "\n")
 
-        # The last case names its field first.
         with pytest.raises(WarmupError, match=r"(?i)\bline 2 of `.*train\.jsonl`"):
             read(tmp_path)
 
@@ -521,3 +521,71 @@ def test_import_is_light() -> None:
     ).stdout
 
     assert not {"torch", "fairseq2"} & set(output.split())
+
+
+class TestQuestions:
+    @pytest.mark.parametrize("answer", [1, "B"])
+    def test_question_is_formatted(self, tmp_path: Path, answer: object) -> None:
+        question = {"context": "c ", "question": "q?", "options": [" x", "y"]}
+
+        rows = [json.dumps({**question, "answer": answer}), ""]
+
+        write(tmp_path / "train.jsonl", "".join(f"{row}\n" for row in rows))
+
+        pairs = read(tmp_path, example="multiple_choice")
+
+        assert pairs.source(0) == "c\nq?\nA. x\nB. y"
+        assert pairs.target(0) == "B"
+
+        # An empty line is an empty pair.
+        assert (pairs.source(1), pairs.target(1)) == ("", "")
+
+    def test_file_of_authors_reads_like_prepared_one(self, tmp_path: Path) -> None:
+        row = {"text": "c", "question": "q?", "options": ["x", "y"], "answer": 0}
+
+        write(tmp_path / "train.jsonl", json.dumps(row) + "\n")
+
+        [example] = read_questions(tmp_path / "train.jsonl")
+
+        pairs = read(tmp_path, example="multiple_choice")
+
+        assert pairs.source(0) == example["source"]
+        assert pairs.target(0) == example["target"]
+
+    def test_context_may_be_left_out(self, tmp_path: Path) -> None:
+        row = {"question": "q?", "options": ["x", "y", "z"], "answer": "C"}
+
+        write(tmp_path / "train.jsonl", json.dumps(row))
+
+        assert (
+            read(tmp_path, example="multiple_choice").source(0).startswith("q?\nA. x")
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "parts"),
+        [
+            ({"question": None}, ["no text in field `question`"]),
+            ({"options": "xy"}, ["a list of texts in field `options`"]),
+            ({"options": ["x"]}, ["has 1 options"]),
+            ({"answer": 2}, ["has 2 in field `answer`", "none of its 2 options"]),
+            ({"answer": "b"}, ["has 'b' in field `answer`"]),
+            ({"answer": ""}, ["has '' in field `answer`"]),
+            ({"answer": True}, ["has True in field `answer`"]),
+            ({"question": "\ud800"}, ["surrogate"]),
+        ],
+    )
+    def test_wrong_line_is_named(
+        self, tmp_path: Path, change: dict[str, object], parts: list[str]
+    ) -> None:
+        good = {"question": "q?", "options": ["x", "y"], "answer": 0}
+
+        rows = [json.dumps(row) for row in (good, {**good, **change})]
+
+        write(tmp_path / "train.jsonl", "".join(f"{row}\n" for row in rows))
+
+        with expect_error("Line 2 of", *parts):
+            read(tmp_path, example="multiple_choice")
+
+    def test_unknown_kind_is_named(self, tmp_path: Path) -> None:
+        with expect_error("`example`", "`multiple_choice`", "`triple`"):
+            read(tmp_path, example="triple")

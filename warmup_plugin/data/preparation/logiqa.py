@@ -17,6 +17,7 @@ from warmup_plugin.data.preparation.examples import (
     prepare_examples,
 )
 from warmup_plugin.data.preparation.files import find_file, hash_file
+from warmup_plugin.data.questions import format_question
 from warmup_plugin.data.text_pairs import iter_lines
 from warmup_plugin.errors import WarmupError
 
@@ -147,8 +148,6 @@ def _parse(line: str, where: str) -> Example:
 
     context, question = row["text"].strip(), row["question"].strip()
 
-    lettered = [f"{letter}. {text}" for letter, text in zip(_LETTERS, options)]
-
     return {
         "id": row.get("id"),
         "context": context,
@@ -157,7 +156,7 @@ def _parse(line: str, where: str) -> Example:
         "answer": row["answer"],
         # An object of which all values are true; Chinese files have none.
         "types": list(row.get("type", {})),
-        "source": "\n".join([context, question, *lettered]),
+        "source": format_question(context, question, options),
         "target": _LETTERS[row["answer"]],
     }
 
