@@ -307,6 +307,13 @@ def _describe_section(
 
             row = _make_row(section, name, field_key, hint, value)
 
+            element_kls = _get_mapping_kls(hint)
+
+            if element_kls is not None:
+                others.append(f"Each of `{field_key}`:")
+
+                others.append(_make_element_table(element_kls))
+
             if _is_config(value):
                 if row.meaning:
                     rows.append(row)
@@ -358,11 +365,7 @@ def _describe_components(
             if element_kls is not None:
                 yield f"Each of `{key}.{field_name}`:"
 
-                element = element_kls()
-
-                yield _make_table(
-                    _make_row(element, n, n, h, v) for n, h, v in _iter_fields(element)
-                )
+                yield _make_element_table(element_kls)
 
     if without:
         yield f"Without settings (`{key}=null`): {', '.join(without)}."
@@ -622,6 +625,24 @@ def _get_element_kls(hint: object) -> type[Any] | None:
             return arg
 
     return None
+
+
+def _get_mapping_kls(hint: object) -> type[Any] | None:
+    """Returns the config class that the values of a field have, which is a mapping or
+    nothing."""
+    for arg in (hint, *get_args(hint)):
+        if get_origin(arg) is dict:
+            return _get_element_kls(arg)
+
+    return None
+
+
+def _make_element_table(kls: type[Any]) -> str:
+    element = kls()
+
+    return _make_table(
+        _make_row(element, n, n, h, v) for n, h, v in _iter_fields(element)
+    )
 
 
 def _is_of_fairseq2(kls: type[object]) -> bool:

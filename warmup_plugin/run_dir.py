@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -278,7 +279,9 @@ class RunDir:
         new = flatten_config(config)
 
         # The data may have been moved; the reader compares what it reads.
-        keys = sorted((old.keys() | new.keys()) - {"dataset.path"})
+        keys = sorted(
+            key for key in old.keys() | new.keys() if not _DATA_PATH.fullmatch(key)
+        )
 
         differing = [
             f"`{key}` ({_show(old, key)} in the run, {_show(new, key)} now)"
@@ -384,6 +387,9 @@ class RunDir:
 
         write_text_atomically(self.card_file, dump_yaml(*cards))
 
+
+# Where data is, of a run or of one of its directions.
+_DATA_PATH: Final = re.compile(r"dataset\.(directions\..*\.)?path")
 
 _TOKENIZER_FILES: Final = (
     "tokenizer.json",

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import re
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -11,24 +14,48 @@ from fairseq2.models.nllb import NllbConfig
 from fairseq2.runtime.dependency import DependencyContainer
 
 from warmup_plugin.models.presets import register_presets
-from warmup_plugin.presets import get_presets_dir
+from warmup_plugin.presets import find_preset, list_presets
 from warmup_plugin.recipes.common import dump_config
-from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.recipes.config_files import resolve_config_files
+from warmup_plugin.recipes.train import TrainConfig, TranslationTrainRecipe
 
-PRESETS = sorted(get_presets_dir().rglob("*.yaml"))
+# What presets are made of.
+PARTS = [
+    name
+    for name in list_presets()
+    if name.startswith(("base/", "models/", "directions/", "hardware/"))
+]
+
+PRESETS = [name for name in list_presets() if name not in PARTS]
+
+MODELS = [n.removeprefix("models/") for n in PARTS if n.startswith("models/")]
+
+DIRECTIONS = [name for name in PARTS if name.startswith("directions/")]
+
+OF_MODELS = [n for n in PRESETS if any(f"/{model}_" in n for model in MODELS)]
 
 
-def resolve(preset: Path, *overrides: str) -> dict[str, Any]:
-    """Reads a preset with the parser of the command line."""
-    args = ["OUT", "--no-rich", "--config-file", str(preset)]
+@lru_cache(maxsize=None)
+def dump(names: Sequence[str], overrides: Sequence[str]) -> str:
+    args = ["OUT", "--no-rich"]
+
+    for name in names:
+        args += ["--config-file", name]
 
     if overrides:
         args += ["--config", *overrides]
 
-    status, config = dump_config(TranslationTrainRecipe(), args)
+    with resolve_config_files(args, TrainConfig) as args:
+        status, config = dump_config(TranslationTrainRecipe(), args)
 
     assert status == 0
-    assert config is not None
+
+    return json.dumps(config)
+
+
+def resolve(*names: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Reads presets as the command line does."""
+    config: dict[str, Any] = json.loads(dump(names, overrides))
 
     return config
 
@@ -84,37 +111,105 @@ class TestWarmupKeys:
 
 
 def test_presets_are_found() -> None:
-    assert len(PRESETS) >= 4
+    assert len(PRESETS) >= 30
+    assert len(DIRECTIONS) == 8
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda file: str(file.stem))
 class TestPreset:
-    def test_preset_resolves(self, preset: Path) -> None:
-        config = resolve(preset)
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_preset_resolves(self, name: str) -> None:
+        config = resolve(name)
 
-        assert config["criterion"]["name"] in preset.stem
+        assert config["criterion"]["name"] == name.rpartition("_")[2]
+
+        # The runs that `import` writes are named by the file of the model.
+        models = [f"runs/{model}" for model in MODELS if f"/{model}_" in name]
+
+        assert config["init_from"] == (models[0] if models else None)
 
         # Where the data is, is the user's.
         assert config["dataset"]["path"] is None
         assert config["tokenizer"]["path"] is None
-        assert config["init_from"] is None
 
-    @pytest.mark.parametrize("name", ["sft", "warmup"])
-    def test_criterion_is_one_key_apart(self, preset: Path, name: str) -> None:
-        config = resolve(preset)
+        assert config["task"]["name"] == name.partition("/")[0]
 
-        other = resolve(preset, f"criterion.name={name}")
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_criterion_is_one_key_apart(self, name: str) -> None:
+        config = resolve(name)
 
-        config["criterion"]["name"] = name
+        other_name = "warmup" if name.endswith("_sft") else "sft"
+
+        other = resolve(name, overrides=(f"criterion.name={other_name}",))
+
+        config["criterion"]["name"] = other_name
 
         assert other == config
 
-    def test_architecture_exists(self, preset: Path) -> None:
+    @pytest.mark.parametrize("name", [n for n in PRESETS if n not in OF_MODELS])
+    def test_architecture_exists(self, name: str) -> None:
         container = DependencyContainer()
 
         register_presets(container)
 
-        model = resolve(preset)["model"]
+        model = resolve(name)["model"]
 
         assert model["family"] == "nllb"
         assert model["arch"] in set(container.iter_keys(NllbConfig))
+
+    @pytest.mark.parametrize("idx,name", [*enumerate(OF_MODELS)], ids=OF_MODELS)
+    def test_preset_takes_direction_and_hardware(self, idx: int, name: str) -> None:
+        # Each preset one of them; each of them some presets.
+        direction = DIRECTIONS[idx % len(DIRECTIONS)]
+
+        source_lang, target_lang = direction.removeprefix("directions/").split("_")
+
+        one = resolve(name, direction)
+        eight = resolve(name, direction, "hardware/eight_gpus")
+
+        for config in (one, eight):
+            assert config["dataset"]["source_lang"] == source_lang
+            assert config["dataset"]["target_lang"] == target_lang
+
+            # T5 overflows in float16.
+            precision = config["trainer"]["mixed_precision"]
+
+            assert precision == {"mode": "auto", "dtype": "bfloat16"}
+
+        assert one == resolve(name, direction, "hardware/one_gpu")
+
+        sizes = [
+            config["dataset"]["max_num_tokens"]
+            * config["trainer"]["grad_accumulation"]["num_batches"]
+            for config in (one, eight)
+        ]
+
+        # A step has as many tokens.
+        assert sizes[0] == 8 * sizes[1]
+
+        # Nothing else depends on the number of GPUs.
+        eight["trainer"]["grad_accumulation"] = one["trainer"]["grad_accumulation"]
+
+        assert one == eight
+
+    @pytest.mark.parametrize("name", [n for n in OF_MODELS if n.endswith("_sft")])
+    def test_warmup_is_sft_with_another_criterion(self, name: str) -> None:
+        sft = resolve(name)
+        warmup = resolve(name.removesuffix("_sft") + "_warmup")
+
+        for section in ("criterion", "warmup"):
+            sft[section] = warmup[section]
+
+        assert sft == warmup
+
+    @pytest.mark.parametrize("name", [*PARTS, *PRESETS])
+    def test_numbers_for_public_models_are_marked_as_ours(self, name: str) -> None:
+        if name.startswith(("translation/demo_", "translation/multi30k_")):
+            return
+
+        file = find_preset(name)
+
+        assert file is not None
+
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if re.search(r": [\d.]+\b", line) and not line.startswith("#"):
+                assert line.endswith("  # ours")

@@ -30,8 +30,9 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Measurement, measure_mean
 from warmup_plugin.metrics.resampling import randomization_p_values
 from warmup_plugin.metrics.translation import evaluate_systems
-from warmup_plugin.recipes.common import dump_config, resolve_config_file
-from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.recipes.common import dump_config
+from warmup_plugin.recipes.config_files import resolve_config_files
+from warmup_plugin.recipes.train import TrainConfig, TranslationTrainRecipe
 from warmup_plugin.run_dir import dump_yaml
 from warmup_plugin.suite.grid import Grid, format_setting, load_grid
 from warmup_plugin.suite.results import (
@@ -143,7 +144,7 @@ class TestLoadGrid:
         # The most specific setting counts.
         settings = grid.settings(task, sft)
 
-        assert settings.config_file == "translation/demo_sft"
+        assert settings.config_files == ["translation/demo_sft"]
         assert settings.steps == 7
         assert settings.config == {
             "dataset.path": "other",
@@ -155,6 +156,30 @@ class TestLoadGrid:
         assert grid.settings(task, more).steps == 10
         assert more.needs == ["sft"]
         assert grid.systems[3].needs == ["sft", "warmup", "more"]
+
+    def test_call_reads_several_config_files(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SUITE_FILES", "/files")
+
+        content = make_grid()
+
+        content["tasks"][0]["config_file"] = "translation/demo_sft"
+        content["systems"][0]["config_file"] = ["a", "${SUITE_FILES}/b"]
+
+        grid = load(tmp_path, content)
+
+        # Those of the system stand for those of the task.
+        settings = grid.settings(grid.tasks[0], grid.systems[0])
+
+        assert settings.config_files == ["a", "/files/b"]
+
+        command = make_plan(grid).train["toy/sft/1"].preview()
+
+        assert command[2:7] == [
+            *("--config-file", "a", "--config-file", "/files/b"),
+            "--no-rich",
+        ]
 
     def test_call_reads_several_baselines(self, tmp_path: Path) -> None:
         content = make_grid() | {"baseline": ["more", "long"]}
@@ -225,6 +250,11 @@ class TestLoadGrid:
             ("systems.1.init_from", "warmup", "`systems[1].init_from` is 'warmup', wh"),
             ("systems.1.init_from", "dir", "a folder is given by `config: {init_from:"),
             ("systems.1.config", {"regime.num_steps": 1}, "give `steps` instead"),
+            (
+                "systems.1.config",
+                {"dataset.directions": {"en-de": {}, "de-en": {}}},
+                "scores one direction a task",
+            ),
             ("systems.0.per_task", {"toys": {}}, "`systems[0].per_task.toys` names no"),
             ("systems.0.per_task", {"toy": {"x": 1}}, "`systems[0].per_task.toy.x` is"),
             ("systems.3.steps", 5, "`systems[3].steps` cannot be given beside"),
@@ -419,9 +449,8 @@ class TestMakePlan:
             if run.system.equal_time_with is not None:
                 args[-1] = "regime.num_steps=1"
 
-            args = resolve_config_file(args)
-
-            status, config = dump_config(TranslationTrainRecipe(), args)
+            with resolve_config_files(args, TrainConfig) as args:
+                status, config = dump_config(TranslationTrainRecipe(), args)
 
             assert status == 0
             assert config is not None

@@ -87,6 +87,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the data folder, if it is no longer where the runs were trained",
     )
 
+    parser.add_argument(
+        "--direction",
+        metavar="SRC-TGT",
+        help="one of the directions of runs that have several, such as `en-de`",
+    )
+
     add_metric_arguments(parser)
 
     parser.add_argument(
@@ -222,7 +228,7 @@ def _read_systems(args: Namespace) -> list[System]:
         )
 
     if not run_dirs:
-        for name in ("split", "checkpoint", "data"):
+        for name in ("split", "checkpoint", "data", "direction"):
             if getattr(args, name) is not None:
                 raise WarmupError(
                     f"`--{name}` belongs to a run directory, and none is given; leave "
@@ -240,7 +246,9 @@ def _read_systems(args: Namespace) -> list[System]:
     checkpoint = args.checkpoint or "best"
 
     by_path = {
-        path: read_run(path, args.split, checkpoint, args.data, args.target_lang)
+        path: read_run(
+            path, args.split, checkpoint, args.data, args.target_lang, args.direction
+        )
         for path in run_dirs
     }
 

@@ -24,6 +24,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--checkpoint", default="best", help="`best` (default), `last` or a step"
     )
 
+    parser.add_argument(
+        "--direction",
+        metavar="SRC-TGT",
+        help="of a run with several directions, the one that prompt and languages are set to",
+    )
+
 
 def run(args: Namespace) -> int:
     # Seconds; not for `--help`.
@@ -32,7 +38,12 @@ def run(args: Namespace) -> int:
     from warmup_plugin.run_dir import RunDir
 
     with quiet_log():
-        model = export_run(RunDir(args.run_dir), args.out, checkpoint=args.checkpoint)
+        model = export_run(
+            RunDir(args.run_dir),
+            args.out,
+            checkpoint=args.checkpoint,
+            direction=args.direction,
+        )
 
     print(f"{model.path}: {model.arch} of step {model.step_nr}")
 

@@ -72,6 +72,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the data folder, if it is no longer where the run was trained",
     )
 
+    parser.add_argument(
+        "--direction",
+        metavar="SRC-TGT",
+        help="one of the directions of runs that have several, such as `en-de`",
+    )
+
     add_metric_arguments(parser)
 
     parser.add_argument(
@@ -119,6 +125,7 @@ def run(args: Namespace) -> int:
         checkpoint=args.checkpoint,
         data_dir=args.data,
         target_lang=args.target_lang,
+        direction=args.direction,
         translate=not args.curves_only,
         score=not args.no_score,
     )

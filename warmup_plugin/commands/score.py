@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.console import claimed_stdout, quiet_log
+from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import get_rank
 from warmup_plugin.recipes.generate import (
@@ -119,7 +120,13 @@ def _run(args: argparse.Namespace) -> int:
 
     run_dir = RunDir(args.run_dir)
 
-    config = create_lines_config(run_dir, args.checkpoint, data_dir=args.data)
+    config = create_lines_config(
+        run_dir,
+        args.checkpoint,
+        direction=args.direction,
+        data_dir=args.data,
+        find_data=args.source is None,
+    )
 
     run_config = run_dir.load_config()
 
@@ -138,9 +145,11 @@ def _run(args: argparse.Namespace) -> int:
                     "With settings of your own, name the file to write with `--output`: the default one is what `report` shows as the run's own scores."
                 )
 
-            name = f"{split}.{args.checkpoint}.jsonl"
+            direction = choose_direction(run_config, args.direction)
 
-            output = run_dir.path / "score" / name
+            name = name_output(split, direction, args.checkpoint)
+
+            output = run_dir.path / "score" / f"{name}.jsonl"
 
         config.update(split=split, as_json=True)
     else:

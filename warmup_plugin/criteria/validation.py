@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch.distributed as dist
@@ -42,12 +43,27 @@ def gather_objects(gang: Gang, item: Any) -> list[Any]:
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
+class ValidDirection:
+    """Says what a validation needs to know of one of several directions."""
+
+    target_lang: str
+    """The language that chooses tokenizers."""
+
+    num_template_tokens: int
+    """The number of tokens of its prompt; see :class:`WarmupGenerator`."""
+
+
+@final
 class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
     """
     Measures the loss of a development set, decodes it and reports BLEU and chrF++, or
     other metrics.
 
     A few sources are logged with the warmups drawn for them and what was decoded.
+
+    Of several directions each is scored by itself, as ``bleu_en-de`` and so on;
+    ``bleu`` is then the mean over directions.
     """
 
     def __init__(
@@ -62,37 +78,47 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         num_shown: int,
         metrics: Sequence[str] = DEFAULT_METRICS,
         labels: Sequence[str] = (),
+        directions: Mapping[str, ValidDirection] | None = None,
     ) -> None:
         """
+        :param codec: Decodes; with several directions, that of any.
         :param target_lang: The language that chooses tokenizers.
         :param num_shown: The number of sources, from the first line of the file, to
-            log with their warmups.
+            log with their warmups; with several directions, of each.
         :param metrics: The names of the metrics; see ``warmup_plugin.metrics.registry``.
         :param labels: All valid outputs, for ``accuracy`` and ``macro_f1``.
+        :param directions: The directions of a run with several, by name; the batches
+            say of which they are. Then ``target_lang`` is not used.
 
         :raises WarmupError: What a metric needs is not installed.
         """
         # The first validation may come hours after the start.
-        check_validation_metrics(metrics, target_lang=target_lang, labels=labels)
+        self._target_langs: dict[str, str | None] = {"": target_lang}
+
+        if directions is not None:
+            self._target_langs = {n: d.target_lang for n, d in directions.items()}
+
+        for lang in dict.fromkeys(self._target_langs.values()):
+            check_validation_metrics(metrics, target_lang=lang, labels=labels)
 
         self._name = name
         self._criterion = criterion
         self._generator = generator
         self._codec = codec
         self._gangs = gangs
-        self._target_lang = target_lang
+        self._directions = directions
         self._num_shown = num_shown
         self._metrics = metrics
         self._labels = labels
         self._step_nr = 0
 
-        # (index in the corpus, hypothesis, reference)
-        self._outputs: list[tuple[int, str, str]] = []
+        # (direction, index in its text, hypothesis, reference)
+        self._outputs: list[tuple[str, int, str, str]] = []
 
         self._scores: dict[str, float] = {}
 
-        # (index in the corpus, what to log)
-        self._shown: list[tuple[int, str]] = []
+        # (direction, index in its text, what to log)
+        self._shown: list[tuple[str, int, str]] = []
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
@@ -126,18 +152,34 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         prefixes = batch.target_seqs[:, : self._codec.layout.prefix_len]
 
-        hypotheses = self._generator(batch.source_seqs, batch.source_seq_lens, prefixes)
+        names = [""] * len(indices)
+
+        options: dict[str, Any] = {}
+
+        if self._directions is not None:
+            names = example["directions"]
+
+            options["num_template_tokens"] = [
+                self._directions[name].num_template_tokens for name in names
+            ]
+
+        hypotheses = self._generator(
+            batch.source_seqs, batch.source_seq_lens, prefixes, **options
+        )
 
         texts = [self._codec.decode(group[0].target) for group in hypotheses]
 
-        self._outputs.extend(zip(indices, texts, example["targets"]))
+        self._outputs.extend(zip(names, indices, texts, example["targets"]))
 
         for n, source_warmups in zip(shown, warmups):
             text = self._describe(
                 example["sources"][n], example["targets"][n], texts[n], source_warmups
             )
 
-            self._shown.append((indices[n], text))
+            if names[n]:
+                text = f"direction: {names[n]}\n{text}"
+
+            self._shown.append((names[n], indices[n], text))
 
     def _describe(
         self, source: str, reference: str, output: str, warmups: list[WeighedWarmup]
@@ -164,22 +206,54 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         outputs = sorted(o for rank_outputs, _ in gathered for o in rank_outputs)
 
-        for _, text in sorted(s for _, rank_shown in gathered for s in rank_shown):
+        for _, _, text in sorted(s for _, rank_shown in gathered for s in rank_shown):
             log.info("Sampled warmups at step {}:\n{}", self._step_nr, text)
 
+        by_direction = {
+            name: self._score(name, [o[2:] for o in outputs if o[0] == name])
+            for name in self._target_langs
+        }
+
+        if self._directions is None:
+            self._scores = by_direction[""]
+
+            return
+
+        self._scores = {}
+
+        for key in next(iter(by_direction.values())):
+            values = {name: scores[key] for name, scores in by_direction.items()}
+
+            # What the best checkpoint is picked by.
+            self._scores[key] = sum(values.values()) / len(values)
+
+            for name, value in values.items():
+                # fairseq2 does not know how to shorten what it does not know.
+                self._scores[f"{key}_{name}"] = round(value, 4)
+
+    def _score(self, name: str, outputs: Sequence[tuple[str, str]]) -> dict[str, float]:
+        """
+        Scores the outputs of a direction.
+
+        :param outputs: Hypotheses and references.
+
+        :returns: The scores by their keys.
+        """
         scores = score_translations(
-            [hypothesis for _, hypothesis, _ in outputs],
-            [reference for _, _, reference in outputs],
-            target_lang=self._target_lang,
+            [hypothesis for hypothesis, _ in outputs],
+            [reference for _, reference in outputs],
+            target_lang=self._target_langs[name],
             num_bootstrap=0,
             metrics=self._metrics,
             labels=self._labels,
         )
 
-        self._scores = {s.key: s.score for s in scores if s.score is not None}
+        what = f"{self._name} {name}".strip()
 
         for score in scores:
-            log.info("{} {} at step {}: {:.2f} ({})", self._name, score.name, self._step_nr, score.score, score.signature)  # fmt: skip
+            log.info("{} {} at step {}: {:.2f} ({})", what, score.name, self._step_nr, score.score, score.signature)  # fmt: skip
+
+        return {s.key: s.score for s in scores if s.score is not None}
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:

@@ -72,6 +72,69 @@ def shuffled_batches(
     return [batches[idx] for idx in _permute(len(batches), bit_generator)]
 
 
+def count_by_temperature(
+    sizes: NDArray[np.int64], temperature: float
+) -> NDArray[np.int64]:
+    """
+    Shares out as many rows as there are among groups.
+
+    :param sizes: The number of rows of each group, 1 at least. *Shape:* :math:`(D)`.
+    :param temperature: T; the share of a group is proportional to size ** (1 / T).
+
+    :returns: The number of rows that each group gets, 1 at least; their sum is that of
+        the sizes. *Shape:* :math:`(D)`.
+    """
+    weights = (sizes / sizes.max()) ** (1.0 / temperature)
+
+    quotas = sizes.sum() * weights / weights.sum()
+
+    counts: NDArray[np.int64] = np.floor(quotas).astype(np.int64)
+
+    num_left = int(sizes.sum() - counts.sum())
+
+    # The largest remainders, of equal ones the first.
+    counts[np.argsort(counts - quotas, kind="stable")[:num_left]] += 1
+
+    for idx in np.flatnonzero(counts == 0):
+        counts[counts.argmax()] -= 1
+
+        counts[idx] = 1
+
+    return counts
+
+
+def sample_rows(
+    groups: NDArray[np.int16], counts: NDArray[np.int64], *, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """
+    Draws the rows of an epoch, of each group as many as it gets.
+
+    A group that gets more than it has is taken whole, as often as it goes, and what is
+    missing is drawn without replacement, anew every epoch. The result depends on the
+    arguments only.
+
+    :param groups: The group of each row. *Shape:* :math:`(N)`.
+    :param counts: See :func:`count_by_temperature`. *Shape:* :math:`(D)`.
+
+    :returns: Rows, some of them several times. *Shape:* :math:`(N)`.
+    """
+    # Not the numbers that shuffle.
+    bit_generator = np.random.PCG64(np.random.SeedSequence([seed, epoch, 1]))
+
+    parts = []
+
+    for group, count in enumerate(counts.tolist()):
+        rows = np.flatnonzero(groups == group)
+
+        num_copies, num_more = divmod(count, len(rows))
+
+        parts += [rows] * num_copies
+
+        parts.append(rows[_permute(len(rows), bit_generator)[:num_more]])
+
+    return np.concatenate(parts)
+
+
 def _permute(size: int, bit_generator: np.random.PCG64) -> NDArray[np.int64]:
     # NumPy keeps the raw stream of a bit generator stable over versions, but not what
     # `Generator.permutation` makes of it; a resumed run needs the same order.

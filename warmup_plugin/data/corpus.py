@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -145,6 +145,18 @@ class TokenSeqs:
 
         return builder.build()
 
+    @staticmethod
+    def concat(parts: Sequence[TokenSeqs]) -> TokenSeqs:
+        """Puts sequences behind each other."""
+        offsets = [np.zeros(1, dtype=np.int64)]
+
+        for part in parts:
+            offsets.append(part._offsets[1:] + offsets[-1][-1])
+
+        return TokenSeqs(
+            np.concatenate([part._indices for part in parts]), np.concatenate(offsets)
+        )
+
     def digest(self) -> int:
         """Returns a checksum that tells sequences from changed ones."""
         checksum = zlib.crc32(self._offsets.data)
@@ -195,13 +207,16 @@ def encode_sources(
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Holds the tokenised pairs of a split."""
+    """Holds the tokenised pairs of a split, of one direction or several."""
 
-    pairs: TextPairs
-    """The text of the split, dropped pairs included."""
+    parts: Sequence[TextPairs]
+    """The text of each direction, dropped pairs included."""
+
+    part_indices: NDArray[np.int16]
+    """The place in ``parts`` of the text of each row. *Shape:* :math:`(N)`."""
 
     indices: NDArray[np.int64]
-    """The place in ``pairs`` of each row. *Shape:* :math:`(N)`."""
+    """The place in that text of each row. *Shape:* :math:`(N)`."""
 
     sources: TokenSeqs
     """The sources, row by row."""
@@ -212,8 +227,31 @@ class Corpus:
     report: CorpusReport
     """What became of the pairs."""
 
+    directions: Sequence[str] = ()
+    """The names of the directions, as many as ``parts``; none for a run with one."""
+
     def __len__(self) -> int:
         return len(self.indices)
+
+    def source(self, row: int) -> str:
+        return self.parts[int(self.part_indices[row])].source(int(self.indices[row]))
+
+    def target(self, row: int) -> str:
+        return self.parts[int(self.part_indices[row])].target(int(self.indices[row]))
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Returns the number of rows of each part. *Shape:* :math:`(D)`."""
+        return np.bincount(self.part_indices, minlength=len(self.parts))
+
+    @property
+    def origin(self) -> str:
+        """The split as a message calls it."""
+        first = self.parts[0]
+
+        if not self.directions:
+            return first.origin
+
+        return f"the `{first.split}` split of {', '.join(f'`{d}`' for d in self.directions)}"
 
     def lens(self) -> NDArray[np.int64]:
         """Returns the length of the longer side of each row. *Shape:* :math:`(N)`."""
@@ -283,11 +321,45 @@ def tokenize_pairs(
         raise _make_nothing_left_error(pairs, report)
 
     return Corpus(
-        pairs=pairs,
+        parts=[pairs],
+        part_indices=np.zeros(len(indices), dtype=np.int16),
         indices=np.array(indices, dtype=np.int64),
         sources=sources.build(),
         targets=targets.build(),
         report=report,
+    )
+
+
+def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:
+    """
+    Joins the corpora of the directions of a run.
+
+    :param corpora: Those of one split by the name of the direction.
+    """
+    parts = list(corpora.values())
+
+    reports = [part.report for part in parts]
+
+    return Corpus(
+        parts=[pairs for part in parts for pairs in part.parts],
+        part_indices=np.repeat(
+            np.arange(len(parts), dtype=np.int16), [len(part) for part in parts]
+        ),
+        indices=np.concatenate([part.indices for part in parts]),
+        sources=TokenSeqs.concat([part.sources for part in parts]),
+        targets=TokenSeqs.concat([part.targets for part in parts]),
+        report=CorpusReport(
+            split=reports[0].split,
+            num_pairs=sum(r.num_pairs for r in reports),
+            num_empty=sum(r.num_empty for r in reports),
+            num_too_long=sum(r.num_too_long for r in reports),
+            num_kept=sum(r.num_kept for r in reports),
+            max_source_len=reports[0].max_source_len,
+            max_target_len=reports[0].max_target_len,
+            longest_source_len=max(r.longest_source_len for r in reports),
+            longest_target_len=max(r.longest_target_len for r in reports),
+        ),
+        directions=list(corpora),
     )
 
 

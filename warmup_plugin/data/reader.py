@@ -11,7 +11,12 @@ from fairseq2.gang import Gangs
 from numpy.typing import NDArray
 from typing_extensions import Self, override
 
-from warmup_plugin.data.batching import shuffled_batches, sorted_batches
+from warmup_plugin.data.batching import (
+    count_by_temperature,
+    sample_rows,
+    shuffled_batches,
+    sorted_batches,
+)
 from warmup_plugin.data.corpus import Corpus
 from warmup_plugin.errors import WarmupError
 
@@ -27,10 +32,14 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
     read exactly once; ranks that have no batch left return empty lists until all are
     done, as of :attr:`SyncMode.UNTIL_LAST`.
 
+    Of several directions, ``sampling_temperature`` decides how many pairs of each an
+    epoch of training has; in all there are as many as in the corpus.
+
     A target is ``<s> y </s>``. fairseq2 counts sources as well in
     ``Seq2SeqBatch.num_target_elements``; take it from the second part of
     ``as_auto_regressive()``. ``example`` of a batch holds lists: ``indices`` in the
-    :class:`TextPairs`, ``sources`` and ``targets`` as text.
+    :class:`TextPairs`, ``sources`` and ``targets`` as text, and with several directions
+    the names of these as ``directions``.
     """
 
     def __init__(
@@ -44,6 +53,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         pad_idx: int,
         num_accumulate: int = 1,
         budget_key: str = "dataset.max_num_tokens",
+        sampling_temperature: float = 1.0,
     ) -> None:
         """
         :param corpus: The tokenised pairs.
@@ -55,6 +65,9 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         :param pad_idx: The index to pad with.
         :param num_accumulate: The number of batches of one step.
         :param budget_key: Where the user has set ``max_num_tokens``, for messages.
+        :param sampling_temperature: See
+            :func:`~warmup_plugin.data.batching.count_by_temperature`; 1 to read every
+            pair once an epoch.
         """
         if num_accumulate < 1:
             raise ValueError(
@@ -70,6 +83,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         self._pad_idx = pad_idx
         self._num_accumulate = num_accumulate
         self._budget_key = budget_key
+        self._sampling_temperature = sampling_temperature
 
         self._check_budget()
 
@@ -90,7 +104,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             return
 
         raise WarmupError(
-            f"A pair of {self._corpus.pairs.origin} has {longest_len} tokens on one side, but a batch may hold only {self._max_num_tokens}: raise `{self._budget_key}` or lower `dataset.max_source_len` and `dataset.max_target_len`."
+            f"A pair of {self._corpus.origin} has {longest_len} tokens on one side, but a batch may hold only {self._max_num_tokens}: raise `{self._budget_key}` or lower `dataset.max_source_len` and `dataset.max_target_len`."
         )
 
     def _check_plan(self) -> None:
@@ -98,7 +112,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             return
 
         raise WarmupError(
-            f"The {len(self._corpus):,} pairs of {self._corpus.pairs.origin} make only {_count_batches(len(self._plan))} of {self._max_num_tokens:,} tokens for {self._world_size} processes: lower `{self._budget_key}` or start fewer processes."
+            f"The {len(self._corpus):,} pairs of {self._corpus.origin} make only {_count_batches(len(self._plan))} of {self._max_num_tokens:,} tokens for {self._world_size} processes: lower `{self._budget_key}` or start fewer processes."
         )
 
     def _make_plan(self) -> list[NDArray[np.int64]]:
@@ -107,13 +121,49 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         if not self._shuffle:
             return sorted_batches(corpus.lens(), self._max_num_tokens)
 
-        return shuffled_batches(
-            corpus.sources.lens,
-            corpus.targets.lens,
+        source_lens, target_lens = corpus.sources.lens, corpus.targets.lens
+
+        rows = None
+
+        if self._samples():
+            counts = count_by_temperature(corpus.sizes(), self._sampling_temperature)
+
+            rows = sample_rows(
+                corpus.part_indices, counts, seed=self._seed, epoch=self._epoch
+            )
+
+            source_lens, target_lens = source_lens[rows], target_lens[rows]
+
+        batches = shuffled_batches(
+            source_lens,
+            target_lens,
             self._max_num_tokens,
             seed=self._seed,
             epoch=self._epoch,
         )
+
+        return batches if rows is None else [rows[batch] for batch in batches]
+
+    def _samples(self) -> bool:
+        return self._shuffle and self._sampling_temperature != 1.0
+
+    def describe_directions(self) -> str:
+        """Returns the pairs and the share of each direction in one line for the log."""
+        sizes = self._corpus.sizes()
+
+        counts = sizes
+
+        if self._samples():
+            counts = count_by_temperature(sizes, self._sampling_temperature)
+
+        parts = []
+
+        for name, size, count in zip(self._corpus.directions, sizes, counts):
+            share = 100.0 * count / counts.sum()
+
+            parts.append(f"{name} {share:.1f}% ({count:,} of its {size:,} pairs)")
+
+        return f"{self._corpus.report.split}, each epoch: {', '.join(parts)}"
 
     @override
     def __iter__(self) -> Self:
@@ -149,9 +199,14 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
 
         example = {
             "indices": indices,
-            "sources": [corpus.pairs.source(idx) for idx in indices],
-            "targets": [corpus.pairs.target(idx) for idx in indices],
+            "sources": [corpus.source(row) for row in rows],
+            "targets": [corpus.target(row) for row in rows],
         }
+
+        if corpus.directions:
+            example["directions"] = [
+                corpus.directions[part] for part in corpus.part_indices[rows]
+            ]
 
         return Seq2SeqBatch(
             source_seqs, source_seq_lens, target_seqs, target_seq_lens, example=example
@@ -183,6 +238,15 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
 
     def _get_fingerprint(self) -> dict[str, object]:
         """Returns all that the plan of an epoch depends on."""
+        further: dict[str, object] = {}
+
+        if self._corpus.directions:
+            further = {
+                "directions": list(self._corpus.directions),
+                "direction_sizes": self._corpus.sizes().tolist(),
+                "sampling_temperature": self._sampling_temperature,
+            }
+
         return {
             "num_pairs": len(self._corpus),
             "data_digest": self._data_digest,
@@ -190,6 +254,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             "max_num_tokens": self._max_num_tokens,
             "seed": self._seed,
             "shuffle": self._shuffle,
+            **further,
         }
 
     @override
@@ -225,15 +290,17 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             ("max_num_tokens", f"`{self._budget_key}`"),
             ("seed", "the seed"),
             ("shuffle", "`shuffle`"),
+            ("sampling_temperature", "`dataset.sampling_temperature`"),
+            ("directions", "`dataset.directions`"),
         ):
-            if saved[key] != current[key]:
+            if saved.get(key) != current.get(key):
                 raise WarmupError(
                     f"The checkpoint was saved with {text} {saved[key]}, but {text} is {current[key]} now: restore it or use a new output directory."
                 )
 
         if saved != current:
             raise WarmupError(
-                f"Since the checkpoint was saved, {self._corpus.pairs.origin}, its limits or its tokenizer has changed ({saved['num_pairs']} pairs then, {current['num_pairs']} now): restore them or use a new output directory."
+                f"Since the checkpoint was saved, {self._corpus.origin}, its limits or its tokenizer has changed ({saved['num_pairs']} pairs then, {current['num_pairs']} now): restore them or use a new output directory."
             )
 
     @property

@@ -688,7 +688,7 @@ def _read_manifest(pairs: TextPairs, manifest_file: Path) -> None:
         directions = " and ".join(f"`{name}`" for name in target_langs.values())
 
         raise WarmupError(
-            f"`{manifest_file}` joins {directions}, which differ in their target language: keep the directions into one language."
+            f"`{manifest_file}` joins {directions}, which differ in their target language: keep the directions into one language, or name them in `dataset.directions`, with a folder each."
         )
 
     sizes = []
@@ -758,7 +758,7 @@ def _check_weights(
     text = ", ".join(f"`{name}` {weight:g}" for name, weight in weights.items())
 
     raise WarmupError(
-        f"`{manifest_file}` asks for sampling by weight ({text}), which is not supported: give all directions the same weight to join them as they are."
+        f"`{manifest_file}` asks for sampling by weight ({text}), which is not supported: give all directions the same weight to join them as they are, or sample them by `dataset.directions` and `dataset.sampling_temperature`, with a folder each."
     )
 
 

@@ -164,6 +164,7 @@ class WarmupGenerator:
         *,
         forced: Sequence[Sequence[int]] | None = None,
         line_numbers: Sequence[int] | None = None,
+        num_template_tokens: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """
         :param source_seqs: *Shape:* :math:`(N,S_{src})`.
@@ -171,6 +172,7 @@ class WarmupGenerator:
         :param forced: The tokens that the output of each source begins with.
         :param line_numbers: What the draws of each source depend on besides the seed;
             by default 0 to N - 1.
+        :param num_template_tokens: That of each source, if their prompts differ.
 
         :returns: The hypotheses of each source, best first, ``num_best`` at most.
 
@@ -178,7 +180,14 @@ class WarmupGenerator:
             a forced beginning is longer than the output may be, or if the model gives
             a probability that is not a number.
         """
-        run = self._begin(source_seqs, source_seq_lens, prefixes, forced, line_numbers)
+        run = self._begin(
+            source_seqs,
+            source_seq_lens,
+            prefixes,
+            forced,
+            line_numbers,
+            num_template_tokens,
+        )
 
         hypotheses = self._generate(run)
 
@@ -216,8 +225,14 @@ class WarmupGenerator:
         prefixes: Tensor,
         forced: Sequence[Sequence[int]] | None,
         line_numbers: Sequence[int] | None,
+        num_template_tokens: Sequence[int] | None = None,
     ) -> _Run:
-        space = self._create_space(source_seq_lens, prefixes, forced)
+        if num_template_tokens is None:
+            num_template_tokens = [self._num_template_tokens] * len(source_seq_lens)
+
+        space = self._create_space(
+            source_seq_lens, prefixes, forced, num_template_tokens
+        )
 
         encoded = self._model.encode(
             source_seqs, BatchLayout.of(source_seqs, list(source_seq_lens))
@@ -243,6 +258,7 @@ class WarmupGenerator:
         source_seq_lens: Sequence[int],
         prefixes: Tensor,
         forced: Sequence[Sequence[int]] | None,
+        num_template_tokens: Sequence[int],
     ) -> SearchSpace:
         config = self._config
 
@@ -262,8 +278,8 @@ class WarmupGenerator:
 
         limits, min_lens = [], []
 
-        for n, room in zip(source_seq_lens, rooms):
-            n = max(n - self._num_template_tokens, 1)
+        for n, room, num_around in zip(source_seq_lens, rooms, num_template_tokens):
+            n = max(n - num_around, 1)
 
             limit = min(int(config.max_len_a * n + config.max_len_b), room - 1)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from warmup_plugin.data.directions import choose_direction, narrow_to_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.checkpoints import (
     check_new_folder,
@@ -40,14 +41,18 @@ class ExportedModel:
     """The class of transformers."""
 
 
-def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
+def export_run(
+    run_dir: RunDir, out: Path, *, checkpoint: str, direction: str | None = None
+) -> ExportedModel:
     """
     Writes a checkpoint of a run as transformers reads it: model, tokenizer, settings of
     generation, and a model card that says how to split what the model writes.
 
     :param checkpoint: ``best``, ``last`` or a step.
+    :param direction: Of a run with several directions, the one that prompt and
+        languages are set to; the model is that of all.
 
-    :raises WarmupError: If there is no such checkpoint, the family or the tokenizer has
+    :raises WarmupError: If there is no such checkpoint or direction, the family or the tokenizer has
         no form in transformers, or the output exists.
     """
     out = out.expanduser()
@@ -57,6 +62,10 @@ def export_run(run_dir: RunDir, out: Path, *, checkpoint: str) -> ExportedModel:
     step_nr = run_dir.find_checkpoint(checkpoint)
 
     run_config = cast("dict[str, Any]", run_dir.load_config())
+
+    run_config = narrow_to_direction(
+        run_config, choose_direction(run_config, direction)
+    )
 
     config: Any
 

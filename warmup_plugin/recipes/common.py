@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from fairseq2.assets import AssetStore
 from fairseq2.assets.store import AssetNotFoundError
+from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.cli import main as fairseq2_main
@@ -26,23 +26,28 @@ from fairseq2.recipe.config import (
     TokenizerSection,
 )
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.validation import ValidationResult
+from fairseq2.utils.validation import Validatable, ValidationResult
 from ruamel.yaml import YAML
 from torch.nn import Module
 from typing_extensions import override
 
 from warmup_plugin.console import hide_start_warning, install_log_filter
+from warmup_plugin.data.directions import (
+    DirectionSection,
+    list_directions,
+    narrow_to_direction,
+    split_direction,
+)
 from warmup_plugin.data.text_pairs import TextPairsConfig
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.t5 import T5Decoder
-from warmup_plugin.presets import find_preset, list_presets
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 
 
 @dataclass(kw_only=True)
-class TextPairsSection(TextPairsConfig):
+class TextPairsSection(TextPairsConfig, Validatable):
     """Configures the data: where it is, its splits and its batches."""
 
     train_split: str = "train"
@@ -65,6 +70,40 @@ class TextPairsSection(TextPairsConfig):
 
     max_num_tokens: int = 1500
     """The size of a batch: rows times the longest source or target among them."""
+
+    directions: dict[str, DirectionSection] | None = None
+    """Several directions in one run, by names such as `en-de`: ``'{en-de: {}, de-en: {}}'``. Then ``dataset.source_lang``, ``dataset.target_lang``, ``tokenizer.source_lang`` and ``tokenizer.target_lang`` are not used. ``None`` for the one that these name."""
+
+    sampling_temperature: float = 1.0
+    """T, with ``directions``: an epoch has as many pairs as the data, shared out in proportion to size^(1/T). 1 takes the data as it is; the larger T, the more of the small ones."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.sampling_temperature < 1.0:
+            result.add_error(
+                "`sampling_temperature` must be greater than or equal to 1."
+            )
+
+        if self.directions is None:
+            if self.sampling_temperature != 1.0:
+                result.add_error(
+                    "`sampling_temperature` shares out the pairs of `directions`; set them, or leave it out."
+                )
+
+            return result
+
+        if not self.directions:
+            result.add_error("`directions` must not be empty.")
+
+        for name in self.directions:
+            try:
+                split_direction(name)
+            except WarmupError as ex:
+                result.add_error(str(ex))
+
+        return result
 
 
 @dataclass(kw_only=True)
@@ -104,6 +143,63 @@ def create_run_codec(
     options = get_codec_options(asdict(tokenizer_section), asdict(dataset_section))
 
     return create_codec(context.get_tokenizer(), options, reads_prompts=reads_prompts)
+
+
+def create_direction_codecs(
+    tokenizer: Tokenizer, config: Mapping[str, Any], *, reads_prompts: bool
+) -> dict[str, TextCodec]:
+    """
+    Creates what turns the texts of each direction of a run into tokens.
+
+    :param config: The sections ``tokenizer`` and ``dataset``, at least.
+
+    :returns: The codecs by the names of the directions; of a run without
+        ``dataset.directions`` its only one. All write the same decoder sequences.
+
+    :raises WarmupError: As of :func:`create_codec`; if directions do not go together,
+        or the model is not told which language to write.
+    """
+    codecs: dict[str, TextCodec] = {}
+
+    for name in list_directions(config["dataset"]):
+        narrowed = narrow_to_direction(config, name)
+
+        options = get_codec_options(narrowed["tokenizer"], narrowed["dataset"])
+
+        codecs[name] = create_codec(tokenizer, options, reads_prompts=reads_prompts)
+
+    if config["dataset"]["directions"]:
+        _check_codecs(codecs)
+
+    return codecs
+
+
+def _check_codecs(codecs: Mapping[str, TextCodec]) -> None:
+    (first_name, first), *others = codecs.items()
+
+    for name, codec in others:
+        if codec.layout != first.layout:
+            raise WarmupError(
+                f"The tokenizer begins the outputs of the directions `{first_name}` and `{name}` differently; train them in runs of their own."
+            )
+
+    # By source language and what a model reads and writes of a source, which is not empty
+    # since a prompt needs two tokens.
+    told: dict[object, str] = {}
+
+    for name, codec in codecs.items():
+        source_lang, _ = split_direction(name)
+
+        encoded = codec.encode_source("1 2 3")
+
+        key = (source_lang, tuple(encoded.source), tuple(encoded.prefix))
+
+        other = told.setdefault(key, name)
+
+        if other != name:
+            raise WarmupError(
+                f"The directions `{other}` and `{name}` look the same to the model, which is not told the language to write; name it in `dataset.prompt`, such as `'{{target_lang}}: {{source}}'`, with words that the tokenizer knows."
+            )
 
 
 def get_codec_options(
@@ -198,43 +294,6 @@ def check_lengths(
         raise WarmupError(
             f"`dataset.max_target_len` ({max_target_len}) and `warmup.max_warmup_len` ({max_warmup_len}) make decoder sequences longer than the {model_target_len} tokens of the model; lower one of them or raise `max_seq_len` in `model.config_overrides`."
         )
-
-
-def resolve_config_file(argv: Sequence[str]) -> list[str]:
-    """
-    Replaces the name of a preset behind ``--config-file`` by its path.
-
-    :raises WarmupError: If it is neither a file nor a preset.
-    """
-    args = list(argv)
-
-    for idx, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-
-        if option != "--config-file":
-            continue
-
-        if not equals:
-            if idx + 1 >= len(args):
-                return args
-
-            value = args[idx + 1]
-
-        if Path(value).expanduser().is_file():
-            continue
-
-        preset = find_preset(value)
-        if preset is None:
-            raise WarmupError(
-                f"`--config-file {value}` is neither a file nor a preset; the presets are {', '.join(list_presets())}."
-            )
-
-        if equals:
-            args[idx] = f"--config-file={preset}"
-        else:
-            args[idx + 1] = str(preset)
-
-    return args
 
 
 def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:

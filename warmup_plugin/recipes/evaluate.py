@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast, final
 
@@ -15,12 +15,14 @@ from warmup_plugin.console import quiet_log
 
 # fairseq2 takes seconds to import and scoring files does not need it; hence the import
 # of the `generate` recipe further below.
-from warmup_plugin.data.text_pairs import (
-    TextPairs,
-    TextPairsConfig,
-    read_lines,
-    read_split,
+from warmup_plugin.data.directions import (
+    choose_direction,
+    get_pairs_config,
+    list_directions,
+    name_output,
+    narrow_to_direction,
 )
+from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Evaluation as Evaluation
 from warmup_plugin.metrics.registry import (
@@ -103,6 +105,12 @@ def _create_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="the data folder, if it is no longer where the run was trained",
+    )
+
+    parser.add_argument(
+        "--direction",
+        metavar="SRC-TGT",
+        help="one of the directions of a run that has several (default: all, one after the other)",
     )
 
     parser.add_argument(
@@ -265,6 +273,8 @@ def read_metric_arguments(
 
 
 def _run(args: argparse.Namespace) -> None:
+    systems: dict[str | None, list[System]]
+
     is_of_run = args.hypotheses is None and args.run_dirs
 
     metrics, options = read_metric_arguments(
@@ -278,7 +288,7 @@ def _run(args: argparse.Namespace) -> None:
                 "other."
             )
 
-        for name in ("split", "checkpoint", "data"):
+        for name in ("split", "checkpoint", "data", "direction"):
             if getattr(args, name) is not None:
                 raise WarmupError(
                     f"`--{name}` belongs to a run directory; leave it out with "
@@ -288,9 +298,11 @@ def _run(args: argparse.Namespace) -> None:
         if args.references is None:
             raise WarmupError("`--hypotheses` needs `--references FILE`; add it.")
 
-        systems = read_files(
-            args.hypotheses, args.references, args.sources, args.target_lang
-        )
+        systems = {
+            None: read_files(
+                args.hypotheses, args.references, args.sources, args.target_lang
+            )
+        }
     elif args.run_dirs:
         for name in ("references", "sources"):
             if getattr(args, name) is not None:
@@ -299,22 +311,83 @@ def _run(args: argparse.Namespace) -> None:
                     "or give `--hypotheses`."
                 )
 
-        systems = [
-            read_run(
-                run_dir,
-                args.split,
-                args.checkpoint or "best",
-                args.data,
-                args.target_lang,
-            )
-            for run_dir in args.run_dirs
-        ]
+        systems = {
+            direction: [
+                read_run(
+                    run_dir,
+                    args.split,
+                    args.checkpoint or "best",
+                    args.data,
+                    args.target_lang,
+                    direction,
+                )
+                for run_dir in args.run_dirs
+            ]
+            for direction in _list_directions(args)
+        }
     else:
         raise WarmupError(
             "There is nothing to score; give a `RUN_DIR`, or `--hypotheses FILE` and "
             "`--references FILE`."
         )
 
+    reports = {}
+
+    for direction, direction_systems in systems.items():
+        if len(systems) > 1:
+            print(f"{direction}:\n")
+
+        reports[direction] = _evaluate(args, direction_systems, metrics, options)
+
+        if len(systems) > 1:
+            print()
+
+    if args.json is not None:
+        if len(reports) == 1:
+            [report] = reports.values()
+        else:
+            report = {"directions": reports}
+
+        write_json(args.json, report)
+
+        print(f"wrote {args.json}")
+
+
+def _list_directions(args: argparse.Namespace) -> list[str | None]:
+    """
+    Lists the directions to score one after the other; ``None`` for that of the runs.
+    """
+    if args.direction is not None:
+        return [args.direction]
+
+    # The first run with several directions: the others must have them too.
+    for run_dir in args.run_dirs:
+        dataset = _load_config(run_dir)["dataset"]
+
+        if dataset.get("directions"):
+            names = list_directions(dataset)
+
+            if len(names) > 1 and args.target_lang is not None:
+                raise WarmupError(
+                    f"`--target-lang` cannot be the language of all directions of {run_dir}; leave it out, or choose one of them with `--direction`."
+                )
+
+            return [*names]
+
+    return [None]
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    systems: Sequence[System],
+    metrics: Sequence[str],
+    options: MetricOptions,
+) -> dict[str, object]:
+    """
+    Scores systems, prints the table, and writes the scores of runs beside these.
+
+    :returns: All scores, as JSON.
+    """
     evaluation = evaluate(
         systems, num_bootstrap=args.num_bootstrap, metrics=metrics, options=options
     )
@@ -340,10 +413,7 @@ def _run(args: argparse.Namespace) -> None:
 
             print(f"wrote {file}")
 
-    if args.json is not None:
-        write_json(args.json, make_report(systems, evaluation, args.num_bootstrap))
-
-        print(f"wrote {args.json}")
+    return make_report(systems, evaluation, args.num_bootstrap)
 
 
 def evaluate(
@@ -452,6 +522,7 @@ def read_run(
     checkpoint: str,
     data_dir: Path | None,
     target_lang: str | None,
+    direction: str | None = None,
 ) -> System:
     """
     Reads what a run makes of a split, which is translated first where it is not yet.
@@ -460,27 +531,27 @@ def read_run(
     :param checkpoint: ``best``, ``last`` or a step.
     :param data_dir: The data folder; ``None`` if it is where the run was trained.
     :param target_lang: ``None`` for that of the run.
+    :param direction: What stands behind ``--direction``.
     """
-    section = _read_dataset_section(run_dir)
+    run_config = _load_config(run_dir)
+
+    direction = choose_direction(run_config, direction)
+
+    run_config = narrow_to_direction(
+        run_config, direction, data_dir=data_dir, find_data=True
+    )
 
     if split is None:
-        split = str(section.get("test_split", "test"))
+        split = str(run_config["dataset"].get("test_split", "test"))
 
-    config = TextPairsConfig()
-
-    for field in fields(TextPairsConfig):
-        value = section.get(field.name)
-
-        if value is not None:
-            setattr(config, field.name, Path(value) if field.name == "path" else value)
-
-    if data_dir is not None:
-        config.path = data_dir
+    config = get_pairs_config(run_config["dataset"])
 
     # Before generating, which takes longer to fail.
     pairs = read_split(config, split)
 
-    hypotheses_file = _ensure_translations(run_dir, pairs, checkpoint, data_dir)
+    hypotheses_file = _ensure_translations(
+        run_dir, pairs, checkpoint, data_dir, direction
+    )
 
     hypotheses = read_lines(hypotheses_file)
 
@@ -546,24 +617,30 @@ def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> Non
             )
 
 
-def _read_dataset_section(run_dir: Path) -> Mapping[str, Any]:
-    section = RunDir(run_dir).load_config().get("dataset")
+def _load_config(run_dir: Path) -> dict[str, Any]:
+    config = RunDir(run_dir).load_config()
 
-    if not isinstance(section, dict):
+    if not isinstance(config.get("dataset"), dict):
         raise WarmupError(
             f"{RunDir(run_dir).run_file} has no section `dataset`; restore the file "
             "that `recipes.train` wrote."
         )
 
-    return cast("Mapping[str, Any]", section)
+    return config
 
 
 def _ensure_translations(
-    run_dir: Path, pairs: TextPairs, checkpoint: str, data_dir: Path | None
+    run_dir: Path,
+    pairs: TextPairs,
+    checkpoint: str,
+    data_dir: Path | None,
+    direction: str | None,
 ) -> Path:
     split = pairs.split
 
-    file = run_dir / "generate" / f"{split}.{checkpoint}.txt"
+    file = run_dir / "generate" / f"{name_output(split, direction, checkpoint)}.txt"
+
+    direction_args = [] if direction is None else ["--direction", direction]
 
     details_file = _details_file(file)
 
@@ -571,6 +648,8 @@ def _ensure_translations(
         from warmup_plugin.recipes import generate
 
         args = [str(run_dir), "--split", split, "--checkpoint", checkpoint]
+
+        args += direction_args
 
         if data_dir is not None:
             args += ["--data", str(data_dir)]
@@ -588,7 +667,7 @@ def _ensure_translations(
         if not path.is_file():
             raise WarmupError(
                 f"{path} does not exist; run `python -m recipes.generate {run_dir} "
-                f"--split {split} --checkpoint {checkpoint}`."
+                f"{' '.join(['--split', split, '--checkpoint', checkpoint, *direction_args])}`."
             )
 
     return file

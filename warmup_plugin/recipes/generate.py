@@ -34,6 +34,11 @@ from typing_extensions import override
 
 from warmup_plugin.config_docs import get_field_docs
 from warmup_plugin.console import claimed_stdout, quiet_log
+from warmup_plugin.data.directions import (
+    choose_direction,
+    name_output,
+    narrow_to_direction,
+)
 from warmup_plugin.data.lines import (
     Line,
     LineError,
@@ -408,6 +413,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", default="best", help="`best` (default), `last` or a step"
     )
 
+    add_direction_argument(parser)
+
     parser.add_argument("--no-rich", action="store_true", help="plain log lines")
 
     parser.add_argument(
@@ -417,6 +424,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="further settings, such as `model.dtype=bfloat16 max_num_tokens=20000`",
+    )
+
+
+def add_direction_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what chooses one of the directions of a run."""
+    parser.add_argument(
+        "--direction",
+        metavar="SRC-TGT",
+        help="one of the directions of a run that has several, such as `en-de`",
     )
 
 
@@ -480,23 +496,34 @@ def get_generation_options(args: argparse.Namespace) -> dict[str, object]:
 
 
 def create_lines_config(
-    run_dir: RunDir, checkpoint: str, *, data_dir: Path | None = None
+    run_dir: RunDir,
+    checkpoint: str,
+    *,
+    direction: str | None = None,
+    data_dir: Path | None = None,
+    find_data: bool = False,
 ) -> dict[str, Any]:
     """
     Returns what a config takes from a run: model, tokenizer, data.
 
-    :raises WarmupError: If the run has no such checkpoint.
+    :param direction: What stands behind ``--direction``.
+    :param find_data: If ``True``, the folder of the direction is looked for.
+
+    :raises WarmupError: If the run has no such checkpoint, no such direction or no data
+        of it, or has several directions and none is given.
     """
     step_nr = run_dir.find_checkpoint(checkpoint)
 
     run_config = cast("dict[str, Any]", run_dir.load_config())
 
-    dataset = run_config["dataset"]
+    run_config = narrow_to_direction(
+        run_config,
+        choose_direction(run_config, direction),
+        data_dir=None if data_dir is None else data_dir.expanduser().absolute(),
+        find_data=find_data,
+    )
 
-    if data_dir is not None:
-        dataset = {**dataset, "path": str(data_dir.expanduser().absolute())}
-
-    tokenizer = run_config["tokenizer"]
+    dataset, tokenizer = run_config["dataset"], run_config["tokenizer"]
 
     # Else it is one that fairseq2 knows by name.
     if run_dir.tokenizer_path is not None:
@@ -668,7 +695,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         type=Path,
-        help="the file to write (default: RUN_DIR/generate/SPLIT.CHECKPOINT.txt, or input-NAME.CHECKPOINT.txt)",
+        help="the file to write (default: RUN_DIR/generate/SPLIT.CHECKPOINT.txt, or input-NAME.CHECKPOINT.txt; with several directions SPLIT.DIRECTION.CHECKPOINT.txt)",
     )
 
     parser.add_argument(
@@ -708,7 +735,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     run_dir = RunDir(args.run_dir)
 
-    config = create_lines_config(run_dir, args.checkpoint, data_dir=args.data)
+    config = create_lines_config(
+        run_dir,
+        args.checkpoint,
+        direction=args.direction,
+        data_dir=args.data,
+        find_data=args.input is None,
+    )
+
+    run_config = run_dir.load_config()
 
     given = get_generation_options(args)
 
@@ -730,11 +765,13 @@ def _run(args: argparse.Namespace) -> int:
         # A file may have the name of a split.
         stem = split if args.input is None else f"input-{args.input.name}"
 
-        output = run_dir.path / "generate" / f"{stem}.{args.checkpoint}.txt"
+        direction = choose_direction(run_config, args.direction)
+
+        name = name_output(stem, direction, args.checkpoint)
+
+        output = run_dir.path / "generate" / f"{name}.txt"
 
     output = check_output(output, [] if args.input is None else [args.input])
-
-    run_config = run_dir.load_config()
 
     labels = find_labels(run_config, args)
 
@@ -804,7 +841,7 @@ def run_translate(args: argparse.Namespace) -> int:
     """Runs ``python -m warmup_plugin translate``."""
     run_dir = RunDir(args.run_dir)
 
-    config = create_lines_config(run_dir, args.checkpoint)
+    config = create_lines_config(run_dir, args.checkpoint, direction=args.direction)
 
     for file in args.files:
         if not file.exists():

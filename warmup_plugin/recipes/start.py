@@ -18,14 +18,15 @@ from fairseq2.recipe.base import Recipe
 from fairseq2.runtime.dependency import get_dependency_resolver
 
 from warmup_plugin.components import create_component
+from warmup_plugin.data.directions import list_directions, narrow_to_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
 from warmup_plugin.recipes.common import (
+    create_direction_codecs,
     dump_config,
     find_family_name,
-    get_codec_options,
     get_rank,
 )
 from warmup_plugin.run_dir import (
@@ -34,8 +35,7 @@ from warmup_plugin.run_dir import (
     is_same_tokenizer,
     write_text_atomically,
 )
-from warmup_plugin.tasks import TaskContext, TextTask
-from warmup_plugin.tokenizers.codec import create_codec
+from warmup_plugin.tasks import TaskContext, TaskSettings, TextTask
 from warmup_plugin.tokenizers.hugging_face import HUGGING_FACE_FAMILY
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
@@ -203,9 +203,17 @@ def _resume_config(
 
         config["tokenizer"] = {**section, "path": str(run_dir.tokenizer_path)}
 
-    prompt = _get_section(config, "dataset")["prompt"]
+    section = _get_section(config, "dataset")
 
-    config["dataset"] = {**_complete_dataset(command_config), "prompt": prompt}
+    dataset = {**_complete_dataset(command_config), "prompt": section["prompt"]}
+
+    if dataset["directions"]:
+        dataset["directions"] = {
+            name: {**section["directions"][name], "path": direction["path"]}
+            for name, direction in dataset["directions"].items()
+        }
+
+    config["dataset"] = dataset
 
     return config
 
@@ -277,9 +285,9 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
 
     if tokenizer is not None and complete_model["name"] is None:
         # Before anything is written: it may lack the separator or a language.
-        create_codec(
+        create_direction_codecs(
             tokenizer,
-            get_codec_options(complete_tokenizer, complete_dataset),
+            task_sections,
             reads_prompts=reads_prompts(find_family(complete_model["family"])),
         )
 
@@ -342,18 +350,34 @@ def _apply_task(
                 file=sys.stderr,
             )
 
-    settings = task.get_settings(
-        TaskContext(
-            model_family=family or "",
-            tokenizer_family=tokenizer["family"],
-            is_decoder_only=(
-                family is not None and reads_prompts(find_family(family, resolver))
-            ),
-            source_lang=dataset["source_lang"],
-            target_lang=dataset["target_lang"],
-            max_target_len=dataset["max_target_len"],
+    narrowed = {
+        name: narrow_to_direction({"dataset": dataset, "tokenizer": tokenizer}, name)
+        for name in list_directions(dataset)
+    }
+
+    target_langs: list[str] = []
+
+    if dataset["directions"]:
+        target_langs = sorted({n["dataset"]["target_lang"] for n in narrowed.values()})
+
+    by_direction = {
+        name: task.get_settings(
+            TaskContext(
+                model_family=family or "",
+                tokenizer_family=tokenizer["family"],
+                is_decoder_only=(
+                    family is not None and reads_prompts(find_family(family, resolver))
+                ),
+                source_lang=sections["dataset"]["source_lang"],
+                target_lang=sections["dataset"]["target_lang"],
+                target_langs=target_langs,
+                max_target_len=dataset["max_target_len"],
+            )
         )
-    )
+        for name, sections in narrowed.items()
+    }
+
+    settings = _get_common_settings(by_direction)
 
     validation = _get_section(config, "validation")
 
@@ -385,27 +409,81 @@ def _apply_task(
         # Other metrics than the task's may not have its score.
         regime = {**regime, "score_metric": score if score in scores else scores[0]}
 
-    return {
-        "tokenizer": fill(
+    if dataset["directions"]:
+        dataset = {
+            **dataset,
+            "directions": {
+                name: fill(
+                    dataset["directions"][name],
+                    prompt=(
+                        direction_settings.prompt
+                        if dataset["prompt"] is None
+                        else dataset["prompt"]
+                    ),
+                    source_token=direction_settings.source_lang,
+                    target_token=direction_settings.target_lang,
+                )
+                for name, direction_settings in by_direction.items()
+            },
+        }
+    else:
+        dataset = fill(dataset, prompt=settings.prompt)
+
+        tokenizer = fill(
             tokenizer,
             source_lang=settings.source_lang,
             target_lang=settings.target_lang,
-        ),
-        "dataset": fill(dataset, prompt=settings.prompt),
+        )
+
+    return {
+        "tokenizer": tokenizer,
+        "dataset": dataset,
         "generation": fill(generation, **settings.generation),
         "validation": validation,
         "regime": regime,
     }
 
 
+def _get_common_settings(by_direction: dict[str, TaskSettings]) -> TaskSettings:
+    """
+    Returns the settings of a run, which do not depend on its directions.
+
+    :raises WarmupError: If they do.
+    """
+    (first_name, first), *others = by_direction.items()
+
+    for name, settings in others:
+        for what in ("metrics", "labels", "score_metric", "generation"):
+            if getattr(settings, what) != getattr(first, what):
+                raise WarmupError(
+                    f"The task has different `{what}` for the directions `{first_name}` and `{name}`; train them in runs of their own."
+                )
+
+    return first
+
+
 def _complete_dataset(config: dict[str, object]) -> dict[str, Any]:
     section = _get_section(config, "dataset")
 
-    if section["path"] is None:
-        return section
-
     # Resuming, generating and evaluating find it from any folder.
-    return {**section, "path": str(Path(str(section["path"])).expanduser().absolute())}
+    def complete_path(folder: dict[str, Any]) -> dict[str, Any]:
+        if folder["path"] is None:
+            return folder
+
+        path = Path(str(folder["path"])).expanduser().absolute()
+
+        return {**folder, "path": str(path)}
+
+    if section["directions"]:
+        section = {
+            **section,
+            "directions": {
+                name: complete_path(direction)
+                for name, direction in section["directions"].items()
+            },
+        }
+
+    return complete_path(section)
 
 
 def _complete_tokenizer(

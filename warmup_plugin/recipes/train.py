@@ -10,8 +10,8 @@ Trains a model: ``python -m recipes.train OUT --config-file F.yaml``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast, final
 
@@ -51,8 +51,13 @@ from warmup_plugin.criteria import (
     WarmupSection,
 )
 from warmup_plugin.criteria.base import CriterionTrainUnit
-from warmup_plugin.criteria.validation import TranslationValidUnit
-from warmup_plugin.data.corpus import Corpus, tokenize_pairs
+from warmup_plugin.criteria.validation import TranslationValidUnit, ValidDirection
+from warmup_plugin.data.corpus import Corpus, join_corpora, tokenize_pairs
+from warmup_plugin.data.directions import (
+    get_pairs_config,
+    narrow_to_direction,
+    split_direction,
+)
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
@@ -77,13 +82,13 @@ from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
     check_lengths,
-    create_run_codec,
+    create_direction_codecs,
     get_rank,
     is_decoder_only,
     refuse_float16,
-    resolve_config_file,
     run_fairseq2,
 )
+from warmup_plugin.recipes.config_files import resolve_config_files
 from warmup_plugin.recipes.control import (
     PatienceEarlyStopper,
     StopSignal,
@@ -316,18 +321,20 @@ class TranslationTrainRecipe(Recipe):
         # Rank 0 has written the tokenizer into the run before it came here.
         gangs.root.barrier()
 
-        codec = create_run_codec(
-            context,
-            config.tokenizer,
-            config.dataset,
+        codecs = create_direction_codecs(
+            context.get_tokenizer(),
+            {"tokenizer": asdict(config.tokenizer), "dataset": asdict(config.dataset)},
             reads_prompts=is_decoder_only(context, config.model),
         )
+
+        # With several directions, what is used of it is the same for all.
+        codec = next(iter(codecs.values()))
 
         layout = codec.layout
 
         # Read and check the data before the model is built.
-        train_corpus = self._read_corpus(config, config.dataset.train_split, codec)
-        valid_corpus = self._read_corpus(config, config.dataset.valid_split, codec)
+        train_corpus = self._read_corpus(config, config.dataset.train_split, codecs)
+        valid_corpus = self._read_corpus(config, config.dataset.valid_split, codecs)
 
         base_model = context.get_model()
 
@@ -413,6 +420,7 @@ class TranslationTrainRecipe(Recipe):
             num_shown=config.validation.num_shown,
             metrics=config.validation.metrics or DEFAULT_METRICS,
             labels=config.validation.labels or (),
+            directions=self._describe_directions(config, codecs),
         )
 
         train_reader = TextPairReader(
@@ -423,7 +431,11 @@ class TranslationTrainRecipe(Recipe):
             seed=config.common.seed,
             pad_idx=layout.pad_idx,
             num_accumulate=config.trainer.grad_accumulation.num_batches,
+            sampling_temperature=config.dataset.sampling_temperature,
         )
+
+        if config.dataset.directions:
+            log.info("{}", train_reader.describe_directions())
 
         valid_reader = TextPairReader(
             valid_corpus,
@@ -461,17 +473,48 @@ class TranslationTrainRecipe(Recipe):
         refuse_float16(model, config.model.dtype)
 
     @staticmethod
-    def _read_corpus(config: TrainConfig, split: str, codec: TextCodec) -> Corpus:
-        corpus = tokenize_pairs(
-            read_split(config.dataset, split),
-            codec,
-            max_source_len=config.dataset.max_source_len,
-            max_target_len=config.dataset.max_target_len,
-        )
+    def _read_corpus(
+        config: TrainConfig, split: str, codecs: Mapping[str, TextCodec]
+    ) -> Corpus:
+        section = config.dataset
 
-        log.info("{}", corpus.report.describe())
+        sections = {"dataset": asdict(section), "tokenizer": asdict(config.tokenizer)}
 
-        return corpus
+        corpora: dict[str, Corpus] = {}
+
+        for name, codec in codecs.items():
+            narrowed = narrow_to_direction(sections, name, find_data=True)
+
+            corpus = corpora[name] = tokenize_pairs(
+                read_split(get_pairs_config(narrowed["dataset"]), split),
+                codec,
+                max_source_len=section.max_source_len,
+                max_target_len=section.max_target_len,
+            )
+
+            if not section.directions:
+                log.info("{}", corpus.report.describe())
+
+                return corpus
+
+            log.info("{}, {}", name, corpus.report.describe())
+
+        return join_corpora(corpora)
+
+    @staticmethod
+    def _describe_directions(
+        config: TrainConfig, codecs: Mapping[str, TextCodec]
+    ) -> dict[str, ValidDirection] | None:
+        if not config.dataset.directions:
+            return None
+
+        return {
+            name: ValidDirection(
+                target_lang=split_direction(name)[1],
+                num_template_tokens=codec.num_template_tokens,
+            )
+            for name, codec in codecs.items()
+        }
 
     @staticmethod
     def _create_reference(
@@ -566,16 +609,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = TranslationTrainRecipe(stop_signal)
 
     try:
-        args = resolve_config_file(args)
+        with resolve_config_files(args, recipe.config_kls) as args:
+            path = find_output_dir(args)
 
-        path = find_output_dir(args)
+            # fairseq2 answers `--help`, `--dump-config` and a missing directory itself.
+            if path is None or {"-h", "--help", "--dump-config"} & set(args):
+                return run_fairseq2(recipe, args)
 
-        # fairseq2 answers `--help`, `--dump-config` and a missing directory itself.
-        if path is None or {"-h", "--help", "--dump-config"} & set(args):
-            return run_fairseq2(recipe, args)
-
-        with start_run(recipe, path, args) as args, stop_signal.listen():
-            status = run_fairseq2(recipe, args)
+            with start_run(recipe, path, args) as args, stop_signal.listen():
+                status = run_fairseq2(recipe, args)
     except NothingToRun as ex:
         return ex.status
     except WarmupError as ex:

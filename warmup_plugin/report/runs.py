@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast, final
 
 from warmup_plugin.console import quiet_log
+from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import evaluate
 from warmup_plugin.recipes.evaluate import System
@@ -40,6 +41,9 @@ class CollectOptions:
 
     target_lang: str | None = None
     """The language that selects tokenizers; ``None`` for that of each run."""
+
+    direction: str | None = None
+    """One of the directions of runs that have several."""
 
     translate: bool = True
     """If ``False``, translations are left out, also those that exist."""
@@ -83,6 +87,9 @@ class ReportRun:
     """The versions at each start of the run."""
 
     split: str
+
+    direction: str | None
+    """One of several directions; ``None`` if the run has one, or for curves alone."""
 
     checkpoint_step: int | None
     """The step of the checkpoint; ``None`` if there is none, or not any more."""
@@ -169,13 +176,20 @@ def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun
 
     split = options.split or str(dataset.get("test_split") or "test")
 
+    # Curves are those of all directions.
+    direction = (
+        choose_direction(config, options.direction) if options.translate else None
+    )
+
+    name_of_output = name_output(split, direction, options.checkpoint)
+
     curves = read_curves(run_dir.path, str(dataset.get("valid_split") or "valid"))
 
     checkpoint_step, no_translations = None, ""
 
     if run_dir.checkpoint_steps():
         checkpoint_step = run_dir.find_checkpoint(options.checkpoint)
-    elif not _translations_file(run_dir, split, options).is_file():
+    elif not (run_dir.path / "generate" / f"{name_of_output}.txt").is_file():
         no_translations = "it has no checkpoint yet"
 
         if curves.is_empty():
@@ -194,14 +208,11 @@ def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun
         curves=curves,
         starts=_read_starts(run_dir),
         split=split,
+        direction=direction,
         checkpoint_step=checkpoint_step,
         translations=None,
         no_translations=no_translations,
     )
-
-
-def _translations_file(run_dir: RunDir, split: str, options: CollectOptions) -> Path:
-    return run_dir.path / "generate" / f"{split}.{options.checkpoint}.txt"
 
 
 def _collect_translations(
@@ -210,7 +221,12 @@ def _collect_translations(
     # A translation would tell all about the model first.
     with quiet_log():
         system = evaluate.read_run(
-            path, run.split, options.checkpoint, options.data_dir, options.target_lang
+            path,
+            run.split,
+            options.checkpoint,
+            options.data_dir,
+            options.target_lang,
+            options.direction,
         )
 
     file = system.hypotheses_file
@@ -234,7 +250,9 @@ def _collect_scores(
     """Returns the scores of the references, or why there are none."""
     run_dir = RunDir(path)
 
-    file = run_dir.path / "score" / f"{run.split}.{options.checkpoint}.jsonl"
+    name = name_output(run.split, run.direction, options.checkpoint)
+
+    file = run_dir.path / "score" / f"{name}.jsonl"
 
     sources = [line.source for line in lines]
 
@@ -257,6 +275,9 @@ def _collect_scores(
     from warmup_plugin.commands import score
 
     args = [str(path), "--split", run.split, "--checkpoint", options.checkpoint]
+
+    if run.direction is not None:
+        args += ["--direction", run.direction]
 
     if options.data_dir is not None:
         args += ["--data", str(options.data_dir)]

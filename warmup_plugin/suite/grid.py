@@ -52,8 +52,8 @@ _METRIC_KEYS: Final = (
 class Settings:
     """Holds what `train` is told."""
 
-    config_file: str | None
-    """A file or a preset."""
+    config_files: Sequence[str]
+    """Files or presets, of which later ones go before earlier ones."""
 
     config: Mapping[str, object]
     """Keys, with dots, and values of ``--config``."""
@@ -63,7 +63,7 @@ class Settings:
 
     def override(self, other: Settings) -> Settings:
         return Settings(
-            other.config_file or self.config_file,
+            other.config_files or self.config_files,
             {**self.config, **other.config},
             self.steps if other.steps is None else other.steps,
         )
@@ -153,7 +153,7 @@ class Grid:
         return settings.override(system.per_task.get(task.name, _NOTHING))
 
 
-_NOTHING: Final = Settings(None, {}, None)
+_NOTHING: Final = Settings([], {}, None)
 
 
 def load_grid(file: Path) -> Grid:
@@ -276,6 +276,15 @@ class _Section:
                 )
 
         return values
+
+    def take_text_or_texts(self, name: str) -> list[str]:
+        """Returns a list of texts, which holds one where only that is given."""
+        if isinstance(self._content.get(name), list):
+            return self.take_texts(name)
+
+        text = self.take_text(name)
+
+        return [] if text is None else [text]
 
     def take_sections(self, name: str) -> list[_Section]:
         values = self.take_list(name)
@@ -505,10 +514,7 @@ def _parse_system(
 
 
 def _parse_settings(section: _Section, variables: Mapping[str, str]) -> Settings:
-    config_file = section.take_text("config_file")
-
-    if config_file is not None:
-        config_file = _expand(config_file, variables)
+    config_files = section.take_text_or_texts("config_file")
 
     config = {
         key: _expand_all(value, variables, section.path(f"config.{key}"))
@@ -522,7 +528,18 @@ def _parse_settings(section: _Section, variables: Mapping[str, str]) -> Settings
                 f"itself; give {remedy} instead."
             )
 
-    return Settings(config_file, config, section.take_number("steps", 1))
+    if any(key.startswith("dataset.directions") for key in config):
+        raise _GridError(
+            f"`{section.path('config')}` sets `dataset.directions`, but a suite scores "
+            "one direction a task; train such a run by itself, or give each direction "
+            "a task."
+        )
+
+    return Settings(
+        [_expand(file, variables) for file in config_files],
+        config,
+        section.take_number("steps", 1),
+    )
 
 
 def _check_seeds(seeds: Sequence[Any]) -> None:
@@ -609,7 +626,7 @@ def _find_differing_keys(a: Settings, b: Settings) -> list[str]:
         if not key.startswith("regime.") and a.config.get(key) != b.config.get(key)
     ]
 
-    return (["config_file"] if a.config_file != b.config_file else []) + keys
+    return (["config_file"] if a.config_files != b.config_files else []) + keys
 
 
 def _expand(text: str, variables: Mapping[str, str]) -> str:

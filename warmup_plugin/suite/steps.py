@@ -405,10 +405,10 @@ def _make_train_command(
         else:
             config["regime.num_steps"] = _compute_num_steps(other, like)
 
-    file_args = []
+    file_args: list[str] = []
 
-    if settings.config_file is not None:
-        file_args = ["--config-file", settings.config_file]
+    for file in settings.config_files:
+        file_args += ["--config-file", file]
 
     pairs = [format_setting(key, value) for key, value in config.items()]
 

@@ -29,7 +29,11 @@ class TaskContext:
     """``dataset.source_lang``."""
 
     target_lang: str | None
-    """``dataset.target_lang``."""
+    """``dataset.target_lang``; of a run with several directions, that of the one that
+    the task is asked about."""
+
+    target_langs: Sequence[str] = ()
+    """The target languages of all directions, each once; none for a run with one."""
 
     max_target_len: int
     """``dataset.max_target_len``."""

@@ -55,6 +55,9 @@ class TranslationConfig:
     t5_prompt: str = "translate {source_lang} to {target_lang}: {source}"
     """What T5 and mT5 read, with the English names of the languages. T5 was pretrained with this prefix, mT5 with none."""
 
+    scratch_prompt: str = "{target_lang}: {source}"
+    """What models with a vocabulary of their own read if a run has several target languages, with the codes of the languages; else they read the source."""
+
     decoder_prompt: str = (
         "Translate from {source_lang} to {target_lang}.\n\n{source}\n\nTranslation:\n"
     )
@@ -66,8 +69,9 @@ class TranslationTask(TextTask):
     """
     Translates.
 
-    NLLB is told the languages by tokens, T5 and decoder-only models by a prompt, and a
-    model with a vocabulary of our own not at all: it knows one direction.
+    NLLB is told the languages by tokens, T5 and decoder-only models by a prompt. A model
+    with a vocabulary of our own is told nothing where it knows one target language, and
+    else its code in front of the source, as text.
     """
 
     def __init__(self, config: TranslationConfig) -> None:
@@ -81,14 +85,14 @@ class TranslationTask(TextTask):
         is_nllb = has_tokenizer_of(context, "nllb")
 
         return TaskSettings(
-            prompt=self._get_prompt(context),
+            prompt=self._get_prompt(context, is_nllb),
             metrics=DEFAULT_METRICS,
             score_metric="chrf",
             source_lang=get_nllb_code(source_lang) if is_nllb else None,
             target_lang=get_nllb_code(target_lang) if is_nllb else None,
         )
 
-    def _get_prompt(self, context: TaskContext) -> str | None:
+    def _get_prompt(self, context: TaskContext, is_nllb: bool) -> str | None:
         if context.source_lang is None or context.target_lang is None:
             return None
 
@@ -98,16 +102,22 @@ class TranslationTask(TextTask):
             decoder_only=self._config.decoder_prompt,
         )
 
+        source_name, target_name = map(
+            get_language_name, (context.source_lang, context.target_lang)
+        )
+
         if prompt is None:
-            return None
+            if is_nllb or len(context.target_langs) < 2:
+                return None
 
-        for field, lang in (
-            ("{source_lang}", context.source_lang),
-            ("{target_lang}", context.target_lang),
-        ):
-            prompt = prompt.replace(field, get_language_name(lang))
+            prompt = self._config.scratch_prompt
 
-        return prompt
+            # A small vocabulary spells names in many pieces.
+            source_name, target_name = context.source_lang, context.target_lang
+
+        return prompt.replace("{source_lang}", source_name).replace(
+            "{target_lang}", target_name
+        )
 
 
 def get_language_name(code: str) -> str:

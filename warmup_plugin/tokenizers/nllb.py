@@ -63,7 +63,7 @@ class NllbWarmupTokenizer(WarmupTokenizer):
         """
         if lang is not None and lang not in self._langs:
             raise WarmupError(
-                f"`{lang}` is not a language of the NLLB tokenizer{self._suggest(lang)}; set `tokenizer.source_lang` and `tokenizer.target_lang` to codes such as `eng_Latn`."
+                f"`{lang}` is not a language of the NLLB tokenizer{self._suggest(lang)}; set `tokenizer.source_lang` and `tokenizer.target_lang`, or of one of several directions `source_token` and `target_token`, to codes such as `eng_Latn`."
             )
 
         return self._tokenizer.create_encoder(

@@ -21,6 +21,7 @@ from warmup_plugin.criteria import validation
 from warmup_plugin.criteria.base import Criterion, WeighedWarmup
 from warmup_plugin.criteria.validation import (
     TranslationValidUnit,
+    ValidDirection,
     gather_objects,
 )
 from warmup_plugin.errors import WarmupError
@@ -316,3 +317,101 @@ def test_unit_scores_by_given_metrics(messages: list[str]) -> None:
     assert list(values) == ["ter", "rouge1", "rouge2", "rougeL", "rougeLsum"]
 
     assert any("dev ROUGE-L at step 7: " in message for message in messages)
+
+
+class RecordingGenerator(FakeGenerator):
+    """Repeats the source, and notes the template tokens of each."""
+
+    def __init__(self) -> None:
+        self.num_template_tokens: list[int] = []
+
+    def __call__(
+        self,
+        source_seqs: Tensor,
+        source_seq_lens: list[int],
+        prefixes: Tensor,
+        *,
+        num_template_tokens: Sequence[int] = (),
+    ) -> list[list[Hypothesis]]:
+        self.num_template_tokens += num_template_tokens
+
+        return super().__call__(source_seqs, source_seq_lens, prefixes)
+
+
+class TestDirections:
+    def run(self, generator: FakeGenerator, num_shown: int = 1) -> dict[str, object]:
+        unit = TranslationValidUnit(
+            "dev",
+            FakeCriterion(),
+            cast(WarmupGenerator, generator),
+            FakeCodec(create_layout(), "<sep>"),
+            create_gangs(),
+            target_lang="xx",
+            num_shown=num_shown,
+            directions={
+                "en-de": ValidDirection(target_lang="de", num_template_tokens=3),
+                "de-zh": ValidDirection(target_lang="zh", num_template_tokens=5),
+            },
+        )
+
+        metric_bag = MetricBag(device)
+
+        unit.prepare_metric_bag(metric_bag)
+
+        for names, batch in zip((["de-zh"], ["en-de", "de-zh"]), BATCHES):
+            seq2seq_batch = create_batch(*batch)
+
+            cast("dict[str, Any]", seq2seq_batch.example)["directions"] = names
+
+            unit.process_batch(seq2seq_batch, metric_bag)
+
+        unit.finalize(metric_bag)
+
+        values: dict[str, object] = {}
+
+        unit.process_metric_values(values)
+
+        return values
+
+    def test_each_is_scored_by_itself_in_its_language(
+        self, messages: list[str]
+    ) -> None:
+        generator = RecordingGenerator()
+
+        values = self.run(generator)
+
+        de = score_translations(
+            ["w7 w7 w7 w6"], ["w7 w7 w7 w7"], target_lang="de", num_bootstrap=0
+        )
+
+        zh = score_translations(
+            ["w5", "w5 w6 w7 w5 w6"],
+            ["w6", "w5 w6 w7 w5 w6"],
+            target_lang="zh",
+            num_bootstrap=0,
+        )
+
+        for n, key in enumerate(("bleu", "chrf")):
+            scores = [cast(float, de[n].score), cast(float, zh[n].score)]
+
+            assert values[f"{key}_en-de"] == pytest.approx(scores[0], abs=1e-4)
+            assert values[f"{key}_de-zh"] == pytest.approx(scores[1], abs=1e-4)
+            assert values[key] == pytest.approx(sum(scores) / 2)
+
+        assert len(values) == 6
+
+        assert any("dev de-zh BLEU at" in m and "tok:zh" in m for m in messages)
+        assert any("dev en-de BLEU at" in m and "tok:13a" in m for m in messages)
+
+        # As the prompt of each.
+        assert generator.num_template_tokens == [5, 3, 5]
+
+    def test_first_lines_of_each_are_shown(self, messages: list[str]) -> None:
+        self.run(RecordingGenerator(), num_shown=2)
+
+        shown = [m.splitlines()[1:3] for m in messages if m.startswith("Sampled")]
+
+        assert shown == [
+            ["direction: de-zh", "source:    source 0"],
+            ["direction: en-de", "source:    source 1"],
+        ]

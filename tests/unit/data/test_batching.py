@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from warmup_plugin.data import batching
-from warmup_plugin.data.batching import shuffled_batches, sorted_batches
+from warmup_plugin.data.batching import (
+    count_by_temperature,
+    sample_rows,
+    shuffled_batches,
+    sorted_batches,
+)
 
 
 class TestSortedBatches:
@@ -88,3 +93,59 @@ class TestShuffledBatches:
         batches = shuffled_batches(lens, lens, 4, seed=7, epoch=3)
 
         assert [b.tolist() for b in batches] == [[4, 3, 1, 0], [7, 5], [6, 2]]
+
+
+class TestCountByTemperature:
+    @pytest.mark.parametrize("sizes", [[7], [1, 2, 3], [100_000_000, 3, 17]])
+    def test_one_leaves_sizes_as_they_are(self, sizes: list[int]) -> None:
+        assert count_by_temperature(np.array(sizes), 1.0).tolist() == sizes
+
+    def test_shares_follow_temperature(self) -> None:
+        # 10,000^(1/2) : 100^(1/2) = 10 : 1
+        counts = count_by_temperature(np.array([10_000, 100]), 2.0)
+
+        assert counts.tolist() == [9182, 918]
+
+        # As good as equal.
+        assert count_by_temperature(np.array([999, 1, 500]), 1e9).tolist() == [500] * 3
+
+    def test_sum_stays_and_no_group_vanishes(self) -> None:
+        rng = np.random.default_rng(1)
+
+        for _ in range(200):
+            sizes = rng.integers(1, 10 ** rng.integers(1, 7), size=rng.integers(1, 9))
+
+            counts = count_by_temperature(sizes, rng.uniform(1.0, 5.0))
+
+            assert counts.sum() == sizes.sum()
+            assert counts.min() >= 1
+
+        # Both of the small ones would get less than half a row.
+        assert count_by_temperature(np.array([1000, 1, 1]), 1.0001).min() == 1
+
+
+class TestSampleRows:
+    def test_call_takes_whole_copies_and_a_random_rest(self) -> None:
+        groups = np.array([1] * 10 + [0] * 4, dtype=np.int16)
+
+        rows = sample_rows(groups, np.array([11, 3]), seed=1, epoch=0)
+
+        times = np.bincount(rows, minlength=14)
+
+        assert times[:10].max() == 1 and times[:10].sum() == 3
+        assert set(times[10:].tolist()) == {2, 3} and times[10:].sum() == 11
+
+    def test_call_depends_on_seed_and_epoch_alone(self) -> None:
+        groups = np.zeros(1000, dtype=np.int16)
+
+        counts = np.array([300])
+
+        first = sample_rows(groups, counts, seed=1, epoch=0)
+
+        assert np.array_equal(first, sample_rows(groups, counts, seed=1, epoch=0))
+
+        for seed, epoch in ((2, 0), (1, 1)):
+            other = sample_rows(groups, counts, seed=seed, epoch=epoch)
+
+            # As many in common as by chance.
+            assert 50 < len(np.intersect1d(first, other)) < 130

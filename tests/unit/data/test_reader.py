@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +14,13 @@ import torch
 from tests.unit.data.words import (
     WordCodec,
     flatten,
+    get_example,
     make_corpus,
     make_pairs,
     make_reader,
     read_epoch,
 )
-from warmup_plugin.data.corpus import (
-    tokenize_pairs,
-)
+from warmup_plugin.data.corpus import Corpus, join_corpora, tokenize_pairs
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.errors import WarmupError
 
@@ -317,3 +319,162 @@ class TestTextPairReader:
 
         with pytest.raises(ValueError, match="`num_accumulate`"):
             make_reader(corpus, num_accumulate=0)
+
+
+def make_joined(folder: Path) -> Corpus:
+    """Joins directions of 300 and of 20 pairs."""
+    return join_corpora(
+        {
+            "a-b": make_corpus(folder, num_pairs=300, seed=1),
+            "b-a": make_corpus(folder, num_pairs=20, seed=2),
+        }
+    )
+
+
+def read_rows(reader: TextPairReader) -> list[tuple[object, object]]:
+    """Reads an epoch and returns the direction and the index of each row."""
+    rows = []
+
+    for step in reader:
+        for batch in step:
+            example = get_example(batch)
+
+            rows += list(zip(example["directions"], example["indices"]))
+
+    reader.reset()
+
+    return rows
+
+
+class TestDirections:
+    def test_rows_keep_text_and_tokens_of_their_direction(self, tmp_path: Path) -> None:
+        corpus = make_joined(tmp_path)
+
+        assert len(corpus) == 320
+        assert corpus.sizes().tolist() == [300, 20]
+        assert corpus.report.num_kept == 320
+
+        part = make_corpus(tmp_path, num_pairs=20, seed=2)
+
+        for row in range(20):
+            assert corpus.source(300 + row) == part.source(row)
+            assert corpus.target(300 + row) == part.target(row)
+            assert corpus.sources[300 + row].tolist() == part.sources[row].tolist()
+            assert corpus.targets[300 + row].tolist() == part.targets[row].tolist()
+
+        for step in make_reader(corpus, shuffle=False):
+            for batch in step:
+                example: Any = batch.example
+
+                for n, name in enumerate(example["directions"]):
+                    row = example["indices"][n] + (300 if name == "b-a" else 0)
+
+                    assert corpus.source(row) == example["sources"][n]
+
+                    tokens = corpus.sources[row].tolist()
+
+                    assert batch.source_seqs[n, : len(tokens)].tolist() == tokens
+
+    def test_each_row_comes_once_without_temperature(self, tmp_path: Path) -> None:
+        rows = read_rows(make_reader(make_joined(tmp_path)))
+
+        assert len(rows) == len(set(rows)) == 320
+
+    def test_temperature_shares_out_an_epoch(self, tmp_path: Path) -> None:
+        reader = make_reader(make_joined(tmp_path), sampling_temperature=5.0)
+
+        # 300^(1/5) : 20^(1/5)
+        assert reader.describe_directions() == (
+            "train, each epoch: a-b 63.1% (202 of its 300 pairs), "
+            "b-a 36.9% (118 of its 20 pairs)"
+        )
+
+        first, second = read_rows(reader), read_rows(reader)
+
+        for rows in (first, second):
+            times = Counter(rows)
+
+            large = [n for (name, _), n in times.items() if name == "a-b"]
+            small = [n for (name, _), n in times.items() if name == "b-a"]
+
+            assert (sum(large), max(large)) == (202, 1)
+            assert (sum(small), len(small), set(small)) == (118, 20, {5, 6})
+
+        # Other pairs of the large one.
+        assert set(first) != set(second)
+
+    def test_ranks_share_one_plan(self, tmp_path: Path) -> None:
+        corpus = make_joined(tmp_path)
+
+        def make(rank: int, size: int) -> TextPairReader:
+            return make_reader(
+                corpus, rank=rank, size=size, sampling_temperature=5.0, seed=7
+            )
+
+        whole = make(0, 1)
+
+        readers = [make(rank, 3) for rank in range(3)]
+
+        for _ in range(2):
+            expected = Counter(read_rows(whole))
+
+            rows = Counter(row for reader in readers for row in read_rows(reader))
+
+            # But for the last batches, which do not go round.
+            assert rows <= expected
+            assert sum(rows.values()) > 0.8 * sum(expected.values())
+
+    def test_load_state_dict_continues_exactly(self, tmp_path: Path) -> None:
+        corpus = make_joined(tmp_path)
+
+        reader = make_reader(corpus, sampling_temperature=5.0)
+
+        read_rows(reader)
+
+        next(reader)
+
+        torch.save(reader.state_dict(), tmp_path / "state.pt")
+
+        state_dict = torch.load(tmp_path / "state.pt", weights_only=True)
+
+        resumed = make_reader(corpus, sampling_temperature=5.0)
+
+        resumed.load_state_dict(state_dict)
+
+        for _ in range(2):
+            assert read_rows(resumed) == read_rows(reader)
+
+    def test_load_state_dict_raises_error_when_sampling_differs(
+        self, tmp_path: Path
+    ) -> None:
+        corpus = make_joined(tmp_path)
+
+        state_dict = make_reader(corpus, sampling_temperature=5.0).state_dict()
+
+        with pytest.raises(
+            WarmupError, match="`dataset.sampling_temperature` 5.0, .* 2.0 now"
+        ):
+            make_reader(corpus, sampling_temperature=2.0).load_state_dict(state_dict)
+
+        renamed = replace(corpus, directions=["a-b", "c-a"])
+
+        with pytest.raises(WarmupError, match=r"`dataset.directions` \['a-b', 'b-a'\]"):
+            make_reader(renamed, sampling_temperature=5.0).load_state_dict(state_dict)
+
+    def test_state_of_one_direction_says_nothing_of_directions(
+        self, tmp_path: Path
+    ) -> None:
+        reader = make_reader(make_corpus(tmp_path))
+
+        assert reader.state_dict().keys() == {
+            "epoch",
+            "position",
+            "num_pairs",
+            "data_digest",
+            "world_size",
+            "max_num_tokens",
+            "seed",
+            "shuffle",
+        }
+
+        assert get_example(next(reader)[0]).keys() == {"indices", "sources", "targets"}

@@ -12,13 +12,11 @@ import pytest
 from fairseq2.logging import log
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.presets import find_preset
 from warmup_plugin.recipes import common
 from warmup_plugin.recipes.common import (
     check_lengths,
     dump_config,
     get_rank,
-    resolve_config_file,
     run_fairseq2,
 )
 from warmup_plugin.recipes.train import TranslationTrainRecipe
@@ -59,39 +57,6 @@ class TestCheckLengths:
     ) -> None:
         with pytest.raises(WarmupError, match=message):
             check_lengths(cast(Any, FakeModel()), *args)
-
-
-class TestResolveConfigFile:
-    def test_call_finds_preset(self) -> None:
-        preset = find_preset("translation/demo_sft")
-
-        for name in ("translation/demo_sft", "translation/demo_sft.yaml"):
-            args = ["OUT", "--config-file", name, "--config", "a=b"]
-
-            assert resolve_config_file(args)[2] == str(preset)
-
-            assert resolve_config_file([f"--config-file={name}"]) == [
-                f"--config-file={preset}"
-            ]
-
-    def test_call_prefers_file(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-
-        (tmp_path / "translation").mkdir()
-        (tmp_path / "translation" / "demo_sft").touch()
-
-        args = ["--config-file", "translation/demo_sft"]
-
-        assert resolve_config_file(args) == args
-
-    def test_call_lists_presets_when_there_is_none(self) -> None:
-        with pytest.raises(WarmupError, match="nope.*translation/demo_sft, "):
-            resolve_config_file(["--config-file", "nope"])
-
-    def test_call_leaves_error_of_missing_value_to_parser(self) -> None:
-        assert resolve_config_file(["--config-file"]) == ["--config-file"]
 
 
 class TestRunFairseq2:

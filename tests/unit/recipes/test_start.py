@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
-from tests.hub_files import write_llama_tokenizer
+from tests.hub_files import (
+    NLLB_LANGS,
+    write_llama_tokenizer,
+    write_nllb_tokenizer,
+)
 from tests.tiny_runs import Options, take_snapshot, tiny_options, to_args
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
-from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.recipes.train import TranslationTrainRecipe, main
 from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings
 from warmup_plugin.tasks.translation import TranslationTask
@@ -642,3 +646,220 @@ class TestResumedRun:
         text = capsys.readouterr().out
 
         assert ("has stopped early; there is nothing to do" in text) == (rank == "0")
+
+
+NLLB_OVERRIDES = f"{{langs: [{', '.join(NLLB_LANGS)}], default_lang: eng_Latn}}"
+
+
+class TestDirections:
+    """What a run with several directions records of each."""
+
+    DIRECTIONS = "{src-tgt: {}, tgt-src: {}}"
+
+    def options(self, text_folder: Path, tokenizer: Path, **more: object) -> Options:
+        return tiny_options(
+            text_folder, tokenizer, dataset__directions=self.DIRECTIONS, **more
+        )
+
+    def test_model_from_scratch_is_told_language_by_text(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        out = tmp_path / "run"
+
+        start(out, self.options(text_folder, tokenizer_file))
+
+        run: dict[str, Any] = load_yaml(out / "run.yaml")
+
+        assert {n: d["prompt"] for n, d in run["dataset"]["directions"].items()} == {
+            "src-tgt": "tgt: {source}",
+            "tgt-src": "src: {source}",
+        }
+
+        # The task has nothing to say of what is not used.
+        assert run["dataset"]["prompt"] is None
+        assert run["regime"]["score_metric"] == "chrf"
+
+    def test_tokens_of_nllb_are_found(self, tmp_path: Path, text_folder: Path) -> None:
+        write_nllb_tokenizer(tmp_path / "tokenizer")
+
+        options = tiny_options(
+            text_folder,
+            tmp_path / "tokenizer" / "sentencepiece.bpe.model",
+            tokenizer__family="nllb",
+            tokenizer__config_overrides=NLLB_OVERRIDES,
+            dataset__directions="{en-de: {}, fr-en: {}, zho_Hans-en: {}}",
+        )
+
+        config = start(tmp_path / "run", options)
+
+        assert {
+            name: (d["source_token"], d["target_token"], d["prompt"])
+            for name, d in config["dataset"]["directions"].items()
+        } == {
+            "en-de": ("eng_Latn", "deu_Latn", None),
+            "fr-en": ("fra_Latn", "eng_Latn", None),
+            "zho_Hans-en": (None, "eng_Latn", None),
+        }
+
+        # Those of the only direction, which there is not.
+        assert config["tokenizer"]["target_lang"] is None
+
+    def test_prompt_of_each_is_kept_when_run_is_resumed(
+        self, tmp_path: Path, text_folder: Path
+    ) -> None:
+        write_llama_tokenizer(tmp_path / "tokenizer")
+
+        def make(text: Path) -> Options:
+            return tiny_options(
+                text,
+                tmp_path / "tokenizer",
+                model__family="llama",
+                model__arch="llama3_2_1b",
+                dataset__directions=f"{{en-de: {{path: {text}}}, de-en: {{}}}}",
+            )
+
+        first = start(tmp_path / "run", make(text_folder))["dataset"]["directions"]
+
+        assert first["de-en"]["prompt"].startswith("Translate from German to English.")
+        assert first["en-de"]["prompt"].startswith("Translate from English to German.")
+
+        (tmp_path / "run" / "checkpoints" / "step_1").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "step_1" / "model").mkdir()
+
+        moved = tmp_path / "moved"
+
+        again = start(tmp_path / "run", make(moved))["dataset"]
+
+        first["en-de"]["path"] = str(moved)
+
+        assert again["directions"] == first
+        assert again["path"] == str(moved)
+
+    def test_prompt_of_user_is_that_of_all_but_those_with_their_own(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = self.options(
+            text_folder, tokenizer_file, dataset__prompt="'a {target_lang} {source}'"
+        )
+
+        options["dataset.directions"] = "{src-tgt: {prompt: 'b {source}'}, tgt-src: {}}"
+
+        directions = start(tmp_path / "run", options)["dataset"]["directions"]
+
+        assert directions["src-tgt"]["prompt"] == "b {source}"
+        assert directions["tgt-src"]["prompt"] == "a {target_lang} {source}"
+
+    def test_direction_may_not_change(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = self.options(text_folder, tokenizer_file)
+
+        start(tmp_path / "run", options)
+
+        (tmp_path / "run" / "checkpoints" / "step_1" / "model").mkdir(parents=True)
+
+        options["dataset.directions"] = "{src-tgt: {prompt: 'x {source}'}, tgt-src: {}}"
+
+        with pytest.raises(WarmupError, match="dataset.directions.src-tgt.prompt"):
+            start(tmp_path / "run", options)
+
+    @pytest.mark.parametrize(
+        "options,message",
+        [
+            (
+                # Two languages from one, and nothing says which.
+                {
+                    "dataset.directions": "{src-tgt: {}, src-x: {}}",
+                    "dataset.prompt": "'{source}'",
+                },
+                "`src-tgt` and `src-x` look the same to the model",
+            ),
+            (
+                {"dataset.directions": "{src-tgt: {prompt: x}, tgt-src: {}}"},
+                "must hold `{source}` once",
+            ),
+        ],
+    )
+    def test_directions_that_do_not_go_together_are_refused(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        options: Options,
+        message: str,
+    ) -> None:
+        all_options = {**self.options(text_folder, tokenizer_file), **options}
+
+        with pytest.raises(WarmupError, match=message):
+            start(tmp_path / "run", all_options)
+
+        assert not (tmp_path / "run").exists()
+
+    def test_language_that_tokenizer_lacks_is_refused(
+        self, tmp_path: Path, text_folder: Path
+    ) -> None:
+        write_nllb_tokenizer(tmp_path / "tokenizer")
+
+        options = tiny_options(
+            text_folder,
+            tmp_path / "tokenizer" / "sentencepiece.bpe.model",
+            tokenizer__family="nllb",
+            tokenizer__config_overrides=NLLB_OVERRIDES,
+            dataset__directions="{en-de: {}, en-xx: {}}",
+        )
+
+        with pytest.raises(WarmupError, match="`xx` is not a language.*`target_token`"):
+            start(tmp_path / "run", options)
+
+    def test_task_must_be_the_same_for_all(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def get_settings(self: object, context: TaskContext) -> TaskSettings:
+            assert context.target_langs == ["src", "tgt"]
+
+            metric = "bleu" if context.target_lang == "src" else "chrf"
+
+            return TaskSettings(prompt=None, metrics=(metric,), score_metric=metric)
+
+        monkeypatch.setattr(TranslationTask, "get_settings", get_settings)
+
+        with pytest.raises(WarmupError, match="different `metrics` for the directions"):
+            start(tmp_path / "run", self.options(text_folder, tokenizer_file))
+
+    @pytest.mark.parametrize(
+        "options,message",
+        [
+            ({"dataset.directions": "{en: {}}"}, "names `en`, which is no direction"),
+            ({"dataset.directions": "{}"}, "`directions` must not be empty"),
+            (
+                {"dataset.sampling_temperature": 0.5},
+                "must be greater than or equal to 1",
+            ),
+            (
+                {"dataset.sampling_temperature": 2},
+                "shares out the pairs of `directions`",
+            ),
+        ],
+    )
+    def test_bad_section_is_refused(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        capfd: pytest.CaptureFixture[str],
+        options: Options,
+        message: str,
+    ) -> None:
+        args = to_args(
+            tmp_path / "run", {**tiny_options(text_folder, tokenizer_file), **options}
+        )
+
+        assert main(args) == 2
+
+        out, err = capfd.readouterr()
+
+        assert message in " ".join((out + err).split())

@@ -167,11 +167,13 @@ class TestBadInput:
         [
             (
                 None,
-                "is neither a file nor a preset; the presets are multiple_choice/finetune_sft, ",
+                "is neither a file nor a preset; the presets are base/finetune, directions/",
             ),
-            ("a: [", "is not a valid YAML file. while parsing a flow node"),
-            ("- 1", "but is of type `<class 'list'>` instead."),
-            ("", "x.yaml is empty"),
+            ("a: [", "cannot be read as YAML (while parsing a flow node"),
+            ("- 1", "must hold a mapping, but holds a list; write `key: value`"),
+            ("", "x.yaml` is empty; write settings"),
+            ("base: nope", "is neither a file nor a preset; the presets are base/"),
+            ("base: x.yaml", "goes round in a circle"),
             ("criterion: {name: [sft]}", "`name` field cannot be structured"),
         ],
     )
@@ -419,6 +421,42 @@ class TestResume:
         assert [(r["Step"], r["NLL Loss"]) for r in repeated] == [
             (r["Step"], r["NLL Loss"]) for r in metrics[2:]
         ]
+
+    def test_run_of_several_config_files_is_resumed(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        files = [
+            *("--config-file", "translation/finetune_warmup"),
+            *("--config-file", "hardware/one_gpu"),
+        ]
+
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            criterion__name=None,
+            dataset__max_num_tokens=100,
+            lr_scheduler__config__num_warmup_steps=1,
+        )
+
+        run = tmp_path / "run"
+
+        assert main(to_args(run, options, *files)) == 0
+
+        config: Any = load_yaml(run / "command.yaml")
+
+        # The whole of it, since the merged file is gone.
+        assert config["criterion"]["name"] == "warmup"
+        assert config["lr_scheduler"]["name"] == "polynomial_decay"
+        assert config["trainer"]["mixed_precision"]["mode"] == "auto"
+        assert config["trainer"]["grad_accumulation"]["num_batches"] == 8
+
+        snapshot = take_snapshot(run / "checkpoints" / "step_2")
+
+        assert main(to_args(run, options, *files)) == 0
+        assert take_snapshot(run / "checkpoints" / "step_2") == snapshot
+
+        # Without one of the files it is another config.
+        assert main(to_args(run, options, *files[:2])) == 2
 
     def test_changed_config_is_refused_and_nothing_is_written(
         self,

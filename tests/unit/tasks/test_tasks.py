@@ -110,6 +110,24 @@ class TestTranslationTask:
 
         assert (settings.source_lang, settings.target_lang) == (None, None)
 
+    def test_only_a_model_that_is_told_nothing_else_gets_a_tag(self) -> None:
+        task = TranslationTask(TranslationConfig())
+
+        def get_prompt(family: str, tokenizer: str, *langs: str) -> str | None:
+            asked = context(family, tokenizer, target_langs=langs)
+
+            return task.get_settings(asked).prompt
+
+        assert get_prompt("nllb", "warmup_spm", "de", "fr") == "de: {source}"
+        assert get_prompt("t5", "warmup_spm", "de", "fr") == "de: {source}"
+        assert get_prompt("nllb", "warmup_spm", "de") is None
+        assert get_prompt("nllb", "warmup_spm") is None
+        assert get_prompt("nllb", "nllb", "de", "fr") is None
+
+        prompt = "translate English to German: {source}"
+
+        assert get_prompt("t5", "t5", "de", "fr") == prompt
+
     @pytest.mark.parametrize(
         "code,name", [("fr", "French"), ("zh-TW", "Chinese"), ("rus_Cyrl", "Russian")]
     )

@@ -1,0 +1,243 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+Several directions of translation in one run.
+
+A run with ``dataset.directions`` is *narrowed* to one of them: what comes out is the
+config of a run that has that direction alone. Imports no fairseq2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from warmup_plugin.data.text_pairs import TextPairsConfig
+from warmup_plugin.errors import WarmupError
+
+
+@dataclass(kw_only=True)
+class DirectionSection:
+    """Configures one direction of a run with several."""
+
+    path: Path | None = None
+    """The folder of its data; ``None`` to look for it in ``dataset.path``: the folder named like the direction, such as `en-de`; `de-en`, whose files are read in reverse; or, of plain files, `dataset.path` itself."""
+
+    prompt: str | None = None
+    """What the model reads of a source, see ``dataset.prompt``; ``None`` for that, or for that of the task."""
+
+    source_token: str | None = None
+    """What the tokenizer calls the language of the sources, such as `eng_Latn`; ``None`` for what the task says, or for the code in the direction's name."""
+
+    target_token: str | None = None
+    """What the tokenizer calls the language of the targets."""
+
+
+def split_direction(name: str) -> tuple[str, str]:
+    """
+    Splits the name of a direction, such as ``en-de`` or ``eng_Latn-deu_Latn``.
+
+    :returns: The languages of its sources and targets.
+
+    :raises WarmupError: If these are not exactly two.
+    """
+    langs = name.split("-")
+
+    if len(langs) != 2 or not all(langs) or "/" in name or name != name.strip():
+        raise WarmupError(
+            f"`dataset.directions` names `{name}`, which is no direction; write the languages of source and target with one hyphen between them, such as `en-de` or `eng_Latn-deu_Latn`."
+        )
+
+    return langs[0], langs[1]
+
+
+def list_directions(dataset: Mapping[str, Any]) -> list[str]:
+    """
+    Returns the names of the directions of a run, or of its only one.
+
+    :param dataset: The section ``dataset`` of the run, which may be of an earlier
+        version.
+    """
+    # YAML files are written in the order of the names.
+    if dataset.get("directions"):
+        return sorted(dataset["directions"])
+
+    return [f"{dataset.get('source_lang')}-{dataset.get('target_lang')}"]
+
+
+def choose_direction(config: Mapping[str, Any], given: str | None) -> str | None:
+    """
+    Finds the direction of a run that a command is about.
+
+    :param config: The config of the run.
+    :param given: What stands behind ``--direction``; ``None`` if it does not.
+
+    :returns: The name; ``None`` if the run was trained without ``dataset.directions``.
+
+    :raises WarmupError: If there is no such direction, or several and none is given.
+    """
+    dataset = config["dataset"]
+
+    names = list_directions(dataset)
+
+    known = ", ".join(f"`{name}`" for name in names)
+
+    if given is not None and given not in names:
+        raise WarmupError(
+            f"The run was not trained on the direction `{given}`; give `--direction` one that it was trained on: {known}."
+        )
+
+    if not dataset.get("directions"):
+        return None
+
+    if given is None and len(names) > 1:
+        raise WarmupError(
+            f"The run was trained on several directions; choose one with `--direction`: {known}."
+        )
+
+    return given or names[0]
+
+
+def narrow_to_direction(
+    config: Mapping[str, Any],
+    name: str | None,
+    *,
+    data_dir: Path | None = None,
+    find_data: bool = False,
+) -> dict[str, Any]:
+    """
+    Turns the config of a run with several directions into that of one with one.
+
+    :param config: The sections ``dataset`` and, with several directions, ``tokenizer``,
+        at least.
+    :param name: The direction, as of :func:`choose_direction`.
+    :param data_dir: Where the data is now; ``None`` if it is where the run says. If the
+        direction has a folder of its own, this one takes its place; otherwise the
+        direction is looked for there.
+    :param find_data: If ``True``, the folder of the direction is looked for.
+
+    :returns: The config, whose ``dataset`` and ``tokenizer`` are those of the direction.
+        Without ``dataset.directions`` nothing but ``data_dir`` makes a difference.
+
+    :raises WarmupError: If ``find_data`` finds no data of the direction.
+    """
+    dataset = dict(config["dataset"])
+
+    if data_dir is not None:
+        dataset["path"] = str(data_dir)
+
+    directions = dataset.get("directions")
+
+    if name is None or not directions:
+        return {**config, "dataset": dataset}
+
+    direction = directions[name]
+
+    source_lang, target_lang = split_direction(name)
+
+    prompt = direction["prompt"]
+
+    dataset.update(
+        directions=None,
+        # Of no meaning for a single direction.
+        sampling_temperature=1.0,
+        source_lang=source_lang,
+        target_lang=target_lang,
+        prompt=dataset["prompt"] if prompt is None else prompt,
+    )
+
+    tokenizer = {
+        **config["tokenizer"],
+        "source_lang": direction["source_token"],
+        "target_lang": direction["target_token"],
+    }
+
+    if direction["path"] is not None:
+        if data_dir is None:
+            dataset["path"] = direction["path"]
+    elif find_data and dataset["path"] is not None:
+        dataset.update(_find_data(dataset, name))
+
+    return {**config, "dataset": dataset, "tokenizer": tokenizer}
+
+
+def _find_data(dataset: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns what of the section ``dataset`` says where a direction is."""
+    root = Path(str(dataset["path"])).expanduser()
+
+    # Reading it says what is wrong.
+    if not root.is_dir():
+        return {}
+
+    source_lang, target_lang = split_direction(name)
+
+    folder, reversed_folder = root / name, root / f"{target_lang}-{source_lang}"
+
+    if folder.is_dir():
+        return {"path": str(folder)}
+
+    # A question is no translation of its answer.
+    if reversed_folder.is_dir() and dataset.get("example", "pair") == "pair":
+        if any(reversed_folder.glob("*/MANIFEST*")):
+            raise WarmupError(
+                f"`{reversed_folder}` has a `MANIFEST`, which cannot be read in reverse for the direction `{name}`; make a folder `{folder}`, or name one with `dataset.directions.{name}.path`."
+            )
+
+        # Of plain files, the languages tell the sides.
+        return {
+            "path": str(reversed_folder),
+            "source_field": dataset["target_field"],
+            "target_field": dataset["source_field"],
+            "source_column": dataset["target_column"],
+            "target_column": dataset["source_column"],
+        }
+
+    looked_for = f"the folders `{name}` and `{reversed_folder.name}`"
+
+    if dataset["format"] in ("auto", "plain"):
+        if all(_has_files(root, lang) for lang in (source_lang, target_lang)):
+            # Whatever else is there, it is not of this direction alone.
+            return {"format": "plain"}
+
+        looked_for += f", and plain files that end in `.{source_lang}` and `.{target_lang}`, gzipped or not"
+
+    raise WarmupError(
+        f"`{root}` has no data of the direction `{name}` (looked for {looked_for}); add it, or name its folder with `dataset.directions.{name}.path`."
+    )
+
+
+def _has_files(folder: Path, lang: str) -> bool:
+    return any(any(folder.glob(f"*.{escape(lang)}{ending}")) for ending in ("", ".gz"))
+
+
+def get_pairs_config(dataset: Mapping[str, Any]) -> TextPairsConfig:
+    """
+    Returns where the text pairs of a run with one direction are.
+
+    :param dataset: The section ``dataset``, which may be of an earlier version.
+    """
+    config = TextPairsConfig()
+
+    for field in fields(TextPairsConfig):
+        value = dataset.get(field.name)
+
+        if value is not None:
+            setattr(config, field.name, Path(value) if field.name == "path" else value)
+
+    return config
+
+
+def name_output(split: str, direction: str | None, checkpoint: str) -> str:
+    """
+    Returns what the output of a run for a split is called, without its ending.
+
+    :param direction: As of :func:`choose_direction`: its output stands beside that of
+        the other directions.
+    """
+    parts = [split, checkpoint] if direction is None else [split, direction, checkpoint]
+
+    return ".".join(parts)
