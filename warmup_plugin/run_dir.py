@@ -261,12 +261,18 @@ class RunDir:
 
         return content if isinstance(content, dict) else {}
 
-    def refuse_changed_config(self, config: Mapping[str, object]) -> None:
+    def refuse_changed_config(
+        self,
+        config: Mapping[str, object],
+        defaults: Mapping[str, object] | None = None,
+    ) -> None:
         """
         Refuses to resume a run with another configuration.
 
         fairseq2 would overwrite ``checkpoints/model.yaml`` and the old checkpoints
         could no longer be loaded.
+
+        :param defaults: What a run of an earlier version had of keys that are new.
 
         :raises WarmupError: With the keys that differ.
         """
@@ -277,6 +283,10 @@ class RunDir:
 
         old = flatten_config(load_yaml(self.command_file))
         new = flatten_config(config)
+
+        for key, value in flatten_config(defaults or {}).items():
+            if key in new:
+                old.setdefault(key, value)
 
         # The data may have been moved; the reader compares what it reads.
         keys = sorted(

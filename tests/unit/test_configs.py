@@ -30,7 +30,7 @@ PRESETS = [name for name in list_presets() if name not in PARTS]
 
 MODELS = [n.removeprefix("models/") for n in PARTS if n.startswith("models/")]
 
-DIRECTIONS = [name for name in PARTS if name.startswith("directions/")]
+DIRECTIONS = [n for n in PARTS if n.startswith("directions/") and "_" in n]
 
 OF_MODELS = [n for n in PRESETS if any(f"/{model}_" in n for model in MODELS)]
 
@@ -190,6 +190,16 @@ class TestPreset:
         eight["trainer"]["grad_accumulation"] = one["trainer"]["grad_accumulation"]
 
         assert one == eight
+
+    def test_all_directions_are_those_of_single_ones(self) -> None:
+        config = resolve("translation/mt5_base_warmup", "directions/all")
+
+        names = [n.removeprefix("directions/").replace("_", "-") for n in DIRECTIONS]
+
+        assert len(names) == 8
+
+        assert sorted(config["dataset"]["directions"]) == sorted(names)
+        assert config["dataset"]["sampling_temperature"] > 1.0
 
     @pytest.mark.parametrize("name", [n for n in OF_MODELS if n.endswith("_sft")])
     def test_warmup_is_sft_with_another_criterion(self, name: str) -> None:

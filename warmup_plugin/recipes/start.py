@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.recipe.base import Recipe
 from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.utils.structured import StandardValueConverter
 
 from warmup_plugin.components import create_component
 from warmup_plugin.data.directions import list_directions, narrow_to_direction
@@ -109,7 +110,11 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
 
     # Every rank checks, or the others would wait for one that has ended.
     if not is_new:
-        run_dir.refuse_changed_config(config)
+        defaults = StandardValueConverter().unstructure(recipe.config_kls())
+
+        run_dir.refuse_changed_config(
+            config, defaults if isinstance(defaults, Mapping) else None
+        )
 
         _check_tokenizer(run_dir, config)
 

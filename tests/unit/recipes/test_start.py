@@ -557,6 +557,30 @@ class TestResumedRun:
 
         assert take_snapshot(out) == snapshot
 
+    def test_run_of_earlier_version_resumes(
+        self, finished_run: tuple[Path, Options]
+    ) -> None:
+        out, options = finished_run
+
+        run_dir = RunDir(out)
+
+        for file in (run_dir.command_file, run_dir.run_file):
+            config: Any = load_yaml(file)
+
+            # Keys that it did not have.
+            del config["generation"], config["dataset"]["sampling_temperature"]
+
+            file.write_text(dump_yaml(config))
+
+        start(out, options)
+
+        options["generation.beam_size"] = 2
+
+        with pytest.raises(
+            WarmupError, match="`generation.beam_size` .None in the run, 2 now"
+        ):
+            start(out, options)
+
     @pytest.mark.parametrize("rank", ["0", "1"])
     def test_changed_config_is_refused_by_every_rank(
         self,
