@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -81,9 +82,10 @@ class TextPairsSection(TextPairsConfig, Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if self.sampling_temperature < 1.0:
+        # Not a number is neither.
+        if not 1.0 <= self.sampling_temperature < math.inf:
             result.add_error(
-                "`sampling_temperature` must be greater than or equal to 1."
+                "`sampling_temperature` must be a number greater than or equal to 1."
             )
 
         if self.directions is None:

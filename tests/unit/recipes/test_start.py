@@ -861,7 +861,11 @@ class TestDirections:
             ({"dataset.directions": "{}"}, "`directions` must not be empty"),
             (
                 {"dataset.sampling_temperature": 0.5},
-                "must be greater than or equal to 1",
+                "must be a number greater than or equal to 1",
+            ),
+            (
+                {"dataset.sampling_temperature": ".nan"},
+                "must be a number greater than or equal to 1",
             ),
             (
                 {"dataset.sampling_temperature": 2},
