@@ -173,18 +173,22 @@ class RunDir:
         """Returns the folder of the model of a checkpoint."""
         return self.checkpoint_dir / f"step_{step}" / "model"
 
-    def check_is_run(self) -> None:
+    def check_is_run(
+        self, remedy: str = "name the output directory of a training run"
+    ) -> None:
         """
+        :param remedy: What the message tells to do.
+
         :raises WarmupError: If the directory is not that of a run.
         """
         if not self.path.is_dir():
             raise WarmupError(
-                f"The run directory `{self.path}` does not exist; name the output directory of a training run."
+                f"The run directory `{self.path}` does not exist; {remedy}."
             )
 
         if not self.run_file.is_file():
             raise WarmupError(
-                f"`{self.path}` is not a run directory, it holds no `run.yaml`; name the output directory of a training run."
+                f"`{self.path}` is not a run directory, it holds no `run.yaml`; {remedy}."
             )
 
     def check_is_usable(self) -> None:

@@ -224,6 +224,11 @@ def _resume_config(
 
 
 def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, object]:
+    if config["init_from"] is not None:
+        RunDir(Path(str(config["init_from"]))).check_is_run(
+            "set `init_from` to the output directory of a training run, or make one of a public model with `python -m warmup_plugin import`"
+        )
+
     tokenizer_path = _find_tokenizer(config)
 
     complete_tokenizer = _complete_tokenizer(run_dir, config, tokenizer_path)

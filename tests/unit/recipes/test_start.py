@@ -277,7 +277,7 @@ class TestNewRun:
             ({"tokenizer__path": None}, "No tokenizer is given"),
             ({"tokenizer__path": "nope.model"}, "`nope.model` does not exist"),
             ({"tokenizer__path": __file__}, "is not a SentencePiece model"),
-            ({"init_from": "nope"}, "run directory .*nope` does not exist"),
+            ({"init_from": "nope"}, "nope` does not exist; set `init_from` .* import`"),
             ({"model__config_overrides": "3"}, "must be a mapping"),
         ],
     )
