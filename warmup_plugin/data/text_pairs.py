@@ -332,7 +332,7 @@ def _get_root(config: TextPairsConfig) -> Path:
 
     if not root.is_dir():
         raise WarmupError(
-            f"The data folder `{root}` does not exist: check `dataset.path`, or give `--data` where the data of a run has moved to."
+            f"The data folder `{root}` does not exist: check `dataset.path`, or the `path` of the direction, or give `--data` where the data of a run has moved to."
         )
 
     return root
