@@ -191,6 +191,11 @@ class TestPreset:
 
         assert one == eight
 
+    def test_direction_takes_the_place_of_all(self) -> None:
+        config = resolve("directions/all", "directions/de_en")
+
+        assert config["dataset"]["directions"] is None
+
     def test_all_directions_are_those_of_single_ones(self) -> None:
         config = resolve("translation/mt5_base_warmup", "directions/all")
 

@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json-fields",
         nargs="+",
-        default=["source", "target"],
         metavar="FIELD",
         help="fields of JSON lines to train on (default: source target)",
     )

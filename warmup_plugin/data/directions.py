@@ -115,9 +115,9 @@ def narrow_to_direction(
     :param config: The sections ``dataset`` and, with several directions, ``tokenizer``,
         at least.
     :param name: The direction, as of :func:`choose_direction`.
-    :param data_dir: Where the data is now; ``None`` if it is where the run says. If the
-        direction has a folder of its own, this one takes its place; otherwise the
-        direction is looked for there.
+    :param data_dir: Where the data is now; ``None`` if it is where the run says. The
+        direction is looked for there; the folder itself takes the place of that of the
+        only direction that had one of its own.
     :param find_data: If ``True``, the folder of the direction is looked for.
 
     :returns: The config, whose ``dataset`` and ``tokenizer`` are those of the direction.
@@ -157,12 +157,37 @@ def narrow_to_direction(
     }
 
     if direction["path"] is not None:
-        if data_dir is None:
-            dataset["path"] = direction["path"]
+        dataset["path"] = direction["path"]
+
+        if data_dir is not None:
+            dataset["path"] = str(_find_moved(data_dir, directions, name))
     elif find_data and dataset["path"] is not None:
         dataset.update(_find_data(dataset, name))
 
     return {**config, "dataset": dataset, "tokenizer": tokenizer}
+
+
+def _find_moved(data_dir: Path, directions: Mapping[str, Any], name: str) -> Path:
+    """
+    Finds the folder of a direction that had one of its own.
+
+    :param data_dir: Where the data is now.
+
+    :raises WarmupError: It could be that of another direction as well.
+    """
+    folder = data_dir / name
+
+    if folder.is_dir():
+        return folder
+
+    own = [other for other in directions if directions[other]["path"] is not None]
+
+    if len(own) > 1:
+        raise WarmupError(
+            f"`{data_dir}` has no folder `{name}`, but each of the directions {', '.join(f'`{other}`' for other in own)} has a folder of its own; give `--data` a folder that holds folders, or links, of these names."
+        )
+
+    return data_dir
 
 
 def _find_data(dataset: Mapping[str, Any], name: str) -> dict[str, Any]:

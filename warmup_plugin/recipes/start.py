@@ -411,6 +411,13 @@ def _apply_task(
         validation, metrics=list(settings.metrics), labels=list(settings.labels)
     )
 
+    generation = fill(generation, **settings.generation)
+
+    if generation["rank_labels"] and not validation["labels"]:
+        raise WarmupError(
+            "`generation.rank_labels` is set, but there are no labels to rank; set `validation.labels`, or a task that has some, such as `multiple_choice`."
+        )
+
     if regime["score_metric"] == SCORE_OF_TASK:
         score = settings.score_metric
 
@@ -448,7 +455,7 @@ def _apply_task(
     return {
         "tokenizer": tokenizer,
         "dataset": dataset,
-        "generation": fill(generation, **settings.generation),
+        "generation": generation,
         "validation": validation,
         "regime": regime,
     }

@@ -55,7 +55,7 @@ def train_tokenizer(
     character_coverage: float = 1.0,
     normalization: str = "nmt_nfkc",
     num_threads: int = 4,
-    json_fields: Sequence[str] = ("source", "target"),
+    json_fields: Sequence[str] | None = None,
     force: bool = False,
 ) -> TokenizerTrainingReport:
     """
@@ -71,7 +71,9 @@ def train_tokenizer(
     :param num_threads:
         The number of threads. The default does not follow the number of cores, since
         the order in which threads add their counts up decides between near ties.
-    :param json_fields: The fields of JSON lines that hold text; each of its lines counts.
+    :param json_fields:
+        The fields of JSON lines that hold text, each line of it a sentence; ``None``
+        for ``source`` and ``target``.
     :param force: If ``True``, replaces an existing ``output``.
 
     :raises WarmupError: An input, an option or the output cannot be used.
@@ -88,7 +90,12 @@ def train_tokenizer(
     # Both take a while to import, and a wrong option should be reported at once.
     from sentencepiece import SentencePieceTrainer
 
-    sentences = _Sentences(inputs, json_fields)
+    if json_fields is not None and not any(_is_json_lines(path) for path in inputs):
+        raise WarmupError(
+            "`--json-fields` is of no use, since no input is called `.jsonl` or `.jsonl.gz`; leave it out, or rename the file if it holds JSON lines."
+        )
+
+    sentences = _Sentences(inputs, json_fields or ("source", "target"))
 
     model = io.BytesIO()
 
@@ -161,7 +168,7 @@ class _Sentences(Iterable[str]):
     def _iter_lines(self, path: Path) -> Iterator[str]:
         from warmup_plugin.data.text_pairs import iter_json_texts, iter_lines
 
-        if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        if not _is_json_lines(path):
             yield from iter_lines(path)
 
             return
@@ -171,6 +178,10 @@ class _Sentences(Iterable[str]):
         for texts in iter_json_texts(path, fields):
             for text in texts or [""]:
                 yield from text.split("\n")
+
+
+def _is_json_lines(path: Path) -> bool:
+    return path.name.endswith((".jsonl", ".jsonl.gz"))
 
 
 def _check_options(

@@ -174,6 +174,21 @@ class TestNarrow:
         assert find("en-de") == str(tmp_path / "en-de")
         assert find("de-en") == str(tmp_path)
 
+    def test_moved_data_is_not_that_of_another_direction(self, tmp_path: Path) -> None:
+        config = make_config(Path("gone"), "en-de", "de-en")
+
+        for name in ("en-de", "de-en"):
+            config["dataset"]["directions"][name]["path"] = f"gone/{name}"
+
+        write(tmp_path / "en-de", en="a\n", de="b\n")
+
+        narrowed = narrow_to_direction(config, "en-de", data_dir=tmp_path)
+
+        assert narrowed["dataset"]["path"] == str(tmp_path / "en-de")
+
+        with pytest.raises(WarmupError, match="has no folder `de-en`, but each of"):
+            narrow_to_direction(config, "de-en", data_dir=tmp_path)
+
 
 class TestFindData:
     def test_own_folder_goes_first(self, tmp_path: Path) -> None:

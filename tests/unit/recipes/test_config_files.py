@@ -161,7 +161,9 @@ class TestMerging:
     def test_base_may_be_preset(self, folder: Path) -> None:
         write(folder, a="base: directions/en_zh\ndataset: {source_lang: zh}")
 
-        assert merge("a.yaml")["dataset"] == {"source_lang": "zh", "target_lang": "zh"}
+        dataset = merge("a.yaml")["dataset"]
+
+        assert (dataset["source_lang"], dataset["target_lang"]) == ("zh", "zh")
 
     @pytest.mark.parametrize(
         "text,part",

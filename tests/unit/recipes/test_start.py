@@ -388,6 +388,18 @@ class TestTask:
         ):
             start(tmp_path / "run", tiny_options(text_folder, tokenizer_file))
 
+    def test_labels_to_rank_are_needed(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder, tokenizer_file, generation__rank_labels="true"
+        )
+
+        with pytest.raises(WarmupError, match="there are no labels to rank; set"):
+            start(tmp_path / "run", options)
+
+        assert not (tmp_path / "run").exists()
+
     def test_what_is_given_stays(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:

@@ -108,6 +108,14 @@ class TestTrainTokenizer:
                 [file], tmp_path / "t.model", vocab_size=40, json_fields=["text"]
             )
 
+    def test_call_raises_error_when_fields_are_of_no_use(
+        self, tmp_path: Path, text: Path
+    ) -> None:
+        with pytest.raises(WarmupError, match="`--json-fields` is of no use"):
+            train_tokenizer(
+                [text], tmp_path / "t.model", vocab_size=40, json_fields=["source"]
+            )
+
     def test_call_counts_lines_that_are_left_out(
         self, tmp_path: Path, text: Path
     ) -> None:
