@@ -20,11 +20,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.translator import Translation
 from warmup_plugin.layout import DecoderRows, join_rows
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
-from warmup_plugin.sampling.draw import (
-    Candidates,
-    draw_candidates,
-    draw_line_uniforms,
-)
+from warmup_plugin.sampling.draw import Candidates, draw_line_candidates
 from warmup_plugin.tokenizers.codec import TextCodec
 
 
@@ -235,21 +231,15 @@ class LabelRanker:
         if self._num_warmups == 0:
             return None
 
-        uniforms = draw_line_uniforms(
-            self._seed,
-            [line.number for line in lines],
-            self._num_warmups,
-            self._max_warmup_len,
-        )
-
-        return draw_candidates(
+        return draw_line_candidates(
             self._model,
             source,
             self._codec.layout,
             prefixes.to(self._device),
+            [line.number for line in lines],
+            seed=self._seed,
             num_warmups=self._num_warmups,
             max_warmup_len=self._max_warmup_len,
-            uniforms=uniforms.to(self._device),
         )
 
     def _join_rows(

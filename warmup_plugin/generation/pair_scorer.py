@@ -18,11 +18,7 @@ from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.generation.translator import to_json_line
 from warmup_plugin.layout import plain_rows
 from warmup_plugin.models.conditional import ConditionalModel
-from warmup_plugin.sampling.draw import (
-    Candidates,
-    draw_candidates,
-    draw_line_uniforms,
-)
+from warmup_plugin.sampling.draw import Candidates, draw_line_candidates
 from warmup_plugin.scoring import score_candidates
 from warmup_plugin.tokenizers.codec import TextCodec
 
@@ -238,21 +234,15 @@ class PairScorer:
         if self._num_warmups == 0:
             details: list[_Details] = [(None, None, [])] * len(lines)
         else:
-            uniforms = draw_line_uniforms(
-                self._seed,
-                [line.number for line in lines],
-                self._num_warmups,
-                self._max_warmup_len,
-            )
-
-            candidates = draw_candidates(
+            candidates = draw_line_candidates(
                 model,
                 source,
                 layout,
                 target_seqs[:, : layout.prefix_len],
+                [line.number for line in lines],
+                seed=self._seed,
                 num_warmups=self._num_warmups,
                 max_warmup_len=self._max_warmup_len,
-                uniforms=uniforms.to(device),
             )
 
             candidate_scores = score_candidates(

@@ -52,8 +52,8 @@ def export_run(
     :param direction: Of a run with several directions, the one that prompt and
         languages are set to; the model is that of all.
 
-    :raises WarmupError: If there is no such checkpoint or direction, the family or the tokenizer has
-        no form in transformers, or the output exists.
+    :raises WarmupError: If there is no such checkpoint or direction, the family or the
+        tokenizer has no form in transformers, or the output exists.
     """
     out = out.expanduser()
 

@@ -221,6 +221,37 @@ def draw_line_uniforms(
     return torch.from_numpy(np.concatenate(parts))
 
 
+def draw_line_candidates(
+    model: ConditionalModel,
+    source: EncodedSource,
+    layout: DecoderLayout,
+    prefixes: Tensor,
+    line_numbers: Sequence[int],
+    *,
+    seed: int,
+    num_warmups: int,
+    max_warmup_len: int,
+) -> Candidates:
+    """
+    Draws warmups for lines of a text from the model itself, as of
+    :func:`draw_line_uniforms`.
+
+    :param prefixes: The tokens before a warmup. *Shape:* :math:`(N,P)`.
+    :param line_numbers: One of each source.
+    """
+    uniforms = draw_line_uniforms(seed, line_numbers, num_warmups, max_warmup_len)
+
+    return draw_candidates(
+        model,
+        source,
+        layout,
+        prefixes,
+        num_warmups=num_warmups,
+        max_warmup_len=max_warmup_len,
+        uniforms=uniforms.to(prefixes.device),
+    )
+
+
 def check_finite(log_probs: Tensor) -> None:
     """
     Checks the log-probabilities of warmups that were drawn.
