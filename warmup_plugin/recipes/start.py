@@ -342,7 +342,10 @@ def _fit_model(
 
     info = tokenizer.vocab_info
 
-    fitting: dict[str, object] = {"vocab_size": info.size, "pad_idx": info.pad_idx}
+    # What also ends a text has to be learned, unlike padding.
+    pad_idx = None if info.pad_idx in (info.bos_idx, info.eos_idx) else info.pad_idx
+
+    fitting: dict[str, object] = {"vocab_size": info.size, "pad_idx": pad_idx}
 
     config_kls = cast(Any, find_family(family_name).config_kls)
 

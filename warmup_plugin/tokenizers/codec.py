@@ -124,7 +124,7 @@ def create_codec(
     if reads_prompts:
         if not isinstance(adapted, HuggingFaceTokenizer):
             raise WarmupError(
-                f"The tokenizer is a `{type(tokenizer).__name__}`, which cannot write the prompts of a decoder-only model; set `tokenizer.family` to `hugging_face` and `tokenizer.path` to a folder with a `tokenizer.json`."
+                f"The tokenizer is a `{type(tokenizer).__name__}`, which cannot write the prompts of a decoder-only model; set `tokenizer.family` to `hugging_face` and `tokenizer.path` to a folder with a `tokenizer.json`, such as `train-tokenizer --model-type byte_bpe` writes."
             )
 
         # A prompt's last token begins the rows that continue it.
@@ -139,7 +139,7 @@ def create_codec(
 
     if isinstance(adapted, HuggingFaceTokenizer):
         raise WarmupError(
-            "The tokenizer is of a decoder-only model, but the model is an encoder-decoder; set `tokenizer.family` to the model's."
+            "The tokenizer is of a decoder-only model, but the model is an encoder-decoder; set `tokenizer.family` to the model's, or `model.family` to `llama`."
         )
 
     # Other tokenizers have no language tokens.
