@@ -36,6 +36,9 @@ class DirectionSection:
     target_token: str | None = None
     """What the tokenizer calls the language of the targets."""
 
+    max_train_pairs: int | None = None
+    """Of the training split, only so many pairs, the first ones; ``None`` for ``dataset.max_train_pairs``."""
+
 
 def split_direction(name: str) -> tuple[str, str]:
     """
@@ -140,6 +143,10 @@ def narrow_to_direction(
     source_lang, target_lang = split_direction(name)
 
     prompt = direction["prompt"]
+
+    # Runs of earlier versions do not have it.
+    if direction.get("max_train_pairs") is not None:
+        dataset["max_train_pairs"] = direction["max_train_pairs"]
 
     dataset.update(
         directions=None,
