@@ -441,7 +441,7 @@ class TestMakePlan:
         plan = make_plan(grid)
 
         for run in plan.runs:
-            if run.seed != grid.seeds[0]:
+            if run.seed != grid.seeds[0] or not run.is_trained:
                 continue
 
             args = plan.train[run.name].preview()[1:]
