@@ -234,6 +234,16 @@ def test_legs_are_shared_decoded_and_chained(
 
     task = {"split": "test", "checkpoint": "last"}
 
+    trained = {
+        "steps": 2,
+        "config": {
+            "criterion.name": "sft",
+            **{k: v if isinstance(v, int) else str(v) for k, v in options.items()},
+        },
+    }
+
+    of_task = {"tasks": "n9"}
+
     grid = {
         "name": "tiny",
         "out": str(out),
@@ -244,23 +254,14 @@ def test_legs_are_shared_decoded_and_chained(
             {**task, "name": "n9", "config": few, "direction": "a-c"},
         ],
         "systems": [
-            {"name": "legs", "tasks": "legs"},
-            {"name": "sft", "tasks": "n9", "init_from": "legs/legs"},
-            {"name": "plain", "tasks": "n9"}
+            {"name": "legs", "tasks": "legs", **trained},
+            {"name": "sft", **of_task, "init_from": "legs/legs", **trained},
+            {"name": "plain", **of_task}
             | {"decode": "sft", "options": ["--beam-size", 1]},
-            {"name": "cascade", "tasks": "n9"}
+            {"name": "cascade", **of_task}
             | {"cascade": "legs/legs", "directions": ["a-b", "b-c"]},
         ],
     }
-
-    for system in grid["systems"][:2]:  # type: ignore[index]
-        system |= {
-            "steps": 2,
-            "config": {
-                "criterion.name": "sft",
-                **{k: v if isinstance(v, int) else str(v) for k, v in options.items()},
-            },
-        }
 
     file = tmp_path / "grid.yaml"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,15 @@ from tests.unit.test_run_suite import (
 )
 from warmup_plugin.__main__ import main as run_command
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.suite.figure import (
+    THEMES,
+    collect_series,
+    format_figure,
+    make_ticks,
+    spread,
+)
 from warmup_plugin.suite.grid import Grid
-from warmup_plugin.suite.results import collect_results
+from warmup_plugin.suite.results import SuiteResult, collect_results
 from warmup_plugin.suite.steps import Plan, make_plan
 from warmup_plugin.suite.tables import format_markdown, make_json
 
@@ -37,6 +45,7 @@ def make_grid() -> dict[str, Any]:
         "out": "out",
         "seeds": [1, 2],
         "baseline": "sft",
+        "figure": {"x": "pairs & more", "metric": "chrf"},
         "tasks": [
             {
                 "name": "legs",
@@ -50,6 +59,7 @@ def make_grid() -> dict[str, Any]:
                     "checkpoint": "last",
                     "direction": "en-de",
                     "config": {"dataset.max_train_pairs": num},
+                    "x": num,
                 }
                 for num in (10, 20)
             ),
@@ -99,6 +109,13 @@ class TestLoadGrid:
         [
             ("tasks.1.direction", "de", "`tasks[1].direction` names `de`, which is no"),
             ("tasks.2.direction", "en-fr", "do not lead from `en` to `fr`, the direct"),
+            ("tasks.1.x", 0, "`tasks[1].x` must be a number greater than 0, but is 0"),
+            ("tasks.1.x", 20, "`tasks` holds 20.0 twice as a number `x`; give it once"),
+            ("tasks.1.x", None, "`figure` needs tasks with different numbers `x`; giv"),
+            ("figure", None, "`x` of a task is of no use without `figure`; add that"),
+            ("figure.metric", "ter", "is `ter`, which no task with an `x` is scored"),
+            ("figure.gain_over", "legs", "`figure.gain_over` is 'legs', which is none"),
+            ("figure.y", "x", "`figure.y` is not known; use some of `x`, `metric`, `g"),
             ("systems.0.tasks", "leg", "holds `leg`, which matches no task; use some"),
             ("systems.0.score", "no", "`systems[0].score` must be `true` or `false`"),
             ("systems.0.score", True, "`tasks[0].direction` must be one of the direct"),
@@ -351,9 +368,32 @@ def read_rows(table: str) -> list[list[str]]:
     ][2:]
 
 
+@pytest.fixture(scope="module")
+def filled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all steps are done; not to be changed."""
+    folder = tmp_path_factory.mktemp("filled")
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+
+        fill(make_plan(load(folder, make_grid())))
+
+    return folder
+
+
+@pytest.fixture
+def filled(grid: Grid, plan: Plan, filled_folder: Path) -> tuple[Grid, Plan]:
+    """The grid and its plan, all of whose steps are done."""
+    for name in ("data", "out"):
+        # With the times of files and folders.
+        shutil.copytree(filled_folder / name, name)
+
+    return grid, plan
+
+
 class TestCollectResults:
-    def test_all_systems_are_scored_and_tested(self, grid: Grid, plan: Plan) -> None:
-        fill(plan)
+    def test_all_systems_are_scored_and_tested(self, filled: tuple[Grid, Plan]) -> None:
+        grid, plan = filled
 
         assert all(step.is_done() for step in plan.steps)
 
@@ -376,11 +416,11 @@ class TestCollectResults:
             *(["n20", "plain", "2 of 2", ""], ["n20", "cascade", "2 of 2", ""]),
         ]
 
-        filled = [[bool(cell) for cell in row[5:]] for row in rows]
+        has_text = [[bool(cell) for cell in row[5:]] for row in rows]
 
         both, no_test = [True] * 4, [True, False] * 2
 
-        assert filled == [
+        assert has_text == [
             *([False] * 4, no_test, both, both),
             *(no_test, both, both, both),
         ]
@@ -413,9 +453,9 @@ class TestCollectResults:
         )
 
     def test_model_that_is_trained_anew_translates_anew(
-        self, grid: Grid, plan: Plan
+        self, filled: tuple[Grid, Plan]
     ) -> None:
-        fill(plan)
+        _, plan = filled
 
         write_metrics(Path("out/n10/warmup/seed_1"), [(11, 5.0)])
 
@@ -448,3 +488,117 @@ def test_dry_run_prints_all(
     assert run_suite.main(["grid.yaml", "--dry-run"]) == 0
 
     assert capsys.readouterr().out.count(": to do\n") == 2 * (1 + 8 + 1 + 8 + 3 + 1)
+
+
+class TestFormatFigure:
+    def collect(self, folder: Path, **figure: object) -> SuiteResult:
+        """Collects the results of a figure with other settings."""
+        content = make_grid()
+
+        content["figure"] |= figure
+        content["systems"][4]["title"] = "a <cascade>"
+
+        grid = load(folder, content)
+
+        return collect_results(grid, make_plan(grid))
+
+    def test_lines_hold_scores_or_gains(
+        self, tmp_path: Path, filled: tuple[Grid, Plan]
+    ) -> None:
+        result = self.collect(tmp_path)
+
+        scores = {
+            (task.task.x, system.system.name): system.scores("chrf")
+            for task in result.tasks
+            for system in task.systems
+        }
+
+        # The cascade is of one task, but it does not depend on it.
+        scores[10.0, "cascade"] = scores[20.0, "cascade"]
+
+        names = ["sft", "warmup", "plain", "cascade"]
+
+        by_title = {series.title: series.points for series in collect_series(result)}
+
+        # The legs are not scored.
+        assert list(by_title) == [*names[:3], "a <cascade>"]
+
+        for name, points in zip(names, by_title.values()):
+            assert points == {x: scores[x, name] for x in (10.0, 20.0)}
+
+        result = self.collect(tmp_path, gain_over="sft")
+
+        by_title = {series.title: series.points for series in collect_series(result)}
+
+        assert list(by_title) == [*names[1:3], "a <cascade>"]
+
+        for name, points in zip(names[1:], by_title.values()):
+            for x, gains in points.items():
+                pairs = zip(scores[x, name], scores[x, "sft"])
+
+                assert gains == [value - base for value, base in pairs]
+
+        for theme in THEMES.values():
+            text = format_figure(result, theme)
+
+            assert text is not None
+
+            root = ElementTree.fromstring(text)
+
+            texts = [
+                "".join(element.itertext())
+                for element in root.iter("{http://www.w3.org/2000/svg}text")
+            ]
+
+            assert texts[0] == "chrF2++, gain over sft"
+
+            assert {"10", "20", "pairs & more", "sft", "a <cascade>"} <= set(texts)
+
+            # The bands of all lines.
+            assert len(list(root.iter("{http://www.w3.org/2000/svg}polygon"))) == 3
+
+    def test_figure_is_written_when_there_is_something(
+        self,
+        tmp_path: Path,
+        filled_folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        write_grid(tmp_path, make_grid())
+
+        assert run_suite.main(["grid.yaml", "--tables"]) == 0
+
+        assert list(Path("out").glob("*.svg")) == []
+
+        shutil.rmtree("out")
+
+        for name in ("data", "out"):
+            shutil.copytree(filled_folder / name, name)
+
+        assert run_suite.main(["grid.yaml", "--tables"]) == 0
+
+        assert "wrote out/pivot.light.svg\nwrote out/pivot.dark.svg\n" in (
+            capsys.readouterr().out
+        )
+
+        assert Path("out/pivot.dark.svg").read_text().startswith("<svg ")
+
+    @pytest.mark.parametrize(
+        "low,high,ticks",
+        [
+            (4.2, 19.4, [0.0, 5.0, 10.0, 15.0, 20.0]),
+            (-1.5, 5.1, [-2.0, 0.0, 2.0, 4.0, 6.0]),
+            (0.11, 0.29, [0.1, 0.15, 0.2, 0.25, 0.3]),
+            (0.0, 0.0, [0.0, 0.002]),
+            (30.0, 30.0, [30.0, 30.2]),
+        ],
+    )
+    def test_ticks_are_round(self, low: float, high: float, ticks: list[float]) -> None:
+        assert make_ticks(low, high) == pytest.approx(ticks)
+
+    def test_labels_move_apart(self) -> None:
+        assert spread([10.0, 50.0, 52.0], 15.0, 100.0) == [10.0, 50.0, 65.0]
+        assert spread([10.0, 95.0, 96.0], 15.0, 100.0) == [10.0, 85.0, 100.0]
+        assert spread([], 15.0, 100.0) == []

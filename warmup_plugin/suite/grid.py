@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from warmup_plugin.data.directions import split_direction
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.registry import DEFAULT_METRICS, MetricOptions
+from warmup_plugin.metrics.registry import DEFAULT_METRICS, METRICS, MetricOptions
 from warmup_plugin.recipes.evaluate import add_metric_arguments, read_metric_arguments
 
 # They become the names of folders, and parts of `--only`.
@@ -91,6 +91,9 @@ class TaskSpec:
 
     direction: str | None
     """The one that is scored of runs with several."""
+
+    x: float | None
+    """Where it stands on the axis of the figure."""
 
     metric_args: Sequence[str]
     """The options of `evaluate` and `compare` that choose metrics."""
@@ -178,6 +181,21 @@ class SystemSpec:
 
 @final
 @dataclass(frozen=True)
+class FigureSpec:
+    """Describes a figure of the tasks that have an ``x``."""
+
+    metric: str
+    """The key of a score."""
+
+    x_title: str
+    """What ``x`` is."""
+
+    gain_over: str | None
+    """The system from which differences are drawn; ``None`` for scores."""
+
+
+@final
+@dataclass(frozen=True)
 class Grid:
     """Describes a suite."""
 
@@ -193,6 +211,8 @@ class Grid:
     tasks: Sequence[TaskSpec]
 
     systems: Sequence[SystemSpec]
+
+    figure: FigureSpec | None
 
     def system(self, name: str) -> SystemSpec:
         return next(system for system in self.systems if system.name == name)
@@ -423,6 +443,8 @@ def _parse_grid(content: object) -> Grid:
 
     system_sections = top.take_sections("systems")
 
+    figure_content = top.take("figure")
+
     top.finish()
 
     _check_seeds(seeds)
@@ -461,7 +483,9 @@ def _parse_grid(content: object) -> Grid:
 
     _check_distinct("baseline", baselines)
 
-    grid = Grid(name, Path(out), seeds, baselines, tasks, systems)
+    figure = _parse_figure(figure_content, tasks, systems)
+
+    grid = Grid(name, Path(out), seeds, baselines, tasks, systems, figure)
 
     for idx, system in enumerate(systems):
         _check_needs(grid, system, f"systems[{idx}].")
@@ -514,6 +538,8 @@ def _parse_task(section: _Section, variables: Mapping[str, str]) -> TaskSpec:
 
             metric_args += [f"--{key.replace('_', '-')}", text]
 
+    x = _take_x(section)
+
     section.finish()
 
     known_metrics, options = _read_metric_args(metric_args, section.path("metrics"))
@@ -526,10 +552,81 @@ def _parse_task(section: _Section, variables: Mapping[str, str]) -> TaskSpec:
         split,
         "best" if checkpoint is None else str(checkpoint),
         direction,
+        x,
         metric_args,
         known_metrics,
         options,
     )
+
+
+def _take_x(section: _Section) -> float | None:
+    value = section.take("x")
+
+    if value is None:
+        return None
+
+    # The axis is logarithmic.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise _GridError(
+            f"`{section.path('x')}` must be a number greater than 0, but is {value!r}; "
+            "correct it."
+        )
+
+    return float(value)
+
+
+def _parse_figure(
+    content: object, tasks: Sequence[TaskSpec], systems: Sequence[SystemSpec]
+) -> FigureSpec | None:
+    xs = [task.x for task in tasks if task.x is not None]
+
+    if content is None:
+        if xs:
+            raise _GridError(
+                "`x` of a task is of no use without `figure`; add that, such as "
+                "`figure: {x: pairs, metric: bleu}`, or leave it out."
+            )
+
+        return None
+
+    section = _Section(content, "figure.")
+
+    x_title = section.require_text("x")
+
+    metric = section.require_text("metric")
+
+    gain_over = section.take_text("gain_over")
+
+    section.finish()
+
+    _check_distinct("tasks", xs, field="number `x`")
+
+    if len(xs) < 2:
+        raise _GridError(
+            "`figure` needs tasks with different numbers `x`; give them, such as the "
+            "number of their pairs."
+        )
+
+    keys = [
+        key
+        for task in tasks
+        if task.x is not None
+        for name in task.metrics
+        for key in METRICS[name].names
+    ]
+
+    if metric not in keys:
+        raise _GridError(
+            f"`figure.metric` is `{metric}`, which no task with an `x` is scored by; "
+            f"use one of {', '.join(dict.fromkeys(keys))}."
+        )
+
+    if gain_over is not None:
+        names = [system.name for system in systems if system.is_scored]
+
+        _check_system("figure.gain_over", gain_over, names)
+
+    return FigureSpec(metric, x_title, gain_over)
 
 
 def _parse_command(
