@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any, cast
@@ -181,13 +181,20 @@ def create_direction_codecs(
 
         codecs[name] = create_codec(tokenizer, options, reads_prompts=reads_prompts)
 
-    if config["dataset"]["directions"]:
-        _check_codecs(codecs)
+    directions = config["dataset"]["directions"]
+
+    if directions:
+        plain = {name for name in codecs if directions[name].get("plain")}
+
+        _check_codecs(codecs, plain)
 
     return codecs
 
 
-def _check_codecs(codecs: Mapping[str, TextCodec]) -> None:
+def _check_codecs(codecs: Mapping[str, TextCodec], plain: Set[str]) -> None:
+    """
+    :param plain: The directions without warmup.
+    """
     (first_name, first), *others = codecs.items()
 
     for name, codec in others:
@@ -205,7 +212,13 @@ def _check_codecs(codecs: Mapping[str, TextCodec]) -> None:
 
         encoded = codec.encode_source("1 2 3")
 
-        key = (source_lang, tuple(encoded.source), tuple(encoded.prefix))
+        # A separator, or none, tells the languages apart as well.
+        key = (
+            source_lang,
+            tuple(encoded.source),
+            tuple(encoded.prefix),
+            name in plain,
+        )
 
         other = told.setdefault(key, name)
 

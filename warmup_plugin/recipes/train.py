@@ -77,6 +77,7 @@ from warmup_plugin.models.conditional import (
     create_conditional_model,
     make_scorable,
 )
+from warmup_plugin.models.separator import prepare_separator
 from warmup_plugin.objectives import Objective
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
@@ -321,11 +322,7 @@ class TranslationTrainRecipe(Recipe):
         # Rank 0 has written the tokenizer into the run before it came here.
         gangs.root.barrier()
 
-        codecs = create_direction_codecs(
-            context.get_tokenizer(),
-            {"tokenizer": asdict(config.tokenizer), "dataset": asdict(config.dataset)},
-            reads_prompts=is_decoder_only(context, config.model),
-        )
+        codecs = self._create_codecs(context, config)
 
         # With several directions, what is used of it is the same for all.
         codec = next(iter(codecs.values()))
@@ -373,7 +370,12 @@ class TranslationTrainRecipe(Recipe):
                 warmup=config.warmup,
                 objective=objective,
                 sampler=sampler,
-                reference=self._create_reference(context, config, layout),
+                reference=self._create_reference(context, config, codecs, layout),
+                plain_directions=frozenset(
+                    name
+                    for name, direction in (config.dataset.directions or {}).items()
+                    if direction.plain
+                ),
                 publish_every_n_steps=config.regime.publish_metrics_every_n_steps,
             ),
         )
@@ -404,19 +406,22 @@ class TranslationTrainRecipe(Recipe):
             criterion, context.get_optimizer(), gangs, on_step=on_step
         )
 
-        valid_unit = TranslationValidUnit(
-            config.dataset.valid_split,
-            criterion,
-            WarmupGenerator(
+        def create_generator(max_warmup_len: int | None) -> WarmupGenerator:
+            return WarmupGenerator(
                 model,
                 layout,
                 create_generation_config(
-                    criterion.max_warmup_len,
+                    max_warmup_len,
                     beam_size=config.validation.beam_size,
                     section=config.generation,
                 ),
                 num_template_tokens=codec.num_template_tokens,
-            ),
+            )
+
+        valid_unit = TranslationValidUnit(
+            config.dataset.valid_split,
+            criterion,
+            create_generator,
             codec,
             gangs,
             target_lang=config.dataset.target_lang,
@@ -462,6 +467,16 @@ class TranslationTrainRecipe(Recipe):
             trainer.register_checkpoint_save_hook(lambda args: run_dir.write_card())
 
         return trainer
+
+    @staticmethod
+    def _create_codecs(
+        context: RecipeContext, config: TrainConfig
+    ) -> dict[str, TextCodec]:
+        return create_direction_codecs(
+            context.get_tokenizer(),
+            {"tokenizer": asdict(config.tokenizer), "dataset": asdict(config.dataset)},
+            reads_prompts=is_decoder_only(context, config.model),
+        )
 
     @staticmethod
     def _check_precision(model: Module, config: TrainConfig) -> None:
@@ -527,9 +542,12 @@ class TranslationTrainRecipe(Recipe):
             for name, codec in codecs.items()
         }
 
-    @staticmethod
     def _create_reference(
-        context: RecipeContext, config: TrainConfig, layout: DecoderLayout
+        self,
+        context: RecipeContext,
+        config: TrainConfig,
+        codecs: Mapping[str, TextCodec],
+        layout: DecoderLayout,
     ) -> ConditionalModel | None:
         """
         :raises WarmupError: If it cannot read what the tokenizer writes.
@@ -537,12 +555,18 @@ class TranslationTrainRecipe(Recipe):
         if config.criterion.name == "sft" or config.warmup.kl_weight == 0.0:
             return None
 
-        reference = create_conditional_model(context.get_model(_REFERENCE_MODEL))
+        reference_model = context.get_model(_REFERENCE_MODEL)
+
+        reference = create_conditional_model(reference_model)
 
         if reference.num_logits < layout.vocab_size:
             raise WarmupError(
                 f"The model of `reference_model` has {reference.num_logits} output tokens, but the tokenizer {layout.vocab_size}; it must be a model of the same tokenizer."
             )
+
+        # It is the model before training, whose separator was prepared as well; else the
+        # KL would forbid to end a warmup.
+        self._prepare_separator(reference_model, config, codecs)
 
         return reference
 
@@ -569,6 +593,10 @@ class TranslationTrainRecipe(Recipe):
     ) -> Module:
         config = context.get_config_as(TrainConfig)
 
+        # A checkpoint has the separator that was learned.
+        if not context.get_checkpoint_manager().has_checkpoint():
+            self._prepare_separator(model, config, self._create_codecs(context, config))
+
         # Before the data parallel wrapper is put around it. For decoder-only models plain
         # fine-tuning takes the same way: its loss begins behind the prompt.
         if config.criterion.name != "sft" or isinstance(model, TransformerLM):
@@ -582,6 +610,19 @@ class TranslationTrainRecipe(Recipe):
             make_scorable(model)
 
         return model
+
+    @staticmethod
+    def _prepare_separator(
+        model: Module, config: TrainConfig, codecs: Mapping[str, TextCodec]
+    ) -> None:
+        if config.criterion.name == "sft" or config.warmup.separator_init == "none":
+            return
+
+        begins = {codec.get_begin() for codec in codecs.values()}
+
+        layout = next(iter(codecs.values())).layout
+
+        prepare_separator(model, layout.separator_idx, layout.eos_idx, sorted(begins))
 
     @staticmethod
     def _create_early_stopper(
