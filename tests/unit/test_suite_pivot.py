@@ -119,6 +119,8 @@ class TestLoadGrid:
             ("figure.y", "x", "`figure.y` is not known; use some of `x`, `metric`, `g"),
             ("systems.0.tasks", "leg", "holds `leg`, which matches no task; use some"),
             ("systems.0.score", "no", "`systems[0].score` must be `true` or `false`"),
+            ("systems.0.seed", -1, "`systems[0].seed` must be a whole number of at"),
+            ("systems.1.seed", 1, "`systems[1].seed` is for systems that others start"),
             ("systems.0.score", True, "`tasks[0].direction` must be one of the direct"),
             (
                 "systems.0.options",
@@ -221,6 +223,30 @@ class TestMakePlan:
 
             assert "init_from=out/legs/legs/seed_2" in step.preview()
             assert step.needs == [plan.train["legs/legs/2"]]
+
+    def test_legs_may_be_those_of_one_seed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        content = make_grid()
+
+        content["systems"][0]["seed"] = 7
+
+        plan = make_plan(load(tmp_path, content))
+
+        legs = plan.train["legs/legs/7"]
+
+        assert [key for key in plan.train if key.startswith("legs")] == ["legs/legs/7"]
+
+        assert "common.seed=7" in legs.preview()
+
+        for seed in (1, 2):
+            step = plan.train[f"n10/sft/{seed}"]
+
+            assert f"common.seed={seed}" in step.preview()
+            assert "init_from=out/legs/legs/seed_7" in step.preview()
+            assert step.needs == [legs]
 
     def test_direction_goes_to_all_commands(self, plan: Plan) -> None:
         args = ["--split", "test", "--direction", "en-de", "--checkpoint", "last"]
