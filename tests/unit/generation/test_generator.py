@@ -39,7 +39,7 @@ from warmup_plugin.generation import (
     Hypothesis,
     WarmupGenerator,
 )
-from warmup_plugin.layout import DecoderRows, join_rows
+from warmup_plugin.layout import DecoderRows, ExcludedTokens, join_rows
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     EncodedSource,
@@ -161,9 +161,13 @@ def score_sequences(
 
     encoded = wrapper.encode(source_seqs, BatchLayout.of(source_seqs))
 
-    ban_mask = layout.warmup_ban_mask(wrapper.num_logits, device)
+    excluded = layout.excluded_tokens(wrapper.num_logits, device)
 
-    scores = wrapper.score(encoded, rows, ban_mask)
+    if max_warmup_len is None:
+        # Plain fine-tuning.
+        excluded = ExcludedTokens.none(device)
+
+    scores = wrapper.score(encoded, rows, excluded)
 
     return scores.warmup_log_probs + scores.target_log_probs
 
@@ -239,7 +243,7 @@ class ScriptedModel(ConditionalModel):
 
     @override
     def score(
-        self, source: EncodedSource, rows: DecoderRows, warmup_ban_mask: Tensor
+        self, source: EncodedSource, rows: DecoderRows, excluded: ExcludedTokens
     ) -> RowScores:
         raise NotImplementedError()
 
@@ -250,7 +254,7 @@ class ScriptedModel(ConditionalModel):
         source_layout: BatchLayout,
         rows: DecoderRows,
         coefs: RowCoefs,
-        warmup_ban_mask: Tensor,
+        excluded: ExcludedTokens,
         *,
         label_smoothing: float = 0.0,
         passes: Sequence[Tensor] | None = None,
@@ -320,7 +324,9 @@ class ScriptedDecoder(RowDecoder):
         self._pasts = [p[:n] for p, n in zip(self._pasts, past_lens.tolist())]
 
     @override
-    def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
+    def score(
+        self, rows: DecoderRows, past_lens: Tensor, excluded: ExcludedTokens
+    ) -> Tensor:
         raise NotImplementedError()
 
 
