@@ -144,7 +144,9 @@ def score_warmups_alone(problem: Problem) -> tuple[Tensor, Tensor]:
 
             log_probs = logits[length + 1 :, others].log_softmax(dim=1)
 
-            b.append(sum(log_probs[i, others.index(t)] for i, t in enumerate(TARGET[1:])))
+            b.append(
+                sum(log_probs[i, others.index(t)] for i, t in enumerate(TARGET[1:]))
+            )
 
     return torch.stack(a), torch.stack(b)  # type: ignore[arg-type]
 
@@ -349,7 +351,7 @@ class TestEstimators:
     ) -> None:
         few, many = (
             lm_case.measure("marginal", lm_case.draw(num_trials, num_warmups, proposal))
-            for num_trials, num_warmups in [(1000, 2), (500, 20)]
+            for num_trials, num_warmups in [(1000, 2), (500, 24)]
         )
 
         assert few["grad_bias"] > 0.4
