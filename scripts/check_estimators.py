@@ -63,7 +63,12 @@ from scripts.bench_common import (
     run_benchmark,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderLayout, DecoderRows, join_rows
+from warmup_plugin.layout import (
+    DecoderLayout,
+    DecoderRows,
+    ExcludedTokens,
+    join_rows,
+)
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     RowCoefs,
@@ -145,9 +150,9 @@ class Problem:
 
         return seqs, torch.full((num_sources,), len(TARGET))
 
-    def ban_mask(self) -> Tensor:
-        """Marks the tokens that a warmup cannot hold. *Shape:* :math:`(V)`."""
-        return self.layout.warmup_ban_mask(self.model.num_logits, torch.device("cpu"))
+    def excluded(self) -> ExcludedTokens:
+        """Lists the tokens without probability in each part of a row."""
+        return self.layout.excluded_tokens(self.model.num_logits, torch.device("cpu"))
 
     def join(self, candidates: Candidates) -> DecoderRows:
         """Builds the decoder sequences of candidates of the repeated source."""
@@ -311,7 +316,7 @@ def enumerate_warmups(problem: Problem) -> Enumeration:
     scores = model.score(
         model.encode(*problem.repeat_source(1)),
         problem.join(warmups),
-        problem.ban_mask(),
+        problem.excluded(),
     )
 
     grads = [flatten_grad(log_prob, model) for part in scores for log_prob in part]
@@ -664,7 +669,7 @@ def check_backward(
         source_layout,
         problem.join(draws.candidates),
         RowCoefs(warmup_coefs.flatten(), target_coefs.flatten()),
-        problem.ban_mask(),
+        problem.excluded(),
     )
 
     grad = flatten_grad(loss / num_trials, model).double()

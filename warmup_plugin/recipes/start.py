@@ -325,9 +325,29 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
     return {
         **config,
         **task_sections,
+        "warmup": _complete_warmup(config),
         "model": complete_model,
         "reference_model": reference_model,
     }
+
+
+def _complete_warmup(config: dict[str, object]) -> dict[str, object]:
+    """Says what happens to the separator: nothing, if the model that training starts
+    from is a new one, or has learned to write it."""
+    section = _get_section(config, "warmup")
+
+    model_section = _get_section(config, "model")
+
+    if config["init_from"] is not None:
+        init_config = RunDir(Path(str(config["init_from"]))).load_config()
+
+        keeps_separator = _get_section(init_config, "criterion")["name"] != "sft"
+    else:
+        keeps_separator = (
+            model_section["name"] is None and model_section["path"] is None
+        )
+
+    return {**section, "separator_init": "none"} if keeps_separator else dict(section)
 
 
 def _fit_model(

@@ -40,6 +40,7 @@ class FakeCriterion(Criterion):
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
+        self.steps: list[int] = []
 
     @override
     def add_metrics(self, metric_bag: MetricBag) -> None:
@@ -53,9 +54,15 @@ class FakeCriterion(Criterion):
 
     @override
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
+        self,
+        batch: Seq2SeqBatch,
+        metric_bag: MetricBag,
+        *,
+        step_nr: int,
+        shown: Sequence[int],
     ) -> list[list[WeighedWarmup]]:
         self.asked.append(list(shown))
+        self.steps.append(step_nr)
 
         metric_bag.get("warmup_k", Mean).update(2.0, weight=batch.num_examples)
 
@@ -130,7 +137,7 @@ def create_unit(
     return TranslationValidUnit(
         "dev",
         criterion,
-        cast(WarmupGenerator, FakeGenerator()),
+        lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
         FakeCodec(create_layout(), "<sep>"),
         create_gangs(rank),
         target_lang=target_lang,
@@ -304,7 +311,7 @@ def test_unit_scores_by_given_metrics(messages: list[str]) -> None:
     unit = TranslationValidUnit(
         "dev",
         FakeCriterion(),
-        cast(WarmupGenerator, FakeGenerator()),
+        lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
         FakeCodec(create_layout(), "<sep>"),
         create_gangs(),
         target_lang="de",
@@ -343,7 +350,7 @@ class TestDirections:
         unit = TranslationValidUnit(
             "dev",
             FakeCriterion(),
-            cast(WarmupGenerator, generator),
+            lambda max_warmup_len: cast(WarmupGenerator, generator),
             FakeCodec(create_layout(), "<sep>"),
             create_gangs(),
             target_lang="xx",

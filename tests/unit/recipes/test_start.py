@@ -617,6 +617,90 @@ def finished_run(
     return out, options
 
 
+class TestSeparator:
+    """It is prepared where the model that training starts from never wrote one."""
+
+    @staticmethod
+    def get_init(out: Path, options: Options) -> object:
+        return start(out, options)["warmup"]["separator_init"]
+
+    def test_new_model_has_nothing_to_copy(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file, criterion__name="warmup")
+
+        assert self.get_init(tmp_path / "run", options) == "none"
+
+    def test_public_model_is_prepared(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            criterion__name="warmup",
+            model__name="public",
+            model__arch=None,
+        )
+
+        assert self.get_init(tmp_path / "run", options) == "eos"
+
+    @pytest.mark.parametrize("given", [None, "eos", "none"])
+    def test_model_without_warmup_is_prepared_unless_told_otherwise(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path, given: str | None
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            None,
+            criterion__name="warmup",
+            init_from=sft_run,
+            warmup__separator_init=given,
+        )
+
+        assert self.get_init(tmp_path / "run", options) == (given or "eos")
+
+    def test_learned_separator_is_kept(
+        self, tmp_path: Path, text_folder: Path, warmup_run: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder, None, criterion__name="warmup", init_from=warmup_run
+        )
+
+        assert self.get_init(tmp_path / "run", options) == "none"
+
+    def test_run_resumes_with_what_it_was_begun_with(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder, None, criterion__name="warmup", init_from=sft_run
+        )
+
+        out = tmp_path / "run"
+
+        assert start(out, options)["warmup"]["separator_init"] == "eos"
+
+        # It has trained.
+        (out / "metrics").mkdir()
+        (out / "metrics" / "train.jsonl").touch()
+
+        warmup = start(out, options)["warmup"]
+
+        assert (warmup["separator_init"], warmup["plain_path"]) == ("eos", "empty")
+
+        # One of an earlier version had neither of the two.
+        run_dir = RunDir(out)
+
+        for file in (run_dir.command_file, run_dir.run_file):
+            config: Any = load_yaml(file)
+
+            del config["warmup"]["separator_init"], config["warmup"]["plain_path"]
+
+            file.write_text(dump_yaml(config))
+
+        warmup = start(out, options)["warmup"]
+
+        assert (warmup["separator_init"], warmup["plain_path"]) == ("none", "bare")
+
+
 class TestResumedRun:
     def test_same_config_resumes(self, finished_run: tuple[Path, Options]) -> None:
         out, options = finished_run

@@ -116,9 +116,9 @@ def rescore(
 
     source = wrapper.encode(*create_source(SOURCES))
 
-    ban_mask = layout.warmup_ban_mask(wrapper.num_logits, device)
+    excluded = layout.excluded_tokens(wrapper.num_logits, device)
 
-    scores = wrapper.score(source, rows, ban_mask)
+    scores = wrapper.score(source, rows, excluded)
 
     return scores.warmup_log_probs.view_as(candidates.proposal_log_probs)
 
