@@ -136,7 +136,13 @@ def test_run_that_starts_from_another_keeps_the_language(
 def test_commands_write_both_languages(
     pivot_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    translate(pivot_run, tmp_path)
+    for record in translate(pivot_run, tmp_path):
+        tokens = record["hypotheses"][0]["tokens"]
+
+        langs = [token for token in tokens if token.endswith("_Latn__")]
+
+        assert langs == ["__fra_Latn__"] and tokens[-1] == "</s>"
+        assert tokens.index(langs[0]) <= MAX_WARMUP_LEN
 
     # The output without warmup still follows its language.
     for name in ("none", "empty"):
@@ -149,7 +155,11 @@ def test_commands_write_both_languages(
     assert (tmp_path / "none.txt").read_text() == (tmp_path / "empty.txt").read_text()
 
     assert evaluate.main([str(pivot_run)]) == 0
-    assert score.main([str(pivot_run), "--no-rich", "--num-warmups", "2"]) == 0
+
+    assert score.main([str(pivot_run), "--no-rich", "--jsonl", "--num-warmups", "2", "--output", str(tmp_path / "s.jsonl")]) == 0  # fmt: skip
+
+    for line in (tmp_path / "s.jsonl").read_text().splitlines():
+        assert json.loads(line)["marginal_log_prob"] is not None
 
     capfd.readouterr()
 

@@ -349,9 +349,7 @@ class TestErrors:
         self, tmp_path: Path, options: dict[str, str], message: str
     ) -> None:
         with pytest.raises(WarmupError, match=message):
-            create_seq2seq_codec(
-                load_nllb(tmp_path), target_lang="deu_Latn", **options
-            )
+            create_seq2seq_codec(load_nllb(tmp_path), target_lang="deu_Latn", **options)
 
     def test_language_of_warmups_needs_tokens_of_languages(
         self, tmp_path: Path, tokenizer_file: Path
