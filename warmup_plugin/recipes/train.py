@@ -330,7 +330,10 @@ class TranslationTrainRecipe(Recipe):
         layout = codec.layout
 
         # Read and check the data before the model is built.
-        train_corpus = self._read_corpus(config, config.dataset.train_split, codecs)
+        train_corpus = self._read_corpus(
+            config, config.dataset.train_split, codecs, is_training=True
+        )
+
         valid_corpus = self._read_corpus(config, config.dataset.valid_split, codecs)
 
         base_model = context.get_model()
@@ -489,8 +492,13 @@ class TranslationTrainRecipe(Recipe):
 
     @staticmethod
     def _read_corpus(
-        config: TrainConfig, split: str, codecs: Mapping[str, TextCodec]
+        config: TrainConfig,
+        split: str,
+        codecs: Mapping[str, TextCodec],
+        *,
+        is_training: bool = False,
     ) -> Corpus:
+        """:param is_training: If ``True``, ``max_train_pairs`` counts."""
         section = config.dataset
 
         sections = {"dataset": asdict(section), "tokenizer": asdict(config.tokenizer)}
@@ -505,6 +513,9 @@ class TranslationTrainRecipe(Recipe):
                 codec,
                 max_source_len=section.max_source_len,
                 max_target_len=section.max_target_len,
+                max_pairs=(
+                    narrowed["dataset"]["max_train_pairs"] if is_training else None
+                ),
             )
 
             if not section.directions:

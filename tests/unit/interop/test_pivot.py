@@ -37,6 +37,7 @@ from warmup_plugin.commands import score
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.recipes import evaluate, generate
+from warmup_plugin.recipes.generate import GenerateConfig, describe_job
 from warmup_plugin.run_dir import RunDir, load_yaml
 
 
@@ -162,6 +163,16 @@ def test_commands_write_both_languages(
         assert json.loads(line)["marginal_log_prob"] is not None
 
     capfd.readouterr()
+
+
+def test_output_of_other_warmups_is_not_gone_on_with() -> None:
+    config = GenerateConfig()
+
+    before = describe_job(config)
+
+    config.tokenizer.warmup_lang = "eng_Latn"
+
+    assert describe_job(config) != before
 
 
 def test_translate_reads_standard_input(
