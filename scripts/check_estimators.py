@@ -390,7 +390,15 @@ PROPOSALS: Final[Mapping[str, WarmupSampler]] = {
     "temperature 0.7": _create_independent(0.7),
     "temperature 1.5": _create_independent(1.5),
     "stochastic beam": StochasticBeamSampler(),
+    "with empty": partial(_create_independent(1.0), with_empty=True),
+    "with empty, temperature 1.5": partial(_create_independent(1.5), with_empty=True),
 }
+
+WITH_EMPTY: Final = ("with empty", "with empty, temperature 1.5")
+"""The proposals whose first candidate is the empty warmup, enumerated."""
+
+_NOT_WITH_EMPTY: Final = ("elbo", "joint")
+"""The estimators that take it for one that was drawn."""
 
 
 def is_distinct(sampler: WarmupSampler) -> bool:
@@ -797,6 +805,9 @@ def check_model(model_name: str, num_trials: int, seed: int) -> Report:
         if is_distinct(sampler):
             nums_warmups.append(enumeration.num_warmups)
 
+        if proposal in WITH_EMPTY:
+            nums_warmups.remove(1)
+
         for num_warmups in nums_warmups:
             draws = draw(problem, enumeration, sampler, num_trials, num_warmups)
 
@@ -805,6 +816,9 @@ def check_model(model_name: str, num_trials: int, seed: int) -> Report:
 
             for name, estimator in ESTIMATORS.items():
                 if requires_distinct(estimator.objective) and not is_distinct(sampler):
+                    continue
+
+                if proposal in WITH_EMPTY and name in _NOT_WITH_EMPTY:
                     continue
 
                 rows.append(measure_row(name, proposal, draws, "all"))
