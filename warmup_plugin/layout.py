@@ -44,36 +44,49 @@ class DecoderLayout:
     """The tokens that a warmup never holds: control symbols and unknown."""
 
     banned_in_target: tuple[int, ...]
-    """The tokens that are never generated after the separator."""
+    """The tokens that are never generated after the separator. All but the separator
+    itself have a probability there nevertheless, see :meth:`excluded_tokens`."""
 
     unk_idx: int | None = None
     """The token that stands for what the vocabulary does not hold."""
 
-    def warmup_ban_mask(self, num_logits: int, device: torch.device) -> Tensor:
+    def excluded_tokens(self, num_logits: int, device: torch.device) -> ExcludedTokens:
         """
-        Marks the tokens that :math:`P(c|x)` gives probability zero.
+        Lists the tokens that have probability zero in each part of a sequence with a
+        separator.
+
+        A warmup excludes what only an output may hold, EOS first of all, and y excludes
+        the separator. Each of the two ends one part; where both stood in one softmax,
+        learning to write either would be learning not to write the other.
 
         :param num_logits: The width of the model's output projection; a padded
             vocabulary has rows that no token stands for.
-
-        :returns: ``True`` for banned tokens. *Shape:* :math:`(V)`.
         """
-        return self._ban_mask(self.banned_in_warmup, num_logits, device)
+        padding = range(self.vocab_size, num_logits)
 
-    def target_ban_mask(self, num_logits: int, device: torch.device) -> Tensor:
-        """Marks the tokens that are never generated after the separator."""
-        return self._ban_mask(self.banned_in_target, num_logits, device)
+        return ExcludedTokens(
+            torch.tensor([*self.banned_in_warmup, *padding], device=device),
+            torch.tensor([self.separator_idx], device=device),
+        )
 
-    def _ban_mask(
-        self, banned: Sequence[int], num_logits: int, device: torch.device
-    ) -> Tensor:
-        mask = torch.zeros(num_logits, dtype=torch.bool)
 
-        mask[list(banned)] = True
+@final
+@dataclass(frozen=True)
+class ExcludedTokens:
+    """Holds the tokens that a softmax leaves out, by the part of the sequence."""
 
-        mask[self.vocab_size :] = True
+    in_warmup: Tensor
+    """Those without probability in P(c|x). *Shape:* :math:`(X)`."""
 
-        return mask.to(device)
+    in_target: Tensor
+    """Those without probability in P(y|c,x). *Shape:* :math:`(X)`."""
+
+    @staticmethod
+    def none(device: torch.device) -> ExcludedTokens:
+        """Leaves nothing out: plain fine-tuning, which knows no separator."""
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+
+        return ExcludedTokens(nothing, nothing)
 
 
 @final
@@ -198,14 +211,24 @@ def join_rows(
 
 
 def plain_rows(
-    layout: DecoderLayout, target_seqs: Tensor, target_seq_lens: Tensor
+    layout: DecoderLayout,
+    target_seqs: Tensor,
+    target_seq_lens: Tensor,
+    *,
+    with_separator: bool,
 ) -> DecoderRows:
-    """Builds the rows of plain fine-tuning, ``[prefix] y EOS``, one a source."""
+    """
+    Builds rows without warmup, one a source.
+
+    :param with_separator: If ``True``, the rows have the empty warmup, ``[prefix] SEP y
+        EOS``, whose separator is given; else they are those of plain fine-tuning,
+        ``[prefix] y EOS``.
+    """
     num_rows = target_seqs.size(0)
 
     device = target_seqs.device
 
-    no = torch.zeros(num_rows, dtype=torch.bool, device=device)
+    separators = torch.full((num_rows,), with_separator, device=device)
 
     return join_rows(
         layout,
@@ -213,8 +236,8 @@ def plain_rows(
         target_seq_lens,
         warmups=torch.zeros((num_rows, 0), dtype=torch.long, device=device),
         warmup_lens=torch.zeros(num_rows, dtype=torch.long, device=device),
-        warmup_cut=no,
-        with_separator=no,
+        warmup_cut=separators,
+        with_separator=separators,
         source_idx=torch.arange(num_rows, device=device),
     )
 

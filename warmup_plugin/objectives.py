@@ -112,7 +112,11 @@ def marginal_loss(
 
 
 def _estimate_mean(
-    values: Tensor, warmup_log_probs: Tensor, proposal_log_probs: Tensor
+    values: Tensor,
+    warmup_log_probs: Tensor,
+    proposal_log_probs: Tensor,
+    *,
+    with_empty: bool = False,
 ) -> Tensor:
     r"""
     Estimates :math:`E_{c}[f(c)]` over :math:`c \sim P(c|x)`, value and gradient.
@@ -133,22 +137,49 @@ def _estimate_mean(
     times the exact one.
 
     :param values: f. Differentiated where it has a gradient. *Shape:* :math:`(N,K)`.
+    :param with_empty: If ``True``, the first candidate was enumerated, not drawn (see
+        :func:`~warmup_plugin.sampling.draw.draw_candidates`). Then only :math:`E[\rho_k
+        \nabla a_k]` summed over both kinds is zero, so that their baselines must have
+        the same mean: :math:`\rho_0 f_0 + (1 - \rho_0) \bar f` with the mean of the
+        other draws, or :math:`f_0` where there is only one draw.
 
     :returns: *Shape:* :math:`(N)`.
     """
-    num_warmups = values.size(1)
-
     # (N, K)
     ratios = (warmup_log_probs - proposal_log_probs).detach().softmax(dim=1)
 
-    # From the mean of the others, K / (K - 1) times as far as from the mean of all;
-    # zero with K = 1.
-    advantages = values - values.mean(dim=1, keepdim=True)
+    if with_empty:
+        advantages = values - _get_baselines_with_empty(values.detach(), ratios)
+    else:
+        num_warmups = values.size(1)
 
-    coefs = ratios * advantages * (num_warmups / max(num_warmups - 1, 1))
+        # From the mean of the others, K / (K - 1) times as far as from the mean of all;
+        # zero with K = 1.
+        advantages = values - values.mean(dim=1, keepdim=True)
+
+        advantages = advantages * (num_warmups / max(num_warmups - 1, 1))
+
+    coefs = ratios * advantages
 
     # (N, K) -> (N)
     return (ratios * values + _zero_with_grad(warmup_log_probs, coefs)).sum(dim=1)
+
+
+def _get_baselines_with_empty(values: Tensor, ratios: Tensor) -> Tensor:
+    """Computes the baselines where the first candidate is enumerated. *Shape:*
+    :math:`(N,K)`."""
+    empty, drawn = values[:, :1], values[:, 1:]
+
+    num_drawn = drawn.size(1)
+
+    if num_drawn == 1:
+        return empty.expand_as(values)
+
+    total = drawn.sum(dim=1, keepdim=True)
+
+    means = torch.cat([total / num_drawn, (total - drawn) / (num_drawn - 1)], dim=1)
+
+    return ratios[:, :1] * empty + (1.0 - ratios[:, :1]) * means
 
 
 def elbo_loss(
@@ -273,7 +304,9 @@ class TemperedObjective:
         return temperatures.squeeze(1) * losses
 
 
-def entropy_term(warmup_log_probs: Tensor, proposal_log_probs: Tensor) -> Tensor:
+def entropy_term(
+    warmup_log_probs: Tensor, proposal_log_probs: Tensor, *, with_empty: bool = False
+) -> Tensor:
     r"""
     Estimates :math:`-H(P(c|x)) = E_c[\log P(c|x)]`, in nats a source.
 
@@ -284,16 +317,24 @@ def entropy_term(warmup_log_probs: Tensor, proposal_log_probs: Tensor) -> Tensor
     :param warmup_log_probs: log P(c|x). *Shape:* :math:`(N,K)`.
     :param proposal_log_probs: log-probability of c under its proposal, without
         gradient. *Shape:* :math:`(N,K)`.
+    :param with_empty: ``True`` if the first candidate is the empty warmup, enumerated.
 
     :returns: *Shape:* :math:`(N)`.
     """
     return _estimate_mean(
-        warmup_log_probs.detach(), warmup_log_probs, proposal_log_probs
+        warmup_log_probs.detach(),
+        warmup_log_probs,
+        proposal_log_probs,
+        with_empty=with_empty,
     )
 
 
 def reference_kl_term(
-    warmup_log_probs: Tensor, reference_log_probs: Tensor, proposal_log_probs: Tensor
+    warmup_log_probs: Tensor,
+    reference_log_probs: Tensor,
+    proposal_log_probs: Tensor,
+    *,
+    with_empty: bool = False,
 ) -> Tensor:
     r"""
     Estimates :math:`\mathrm{KL}(P(c|x) \,\|\, P_{ref}(c|x))` over whole warmups, in
@@ -308,13 +349,16 @@ def reference_kl_term(
         the same allowed tokens. *Shape:* :math:`(N,K)`.
     :param proposal_log_probs: log-probability of c under its proposal, without
         gradient. *Shape:* :math:`(N,K)`.
+    :param with_empty: ``True`` if the first candidate is the empty warmup, enumerated.
 
     :returns: *Shape:* :math:`(N)`.
     """
     # (N, K)
     log_ratios = (warmup_log_probs - reference_log_probs).detach()
 
-    return _estimate_mean(log_ratios, warmup_log_probs, proposal_log_probs)
+    return _estimate_mean(
+        log_ratios, warmup_log_probs, proposal_log_probs, with_empty=with_empty
+    )
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ from ruamel.yaml.error import YAMLError
 
 from warmup_plugin.errors import WarmupError
 
+# What runs did before there were these settings, where it is not their default.
+_EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
+
 
 @final
 class RunDir:
@@ -213,7 +216,15 @@ class RunDir:
         """Loads the configuration that the run was trained with."""
         self.check_is_run()
 
-        return load_yaml(self.run_file)
+        config = load_yaml(self.run_file)
+
+        for name, earlier in _EARLIER_SETTINGS.items():
+            section = config.get(name)
+
+            if isinstance(section, dict):
+                config[name] = {**earlier, **section}
+
+        return config
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""

@@ -56,6 +56,8 @@ def score_candidates(
         candidates.source_idx(),
     )
 
+    excluded = layout.excluded_tokens(model.num_logits, target_seqs.device)
+
     shape = candidates.proposal_log_probs.shape
 
     warmup_log_probs = candidates.warmup_log_probs
@@ -67,13 +69,11 @@ def score_candidates(
         past = candidates.past
 
         if past is not None:
-            target_log_probs = past.decoder.score(rows, past.seq_lens)
+            target_log_probs = past.decoder.score(rows, past.seq_lens, excluded)
 
             return CandidateScores(warmup_log_probs, target_log_probs.view(shape))
 
-    ban_mask = layout.warmup_ban_mask(model.num_logits, target_seqs.device)
-
-    scores = model.score(source, rows, ban_mask)
+    scores = model.score(source, rows, excluded)
 
     if warmup_log_probs is None:
         warmup_log_probs = scores.warmup_log_probs.view(shape)
@@ -110,9 +110,9 @@ def score_warmups(
         candidates.source_idx(),
     )
 
-    ban_mask = layout.warmup_ban_mask(model.num_logits, prefixes.device)
+    excluded = layout.excluded_tokens(model.num_logits, prefixes.device)
 
-    scores = model.score(source, rows, ban_mask)
+    scores = model.score(source, rows, excluded)
 
     return scores.warmup_log_probs.view(candidates.proposal_log_probs.shape)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from warmup_plugin.console import claimed_stdout, quiet_log
 from warmup_plugin.data.directions import choose_direction, name_output
@@ -17,10 +17,12 @@ from warmup_plugin.recipes.generate import (
     add_run_arguments,
     check_output,
     create_lines_config,
+    load_run_config,
     run_recipe,
 )
 from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
 from warmup_plugin.run_dir import RunDir
+from warmup_plugin.warmup_lens import has_empty_warmup
 
 DESCRIPTION: Final = (
     "Computes log P(y|x) of given pairs: without warmup, and as the mean over warmups that "
@@ -120,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
 
     run_dir = RunDir(args.run_dir)
 
-    config = create_lines_config(
+    run_config = load_run_config(
         run_dir,
         args.checkpoint,
         direction=args.direction,
@@ -128,7 +130,7 @@ def _run(args: argparse.Namespace) -> int:
         find_data=args.source is None,
     )
 
-    run_config = run_dir.load_config()
+    config = create_lines_config(run_dir, args.checkpoint, run_config)
 
     output = args.output
 
@@ -145,7 +147,7 @@ def _run(args: argparse.Namespace) -> int:
                     "With settings of your own, name the file to write with `--output`: the default one is what `report` shows as the run's own scores."
                 )
 
-            direction = choose_direction(run_config, args.direction)
+            direction = choose_direction(run_dir.load_config(), args.direction)
 
             name = name_output(split, direction, args.checkpoint)
 
@@ -176,7 +178,11 @@ def _run(args: argparse.Namespace) -> int:
 
     num_warmups, max_warmup_len = _get_warmup_options(args, run_config)
 
-    config.update(num_warmups=num_warmups, max_warmup_len=max_warmup_len)
+    config.update(
+        num_warmups=num_warmups,
+        max_warmup_len=max_warmup_len,
+        has_empty_warmup=has_empty_warmup(run_config),
+    )
 
     if args.seed is not None:
         config["seed"] = args.seed
@@ -193,27 +199,34 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _get_warmup_options(
-    args: argparse.Namespace, run_config: dict[str, object]
+    args: argparse.Namespace, run_config: Mapping[str, Any]
 ) -> tuple[int, int]:
-    criterion, warmup = run_config["criterion"], run_config["warmup"]
+    warmup = run_config["warmup"]
 
-    assert isinstance(criterion, dict) and isinstance(warmup, dict)
+    has_warmup = run_config["criterion"]["name"] != "sft"
 
-    has_warmup = criterion["name"] != "sft"
+    # None at the end of a curriculum.
+    trained_len = int(warmup["max_warmup_len"]) if has_warmup else 0
 
     num_warmups = args.num_warmups
 
     if num_warmups is None:
-        num_warmups = 8 if has_warmup else 0
+        num_warmups = 8 if trained_len > 0 else 0
 
     max_warmup_len = args.max_warmup_len
 
     if max_warmup_len is None:
-        if num_warmups > 0 and not has_warmup:
+        if num_warmups > 0 and trained_len == 0:
+            why = "At this checkpoint all warmups are empty (`warmup.len_schedule`)"
+
+            if not has_warmup:
+                why = "The run was trained without warmups (`criterion.name` is `sft`)"
+
             raise WarmupError(
-                "The run was trained without warmups (`criterion.name` is `sft`); leave out `--num-warmups`, or say how long they may be with `--max-warmup-len` to see what the model makes of them."
+                f"{why}; leave out `--num-warmups`, or say how long they may be with `--max-warmup-len` to see what the model makes of them."
             )
 
-        max_warmup_len = int(warmup["max_warmup_len"])
+        # Of no meaning without warmups.
+        max_warmup_len = max(trained_len, 1)
 
     return num_warmups, max_warmup_len

@@ -7,13 +7,16 @@ import argparse
 from pathlib import Path
 
 from warmup_plugin.tokenizers.training import (
+    BYTE_BPE,
+    DEFAULT_NORMALIZATION,
+    DEFAULT_NUM_THREADS,
     MAX_LINE_BYTES,
     MODEL_TYPES,
     NORMALIZATIONS,
     train_tokenizer,
 )
 
-DESCRIPTION = "Trains a SentencePiece tokenizer with a separator that text cannot contain, from one sentence a line; both languages share it."
+DESCRIPTION = "Trains a tokenizer with a separator that text cannot contain, from one sentence a line; both languages share it. It is SentencePiece for encoder-decoders, or byte-level BPE for decoder-only models."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "output",
         type=Path,
-        metavar="OUT.model",
-        help="model file to write; its folder is created",
+        metavar="OUT",
+        help=f"model file to write, such as `tokenizer.model`, or folder if `--model-type` is `{BYTE_BPE}`; the folder it is in is created",
     )
 
     parser.add_argument(
@@ -54,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-type",
         default="unigram",
         metavar="NAME",
-        help=f"{' or '.join(MODEL_TYPES)} (default: %(default)s)",
+        help=f"one of {', '.join(MODEL_TYPES)}; the last one is for decoder-only models (default: %(default)s)",
     )
 
     parser.add_argument(
@@ -62,27 +65,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="share of the characters that get a token, 0.98 to 1 (default: %(default)s)",
+        help="SentencePiece: share of the characters that get a token, 0.98 to 1 (default: %(default)s)",
     )
 
     parser.add_argument(
         "--normalization",
-        default="nmt_nfkc",
         metavar="NAME",
-        help=f"one of {', '.join(NORMALIZATIONS)} (default: %(default)s)",
+        help=f"SentencePiece: one of {', '.join(NORMALIZATIONS)} (default: {DEFAULT_NORMALIZATION})",
     )
 
     parser.add_argument(
         "--num-threads",
         type=int,
-        default=4,
         metavar="N",
-        help="threads; another number may give slightly other tokens (default: %(default)s)",
+        help=f"SentencePiece: threads; another number may give slightly other tokens (default: {DEFAULT_NUM_THREADS})",
     )
 
-    parser.add_argument(
-        "--force", action="store_true", help="replace an existing OUT.model"
-    )
+    parser.add_argument("--force", action="store_true", help="replace an existing OUT")
 
 
 def run(args: argparse.Namespace) -> int:

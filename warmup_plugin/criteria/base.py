@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from warmup_plugin.criteria.config import WarmupSection
+from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.objectives import Objective
@@ -51,6 +53,9 @@ class CriterionContext:
 
     reference: ConditionalModel | None
     """The frozen model that the warmups are held near."""
+
+    plain_directions: frozenset[str]
+    """Of several directions, those that are trained without warmup."""
 
     publish_every_n_steps: int | None
     """Health figures that cost a pass are measured on these steps only."""
@@ -93,11 +98,17 @@ class Criterion(ABC):
 
     @abstractmethod
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
+        self,
+        batch: Seq2SeqBatch,
+        metric_bag: MetricBag,
+        *,
+        step_nr: int,
+        shown: Sequence[int],
     ) -> list[list[WeighedWarmup]]:
         """
         Updates the metrics with a validation batch.
 
+        :param step_nr: The number of training steps so far.
         :param shown: The sources of the batch whose warmups are to be shown.
 
         :returns: The warmups of each of them; nothing if the criterion draws none.
@@ -107,6 +118,16 @@ class Criterion(ABC):
     @abstractmethod
     def max_warmup_len(self) -> int | None:
         """The most tokens of a warmup; ``None`` if the model writes none."""
+
+    def get_max_warmup_len(self, step_nr: int, direction: str | None) -> int | None:
+        """
+        Returns the most tokens of a warmup at a step.
+
+        :param direction: One of several; ``None`` for the only one.
+
+        :returns: 0 if the warmup is empty, ``None`` if there is no separator either.
+        """
+        return self.max_warmup_len
 
     @property
     @abstractmethod
@@ -152,6 +173,24 @@ def update_batch_metrics(batch: Seq2SeqBatch, metric_bag: MetricBag) -> None:
         metric_bag.get(f"total_{name}", Sum).update(count)
 
     metric_bag.get("padding", Sum).update(batch.padding)
+
+
+def update_loss(loss: Tensor, num_targets: int, metric_bag: MetricBag) -> None:
+    """
+    Logs a summed loss per target token.
+
+    :param num_targets: The number of tokens that it is the sum over.
+
+    :raises WarmupError: If the loss is not finite.
+    """
+    value = float(loss.detach()) / num_targets
+
+    if not math.isfinite(value):
+        raise WarmupError(
+            f"The loss is {value}; training has diverged: lower `optimizer.config.lr` or set `trainer.max_grad_norm`. The checkpoints saved so far are intact."
+        )
+
+    metric_bag.get("nll_loss", Mean).update(value, weight=num_targets)
 
 
 @final

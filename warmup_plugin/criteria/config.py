@@ -123,6 +123,15 @@ class WarmupSection(Validatable):
     max_warmup_len: int = 8
     """The most tokens of a warmup, in training and at inference."""
 
+    len_schedule: list[list[int]] | None = None
+    """The most tokens of a warmup as pairs of step and length, between which it changes evenly, such as `[[200, 24], [600, 0]]`; 0 makes all warmups empty, so that the model is decoded without them. None of them exceeds ``max_warmup_len``; ``None`` for that all the time."""
+
+    draft_steps: int = 0
+    """For so many first steps the warmup is the one that the model finds likeliest, token by token, and nothing is learned of it: y learns to be read behind drafts before P(c|x) is moved."""
+
+    with_empty: bool = False
+    """If ``True``, one of the K candidates is the empty warmup, with its exact probability, and the others are drawn from those that are not empty. With the sampler `independent` and the objectives `marginal` and `best`."""
+
     sampler: SamplerSection = field(default_factory=lambda: SamplerSection())
     """How they are drawn."""
 
@@ -133,7 +142,13 @@ class WarmupSection(Validatable):
     """Which candidates the differentiable pass sees."""
 
     sft_weight: float = 0.0
-    """The weight of -log P(y|x) without warmup, added to the objective. It keeps y readable without c."""
+    """The weight of -log P(y|x) without warmup (see ``plain_path``), added to the objective. It keeps y readable without c."""
+
+    plain_path: str = "empty"
+    """What stands for y without warmup in ``sft_weight``, in `Gain over No Warmup` and in ``--warmup none``: `empty`, the empty warmup, prefix, separator and y; or `bare`, prefix and y, whose first token competes with that of a warmup (runs of versions before this setting)."""
+
+    separator_init: str = "eos"
+    """How the separator begins where the model that training starts from has never written one (an SFT run, an imported model): `eos` copies the rows of EOS and of the token before a target, so that a warmup ends where a sentence would; `none` leaves it as it is."""
 
     weight_temperature: float = 1.0
     """Divides log P(y|c,x) in the weights of the candidates: above 1.0 they are more even, and the objective lies between itself and `elbo`."""
@@ -160,6 +175,32 @@ class WarmupSection(Validatable):
         if self.max_warmup_len < 1:
             result.add_error("`max_warmup_len` must be greater than or equal to 1.")
 
+        if self.draft_steps < 0:
+            result.add_error("`draft_steps` must be greater than or equal to 0.")
+
+        self._validate_schedule(result)
+
+        if self.with_empty:
+            if self.num_warmups < 2:
+                result.add_error(
+                    "`num_warmups` must be at least 2 with `with_empty`, which takes one of them."
+                )
+
+            if self.objective.name in ("elbo", "joint"):
+                result.add_error(
+                    f"`with_empty` enumerates one warmup and draws the others, which `objective.name` `{self.objective.name}` does not know; use `marginal` or `best`."
+                )
+
+        if self.plain_path not in ("empty", "bare"):
+            result.add_error(
+                f"`plain_path` must be `empty` or `bare`, but is `{self.plain_path}`."
+            )
+
+        if self.separator_init not in ("eos", "none"):
+            result.add_error(
+                f"`separator_init` must be `eos` or `none`, but is `{self.separator_init}`."
+            )
+
         if not 0.0 <= self.sft_weight < math.inf:
             result.add_error("`sft_weight` must be greater than or equal to 0.")
 
@@ -176,3 +217,24 @@ class WarmupSection(Validatable):
             result.add_error("`max_num_tokens` must be greater than or equal to 1.")
 
         return result
+
+    def _validate_schedule(self, result: ValidationResult) -> None:
+        if self.len_schedule is None:
+            return
+
+        if not self.len_schedule or any(len(pair) != 2 for pair in self.len_schedule):
+            result.add_error(
+                "`len_schedule` must be a list of pairs of step and length, such as `[[200, 24], [600, 0]]`."
+            )
+
+            return
+
+        steps = [step for step, _ in self.len_schedule]
+
+        if steps[0] < 0 or any(a >= b for a, b in zip(steps, steps[1:])):
+            result.add_error("The steps of `len_schedule` must be ascending.")
+
+        if not all(0 <= n <= self.max_warmup_len for _, n in self.len_schedule):
+            result.add_error(
+                f"The lengths of `len_schedule` must be from 0 to `max_warmup_len` ({self.max_warmup_len})."
+            )

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import final
 
 import torch
 from fairseq2.datasets import Seq2SeqBatch
-from fairseq2.metrics import Mean, MetricBag
+from fairseq2.metrics import MetricBag
 from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
 from torch.nn import Module
@@ -20,9 +19,9 @@ from warmup_plugin.criteria.base import (
     CriterionContext,
     WeighedWarmup,
     num_target_tokens,
+    update_loss,
 )
-from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderRows, plain_rows
+from warmup_plugin.layout import DecoderRows, ExcludedTokens, plain_rows
 from warmup_plugin.models.conditional import RowCoefs
 
 
@@ -49,13 +48,18 @@ class SftCriterion(Criterion):
         else:
             loss = self._forward(context.dp_model, batch, context.label_smoothing)
 
-        update_loss(loss, batch, metric_bag)
+        update_loss(loss, num_target_tokens(batch), metric_bag)
 
         return loss
 
     @override
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
+        self,
+        batch: Seq2SeqBatch,
+        metric_bag: MetricBag,
+        *,
+        step_nr: int,
+        shown: Sequence[int],
     ) -> list[list[WeighedWarmup]]:
         # The bare model: ranks may have different numbers of validation batches.
         model = self._context.model
@@ -64,12 +68,12 @@ class SftCriterion(Criterion):
             loss = -model.score(
                 model.encode(*batch.as_source_input()),
                 self._build_rows(batch),
-                self._get_ban_mask(batch),
+                ExcludedTokens.none(batch.target_seqs.device),
             ).target_log_probs.sum()
         else:
             loss = self._forward(model.module, batch, 0.0)
 
-        update_loss(loss, batch, metric_bag)
+        update_loss(loss, num_target_tokens(batch), metric_bag)
 
         return []
 
@@ -108,7 +112,7 @@ class SftCriterion(Criterion):
             *batch.as_source_input(),
             rows=rows,
             coefs=RowCoefs(warmup=torch.zeros_like(ones), target=-ones),
-            warmup_ban_mask=self._get_ban_mask(batch),
+            excluded=ExcludedTokens.none(batch.target_seqs.device),
             label_smoothing=context.label_smoothing,
         )
 
@@ -118,15 +122,10 @@ class SftCriterion(Criterion):
         target_seqs, target_layout = batch.as_target_input()
 
         return plain_rows(
-            self._context.layout, target_seqs, target_layout.seq_lens_pt.long()
-        )
-
-    def _get_ban_mask(self, batch: Seq2SeqBatch) -> Tensor:
-        # No warmup, so that nothing is banned in one.
-        return torch.zeros(
-            self._context.model.num_logits,
-            dtype=torch.bool,
-            device=batch.target_seqs.device,
+            self._context.layout,
+            target_seqs,
+            target_layout.seq_lens_pt.long(),
+            with_separator=False,
         )
 
     @property
@@ -143,21 +142,3 @@ class SftCriterion(Criterion):
 def create_sft_criterion(context: CriterionContext) -> Criterion:
     """Creates the criterion ``sft``."""
     return SftCriterion(context)
-
-
-def update_loss(loss: Tensor, batch: Seq2SeqBatch, metric_bag: MetricBag) -> None:
-    """
-    Logs a summed loss per target token.
-
-    :raises WarmupError: If the loss is not finite.
-    """
-    num_targets = num_target_tokens(batch)
-
-    value = float(loss.detach()) / num_targets
-
-    if not math.isfinite(value):
-        raise WarmupError(
-            f"The loss is {value}; training has diverged: lower `optimizer.config.lr` or set `trainer.max_grad_norm`. The checkpoints saved so far are intact."
-        )
-
-    metric_bag.get("nll_loss", Mean).update(value, weight=num_targets)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast, final
 
+import torch
 import torch.distributed as dist
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import Gang, Gangs
@@ -70,7 +72,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         self,
         name: str,
         criterion: Criterion,
-        generator: WarmupGenerator,
+        create_generator: Callable[[int | None], WarmupGenerator],
         codec: TextCodec,
         gangs: Gangs,
         *,
@@ -81,6 +83,8 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         directions: Mapping[str, ValidDirection] | None = None,
     ) -> None:
         """
+        :param create_generator: Creates what decodes with warmups of at most so many
+            tokens; see :meth:`Criterion.get_max_warmup_len`.
         :param codec: Decodes; with several directions, that of any.
         :param target_lang: The language that chooses tokenizers.
         :param num_shown: The number of sources, from the first line of the file, to
@@ -103,7 +107,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         self._name = name
         self._criterion = criterion
-        self._generator = generator
+        self._create_generator = cache(create_generator)
         self._codec = codec
         self._gangs = gangs
         self._directions = directions
@@ -146,28 +150,18 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         # first batch not the longest.
         shown = [n for n, idx in enumerate(indices) if idx < self._num_shown]
 
-        warmups = self._criterion.evaluate(batch, metric_bag, shown=shown)
+        warmups = self._criterion.evaluate(
+            batch, metric_bag, step_nr=self._step_nr, shown=shown
+        )
 
         update_batch_metrics(batch, metric_bag)
 
-        prefixes = batch.target_seqs[:, : self._codec.layout.prefix_len]
-
         names = [""] * len(indices)
-
-        options: dict[str, Any] = {}
 
         if self._directions is not None:
             names = example["directions"]
 
-            options["num_template_tokens"] = [
-                self._directions[name].num_template_tokens for name in names
-            ]
-
-        hypotheses = self._generator(
-            batch.source_seqs, batch.source_seq_lens, prefixes, **options
-        )
-
-        texts = [self._codec.decode(group[0].target) for group in hypotheses]
+        texts = self._decode(batch, names)
 
         self._outputs.extend(zip(names, indices, texts, example["targets"]))
 
@@ -180,6 +174,50 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
                 text = f"direction: {names[n]}\n{text}"
 
             self._shown.append((names[n], indices[n], text))
+
+    def _decode(self, batch: Seq2SeqBatch, names: Sequence[str]) -> list[str]:
+        """
+        Decodes the sources of a batch.
+
+        :param names: The direction of each.
+        """
+        texts = [""] * len(names)
+
+        # Those that are decoded alike together.
+        groups: dict[int | None, list[int]] = {}
+
+        for n, name in enumerate(names):
+            max_warmup_len = self._criterion.get_max_warmup_len(
+                self._step_nr, name or None
+            )
+
+            groups.setdefault(max_warmup_len, []).append(n)
+
+        for max_warmup_len, rows in groups.items():
+            idx = torch.tensor(rows, device=batch.source_seqs.device)
+
+            seq_lens = [batch.source_seq_lens[n] for n in rows]
+
+            options: dict[str, Any] = {}
+
+            if self._directions is not None:
+                options["num_template_tokens"] = [
+                    self._directions[names[n]].num_template_tokens for n in rows
+                ]
+
+            hypotheses = self._create_generator(max_warmup_len)(
+                batch.source_seqs.index_select(0, idx)[:, : max(seq_lens)],
+                seq_lens,
+                batch.target_seqs.index_select(0, idx)[
+                    :, : self._codec.layout.prefix_len
+                ],
+                **options,
+            )
+
+            for n, group in zip(rows, hypotheses):
+                texts[n] = self._codec.decode(group[0].target)
+
+        return texts
 
     def _describe(
         self, source: str, reference: str, output: str, warmups: list[WeighedWarmup]

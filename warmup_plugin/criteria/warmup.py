@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import final
+from typing import Any, cast, final
 
 import torch
 from fairseq2.datasets import Seq2SeqBatch
@@ -16,6 +16,7 @@ from fairseq2.nn import BatchLayout
 from fairseq2.nn.data_parallel import get_data_parallel_facade
 from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.profiler import record_function
 from typing_extensions import override
 
@@ -23,6 +24,7 @@ from warmup_plugin.criteria.base import (
     Criterion,
     CriterionContext,
     WeighedWarmup,
+    update_loss,
 )
 from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.criteria.health import (
@@ -30,10 +32,18 @@ from warmup_plugin.criteria.health import (
     WarmupShares,
     repetition,
 )
-from warmup_plugin.criteria.sft import update_loss
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderRows, join_rows, plain_rows
-from warmup_plugin.models.conditional import RowCoefs, evaluation_mode
+from warmup_plugin.layout import (
+    DecoderRows,
+    ExcludedTokens,
+    join_rows,
+    plain_rows,
+)
+from warmup_plugin.models.conditional import (
+    EncodedSource,
+    RowCoefs,
+    evaluation_mode,
+)
 from warmup_plugin.objectives import (
     TemperedObjective,
     effective_sample_size,
@@ -41,7 +51,14 @@ from warmup_plugin.objectives import (
     reference_kl_term,
     requires_distinct,
 )
-from warmup_plugin.sampling import Candidates, concat_candidates, is_distinct
+from warmup_plugin.sampling import (
+    Candidates,
+    concat_candidates,
+    draw_candidates,
+    empty_candidates,
+    enumerates_empty,
+    is_distinct,
+)
 from warmup_plugin.scoring import (
     CandidateScores,
     KeptCandidates,
@@ -53,6 +70,7 @@ from warmup_plugin.scoring import (
     score_candidates,
     score_warmups,
 )
+from warmup_plugin.warmup_lens import interpolate_len
 
 
 @final
@@ -70,6 +88,12 @@ class _Look:
     plain_log_probs: Tensor | None
     """log P(y|x) without warmup. *Shape:* :math:`(N)`."""
 
+    is_draft: bool = False
+    """``True`` if the only candidate is a draft, of which nothing is learned."""
+
+    with_empty: bool = False
+    """``True`` if the first candidate is the empty warmup, enumerated."""
+
     def log_weights(self) -> Tensor:
         """Returns the logarithms of the posterior weights. *Shape:* :math:`(N,K)`."""
         scores = self.scores
@@ -82,13 +106,78 @@ class _Look:
 
 
 @final
+@dataclass(frozen=True)
+class _Pairs:
+    """Holds the sources and targets of a batch, or of some of its examples."""
+
+    source_seqs: Tensor
+    """*Shape:* :math:`(N,S_{src})`."""
+
+    source_seq_lens: list[int]
+
+    target_seqs: Tensor
+    """``[prefix] y EOS``, padded. *Shape:* :math:`(N,S_{tgt})`."""
+
+    target_seq_lens: Tensor
+    """*Shape:* :math:`(N)`."""
+
+    @staticmethod
+    def of(batch: Seq2SeqBatch) -> _Pairs:
+        source_seqs, source_layout = batch.as_source_input()
+
+        target_seqs, target_layout = batch.as_target_input()
+
+        return _Pairs(
+            source_seqs,
+            list(source_layout.seq_lens),
+            target_seqs,
+            target_layout.seq_lens_pt.long(),
+        )
+
+    @property
+    def num_targets(self) -> int:
+        """The number of tokens to predict."""
+        return int(self.target_seq_lens.sum()) - self.target_seq_lens.size(0)
+
+    def source_layout(self) -> BatchLayout:
+        return BatchLayout.of(self.source_seqs, self.source_seq_lens)
+
+    def slice(self, begin: int, end: int) -> _Pairs:
+        source_seq_lens = self.source_seq_lens[begin:end]
+
+        return _Pairs(
+            self.source_seqs[begin:end, : max(source_seq_lens)],
+            source_seq_lens,
+            self.target_seqs[begin:end],
+            self.target_seq_lens[begin:end],
+        )
+
+    def select(self, idx: Tensor) -> _Pairs:
+        """
+        :param idx: The examples to take, at least one. *Shape:* :math:`(N')`.
+        """
+        if idx.size(0) == self.target_seq_lens.size(0):
+            return self
+
+        source_seq_lens = [self.source_seq_lens[n] for n in idx.tolist()]
+
+        return _Pairs(
+            self.source_seqs.index_select(0, idx)[:, : max(source_seq_lens)],
+            source_seq_lens,
+            self.target_seqs.index_select(0, idx),
+            self.target_seq_lens.index_select(0, idx),
+        )
+
+
+@final
 class WarmupCriterion(Criterion):
     """
     Minimises the objective of K warmups that the model itself draws.
 
     One step: draw K warmups a source, weigh them, both in evaluation mode and without
     gradient; keep all or a few; one differentiable pass over those, in which the
-    source is encoded once.
+    source is encoded once. The pairs of plain directions have a row in that pass, no
+    warmup.
     """
 
     def __init__(self, context: CriterionContext, keep: Keep) -> None:
@@ -125,75 +214,109 @@ class WarmupCriterion(Criterion):
 
         every = context.publish_every_n_steps
 
+        pairs = _Pairs.of(batch)
+
+        warmed_idx, plain_idx = self._divide_paths(batch)
+
+        look = None
+
         # Under FSDP the parameters are gathered for the whole time: ranks whose warmups
         # differ in length would gather at different times and wait for each other.
         with get_data_parallel_facade(dp_model).summon_full_parameters():
             with evaluation_mode(context.model.module), record_function("warmup::look"):
-                look = self._look(
-                    batch, with_plain=every is not None and step_nr % every == 0
-                )
+                if warmed_idx.size(0) > 0:
+                    look = self._look(
+                        pairs.select(warmed_idx),
+                        step_nr,
+                        with_plain=every is not None and step_nr % every == 0,
+                        is_draft=step_nr <= self._config.draft_steps,
+                    )
 
         # Passes without gradient leave casts of the parameters in the cache of
         # `autocast`; the pass below would find them and silently train nothing.
         torch.clear_autocast_cache()
 
         # Before candidates are kept by their weights: it finds a loss that is no number.
-        shares = self._update_metrics(batch, look, metric_bag)
+        if look is not None:
+            warmed = pairs.select(warmed_idx)
 
-        self._detector.update(step_nr, shares)
+            update_loss(self._get_losses(look).sum(), warmed.num_targets, metric_bag)
+
+            shares = self._update_metrics(look, metric_bag)
+
+            if not look.is_draft and self._get_max_warmup_len(step_nr) > 0:
+                self._detector.update(step_nr, shares)
 
         with record_function("warmup::keep"):
-            rows, coefs = self._build_rows(batch, look)
+            rows, coefs = self._build_rows(pairs, look, warmed_idx, plain_idx)
 
         with record_function("warmup::differentiate"):
-            source_seqs, source_layout = batch.as_source_input()
-
             # Linear in a and b: its gradient is the objective's by the chain rule. Its
             # value means nothing; that of the objective is logged.
             loss: Tensor = dp_model(
-                source_seqs,
-                source_layout,
+                pairs.source_seqs,
+                pairs.source_layout(),
                 rows=rows,
                 coefs=coefs,
-                warmup_ban_mask=context.layout.warmup_ban_mask(
-                    context.model.num_logits, source_seqs.device
-                ),
+                excluded=self._get_excluded(pairs),
                 label_smoothing=context.label_smoothing,
                 passes=self._divide_rows(rows),
             )
 
         return loss
 
-    def _look(self, batch: Seq2SeqBatch, *, with_plain: bool) -> _Look:
+    def _get_excluded(self, pairs: _Pairs) -> ExcludedTokens:
+        return self._context.layout.excluded_tokens(
+            self._context.model.num_logits, pairs.target_seqs.device
+        )
+
+    def _get_max_warmup_len(self, step_nr: int) -> int:
+        return interpolate_len(
+            self._config.max_warmup_len, self._config.len_schedule, step_nr
+        )
+
+    def _divide_paths(self, batch: Seq2SeqBatch) -> tuple[Tensor, Tensor]:
+        """
+        Tells the examples with warmups from those of plain directions.
+
+        :returns: Their numbers. *Shape:* :math:`(N')` each.
+        """
+        plain = self._context.plain_directions
+
+        if not plain:
+            idx = torch.arange(batch.num_examples, device=batch.target_seqs.device)
+
+            return idx, idx[:0]
+
+        example = cast("dict[str, Any]", batch.example)
+
+        is_plain = [name in plain for name in example["directions"]]
+
+        mask = torch.tensor(is_plain, device=batch.target_seqs.device)
+
+        return (~mask).nonzero().squeeze(1), mask.nonzero().squeeze(1)
+
+    def _look(
+        self, pairs: _Pairs, step_nr: int, *, with_plain: bool, is_draft: bool
+    ) -> _Look:
         """
         Draws and weighs candidates.
 
         :param with_plain: If ``True``, also scores the targets without warmup.
+        :param is_draft: If ``True``, the only candidate is the likeliest one, token by
+            token.
         """
-        source_seqs, source_layout = batch.as_source_input()
-
-        target_seqs, target_seq_lens = self._get_targets(batch)
-
         # The validator is in inference mode; there `no_grad` changes nothing.
         with torch.no_grad():
-            looks = []
-
-            for begin, end in self._divide_sources(target_seq_lens):
-                part = slice(begin, end)
-
-                seq_lens = list(source_layout.seq_lens[part])
-
-                part_seqs = source_seqs[part, : max(seq_lens)]
-
-                looks.append(
-                    self._look_at(
-                        part_seqs,
-                        BatchLayout.of(part_seqs, seq_lens),
-                        target_seqs[part],
-                        target_seq_lens[part],
-                        with_plain=with_plain,
-                    )
+            looks = [
+                self._look_at(
+                    pairs.slice(begin, end),
+                    step_nr,
+                    with_plain=with_plain,
+                    is_draft=is_draft,
                 )
+                for begin, end in self._divide_sources(pairs.target_seq_lens)
+            ]
 
         if len(looks) == 1:
             # Without the keys and values, which nobody needs from here on.
@@ -204,16 +327,17 @@ class WarmupCriterion(Criterion):
 
             return torch.cat(known) if known else None
 
-        return _Look(
-            concat_candidates(
+        return replace(
+            looks[0],
+            candidates=concat_candidates(
                 [look.candidates for look in looks], self._context.layout.pad_idx
             ),
-            CandidateScores(
+            scores=CandidateScores(
                 torch.cat([look.scores.warmup_log_probs for look in looks]),
                 torch.cat([look.scores.target_log_probs for look in looks]),
             ),
-            concat([look.reference_log_probs for look in looks]),
-            concat([look.plain_log_probs for look in looks]),
+            reference_log_probs=concat([look.reference_log_probs for look in looks]),
+            plain_log_probs=concat([look.plain_log_probs for look in looks]),
         )
 
     def _divide_sources(self, target_seq_lens: Tensor) -> list[tuple[int, int]]:
@@ -229,43 +353,65 @@ class WarmupCriterion(Criterion):
         return _divide(lens.tolist(), config.max_num_tokens)
 
     def _look_at(
-        self,
-        source_seqs: Tensor,
-        source_layout: BatchLayout,
-        target_seqs: Tensor,
-        target_seq_lens: Tensor,
-        *,
-        with_plain: bool,
+        self, pairs: _Pairs, step_nr: int, *, with_plain: bool, is_draft: bool
     ) -> _Look:
         context, config = self._context, self._config
 
         layout, model = context.layout, context.model
 
-        prefixes = target_seqs[:, : layout.prefix_len]
+        prefixes = pairs.target_seqs[:, : layout.prefix_len]
+
+        source_layout = pairs.source_layout()
+
+        max_warmup_len = self._get_max_warmup_len(step_nr)
+
+        # None of the two is drawn.
+        with_empty = config.with_empty and max_warmup_len > 0 and not is_draft
 
         with self._draw_time, record_function("warmup::draw"):
-            source = model.encode(source_seqs, source_layout)
+            source = model.encode(pairs.source_seqs, source_layout)
 
-            candidates = context.sampler(
-                model,
-                source,
-                layout,
-                prefixes,
-                num_warmups=config.num_warmups,
-                max_warmup_len=config.max_warmup_len,
-            )
+            if max_warmup_len == 0:
+                candidates = empty_candidates(layout, prefixes.size(0), prefixes.device)
+            elif is_draft:
+                candidates = draw_candidates(
+                    model,
+                    source,
+                    layout,
+                    prefixes,
+                    num_warmups=1,
+                    max_warmup_len=max_warmup_len,
+                    greedy=True,
+                )
+            else:
+                options = {"with_empty": True} if with_empty else {}
+
+                candidates = context.sampler(
+                    model,
+                    source,
+                    layout,
+                    prefixes,
+                    num_warmups=config.num_warmups,
+                    max_warmup_len=max_warmup_len,
+                    **options,
+                )
 
         with record_function("warmup::weigh"):
             scores = score_candidates(
-                model, source, layout, candidates, target_seqs, target_seq_lens
+                model,
+                source,
+                layout,
+                candidates,
+                pairs.target_seqs,
+                pairs.target_seq_lens,
             )
 
         reference_log_probs = None
 
-        if context.reference is not None:
+        if context.reference is not None and not is_draft:
             reference_log_probs = score_warmups(
                 context.reference,
-                context.reference.encode(source_seqs, source_layout),
+                context.reference.encode(pairs.source_seqs, source_layout),
                 layout,
                 candidates,
                 prefixes,
@@ -274,13 +420,33 @@ class WarmupCriterion(Criterion):
         plain_log_probs = None
 
         if with_plain:
-            rows = plain_rows(layout, target_seqs, target_seq_lens)
+            plain_log_probs = self._score_plain(
+                source, pairs, with_separator=config.plain_path == "empty"
+            )
 
-            ban_mask = layout.warmup_ban_mask(model.num_logits, target_seqs.device)
+        return _Look(
+            candidates,
+            scores,
+            reference_log_probs,
+            plain_log_probs,
+            is_draft=is_draft,
+            with_empty=with_empty,
+        )
 
-            plain_log_probs = model.score(source, rows, ban_mask).target_log_probs
+    def _score_plain(
+        self, source: EncodedSource, pairs: _Pairs, *, with_separator: bool
+    ) -> Tensor:
+        """Computes log P(y|x) without warmup. *Shape:* :math:`(N)`."""
+        rows = plain_rows(
+            self._context.layout,
+            pairs.target_seqs,
+            pairs.target_seq_lens,
+            with_separator=with_separator,
+        )
 
-        return _Look(candidates, scores, reference_log_probs, plain_log_probs)
+        scores = self._context.model.score(source, rows, self._get_excluded(pairs))
+
+        return scores.target_log_probs
 
     def _differentiate(
         self, look: _Look, target_seq_lens: Tensor
@@ -291,6 +457,13 @@ class WarmupCriterion(Criterion):
         *Shape:* :math:`(N,K)` each.
         """
         config = self._config
+
+        if look.is_draft:
+            target_log_probs = look.scores.target_log_probs
+
+            return torch.zeros_like(target_log_probs), -torch.ones_like(
+                target_log_probs
+            )
 
         objective = self._context.objective
 
@@ -312,13 +485,18 @@ class WarmupCriterion(Criterion):
             losses = objective(warmup_log_probs, target_log_probs, proposal_log_probs)
 
             if config.entropy_weight > 0.0:
-                entropy = entropy_term(warmup_log_probs, proposal_log_probs)
+                entropy = entropy_term(
+                    warmup_log_probs, proposal_log_probs, with_empty=look.with_empty
+                )
 
                 losses = losses + config.entropy_weight * entropy
 
             if look.reference_log_probs is not None:
                 kl = reference_kl_term(
-                    warmup_log_probs, look.reference_log_probs, proposal_log_probs
+                    warmup_log_probs,
+                    look.reference_log_probs,
+                    proposal_log_probs,
+                    with_empty=look.with_empty,
                 )
 
                 losses = losses + config.kl_weight * kl
@@ -335,53 +513,90 @@ class WarmupCriterion(Criterion):
         return warmup_coefs, target_coefs
 
     def _build_rows(
-        self, batch: Seq2SeqBatch, look: _Look
+        self, pairs: _Pairs, look: _Look | None, warmed_idx: Tensor, plain_idx: Tensor
     ) -> tuple[DecoderRows, RowCoefs]:
-        """Builds the rows of the differentiable pass; plain rows come last."""
-        target_seqs, target_seq_lens = self._get_targets(batch)
+        """
+        Builds the rows of the differentiable pass: those of the candidates that are
+        kept, those of ``sft_weight`` and those of plain directions.
 
-        candidates = look.candidates
+        :param look: What was found for the examples ``warmed_idx``.
+        """
+        config = self._config
 
-        kept = self._keep(*self._differentiate(look, target_seq_lens))
+        parts: list[_Rows] = []
 
-        warmups = candidates.seqs.index_select(0, kept.rows)
-        warmup_lens = candidates.seq_lens.index_select(0, kept.rows)
-        warmup_cut = candidates.cut.index_select(0, kept.rows)
-        source_idx = kept.rows // candidates.num_warmups
+        if look is not None:
+            candidates = look.candidates
 
-        with_separator = torch.ones_like(warmup_cut)
+            target_seq_lens = pairs.target_seq_lens.index_select(0, warmed_idx)
 
-        warmup_coefs, target_coefs = kept.warmup_coefs, kept.target_coefs
+            keep = keep_all if candidates.num_warmups == 1 else self._keep
 
-        if self._config.sft_weight > 0.0:
-            num_sources = target_seqs.size(0)
+            kept = keep(*self._differentiate(look, target_seq_lens))
 
-            def append(values: Tensor, value: float = 0.0) -> Tensor:
-                plain = values.new_full((num_sources, *values.shape[1:]), value)
-
-                return torch.cat([values, plain])
-
-            warmups, warmup_lens = append(warmups), append(warmup_lens)
-            warmup_cut, with_separator = append(warmup_cut), append(with_separator)
-            warmup_coefs = append(warmup_coefs)
-            target_coefs = append(target_coefs, -self._config.sft_weight)
-
-            source_idx = torch.cat(
-                [source_idx, torch.arange(num_sources, device=source_idx.device)]
+            parts.append(
+                _Rows(
+                    candidates.seqs.index_select(0, kept.rows),
+                    candidates.seq_lens.index_select(0, kept.rows),
+                    candidates.cut.index_select(0, kept.rows),
+                    torch.ones_like(kept.rows, dtype=torch.bool),
+                    warmed_idx.index_select(0, kept.rows // candidates.num_warmups),
+                    kept.warmup_coefs,
+                    kept.target_coefs,
+                )
             )
+
+        def add_plain(idx: Tensor, weight: float, *, with_separator: bool) -> None:
+            if idx.size(0) == 0:
+                return
+
+            separators = torch.full_like(idx, with_separator, dtype=torch.bool)
+
+            zeros = torch.zeros_like(idx, dtype=torch.float32)
+
+            # The separator of the empty warmup is given.
+            parts.append(
+                _Rows(
+                    idx.new_zeros((idx.size(0), 0)),
+                    torch.zeros_like(idx),
+                    separators,
+                    separators,
+                    idx,
+                    zeros,
+                    zeros - weight,
+                )
+            )
+
+        if config.sft_weight > 0.0:
+            add_plain(
+                warmed_idx,
+                config.sft_weight,
+                with_separator=config.plain_path == "empty",
+            )
+
+        add_plain(plain_idx, 1.0, with_separator=False)
+
+        width = max(part.warmups.size(1) for part in parts)
+
+        warmups = [
+            pad(part.warmups, (0, width - part.warmups.size(1))) for part in parts
+        ]
 
         rows = join_rows(
             self._context.layout,
-            target_seqs,
-            target_seq_lens,
-            warmups,
-            warmup_lens,
-            warmup_cut,
-            with_separator,
-            source_idx,
+            pairs.target_seqs,
+            pairs.target_seq_lens,
+            torch.cat(warmups),
+            torch.cat([part.warmup_lens for part in parts]),
+            torch.cat([part.warmup_cut for part in parts]),
+            torch.cat([part.with_separator for part in parts]),
+            torch.cat([part.source_idx for part in parts]),
         )
 
-        return rows, RowCoefs(warmup_coefs, target_coefs)
+        return rows, RowCoefs(
+            torch.cat([part.warmup_coefs for part in parts]),
+            torch.cat([part.target_coefs for part in parts]),
+        )
 
     def _divide_rows(self, rows: DecoderRows) -> list[Tensor] | None:
         """Divides rows into passes that fit into memory; ``None`` for one pass."""
@@ -414,27 +629,25 @@ class WarmupCriterion(Criterion):
 
         return passes + [order[:0]] * (num_passes - len(passes))
 
-    @staticmethod
-    def _get_targets(batch: Seq2SeqBatch) -> tuple[Tensor, Tensor]:
-        target_seqs, target_layout = batch.as_target_input()
-
-        return target_seqs, target_layout.seq_lens_pt.long()
-
     @torch.no_grad()
-    def _update_metrics(
-        self, batch: Seq2SeqBatch, look: _Look, metric_bag: MetricBag
-    ) -> WarmupShares:
-        """Logs the objective and the health of the warmups."""
-        candidates, scores = look.candidates, look.scores
+    def _get_losses(self, look: _Look) -> Tensor:
+        """Computes what is reported: the objective itself, neither tempered nor with a
+        bonus. *Shape:* :math:`(N)`."""
+        scores = look.scores
 
-        # What is reported is the objective itself, neither tempered nor with a bonus.
-        losses = self._context.objective(
+        if look.is_draft:
+            return -scores.target_log_probs.squeeze(1)
+
+        return self._context.objective(
             scores.warmup_log_probs,
             scores.target_log_probs,
-            candidates.proposal_log_probs,
+            look.candidates.proposal_log_probs,
         )
 
-        update_loss(losses.sum(), batch, metric_bag)
+    @torch.no_grad()
+    def _update_metrics(self, look: _Look, metric_bag: MetricBag) -> WarmupShares:
+        """Logs the health of the warmups."""
+        candidates, scores = look.candidates, look.scores
 
         num_sources, num_warmups = candidates.proposal_log_probs.shape
 
@@ -444,9 +657,16 @@ class WarmupCriterion(Criterion):
             "warmup_ess": effective_sample_size(look.log_weights()).mean(),
             "warmup_len": candidates.seq_lens.float().mean(),
             "warmup_entropy": -entropy_term(
-                scores.warmup_log_probs, candidates.proposal_log_probs
+                scores.warmup_log_probs,
+                candidates.proposal_log_probs,
+                with_empty=look.with_empty,
             ).mean(),
-            "warmup_empty": candidates.seq_lens.eq(0).float().mean(),
+            "warmup_empty": (
+                # One candidate of each source is, so that a share would tell nothing.
+                scores.warmup_log_probs[:, 0].exp().mean()
+                if look.with_empty
+                else candidates.seq_lens.eq(0).float().mean()
+            ),
             "warmup_cut": candidates.cut.float().mean(),
             "warmup_duplicate": candidates.duplicates().float().mean(),
             "warmup_repetition": repetition(candidates).mean(),
@@ -474,42 +694,105 @@ class WarmupCriterion(Criterion):
 
     @override
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
+        self,
+        batch: Seq2SeqBatch,
+        metric_bag: MetricBag,
+        *,
+        step_nr: int,
+        shown: Sequence[int],
     ) -> list[list[WeighedWarmup]]:
-        look = self._look(batch, with_plain=True)
+        pairs = _Pairs.of(batch)
 
-        # Only the draws of training are to be timed.
-        self._draw_time.reset()
+        warmed_idx, plain_idx = self._divide_paths(batch)
 
-        self._update_metrics(batch, look, metric_bag)
+        warmups: list[list[WeighedWarmup]] = [[] for _ in shown]
 
+        loss = torch.zeros((), device=pairs.target_seqs.device)
+
+        if plain_idx.size(0) > 0:
+            plain = pairs.select(plain_idx)
+
+            source = self._context.model.encode(
+                plain.source_seqs, plain.source_layout()
+            )
+
+            loss = loss - self._score_plain(source, plain, with_separator=False).sum()
+
+        if warmed_idx.size(0) > 0:
+            look = self._look(
+                pairs.select(warmed_idx), step_nr, with_plain=True, is_draft=False
+            )
+
+            # Only the draws of training are to be timed.
+            self._draw_time.reset()
+
+            self._update_metrics(look, metric_bag)
+
+            loss = loss + self._get_losses(look).sum()
+
+            places = {n: idx for idx, n in enumerate(warmed_idx.tolist())}
+
+            warmups = [
+                self._describe(look, places[n]) if n in places else [] for n in shown
+            ]
+
+        update_loss(loss, pairs.num_targets, metric_bag)
+
+        return warmups
+
+    @staticmethod
+    def _describe(look: _Look, n: int) -> list[WeighedWarmup]:
+        """Describes the warmups of a source."""
         candidates, scores = look.candidates, look.scores
 
-        weights = look.log_weights().softmax(dim=1)
+        weights = look.log_weights()[n].softmax(dim=0)
 
-        num_warmups = candidates.num_warmups
+        begin = n * candidates.num_warmups
 
-        def describe(n: int, k: int) -> WeighedWarmup:
-            row = n * num_warmups + k
-
-            return WeighedWarmup(
-                candidates.seqs[row, : int(candidates.seq_lens[row])].tolist(),
-                float(weights[n, k]),
+        return [
+            WeighedWarmup(
+                candidates.seqs[
+                    begin + k, : int(candidates.seq_lens[begin + k])
+                ].tolist(),
+                float(weights[k]),
                 float(scores.warmup_log_probs[n, k]),
                 float(scores.target_log_probs[n, k]),
             )
-
-        return [[describe(n, k) for k in range(num_warmups)] for n in shown]
+            for k in range(candidates.num_warmups)
+        ]
 
     @property
     @override
     def max_warmup_len(self) -> int | None:
         return self._config.max_warmup_len
 
+    @override
+    def get_max_warmup_len(self, step_nr: int, direction: str | None) -> int | None:
+        if direction in self._context.plain_directions:
+            return None
+
+        return self._get_max_warmup_len(step_nr)
+
     @property
     @override
     def draw_time(self) -> Stopwatch:
         return self._draw_time
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Holds what some rows of the differentiable pass are made of."""
+
+    # (R, C)
+    warmups: Tensor
+
+    # (R) each
+    warmup_lens: Tensor
+    warmup_cut: Tensor
+    with_separator: Tensor
+    source_idx: Tensor
+    warmup_coefs: Tensor
+    target_coefs: Tensor
 
 
 def _divide(sizes: Sequence[int], budget: int) -> list[tuple[int, int]]:
@@ -561,6 +844,11 @@ def create_warmup_criterion(context: CriterionContext) -> Criterion:
     if is_distinct(context.sampler) and context.warmup.num_warmups == 1:
         raise WarmupError(
             f"`warmup.sampler.name` is `{context.warmup.sampler.name}`, which draws warmups that differ from each other, but `warmup.num_warmups` is 1; raise it, or set `warmup.sampler.name` to `independent`."
+        )
+
+    if context.warmup.with_empty and not enumerates_empty(context.sampler):
+        raise WarmupError(
+            f"`warmup.with_empty` is set, but the sampler `{context.warmup.sampler.name}` cannot leave the empty warmup out of its draws; set `warmup.sampler.name` to `independent`."
         )
 
     keep = _create_keep(context.warmup.keep, context.warmup.num_warmups)

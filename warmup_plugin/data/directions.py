@@ -36,6 +36,9 @@ class DirectionSection:
     target_token: str | None = None
     """What the tokenizer calls the language of the targets."""
 
+    plain: bool = False
+    """If ``True``, ``criterion.name=warmup`` trains this direction without warmups, as `sft` does, beside the others; and so it is decoded."""
+
 
 def split_direction(name: str) -> tuple[str, str]:
     """
@@ -120,8 +123,8 @@ def narrow_to_direction(
         only direction that had one of its own.
     :param find_data: If ``True``, the folder of the direction is looked for.
 
-    :returns: The config, whose ``dataset`` and ``tokenizer`` are those of the direction.
-        Without ``dataset.directions`` nothing but ``data_dir`` makes a difference.
+    :returns: The config, whose ``dataset`` and ``tokenizer`` are those of the direction;
+        that of a plain one has the criterion ``sft``. Without ``dataset.directions`` nothing but ``data_dir`` makes a difference.
 
     :raises WarmupError: If ``find_data`` finds no data of the direction.
     """
@@ -164,7 +167,12 @@ def narrow_to_direction(
     elif find_data and dataset["path"] is not None:
         dataset.update(_find_data(dataset, name))
 
-    return {**config, "dataset": dataset, "tokenizer": tokenizer}
+    narrowed = {**config, "dataset": dataset, "tokenizer": tokenizer}
+
+    if direction.get("plain") and "criterion" in config:
+        narrowed["criterion"] = {**config["criterion"], "name": "sft"}
+
+    return narrowed
 
 
 def _find_moved(data_dir: Path, directions: Mapping[str, Any], name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Final
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-WARMUP_CHOICES: Final = ("none", "single", "greedy_then_beam", "sample")
+WARMUP_CHOICES: Final = ("none", "empty", "single", "greedy_then_beam", "sample")
 
 RANKINGS: Final = ("log_prob", "marginal", "mbr")
 
@@ -20,7 +20,7 @@ class GenerationConfig(Validatable):
     """Configures the generator ``warmup``: how warmup and output are found."""
 
     warmup: str = "single"
-    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `sample`: ``num_warmups`` warmups are drawn, each with an output of its own, and ``rank_by`` chooses; `none`: the model writes no warmup (plain fine-tuning)."""
+    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `sample`: ``num_warmups`` warmups are drawn, each with an output of its own, and ``rank_by`` chooses; `empty`: the warmup is empty, so that the output follows the separator at once; `none`: there is no separator either (plain fine-tuning). ``generate`` and ``translate`` take `none` for `empty` where a run has learned it so."""
 
     max_warmup_len: int = 8
     """The most tokens of a warmup; then the separator is forced. That of training, if a run translates."""
@@ -204,7 +204,7 @@ def create_generation_config(
     """
     Creates the settings of one search through all that a model writes.
 
-    :param max_warmup_len: ``None`` for a model without warmup.
+    :param max_warmup_len: ``None`` for a model without warmup, 0 for the empty one.
     :param section: Further settings; its beam is not looked at.
     """
     options = {} if section is None else section.to_options()
@@ -213,6 +213,8 @@ def create_generation_config(
 
     if max_warmup_len is None:
         options["warmup"] = "none"
+    elif max_warmup_len == 0:
+        options["warmup"] = "empty"
     else:
         options.update(warmup="single", max_warmup_len=max_warmup_len)
 

@@ -145,15 +145,18 @@ class WarmupGenerator:
     @property
     def has_warmup(self) -> bool:
         """``True`` if a warmup is written before each output."""
-        return self._config.warmup != "none"
+        return self._config.warmup not in ("none", "empty")
 
     def get_room(self, source_len: int, prefix_len: int) -> int:
         """Returns the most tokens, EOS included, that a source leaves for its output
         behind the longest warmup; less than 2 is too little."""
         room = self._model.get_max_target_len(source_len) - prefix_len
 
+        if self._config.warmup == "none":
+            return room
+
         # The separator is one more.
-        return room - self._config.max_warmup_len - 1 if self.has_warmup else room
+        return room - 1 - (self._config.max_warmup_len if self.has_warmup else 0)
 
     @torch.no_grad()
     def __call__(
@@ -234,6 +237,14 @@ class WarmupGenerator:
             source_seq_lens, prefixes, forced, num_template_tokens
         )
 
+        if self._config.warmup == "empty":
+            # Given, not written, as what else stands before.
+            separators = prefixes.new_full(
+                (prefixes.size(0), 1), self._layout.separator_idx
+            )
+
+            prefixes = torch.cat([prefixes, separators], dim=1)
+
         encoded = self._model.encode(
             source_seqs, BatchLayout.of(source_seqs, list(source_seq_lens))
         )
@@ -246,7 +257,7 @@ class WarmupGenerator:
     def _generate(self, run: _Run) -> list[list[Hypothesis]]:
         config = self._config
 
-        if config.warmup in ("none", "single"):
+        if config.warmup in ("none", "empty", "single"):
             return self._search_all(run)
 
         num_warmups = config.num_warmups if config.warmup == "sample" else 1
@@ -505,6 +516,7 @@ class WarmupGenerator:
             length_penalty=config.length_penalty,
             no_repeat_ngram_size=config.no_repeat_ngram_size,
             ban_unk=config.ban_unk,
+            knows_separator=config.warmup != "none",
             draw=draw,
             on_step=self._create_hook(num_groups),
         )

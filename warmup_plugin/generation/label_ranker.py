@@ -18,7 +18,7 @@ from warmup_plugin.data.corpus import encode_sources
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.translator import Translation
-from warmup_plugin.layout import DecoderRows, join_rows
+from warmup_plugin.layout import DecoderRows, ExcludedTokens, join_rows
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
 from warmup_plugin.sampling.draw import Candidates, draw_line_candidates
 from warmup_plugin.tokenizers.codec import TextCodec
@@ -44,6 +44,7 @@ class LabelRanker:
         *,
         num_warmups: int,
         max_warmup_len: int,
+        has_empty_warmup: bool,
         seed: int,
         max_num_tokens: int,
     ) -> None:
@@ -51,6 +52,8 @@ class LabelRanker:
         :param model: In evaluation mode.
         :param labels: The answers to choose from.
         :param num_warmups: The number K of warmups to draw for each line; 0 for none.
+        :param has_empty_warmup: If ``True``, none means the empty warmup; else plain
+            fine-tuning.
         :param seed: Of the draws, which depend on it and on the number of the line.
         :param max_num_tokens: The size of a batch: rows times the longer side; each
             label of each warmup is a row.
@@ -69,6 +72,7 @@ class LabelRanker:
         self._labels = labels
         self._num_warmups = num_warmups
         self._max_warmup_len = max_warmup_len
+        self._has_separator = has_empty_warmup or num_warmups > 0
         self._seed = seed
 
         # y and EOS
@@ -198,11 +202,14 @@ class LabelRanker:
 
         rows = self._join_rows(candidates, target_seqs, target_lens)
 
-        ban_mask = self._codec.layout.warmup_ban_mask(
-            self._model.num_logits, self._device
-        )
+        excluded = ExcludedTokens.none(self._device)
 
-        scores = self._model.score(source, rows, ban_mask)
+        if self._has_separator:
+            excluded = self._codec.layout.excluded_tokens(
+                self._model.num_logits, self._device
+            )
+
+        scores = self._model.score(source, rows, excluded)
 
         # (N, K, L)
         log_probs = scores.target_log_probs.view(len(lines), -1, num_labels)
@@ -254,11 +261,13 @@ class LabelRanker:
         targets = torch.arange(num_targets, device=device)
 
         if candidates is None:
-            no = torch.zeros(num_targets, dtype=torch.bool, device=device)
+            with_separator = cut = torch.full(
+                (num_targets,), self._has_separator, device=device
+            )
 
             warmups = target_seqs.new_zeros((num_targets, 0))
 
-            warmup_lens, cut, with_separator = no.long(), no, no
+            warmup_lens = target_lens.new_zeros(num_targets)
         else:
             num_warmups = candidates.num_warmups
 

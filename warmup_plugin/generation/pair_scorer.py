@@ -16,7 +16,7 @@ from warmup_plugin.data.batching import sorted_batches
 from warmup_plugin.data.corpus import TokenSeqsBuilder
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.generation.translator import to_json_line
-from warmup_plugin.layout import plain_rows
+from warmup_plugin.layout import ExcludedTokens, plain_rows
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.sampling.draw import Candidates, draw_line_candidates
 from warmup_plugin.scoring import score_candidates
@@ -116,12 +116,15 @@ class PairScorer:
         *,
         num_warmups: int,
         max_warmup_len: int,
+        has_empty_warmup: bool,
         seed: int,
         max_num_tokens: int,
     ) -> None:
         """
         :param model: In evaluation mode.
         :param num_warmups: The number K of warmups to draw for each pair; 0 for none.
+        :param has_empty_warmup: If ``True``, what log P(y|x) without warmup stands for
+            is the empty one; else that of plain fine-tuning.
         :param seed: Of the draws, which depend on it and on the number of the line.
         :param max_num_tokens: The size of a batch: rows times the longer side of the
             longest pair; each warmup is a row.
@@ -131,6 +134,7 @@ class PairScorer:
         self._device = device
         self._num_warmups = num_warmups
         self._max_warmup_len = max_warmup_len
+        self._has_empty_warmup = has_empty_warmup
         self._seed = seed
         self._max_num_tokens = max(1, max_num_tokens // max(1, num_warmups))
 
@@ -203,6 +207,8 @@ class PairScorer:
         # The separator is one more, the last token is never read.
         if self._num_warmups > 0:
             max_len -= self._max_warmup_len + 1
+        elif self._has_empty_warmup:
+            max_len -= 1
 
         if target_len - 1 > max_len:
             raise LineError(
@@ -224,11 +230,21 @@ class PairScorer:
 
         target_lens = torch.tensor(targets[1], device=device)
 
+        excluded = ExcludedTokens.none(device)
+
+        if self._has_empty_warmup:
+            excluded = layout.excluded_tokens(model.num_logits, device)
+
         # (N)
         plain_log_probs = model.score(
             source,
-            plain_rows(layout, target_seqs, target_lens),
-            layout.warmup_ban_mask(model.num_logits, device),
+            plain_rows(
+                layout,
+                target_seqs,
+                target_lens,
+                with_separator=self._has_empty_warmup,
+            ),
+            excluded,
         ).target_log_probs.tolist()
 
         if self._num_warmups == 0:

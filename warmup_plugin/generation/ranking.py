@@ -104,9 +104,9 @@ def rank_by_marginal(
         warmup_mask=torch.zeros_like(rows.warmup_mask),
     )
 
-    ban_mask = layout.warmup_ban_mask(model.num_logits, device)
+    excluded = layout.excluded_tokens(model.num_logits, device)
 
-    log_probs = model.score(encoded, rows, ban_mask).target_log_probs.tolist()
+    log_probs = model.score(encoded, rows, excluded).target_log_probs.tolist()
 
     ranked = []
 

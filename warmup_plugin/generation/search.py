@@ -138,7 +138,7 @@ def write_warmups(
 
     device = logits.device
 
-    banned = layout.warmup_ban_mask(num_logits, device).nonzero().squeeze(1)
+    banned = layout.excluded_tokens(num_logits, device).in_warmup
 
     seqs, token_log_probs = [], []
 
@@ -247,10 +247,13 @@ class RowSearch:
         length_penalty: float,
         no_repeat_ngram_size: int = 0,
         ban_unk: bool = True,
+        knows_separator: bool = True,
         draw: TokenDraw | None = None,
         on_step: StepCallback | None = None,
     ) -> None:
         """
+        :param knows_separator: ``False`` for plain fine-tuning, whose outputs have a
+            probability among all tokens, see :meth:`DecoderLayout.excluded_tokens`.
         :param draw: If given, tokens are drawn instead of searched; the beam size must
             be 1.
         :param on_step: Called after each step with the group of each row, what the rows
@@ -260,6 +263,7 @@ class RowSearch:
         self._beam_size = beam_size
         self._length_penalty = length_penalty
         self._no_repeat_ngram_size = no_repeat_ngram_size
+        self._knows_separator = knows_separator
         self._draw = draw
         self._on_step = on_step
 
@@ -298,6 +302,7 @@ class RowSearch:
             device,
             banned_in_target=self._banned_in_target,
             no_repeat_ngram_size=self._no_repeat_ngram_size,
+            knows_separator=self._knows_separator,
             draw=self._draw,
             # At most G of them end, so G go on. A beam of one ends or goes on.
             num_ranked=1 if beam_size == 1 else min(2 * beam_size, num_logits),
@@ -629,12 +634,14 @@ class _Ranking:
         *,
         banned_in_target: Sequence[int],
         no_repeat_ngram_size: int,
+        knows_separator: bool,
         draw: TokenDraw | None,
         num_ranked: int,
     ) -> None:
         self._layout = layout
         self._space = space
         self._no_repeat_ngram_size = no_repeat_ngram_size
+        self._knows_separator = knows_separator
         self._draw = draw
         self._num_ranked = num_ranked
 
@@ -802,8 +809,15 @@ class _Ranking:
         Bans tokens and returns what turns logits into log-probabilities.
 
         Within a warmup the distribution is the one that training draws from, over the
-        tokens allowed there; an output is learned with all tokens.
+        tokens allowed there; an output is learned with all tokens but the separator.
         """
+        if self._knows_separator:
+            separators = logits[:, self._layout.separator_idx]
+
+            logits[:, self._layout.separator_idx] = separators.masked_fill(
+                in_target, -torch.inf
+            )
+
         if num_in_target == in_target.numel():
             norms = self._sum(logits)
 

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderRows
+from warmup_plugin.layout import DecoderRows, ExcludedTokens
 from warmup_plugin.models.attention import (
     ContinuedRows,
     PositionBias,
@@ -126,13 +126,16 @@ class RowDecoder(ABC):
         """
 
     @abstractmethod
-    def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
+    def score(
+        self, rows: DecoderRows, past_lens: Tensor, excluded: ExcludedTokens
+    ) -> Tensor:
         """
         Scores the targets of rows whose first tokens have been fed, without gradient.
 
         :param rows: One for each row of this decoder, in the same order.
         :param past_lens: The number of tokens that each of them has been fed; what it
             was fed beyond them is forgotten. *Shape:* :math:`(B)`.
+        :param excluded: See :meth:`ConditionalModel.score`.
 
         :returns: log P(y|c,x). *Shape:* :math:`(B)`.
         """
@@ -165,14 +168,13 @@ class ConditionalModel(ABC):
 
     @abstractmethod
     def score(
-        self, source: EncodedSource, rows: DecoderRows, warmup_ban_mask: Tensor
+        self, source: EncodedSource, rows: DecoderRows, excluded: ExcludedTokens
     ) -> RowScores:
         """
         Scores whole rows in one pass.
 
-        :param warmup_ban_mask: ``True`` for tokens that a warmup cannot hold: a is
-            the log-probability under the distribution that warmups are drawn from.
-            *Shape:* :math:`(V)`.
+        :param excluded: The tokens of probability zero in each part: a is the
+            log-probability under the distribution that warmups are drawn from.
         """
 
     @abstractmethod
@@ -182,7 +184,7 @@ class ConditionalModel(ABC):
         source_layout: BatchLayout,
         rows: DecoderRows,
         coefs: RowCoefs,
-        warmup_ban_mask: Tensor,
+        excluded: ExcludedTokens,
         *,
         label_smoothing: float = 0.0,
         passes: Sequence[Tensor] | None = None,
@@ -396,7 +398,7 @@ class _RowModel(ConditionalModel):
 
     @override
     def score(
-        self, source: EncodedSource, rows: DecoderRows, warmup_ban_mask: Tensor
+        self, source: EncodedSource, rows: DecoderRows, excluded: ExcludedTokens
     ) -> RowScores:
         flat = _FlatRows(rows)
 
@@ -408,8 +410,8 @@ class _RowModel(ConditionalModel):
             self.final_proj,
             select_items(hidden, idx),
             flat.targets[idx],
-            num_restricted=num_warmup,
-            banned=warmup_ban_mask.nonzero().squeeze(1),
+            num_warmup=num_warmup,
+            excluded=excluded,
         )
 
         row_idx = flat.row_idx[idx]
@@ -432,13 +434,11 @@ class _RowModel(ConditionalModel):
         source_layout: BatchLayout,
         rows: DecoderRows,
         coefs: RowCoefs,
-        warmup_ban_mask: Tensor,
+        excluded: ExcludedTokens,
         *,
         label_smoothing: float = 0.0,
         passes: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        banned = warmup_ban_mask.nonzero().squeeze(1)
-
         source = self.encode(source_seqs, source_layout)
 
         # What counts in each pass, hidden states, targets and coefficients: those of
@@ -496,8 +496,8 @@ class _RowModel(ConditionalModel):
             hidden,
             targets,
             token_coefs,
-            num_restricted=sum(part[0].size(0) for part in warmup_parts),
-            banned=banned,
+            num_warmup=sum(part[0].size(0) for part in warmup_parts),
+            excluded=excluded,
             label_smoothing=label_smoothing,
         )
 
@@ -929,7 +929,9 @@ class _CachedRowDecoder(RowDecoder):
         self._num_fed = 0
 
     @override
-    def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
+    def score(
+        self, rows: DecoderRows, past_lens: Tensor, excluded: ExcludedTokens
+    ) -> Tensor:
         flat = _FlatRows(rows, past_lens)
 
         offsets = torch.as_tensor(self._offsets, device=flat.tokens.device)
@@ -959,8 +961,8 @@ class _CachedRowDecoder(RowDecoder):
             self._model.final_proj,
             hidden.index_select(0, idx),
             flat.targets[idx],
-            num_restricted=0,
-            banned=idx[:0],
+            num_warmup=0,
+            excluded=excluded,
         )
 
         sums = log_probs.new_zeros(flat.num_rows)

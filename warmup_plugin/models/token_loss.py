@@ -19,6 +19,8 @@ from fairseq2.nn import Projection
 from torch import Tensor
 from typing_extensions import override
 
+from warmup_plugin.layout import ExcludedTokens
+
 MAX_NUM_LOGITS: Final = 1 << 25
 """The number of logits that are in memory at once: 128 MiB in fp32."""
 
@@ -35,8 +37,8 @@ def compute_log_probs(
     hidden: Tensor,
     targets: Tensor,
     *,
-    num_restricted: int,
-    banned: Tensor,
+    num_warmup: int,
+    excluded: ExcludedTokens,
 ) -> Tensor:
     """
     Computes the log-probability of each target token.
@@ -44,21 +46,21 @@ def compute_log_probs(
     :param proj: The output projection.
     :param hidden: The decoder output. *Shape:* :math:`(P,M)`.
     :param targets: *Shape:* :math:`(P)`.
-    :param num_restricted: The number of positions, the first ones, at which ``banned``
-        tokens have probability zero and the others are renormalised.
-    :param banned: *Shape:* :math:`(V')`.
+    :param num_warmup: The number of positions, the first ones, that count in P(c|x); the
+        others count in P(y|c,x).
+    :param excluded: The tokens of probability zero in each; the others are normalised.
 
     :returns: Natural logarithm, fp32. *Shape:* :math:`(P)`.
     """
     log_probs = []
 
-    for part, restricted in _chunks(
-        proj, hidden.size(0), num_restricted, hidden.device
-    ):
+    for part, in_warmup in _chunks(proj, hidden.size(0), num_warmup, hidden.device):
         # (P', V)
         logits = proj(hidden[part]).float()
 
-        if restricted:
+        banned = excluded.in_warmup if in_warmup else excluded.in_target
+
+        if banned.numel() > 0:
             logits = logits.index_fill(1, banned, -torch.inf)
 
         target_logits = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1)
@@ -91,8 +93,8 @@ class _TokenLoss(torch.autograd.Function):
         hidden: Tensor,
         targets: Tensor,
         coefs: Tensor,
-        num_restricted: int,
-        banned: Tensor,
+        num_warmup: int,
+        excluded: ExcludedTokens,
         label_smoothing: float,
         *params: Tensor,
     ) -> Tensor:
@@ -113,9 +115,7 @@ class _TokenLoss(torch.autograd.Function):
             cache_enabled=False,
         )
 
-        for part, restricted in _chunks(
-            proj, hidden.size(0), num_restricted, hidden.device
-        ):
+        for part, in_warmup in _chunks(proj, hidden.size(0), num_warmup, hidden.device):
             with torch.enable_grad(), autocast:
                 inputs = hidden[part].detach().requires_grad_()
 
@@ -124,14 +124,12 @@ class _TokenLoss(torch.autograd.Function):
             # In place: the backward of a projection does not need its result.
             logits = raw_logits.detach().float()
 
-            if restricted:
-                logits.index_fill_(1, banned, -torch.inf)
-
             loss, grad = _differentiate(
                 logits,
                 targets[part],
                 coefs[part],
-                0.0 if restricted else label_smoothing,
+                excluded.in_warmup if in_warmup else excluded.in_target,
+                0.0 if in_warmup else label_smoothing,
             )
 
             total += loss
@@ -174,8 +172,8 @@ def compute_token_loss(
     targets: Tensor,
     coefs: Tensor,
     *,
-    num_restricted: int,
-    banned: Tensor,
+    num_warmup: int,
+    excluded: ExcludedTokens,
     label_smoothing: float,
 ) -> Tensor:
     r"""
@@ -185,11 +183,11 @@ def compute_token_loss(
     as soon as it is there, and then forgotten; no second forward is needed.
 
     :param coefs: Constants. *Shape:* :math:`(P)`.
-    :param num_restricted: The number of positions, the first ones, at which ``banned``
-        tokens have probability zero and no label is smoothed.
-    :param label_smoothing: As fairseq2's ``cross_entropy`` defines it: the target keeps
-        :math:`1 - \epsilon - \epsilon/(V-1)`, and every token gets
-        :math:`\epsilon/(V-1)` besides.
+    :param num_warmup: The number of positions, the first ones, that count in P(c|x); no
+        label is smoothed there.
+    :param label_smoothing: As fairseq2's ``cross_entropy`` defines it: of the V tokens
+        that are not excluded, the target keeps :math:`1 - \epsilon - \epsilon/(V-1)`,
+        and every one gets :math:`\epsilon/(V-1)` besides.
 
     See :func:`compute_log_probs` for the other parameters.
 
@@ -202,8 +200,8 @@ def compute_token_loss(
         hidden,
         targets,
         coefs,
-        num_restricted,
-        banned,
+        num_warmup,
+        excluded,
         label_smoothing,
         *params,
     )
@@ -212,10 +210,14 @@ def compute_token_loss(
 def _chunks(
     proj: Projection,
     num_positions: int,
-    num_restricted: int,
+    num_warmup: int,
     device: torch.device,
 ) -> Iterator[tuple[slice, bool]]:
-    """Divides positions into chunks; none of them holds both kinds."""
+    """
+    Divides positions into chunks; none of them holds both kinds.
+
+    :returns: The positions, and ``True`` if they count in P(c|x).
+    """
     size = MAX_NUM_LOGITS // proj.output_dim
 
     if device.type == "cpu":
@@ -223,13 +225,20 @@ def _chunks(
 
     size = max(size, 1)
 
-    for begin, end in ((0, num_restricted), (num_restricted, num_positions)):
+    for begin, end, in_warmup in (
+        (0, num_warmup, True),
+        (num_warmup, num_positions, False),
+    ):
         for idx in range(begin, end, size):
-            yield slice(idx, min(idx + size, end)), end == num_restricted
+            yield slice(idx, min(idx + size, end)), in_warmup
 
 
 def _differentiate(
-    logits: Tensor, targets: Tensor, coefs: Tensor, label_smoothing: float
+    logits: Tensor,
+    targets: Tensor,
+    coefs: Tensor,
+    banned: Tensor,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """
     Computes the weighted loss and its derivative with respect to the logits.
@@ -242,14 +251,20 @@ def _differentiate(
     targets = targets.unsqueeze(1)
     coefs = coefs.unsqueeze(1).to(logits.dtype)
 
-    vocab_size = logits.size(1)
+    vocab_size = logits.size(1) - banned.size(0)
 
     # (P, 1)
     target_logits = logits.gather(1, targets)
 
     epsilon = label_smoothing / (vocab_size - 1)
 
-    sums = logits.sum(dim=1, keepdim=True) if label_smoothing > 0.0 else 0.0
+    sums: Tensor | float = 0.0
+
+    if label_smoothing > 0.0:
+        # Zero for a moment, so that they do not count in the sum.
+        sums = logits.index_fill_(1, banned, 0.0).sum(dim=1, keepdim=True)
+
+    logits.index_fill_(1, banned, -torch.inf)
 
     max_logits = logits.amax(dim=1, keepdim=True)
 
@@ -271,7 +286,7 @@ def _differentiate(
     grad = probs.mul_(coefs / total)
 
     if label_smoothing > 0.0:
-        grad.sub_(epsilon * coefs)
+        grad.sub_(epsilon * coefs).index_fill_(1, banned, 0.0)
 
     grad.scatter_add_(1, targets, -kept * coefs)
 

@@ -79,6 +79,7 @@ from warmup_plugin.recipes.lines import (
 )
 from warmup_plugin.run_dir import RunDir, dump_yaml
 from warmup_plugin.tokenizers.codec import TextCodec
+from warmup_plugin.warmup_lens import get_max_warmup_len, has_empty_warmup
 
 
 @dataclass(kw_only=True)
@@ -283,6 +284,7 @@ class TranslationGenerateRecipe(Recipe):
                 config.labels,
                 num_warmups=generator.config.num_warmups if generator.has_warmup else 0,
                 max_warmup_len=generator.config.max_warmup_len,
+                has_empty_warmup=generator.config.warmup == "empty",
                 seed=generator.config.seed,
                 max_num_tokens=config.max_num_tokens,
             )
@@ -495,7 +497,7 @@ def get_generation_options(args: argparse.Namespace) -> dict[str, object]:
     return options
 
 
-def create_lines_config(
+def load_run_config(
     run_dir: RunDir,
     checkpoint: str,
     *,
@@ -504,7 +506,8 @@ def create_lines_config(
     find_data: bool = False,
 ) -> dict[str, Any]:
     """
-    Returns what a config takes from a run: model, tokenizer, data.
+    Loads the config of a run as it was for one direction, and at one checkpoint: the
+    length of warmups may change while a model trains.
 
     :param direction: What stands behind ``--direction``.
     :param find_data: If ``True``, the folder of the direction is looked for.
@@ -514,14 +517,33 @@ def create_lines_config(
     """
     step_nr = run_dir.find_checkpoint(checkpoint)
 
-    run_config = cast("dict[str, Any]", run_dir.load_config())
+    config = cast("dict[str, Any]", run_dir.load_config())
 
-    run_config = narrow_to_direction(
-        run_config,
-        choose_direction(run_config, direction),
+    config = narrow_to_direction(
+        config,
+        choose_direction(config, direction),
         data_dir=None if data_dir is None else data_dir.expanduser().absolute(),
         find_data=find_data,
     )
+
+    warmup = config["warmup"]
+
+    max_warmup_len = get_max_warmup_len(warmup, step_nr)
+
+    return {**config, "warmup": {**warmup, "max_warmup_len": max_warmup_len}}
+
+
+def create_lines_config(
+    run_dir: RunDir, checkpoint: str, run_config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """
+    Returns what a config takes from a run: model, tokenizer, data.
+
+    :param run_config: As of :func:`load_run_config`.
+
+    :raises WarmupError: If the run has no such checkpoint.
+    """
+    step_nr = run_dir.find_checkpoint(checkpoint)
 
     dataset, tokenizer = run_config["dataset"], run_config["tokenizer"]
 
@@ -608,7 +630,7 @@ def create_generation_options(
                     f"`{option}` is of no use where labels are ranked, since nothing is written; leave it out, or write outputs with `--no-rank-labels`."
                 )
 
-            if name == "warmup" and value not in ("none", "sample"):
+            if name == "warmup" and value not in ("none", "empty", "sample"):
                 raise WarmupError(
                     f"`--warmup {value}` cannot rank labels; use `sample`, which weighs warmups that are drawn, or `none`."
                 )
@@ -619,11 +641,24 @@ def create_generation_options(
 
     with_warmup = "sample" if ranks_labels else "single"
 
-    options.setdefault("warmup", with_warmup if has_warmup else "none")
+    warmup = run_config["warmup"]
 
-    if has_warmup:
-        options.setdefault("max_warmup_len", run_config["warmup"]["max_warmup_len"])
-    elif options["warmup"] != "none" and "max_warmup_len" not in options:
+    # The end of a curriculum.
+    writes_warmup = has_warmup and warmup["max_warmup_len"] > 0
+
+    options.setdefault("warmup", with_warmup if writes_warmup else "none")
+
+    if options["warmup"] == "none" and has_empty_warmup(run_config):
+        options["warmup"] = "empty"
+
+    if writes_warmup:
+        options.setdefault("max_warmup_len", warmup["max_warmup_len"])
+    elif has_warmup:
+        if options["warmup"] != "empty" and "max_warmup_len" not in options:
+            raise WarmupError(
+                f"At this checkpoint all warmups are empty (`warmup.len_schedule`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len`."
+            )
+    elif options["warmup"] not in ("none", "empty") and "max_warmup_len" not in options:
         raise WarmupError(
             f"The run was trained without warmups (`criterion.name` is `sft`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
         )
@@ -735,7 +770,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     run_dir = RunDir(args.run_dir)
 
-    config = create_lines_config(
+    run_config = load_run_config(
         run_dir,
         args.checkpoint,
         direction=args.direction,
@@ -743,7 +778,7 @@ def _run(args: argparse.Namespace) -> int:
         find_data=args.input is None,
     )
 
-    run_config = run_dir.load_config()
+    config = create_lines_config(run_dir, args.checkpoint, run_config)
 
     given = get_generation_options(args)
 
@@ -765,7 +800,7 @@ def _run(args: argparse.Namespace) -> int:
         # A file may have the name of a split.
         stem = split if args.input is None else f"input-{args.input.name}"
 
-        direction = choose_direction(run_config, args.direction)
+        direction = choose_direction(run_dir.load_config(), args.direction)
 
         name = name_output(stem, direction, args.checkpoint)
 
@@ -841,7 +876,9 @@ def run_translate(args: argparse.Namespace) -> int:
     """Runs ``python -m warmup_plugin translate``."""
     run_dir = RunDir(args.run_dir)
 
-    config = create_lines_config(run_dir, args.checkpoint, direction=args.direction)
+    run_config = load_run_config(run_dir, args.checkpoint, direction=args.direction)
+
+    config = create_lines_config(run_dir, args.checkpoint, run_config)
 
     for file in args.files:
         if not file.exists():
@@ -853,8 +890,6 @@ def run_translate(args: argparse.Namespace) -> int:
         output = check_output(output, args.files)
 
     interactive = args.interactive or (not args.files and sys.stdin.isatty())
-
-    run_config = run_dir.load_config()
 
     labels = find_labels(run_config, args)
 

@@ -49,6 +49,9 @@ class ScoreConfig(LinesConfig, Validatable):
     max_warmup_len: int = 8
     """The most tokens of a warmup; then the separator is forced."""
 
+    has_empty_warmup: bool = False
+    """If ``True``, no warmup means the empty one, which the separator ends; else plain fine-tuning."""
+
     seed: int = 2
     """The seed of the draws. A line's draws depend on the seed and its number alone."""
 
@@ -102,6 +105,7 @@ class ScoreRecipe(Recipe):
             context.device,
             num_warmups=config.num_warmups,
             max_warmup_len=config.max_warmup_len,
+            has_empty_warmup=config.has_empty_warmup,
             seed=config.seed,
             max_num_tokens=config.max_num_tokens,
         )
@@ -126,6 +130,7 @@ class ScoreRecipe(Recipe):
                 targets=str(config.targets),
                 num_warmups=config.num_warmups,
                 max_warmup_len=config.max_warmup_len,
+                has_empty_warmup=config.has_empty_warmup,
                 seed=config.seed,
             )
 

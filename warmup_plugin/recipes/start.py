@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -37,7 +38,10 @@ from warmup_plugin.run_dir import (
     write_text_atomically,
 )
 from warmup_plugin.tasks import TaskContext, TaskSettings, TextTask
-from warmup_plugin.tokenizers.hugging_face import HUGGING_FACE_FAMILY
+from warmup_plugin.tokenizers.hugging_face import (
+    HUGGING_FACE_FAMILY,
+    get_prompt_end,
+)
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
 
@@ -235,19 +239,12 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
 
     tokenizer: Tokenizer | None = None
 
-    fitting: dict[str, object] = {}
-
     if tokenizer_path is not None:
         tokenizer = load_tokenizer(
             tokenizer_path,
             complete_tokenizer["family"],
             complete_tokenizer["config_overrides"],
         )
-
-        if complete_tokenizer["family"] == WARMUP_SPM_FAMILY:
-            info = tokenizer.vocab_info
-
-            fitting = {"vocab_size": info.size, "pad_idx": info.pad_idx}
 
     model_section = _get_section(config, "model")
 
@@ -279,13 +276,20 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
             config_overrides={**model_config, **overrides},
         )
     elif model_section["name"] is None and model_section["path"] is None:
-        # A new model fits its tokenizer.
+        fitting = _fit_model(
+            model_section["family"], tokenizer, complete_tokenizer["family"]
+        )
+
         complete_model["config_overrides"] = {**fitting, **overrides}
 
     complete_dataset = _complete_dataset(config)
 
     task_sections = _apply_task(
-        config, complete_model, complete_tokenizer, complete_dataset
+        config,
+        complete_model,
+        complete_tokenizer,
+        complete_dataset,
+        prompt_end=get_prompt_end(tokenizer),
     )
 
     complete_tokenizer, complete_dataset = (
@@ -326,14 +330,43 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
     }
 
 
+def _fit_model(
+    family_name: str | None, tokenizer: Tokenizer | None, tokenizer_family: str | None
+) -> dict[str, object]:
+    """Returns the settings with which a new model fits its tokenizer."""
+    if tokenizer is None or tokenizer_family not in (
+        WARMUP_SPM_FAMILY,
+        HUGGING_FACE_FAMILY,
+    ):
+        return {}
+
+    info = tokenizer.vocab_info
+
+    # What also ends a text has to be learned, unlike padding.
+    pad_idx = None if info.pad_idx in (info.bos_idx, info.eos_idx) else info.pad_idx
+
+    fitting: dict[str, object] = {"vocab_size": info.size, "pad_idx": pad_idx}
+
+    config_kls = cast(Any, find_family(family_name).config_kls)
+
+    # Qwen has no `pad_idx`.
+    known = {field.name for field in fields(config_kls)}
+
+    return {name: value for name, value in fitting.items() if name in known}
+
+
 def _apply_task(
     config: dict[str, object],
     model: dict[str, Any],
     tokenizer: dict[str, Any],
     dataset: dict[str, Any],
+    *,
+    prompt_end: str | None,
 ) -> dict[str, dict[str, Any]]:
     """
     Fills in what the config leaves to the task.
+
+    :param prompt_end: As of :func:`get_prompt_end`.
 
     :returns: The sections that it fills in, such as ``dataset``.
     """
@@ -382,6 +415,7 @@ def _apply_task(
                 target_lang=sections["dataset"]["target_lang"],
                 target_langs=target_langs,
                 max_target_len=dataset["max_target_len"],
+                prompt_end=prompt_end,
             )
         )
         for name, sections in narrowed.items()

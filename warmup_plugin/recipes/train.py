@@ -371,6 +371,11 @@ class TranslationTrainRecipe(Recipe):
                 objective=objective,
                 sampler=sampler,
                 reference=self._create_reference(context, config, layout),
+                plain_directions=frozenset(
+                    name
+                    for name, direction in (config.dataset.directions or {}).items()
+                    if direction.plain
+                ),
                 publish_every_n_steps=config.regime.publish_metrics_every_n_steps,
             ),
         )
@@ -401,19 +406,22 @@ class TranslationTrainRecipe(Recipe):
             criterion, context.get_optimizer(), gangs, on_step=on_step
         )
 
-        valid_unit = TranslationValidUnit(
-            config.dataset.valid_split,
-            criterion,
-            WarmupGenerator(
+        def create_generator(max_warmup_len: int | None) -> WarmupGenerator:
+            return WarmupGenerator(
                 model,
                 layout,
                 create_generation_config(
-                    criterion.max_warmup_len,
+                    max_warmup_len,
                     beam_size=config.validation.beam_size,
                     section=config.generation,
                 ),
                 num_template_tokens=codec.num_template_tokens,
-            ),
+            )
+
+        valid_unit = TranslationValidUnit(
+            config.dataset.valid_split,
+            criterion,
+            create_generator,
             codec,
             gangs,
             target_lang=config.dataset.target_lang,

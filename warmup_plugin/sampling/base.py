@@ -18,7 +18,9 @@ class WarmupSampler(Protocol):
 
     Registered as a fairseq2 component under the name that ``warmup.sampler.name``
     takes. A sampler whose warmups of a source all differ may say so by an attribute
-    ``distinct`` that is ``True``.
+    ``distinct`` that is ``True``. One that takes the argument ``with_empty``, see
+    :func:`~warmup_plugin.sampling.draw.draw_candidates`, says so by
+    ``enumerates_empty``.
     """
 
     def __call__(
@@ -42,3 +44,8 @@ class WarmupSampler(Protocol):
 def is_distinct(sampler: WarmupSampler) -> bool:
     """Returns ``True`` if all warmups of a source differ, see :class:`WarmupSampler`."""
     return bool(getattr(sampler, "distinct", False))
+
+
+def enumerates_empty(sampler: WarmupSampler) -> bool:
+    """Returns ``True`` if a sampler takes ``with_empty``, see :class:`WarmupSampler`."""
+    return bool(getattr(sampler, "enumerates_empty", False))

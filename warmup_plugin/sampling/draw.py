@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -86,6 +87,21 @@ class CandidatePast:
 
     seq_lens: Tensor
     """The number of tokens that it has read, prefix included. *Shape:* :math:`(B)`."""
+
+
+def empty_candidates(
+    layout: DecoderLayout, num_sources: int, device: torch.device
+) -> Candidates:
+    """Returns the empty warmup of each source, the only one that there is: K is 1."""
+    certain = torch.zeros((num_sources, 1), device=device)
+
+    return Candidates(
+        seqs=torch.full((num_sources, 1), layout.pad_idx, device=device),
+        seq_lens=torch.zeros(num_sources, dtype=torch.long, device=device),
+        cut=torch.ones(num_sources, dtype=torch.bool, device=device),
+        proposal_log_probs=certain,
+        warmup_log_probs=certain,
+    )
 
 
 def concat_candidates(parts: list[Candidates], pad_idx: int) -> Candidates:
@@ -274,11 +290,13 @@ class _TokenDraw:
         temperature: float,
         top_k: int | None,
         top_p: float | None,
+        greedy: bool,
     ) -> None:
         self._banned = banned
         self._temperature = temperature
         self._top_k = top_k
         self._top_p = top_p
+        self._greedy = greedy
 
     @property
     def on_policy(self) -> bool:
@@ -297,12 +315,58 @@ class _TokenDraw:
         """
         logits = logits.float().index_fill_(1, self._banned, -torch.inf)
 
+        if self._greedy:
+            # (A, 1)
+            max_logits, tokens = logits.max(dim=1, keepdim=True)
+
+            log_probs = max_logits - logits.logsumexp(dim=1, keepdim=True)
+
+            return tokens, log_probs, log_probs
+
         if self.on_policy:
             tokens, log_probs = sample_tokens(logits, num_samples, uniforms=uniforms)
 
             return tokens, log_probs, log_probs
 
-        tempered = logits / self._temperature
+        return self._draw_tempered(logits, logits, num_samples, uniforms)
+
+    def begin_with_empty(
+        self, logits: Tensor, num_samples: int, separator_idx: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Draws first tokens, of which the first one of each row is the separator and no
+        other.
+
+        See :meth:`__call__`; q of the separator is 0, since it is not drawn.
+        """
+        logits = logits.float().index_fill_(1, self._banned, -torch.inf)
+
+        proposal_logits = logits.clone()
+
+        proposal_logits[:, separator_idx] = -torch.inf
+
+        drawn = self._draw_tempered(proposal_logits, logits, num_samples - 1, None)
+
+        tokens = torch.full_like(drawn[0][:, :1], separator_idx)
+
+        log_probs = logits[:, separator_idx] - logits.logsumexp(dim=1)
+
+        empty = (tokens, torch.zeros_like(drawn[1][:, :1]), log_probs.unsqueeze(1))
+
+        tokens, proposal_log_probs, log_probs = (
+            torch.cat(parts, dim=1) for parts in zip(empty, drawn)
+        )
+
+        return tokens, proposal_log_probs, log_probs
+
+    def _draw_tempered(
+        self,
+        proposal_logits: Tensor,
+        logits: Tensor,
+        num_samples: int,
+        uniforms: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        tempered = proposal_logits / self._temperature
 
         if self._top_k is not None or self._top_p is not None:
             tempered = truncate_log_probs(
@@ -332,13 +396,15 @@ def draw_candidates(
     top_k: int | None = None,
     top_p: float | None = None,
     uniforms: Tensor | None = None,
+    greedy: bool = False,
+    with_empty: bool = False,
 ) -> Candidates:
-    """
+    r"""
     Draws K independent warmups of each source from the model itself.
 
     Uses the default random generator of the device, which fairseq2 saves and restores
-    with a checkpoint, unless it is given the numbers to draw by. The model must be in evaluation mode. Rows that have written
-    their separator are left out once they are a quarter of those that are fed.
+    with a checkpoint, unless it is given the numbers to draw by. The model must be in evaluation mode. Rows that have
+    written their separator are left out once they are a quarter of those that are fed.
 
     :param prefixes: The tokens before a warmup. *Shape:* :math:`(N,P)`.
     :param max_warmup_len: The most tokens of a warmup; then the separator is forced.
@@ -347,6 +413,13 @@ def draw_candidates(
     :param top_p: See :func:`truncate_log_probs`.
     :param uniforms: Numbers from [0, 1), such as :func:`draw_line_uniforms` draws.
         *Shape:* :math:`(B,C)`, fp64.
+    :param greedy: If ``True``, the likeliest tokens are taken; then K must be 1.
+    :param with_empty: If ``True``, the first warmup of each source is the empty one and
+        the others are drawn from those that are not. The empty one is enumerated, not
+        drawn: P(y|x) is :math:`P(\emptyset|x) P(y|\emptyset,x) + \frac{1}{K-1} \sum_k
+        P(c_k|x) P(y|c_k,x) / Q(c_k)`. With :math:`q = -\log K` for the empty warmup and
+        :math:`q_k = \log Q(c_k) + \log \frac{K-1}{K}` for the others, this is the mean
+        of :math:`e^{a + b - q}` over all K.
 
     :raises WarmupError: If the model gives a probability that is not a number.
     """
@@ -357,10 +430,11 @@ def draw_candidates(
     device = prefixes.device
 
     draw = _TokenDraw(
-        layout.warmup_ban_mask(model.num_logits, device).nonzero().squeeze(1),
+        layout.excluded_tokens(model.num_logits, device).in_warmup,
         temperature,
         top_k,
         top_p,
+        greedy,
     )
 
     sources = torch.arange(num_sources, device=device)
@@ -390,11 +464,16 @@ def draw_candidates(
     decoder = model.start(source, sources, prefix_len + max_warmup_len)
 
     # All rows of a source begin alike: one of them is enough.
-    drawn = draw(
-        decoder.step(prefixes),
-        num_warmups,
-        None if uniforms is None else uniforms[:, 0].view(num_sources, num_warmups),
-    )
+    logits = decoder.step(prefixes)
+
+    if with_empty:
+        drawn = draw.begin_with_empty(logits, num_warmups, layout.separator_idx)
+    else:
+        drawn = draw(
+            logits,
+            num_warmups,
+            None if uniforms is None else uniforms[:, 0].view(num_sources, num_warmups),
+        )
 
     decoder.select(sources.repeat_interleave(num_warmups))
 
@@ -456,11 +535,18 @@ def draw_candidates(
 
     shape = (num_sources, num_warmups)
 
+    proposal_log_probs = proposal_log_probs.view(shape)
+
+    if with_empty:
+        proposal_log_probs[:, 0] = -math.log(num_warmups)
+
+        proposal_log_probs[:, 1:] += math.log((num_warmups - 1) / num_warmups)
+
     return Candidates(
         seqs=seqs[:, :max_len],
         seq_lens=seq_lens,
         cut=cut,
-        proposal_log_probs=proposal_log_probs.view(shape),
+        proposal_log_probs=proposal_log_probs,
         warmup_log_probs=warmup_log_probs.view(shape),
         past=CandidatePast(decoder, past_lens),
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, final
 
 from fairseq2.logging import log
@@ -58,12 +57,41 @@ def create_independent_sampler(config: IndependentConfig) -> WarmupSampler:
     if config.top_k is not None or config.top_p is not None:
         log.warning("Warmups are drawn with `top_k` or `top_p`: what they leave out is never drawn, which no importance weight corrects, so training no longer follows the gradient of log P(y|x).")  # fmt: skip
 
-    return partial(
-        draw_candidates,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-    )
+    return IndependentSampler(config)
+
+
+@final
+class IndependentSampler:
+    """The sampler ``independent``, see :func:`draw_candidates`."""
+
+    enumerates_empty: Final = True
+
+    def __init__(self, config: IndependentConfig) -> None:
+        self._config = config
+
+    def __call__(
+        self,
+        model: ConditionalModel,
+        source: EncodedSource,
+        layout: DecoderLayout,
+        prefixes: Tensor,
+        *,
+        num_warmups: int,
+        max_warmup_len: int,
+        with_empty: bool = False,
+    ) -> Candidates:
+        return draw_candidates(
+            model,
+            source,
+            layout,
+            prefixes,
+            num_warmups=num_warmups,
+            max_warmup_len=max_warmup_len,
+            temperature=self._config.temperature,
+            top_k=self._config.top_k,
+            top_p=self._config.top_p,
+            with_empty=with_empty,
+        )
 
 
 @final

@@ -65,7 +65,7 @@ def draw_distinct_candidates(
 
     device = prefixes.device
 
-    banned = layout.warmup_ban_mask(model.num_logits, device).nonzero().squeeze(1)
+    banned = layout.excluded_tokens(model.num_logits, device).in_warmup
 
     # One more than asked for: its G is the threshold.
     num_beams = num_warmups + 1

@@ -38,6 +38,10 @@ class TaskContext:
     max_target_len: int
     """``dataset.max_target_len``."""
 
+    prompt_end: str | None = None
+    """The special token with which the prompts of a decoder-only model from scratch end;
+    ``None`` of any other model."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,9 @@ def choose_prompt(context: TaskContext, *, t5: str, decoder_only: str) -> str | 
 
     :returns: ``None`` for the source alone: models from scratch and NLLB need no words.
     """
+    if context.prompt_end is not None:
+        return None
+
     if context.is_decoder_only:
         return decoder_only
 

@@ -56,12 +56,12 @@ class TranslationConfig:
     """What T5 and mT5 read, with the English names of the languages. T5 was pretrained with this prefix, mT5 with none."""
 
     scratch_prompt: str = "{target_lang}: {source}"
-    """What models with a vocabulary of their own read if a run has several target languages, with the codes of the languages; else they read the source."""
+    """What models with a vocabulary of their own read if a run has several target languages, with the codes of the languages; else they read the source. Where the tokenizer has `<mid>`, that follows."""
 
     decoder_prompt: str = (
         "Translate from {source_lang} to {target_lang}.\n\n{source}\n\nTranslation:\n"
     )
-    """What decoder-only models read."""
+    """What decoder-only models read, but those with a vocabulary of their own."""
 
 
 @final
@@ -110,7 +110,7 @@ class TranslationTask(TextTask):
             if is_nllb or len(context.target_langs) < 2:
                 return None
 
-            prompt = self._config.scratch_prompt
+            prompt = f"{self._config.scratch_prompt}{context.prompt_end or ''}"
 
             # A small vocabulary spells names in many pieces.
             source_name, target_name = context.source_lang, context.target_lang

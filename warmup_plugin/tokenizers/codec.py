@@ -121,22 +121,25 @@ def create_codec(
     """
     adapted = adapt_tokenizer(tokenizer)
 
-    template = _complete_template(options, reads_prompts)
-
     if reads_prompts:
         if not isinstance(adapted, HuggingFaceTokenizer):
             raise WarmupError(
-                f"The tokenizer is a `{type(tokenizer).__name__}`, which cannot write the prompts of a decoder-only model; set `tokenizer.family` to `hugging_face` and `tokenizer.path` to a folder with a `tokenizer.json`."
+                f"The tokenizer is a `{type(tokenizer).__name__}`, which cannot write the prompts of a decoder-only model; set `tokenizer.family` to `hugging_face` and `tokenizer.path` to a folder with a `tokenizer.json`, such as `train-tokenizer --model-type byte_bpe` writes."
             )
 
         # A prompt's last token begins the rows that continue it.
         layout, separator = _create_layout(adapted, options.separator, prefix=[None])
 
+        # What follows the end of a prompt is to be written.
+        end = adapted.prompt_end or "\n"
+
+        template = _complete_template(options, f"{{source}}{end}")
+
         return _PromptCodec(adapted, layout, separator, template)
 
     if isinstance(adapted, HuggingFaceTokenizer):
         raise WarmupError(
-            "The tokenizer is of a decoder-only model, but the model is an encoder-decoder; set `tokenizer.family` to the model's."
+            "The tokenizer is of a decoder-only model, but the model is an encoder-decoder; set `tokenizer.family` to the model's, or `model.family` to `llama`."
         )
 
     # Other tokenizers have no language tokens.
@@ -148,7 +151,7 @@ def create_codec(
     return _Seq2SeqCodec(
         adapted,
         options.separator,
-        template,
+        _complete_template(options, "{source}"),
         source_lang=source_lang,
         target_lang=target_lang,
     )
@@ -173,12 +176,8 @@ def adapt_tokenizer(tokenizer: Tokenizer) -> WarmupTokenizer:
     return adapted
 
 
-def _complete_template(options: CodecOptions, reads_prompts: bool) -> str:
-    template = options.prompt
-
-    if template is None:
-        # A line feed ends what is given; what follows is to be written.
-        template = "{source}\n" if reads_prompts else "{source}"
+def _complete_template(options: CodecOptions, default: str) -> str:
+    template = default if options.prompt is None else options.prompt
 
     if template.count("{source}") != 1:
         raise WarmupError(

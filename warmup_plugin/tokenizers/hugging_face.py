@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
+from warmup_plugin.tokenizers.training import PROMPT_END, SEPARATOR
 
 HUGGING_FACE_FAMILY: Final = "hugging_face"
 
@@ -30,6 +31,7 @@ HUGGING_FACE_FAMILY: Final = "hugging_face"
 _SPARE_TOKENS: Final = (
     "<|reserved_special_token_0|>",  # Llama 3
     "<|vision_pad|>",  # Qwen 2.5 and 3: only their vision models read it
+    SEPARATOR,  # ours
 )
 
 
@@ -224,12 +226,20 @@ class HuggingFaceTokenizer(PlainTokenizer):
 
         used = {info.unk_idx, info.bos_idx, info.eos_idx, info.pad_idx}
 
+        used.add(self._specials.get(PROMPT_END))
+
         return tuple(t for t, idx in self._specials.items() if idx not in used)
 
     @property
     @override
     def vocab_info(self) -> VocabularyInfo:
         return self._vocab_info
+
+    @property
+    def prompt_end(self) -> str | None:
+        """The special token that ends a prompt; ``None`` if text does, as in all but
+        tokenizers of ours."""
+        return PROMPT_END if PROMPT_END in self._specials else None
 
     @property
     def tok(self) -> Any:
@@ -268,6 +278,15 @@ def load_hugging_face_tokenizer(
         ) from None
 
     return HuggingFaceTokenizer(tok, config.eos_token if config else None)
+
+
+def get_prompt_end(tokenizer: Tokenizer | None) -> str | None:
+    """
+    Returns the special token with which the prompts of a tokenizer end.
+
+    :returns: ``None`` if text ends them, as with all tokenizers but ours.
+    """
+    return getattr(tokenizer, "prompt_end", None)
 
 
 def register_hugging_face_family(container: DependencyContainer) -> None:

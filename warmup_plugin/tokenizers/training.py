@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,10 +13,21 @@ from pathlib import Path
 from typing import Final, final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.byte_bpe import train_byte_bpe
 
 SEPARATOR: Final = "<sep>"
 
-MODEL_TYPES: Final = ("unigram", "bpe")
+PROMPT_END: Final = "<mid>"
+"""What ends the prompt of a decoder-only model."""
+
+BYTE_BPE: Final = "byte_bpe"
+"""The type for decoder-only models; the other ones are SentencePiece's."""
+
+MODEL_TYPES: Final = ("unigram", "bpe", BYTE_BPE)
+
+DEFAULT_NORMALIZATION: Final = "nmt_nfkc"
+
+DEFAULT_NUM_THREADS: Final = 4
 
 NORMALIZATIONS: Final = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 
@@ -25,13 +37,16 @@ MAX_LINE_BYTES: Final = 4192
 # PAD, UNK, BOS, EOS, the separator and one character.
 MIN_VOCAB_SIZE: Final = 6
 
+# PAD, EOS, the separator, the end of a prompt and the bytes.
+MIN_BYTE_BPE_VOCAB_SIZE: Final = 260
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerTrainingReport:
     """Describes a finished training of a tokenizer."""
 
     path: Path
-    """The model."""
+    """The model, or its folder."""
 
     vocab_size: int
     """The number of tokens, special ones included."""
@@ -53,13 +68,14 @@ def train_tokenizer(
     vocab_size: int,
     model_type: str = "unigram",
     character_coverage: float = 1.0,
-    normalization: str = "nmt_nfkc",
-    num_threads: int = 4,
+    normalization: str | None = None,
+    num_threads: int | None = None,
     json_fields: Sequence[str] | None = None,
     force: bool = False,
 ) -> TokenizerTrainingReport:
     """
-    Trains a SentencePiece model for the tokenizer family ``warmup_spm``.
+    Trains a tokenizer: a SentencePiece model for the family ``warmup_spm``, or
+    byte-level BPE for the family ``hugging_face``, which decoder-only models need.
 
     The same inputs and options give the same bytes on every machine.
 
@@ -67,10 +83,16 @@ def train_tokenizer(
         The text files, one sentence a line, or JSON lines if they end in ``.jsonl``;
         ``.gz`` is unpacked.
     :param output:
-        The model. It appears only once it is complete; its folder is created.
+        The model, or the folder of ``byte_bpe``. It appears only once it is complete;
+        the folder it is in is created.
+    :param model_type: ``unigram``, ``bpe`` or ``byte_bpe``.
+    :param character_coverage: Of no use with ``byte_bpe``, which has all bytes.
+    :param normalization:
+        ``None`` for ``nmt_nfkc``; ``byte_bpe`` keeps text as it is.
     :param num_threads:
-        The number of threads. The default does not follow the number of cores, since
-        the order in which threads add their counts up decides between near ties.
+        The number of threads of SentencePiece, ``None`` for 4. The default does not
+        follow the number of cores, since the order in which threads add their counts
+        up decides between near ties.
     :param json_fields:
         The fields of JSON lines that hold text, each line of it a sentence; ``None``
         for ``source`` and ``target``.
@@ -78,17 +100,27 @@ def train_tokenizer(
 
     :raises WarmupError: An input, an option or the output cannot be used.
     """
+    is_byte_bpe = model_type == BYTE_BPE
+
     _check_options(vocab_size, model_type, character_coverage, normalization)
 
-    if num_threads < 1:
-        raise WarmupError(
-            f"The number of threads must be at least 1, but is {num_threads}; leave `--num-threads` out to use 4."
+    if is_byte_bpe:
+        _check_byte_bpe_options(
+            vocab_size, character_coverage, normalization, num_threads
         )
 
-    _prepare_output(inputs, output, force)
+    if num_threads is not None and num_threads < 1:
+        raise WarmupError(
+            f"The number of threads must be at least 1, but is {num_threads}; leave `--num-threads` out to use {DEFAULT_NUM_THREADS}."
+        )
 
-    # Both take a while to import, and a wrong option should be reported at once.
-    from sentencepiece import SentencePieceTrainer
+    if is_byte_bpe:
+        _check_output_folder(output, force)
+
+    # Of a folder, the file that is written last.
+    file = output / "tokenizer.json" if is_byte_bpe else output
+
+    _prepare_output(inputs, file, force)
 
     if json_fields is not None and not any(_is_json_lines(path) for path in inputs):
         raise WarmupError(
@@ -96,6 +128,41 @@ def train_tokenizer(
         )
 
     sentences = _Sentences(inputs, json_fields or ("source", "target"))
+
+    if is_byte_bpe:
+        _train_byte_bpe(sentences, output, vocab_size)
+    else:
+        _train_sentencepiece(
+            sentences,
+            output,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            character_coverage=character_coverage,
+            normalization=normalization or DEFAULT_NORMALIZATION,
+            num_threads=num_threads or DEFAULT_NUM_THREADS,
+        )
+
+    return TokenizerTrainingReport(
+        path=output,
+        vocab_size=vocab_size,
+        num_lines=sentences.num_lines,
+        num_empty_lines=sentences.num_empty_lines,
+        num_long_lines=sentences.num_long_lines,
+    )
+
+
+def _train_sentencepiece(
+    sentences: _Sentences,
+    output: Path,
+    *,
+    vocab_size: int,
+    model_type: str,
+    character_coverage: float,
+    normalization: str,
+    num_threads: int,
+) -> None:
+    # It takes a while to import, and a wrong option should be reported at once.
+    from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()
 
@@ -125,13 +192,26 @@ def train_tokenizer(
 
     _write_atomically(output, model.getvalue())
 
-    return TokenizerTrainingReport(
-        path=output,
-        vocab_size=vocab_size,
-        num_lines=sentences.num_lines,
-        num_empty_lines=sentences.num_empty_lines,
-        num_long_lines=sentences.num_long_lines,
+
+def _train_byte_bpe(sentences: _Sentences, folder: Path, vocab_size: int) -> None:
+    files = train_byte_bpe(
+        sentences,
+        vocab_size,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        other_tokens=[SEPARATOR, PROMPT_END],
     )
+
+    if sentences.num_lines == 0:
+        raise _make_empty_error(sentences)
+
+    size = len(json.loads(files["tokenizer.json"])["model"]["vocab"])
+
+    if size < vocab_size:
+        raise _make_large_error(sentences, vocab_size, str(size))
+
+    for name, content in files.items():
+        _write_atomically(folder / name, content)
 
 
 @final
@@ -185,7 +265,10 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _check_options(
-    vocab_size: int, model_type: str, character_coverage: float, normalization: str
+    vocab_size: int,
+    model_type: str,
+    character_coverage: float,
+    normalization: str | None,
 ) -> None:
     if vocab_size < MIN_VOCAB_SIZE:
         raise WarmupError(
@@ -194,7 +277,7 @@ def _check_options(
 
     if model_type not in MODEL_TYPES:
         raise WarmupError(
-            f"`{model_type}` is not a known model type; set `--model-type` to {' or '.join(MODEL_TYPES)}."
+            f"`{model_type}` is not a known model type; set `--model-type` to one of {', '.join(MODEL_TYPES)}."
         )
 
     # The bounds are SentencePiece's.
@@ -203,9 +286,46 @@ def _check_options(
             f"The character coverage must be between 0.98 and 1, but is {character_coverage}; set `--character-coverage` to 1 for alphabets and to 0.9995 for Chinese or Japanese."
         )
 
-    if normalization not in NORMALIZATIONS:
+    if normalization is not None and normalization not in NORMALIZATIONS:
         raise WarmupError(
             f"`{normalization}` is not a known normalization; set `--normalization` to one of {', '.join(NORMALIZATIONS)}."
+        )
+
+
+def _check_byte_bpe_options(
+    vocab_size: int,
+    character_coverage: float,
+    normalization: str | None,
+    num_threads: int | None,
+) -> None:
+    if vocab_size < MIN_BYTE_BPE_VOCAB_SIZE:
+        raise WarmupError(
+            f"The vocabulary size must be at least {MIN_BYTE_BPE_VOCAB_SIZE} (four special tokens and the bytes), but is {vocab_size}; set `--vocab-size` to a few thousand."
+        )
+
+    for option, is_given in (
+        ("--character-coverage", character_coverage != 1.0),
+        ("--normalization", normalization not in (None, "identity")),
+        ("--num-threads", num_threads is not None),
+    ):
+        if is_given:
+            raise WarmupError(
+                f"`{option}` is for SentencePiece and of no use with `--model-type {BYTE_BPE}`, which keeps any text as it is; leave it out."
+            )
+
+
+def _check_output_folder(output: Path, force: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise WarmupError(
+            f"The output `{output}` is a file, but a tokenizer of the type `{BYTE_BPE}` is a folder; name a folder."
+        )
+
+    file = output / "tokenizer.json"
+
+    # The remedy of a single file would be of no use.
+    if file.exists() and not force:
+        raise WarmupError(
+            f"The folder `{output}` holds a tokenizer already; name another folder or replace it with `--force`."
         )
 
 
@@ -243,23 +363,37 @@ def _prepare_output(inputs: Sequence[Path], output: Path, force: bool) -> None:
         )
 
 
+def _list_names(sentences: _Sentences) -> str:
+    return ", ".join(f"`{path}`" for path in sentences.paths)
+
+
+def _make_empty_error(sentences: _Sentences) -> WarmupError:
+    return WarmupError(
+        f"No line of {_list_names(sentences)} can be trained on ({sentences.num_empty_lines} empty, {sentences.num_long_lines} longer than {MAX_LINE_BYTES} bytes); name files with one sentence a line after `--input`."
+    )
+
+
+def _make_large_error(
+    sentences: _Sentences, vocab_size: int, max_size: str
+) -> WarmupError:
+    return WarmupError(
+        f"A vocabulary of {vocab_size} tokens is too large for the text of {_list_names(sentences)}; set `--vocab-size` to {max_size} or less, or name more text."
+    )
+
+
 def _translate_error(
     error: RuntimeError, sentences: _Sentences, vocab_size: int
 ) -> WarmupError:
     text = str(error)
 
-    names = ", ".join(f"`{p}`" for p in sentences.paths)
+    names = _list_names(sentences)
 
     if sentences.num_lines == 0 or "all_chars_count" in text:
-        return WarmupError(
-            f"No line of {names} can be trained on ({sentences.num_empty_lines} empty, {sentences.num_long_lines} longer than {MAX_LINE_BYTES} bytes); name files with one sentence a line after `--input`."
-        )
+        return _make_empty_error(sentences)
 
     match = re.search(r"Vocabulary size too high .* value <= (\d+)", text)
     if match is not None:
-        return WarmupError(
-            f"A vocabulary of {vocab_size} tokens is too large for the text of {names}; set `--vocab-size` to {match[1]} or less, or name more text."
-        )
+        return _make_large_error(sentences, vocab_size, match[1])
 
     match = re.search(r"smaller than required_chars\. \d+ vs (\d+)", text)
     if match is not None:

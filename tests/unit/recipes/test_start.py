@@ -15,6 +15,7 @@ from tests.hub_files import (
     NLLB_LANGS,
     write_llama_tokenizer,
     write_nllb_tokenizer,
+    write_qwen_tokenizer,
 )
 from tests.tiny_runs import Options, take_snapshot, tiny_options, to_args
 from warmup_plugin.errors import WarmupError
@@ -23,6 +24,7 @@ from warmup_plugin.recipes.train import TranslationTrainRecipe, main
 from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings
 from warmup_plugin.tasks.translation import TranslationTask
+from warmup_plugin.tokenizers.training import train_tokenizer
 
 
 class TestFindOutputDir:
@@ -78,6 +80,65 @@ class TestNewRun:
         config = start(tmp_path / "run", options)
 
         assert config["model"]["config_overrides"] == {"vocab_size": 120, "pad_idx": 0}
+
+    def test_vocabulary_of_decoder_fits_tokenizer(
+        self, tmp_path: Path, text_folder: Path
+    ) -> None:
+        inputs = [text_folder / "train.src"]
+
+        train_tokenizer(inputs, tmp_path / "bpe", vocab_size=280, model_type="byte_bpe")
+
+        options = tiny_options(
+            text_folder,
+            tmp_path / "bpe",
+            model__family="llama",
+            model__arch="llama_test",
+        )
+
+        config = start(tmp_path / "run", options)
+
+        assert config["model"]["config_overrides"] == {"vocab_size": 280, "pad_idx": 0}
+
+        assert config["tokenizer"]["family"] == "hugging_face"
+
+        # Not the instruction for a public Llama.
+        assert config["dataset"]["prompt"] is None
+
+        options["dataset.directions"] = "{src-tgt: {}, tgt-src: {}}"
+
+        directions = start(tmp_path / "both", options)["dataset"]["directions"]
+
+        assert {name: d["prompt"] for name, d in directions.items()} == {
+            "src-tgt": "tgt: {source}<mid>",
+            "tgt-src": "src: {source}<mid>",
+        }
+
+    def test_pad_of_a_public_tokenizer_is_fitted_only_if_it_is_no_other_token(
+        self, tmp_path: Path, text_folder: Path
+    ) -> None:
+        size = write_qwen_tokenizer(tmp_path / "hub")
+
+        options = tiny_options(
+            text_folder,
+            tmp_path / "hub",
+            model__family="llama",
+            model__arch="llama_test",
+        )
+
+        config = start(tmp_path / "llama", options)
+
+        # EOS pads, but is to be learned.
+        assert config["model"]["config_overrides"] == {
+            "vocab_size": size,
+            "pad_idx": None,
+        }
+
+        options.update({"model.family": "qwen", "model.arch": "qwen3_0.6b"})
+
+        config = start(tmp_path / "qwen", options)
+
+        # Its models have no PAD.
+        assert config["model"]["config_overrides"] == {"vocab_size": size}
 
     def test_file_of_a_folder_stands_for_the_folder(
         self, tmp_path: Path, text_folder: Path

@@ -49,6 +49,7 @@ T5 = context("t5", "t5")
 LLAMA = context("llama", "hugging_face")
 NLLB = context("nllb", "nllb")
 SCRATCH = context("nllb", "warmup_spm")
+SCRATCH_DECODER = context("llama", "hugging_face", prompt_end="<mid>")
 
 
 class TestTextTask:
@@ -74,6 +75,9 @@ class TestTextTask:
 
         assert task.get_settings(NLLB).prompt is None
         assert task.get_settings(SCRATCH).prompt is None
+
+        # Its tokenizer ends the source.
+        assert task.get_settings(SCRATCH_DECODER).prompt is None
 
     @pytest.mark.parametrize("task", _TASKS)
     def test_tokenizer_of_an_asset_is_that_of_its_model(self, task: TextTask) -> None:
@@ -127,6 +131,15 @@ class TestTranslationTask:
         prompt = "translate English to German: {source}"
 
         assert get_prompt("t5", "t5", "de", "fr") == prompt
+
+    def test_tag_of_a_decoder_ends_as_its_prompts_do(self) -> None:
+        asked = context(
+            "llama", "hugging_face", prompt_end="<mid>", target_langs=["de", "fr"]
+        )
+
+        settings = TranslationTask(TranslationConfig()).get_settings(asked)
+
+        assert settings.prompt == "de: {source}<mid>"
 
     @pytest.mark.parametrize(
         "code,name", [("fr", "French"), ("zh-TW", "Chinese"), ("rus_Cyrl", "Russian")]

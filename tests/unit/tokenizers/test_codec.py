@@ -23,6 +23,7 @@ from warmup_plugin.models.t5.tokenizer import load_t5_tokenizer
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 from warmup_plugin.tokenizers.hugging_face import load_hugging_face_tokenizer
 from warmup_plugin.tokenizers.spm import load_warmup_spm
+from warmup_plugin.tokenizers.training import train_tokenizer
 
 
 def create_seq2seq_codec(tokenizer: Tokenizer, **options: Any) -> TextCodec:
@@ -207,6 +208,32 @@ class TestPrompts:
 
         # Qwen has no BOS.
         assert [*encoded.source, *encoded.prefix] == tokenizer.encode("A dog\n")
+
+    def test_default_prompt_ends_with_token_where_there_is_one(
+        self, tmp_path: Path
+    ) -> None:
+        text = tmp_path / "text.txt"
+
+        text.write_text("A dog\n")
+
+        train_tokenizer([text], tmp_path / "t", vocab_size=260, model_type="byte_bpe")
+
+        tokenizer = load_hugging_face_tokenizer(tmp_path / "t")
+
+        codec = create_prompt_codec(tokenizer)
+
+        assert codec.template == "{source}<mid>"
+
+        encoded = codec.encode_source("A dog")
+
+        assert (encoded.source, encoded.prefix) == (tokenizer.encode("A dog"), [3])
+
+        layout = codec.layout
+
+        assert (layout.pad_idx, layout.eos_idx, layout.separator_idx) == (0, 1, 2)
+
+        assert layout.banned_in_warmup == (0, 1, 3)
+        assert layout.banned_in_target == (0, 2, 3)
 
     def test_pad_that_is_eos_may_end_output(self, tmp_path: Path) -> None:
         size = write_qwen_tokenizer(tmp_path)
