@@ -395,7 +395,7 @@ class NoSettings:
 def _describe_models(resolver: DependencyResolver) -> Iterator[str]:
     yield "## Models"
 
-    yield "`model.arch` names the shape of a model that is trained from scratch; `model.config_overrides` changes it, as in `model.config_overrides.dropout_p=0.2`. A model that comes from a run (`init_from`) or an asset card (`model.name`) has its shape already; of a file (`model.path`) both say what it holds. With a tokenizer of the family `warmup_spm`, `vocab_size` and `pad_idx` are set to fit it."
+    yield "`model.arch` names the shape of a model that is trained from scratch; `model.config_overrides` changes it, as in `model.config_overrides.dropout_p=0.2`. A model that comes from a run (`init_from`) or an asset card (`model.name`) has its shape already; of a file (`model.path`) both say what it holds. With a tokenizer of the family `warmup_spm` or `hugging_face`, `vocab_size` and `pad_idx` are set to fit it."
 
     for family, kls in (("nllb", NllbConfig), ("t5", T5Config)):
         yield f"### `model.config_overrides` of `model.family={family}`"
@@ -413,7 +413,7 @@ def _describe_models(resolver: DependencyResolver) -> Iterator[str]:
 
     yield "### `model.arch` of `llama` and `qwen`"
 
-    yield "fairseq2's: their shapes are those of the public models, which `import` brings with their weights."
+    yield "`llama_test` (2 layers, 64 dimensions), `llama_tiny` (4, 128), `llama_small` (6, 256) and `llama_base` (12, 512) are ours, for training from scratch with a tokenizer that `train-tokenizer --model-type byte_bpe` wrote. The other ones are fairseq2's: their shapes are those of the public models, which `import` brings with their weights."
 
     for family, config_kls in (("llama", LLaMAConfig), ("qwen", QwenConfig)):
         names = ", ".join(f"`{n}`" for n in _list_archs(config_kls, resolver))

@@ -102,7 +102,7 @@ def _register_decoders(container: DependencyContainer) -> None:
 
     @arch("llama_test")
     def llama_test() -> LLaMAConfig:
-        """2 layers; learns toy tasks in a minute on a CPU."""
+        """2 layers; for tests and toy tasks."""
         config = llama_tiny()
 
         config.model_dim = 64

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 def train_byte_bpe(
@@ -15,15 +15,16 @@ def train_byte_bpe(
     *,
     pad_token: str,
     eos_token: str,
-    other_tokens: Sequence[str],
+    separator: str,
+    prompt_end: str,
 ) -> dict[str, bytes]:
     """
     Trains a tokenizer whose alphabet is that of bytes, so that it loses no text.
 
     :param vocab_size: The most tokens. There are fewer if no two neighbours are left
         that occur together more than once.
-    :param other_tokens: The special tokens besides PAD and EOS. Text cannot become one:
-        at the borders of words and punctuation it is split before it is merged.
+    :param prompt_end: A special token as the other three. Text that spells one does not
+        become it: words and punctuation are split before anything is merged.
 
     :returns: The contents of the files by their names.
     """
@@ -40,7 +41,7 @@ def train_byte_bpe(
         vocab_size=vocab_size,
         # What occurs once teaches nothing.
         min_frequency=2,
-        special_tokens=[pad_token, eos_token, *other_tokens],
+        special_tokens=[pad_token, eos_token, separator, prompt_end],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -51,7 +52,9 @@ def train_byte_bpe(
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": pad_token,
         "eos_token": eos_token,
-        "additional_special_tokens": list(other_tokens),
+        # It is put before no text, but CTranslate2 demands one, and outputs begin here.
+        "bos_token": prompt_end,
+        "additional_special_tokens": [separator],
         "clean_up_tokenization_spaces": False,
         # Llama refuses types of tokens, which transformers would add.
         "model_input_names": ["input_ids", "attention_mask"],

@@ -199,7 +199,8 @@ def _train_byte_bpe(sentences: _Sentences, folder: Path, vocab_size: int) -> Non
         vocab_size,
         pad_token="<pad>",
         eos_token="<eos>",
-        other_tokens=[SEPARATOR, PROMPT_END],
+        separator=SEPARATOR,
+        prompt_end=PROMPT_END,
     )
 
     if sentences.num_lines == 0:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ctranslate2
 import pytest
 import torch
 from fairseq2.device import CPU
@@ -149,6 +150,38 @@ class TestDecoderFromScratch:
 
         # fp32; sums of the same products in another order.
         assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+    def test_ctranslate2_writes_what_transformers_does(
+        self, exported: Path, tmp_path: Path
+    ) -> None:
+        converter = ctranslate2.converters.TransformersConverter(str(exported))
+
+        converter.convert(str(tmp_path / "ct2"))
+
+        generator = ctranslate2.Generator(str(tmp_path / "ct2"), device="cpu")
+
+        hub_model: Any = AutoModelForCausalLM.from_pretrained(str(exported))
+
+        tokenizer = AutoTokenizer.from_pretrained(str(exported))
+
+        ids = tokenizer("to tgt: ta momu puke<mid>", return_tensors="pt").input_ids
+
+        to_tokens = tokenizer.convert_ids_to_tokens
+
+        suppressed = hub_model.generation_config.suppress_tokens
+
+        [result] = generator.generate_batch(
+            [to_tokens(ids[0])],
+            beam_size=1,
+            max_length=8,
+            include_prompt_in_result=False,
+            return_end_token=True,
+            suppress_sequences=[to_tokens([idx]) for idx in suppressed],
+        )
+
+        theirs = hub_model.generate(ids, do_sample=False, max_new_tokens=8)
+
+        assert result.sequences_ids[0] == theirs[0, ids.size(1) :].tolist()
 
     def test_card_example_runs(
         self,

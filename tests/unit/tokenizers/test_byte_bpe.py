@@ -110,8 +110,11 @@ class TestTokenizer:
 
         assert tokenizer.to_tokens(range(4)) == ["<pad>", "<eos>", "<sep>", "<mid>"]
 
-        assert (info.pad_idx, info.eos_idx, info.size) == (0, 1, 300)
-        assert info.bos_idx is None and info.unk_idx is None
+        assert (info.pad_idx, info.eos_idx, info.bos_idx) == (0, 1, 3)
+        assert info.unk_idx is None and info.size == 300
+
+        # BOS by name alone.
+        assert tokenizer.create_encoder(mode="prompt").prefix_indices is None
 
         assert tokenizer.default_separator == "<sep>"
         assert tokenizer.separators == ("<sep>",)
