@@ -42,7 +42,7 @@ _SOURCE_PLURAL: Final = "ki"
 _SOURCE_PAST: Final = "to"
 
 _TARGET_AND: Final = "wo"
-_TARGET_PARTICIPLE: Final = "ji"
+TARGET_PARTICIPLE: Final = "ji"
 
 # Gender -> (singular, plural)
 _DEFINITE: Final = {"m": ("bo", "boza"), "f": ("ba", "baza"), "n": ("bu", "buza")}
@@ -311,7 +311,7 @@ def _target_clause(
     stem = clause.verb.sense_for(None if clause.obj is None else clause.obj.noun)
 
     if clause.past:
-        finite, participle = _AUXILIARY[gender][plural], [stem + _TARGET_PARTICIPLE]
+        finite, participle = _AUXILIARY[gender][plural], [stem + TARGET_PARTICIPLE]
     else:
         finite, participle = stem + _VERB_ENDING[plural], []
 
@@ -363,7 +363,7 @@ def _target_relative(relative: Relative, head: NounPhrase, gender: str) -> list[
     stem = relative.verb.sense_for(obj)
 
     if relative.past:
-        return words + [stem + _TARGET_PARTICIPLE, _AUXILIARY[subject_gender][plural]]
+        return words + [stem + TARGET_PARTICIPLE, _AUXILIARY[subject_gender][plural]]
 
     return words + [stem + _VERB_ENDING[plural]]
 

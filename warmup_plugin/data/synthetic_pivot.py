@@ -13,6 +13,7 @@ from typing import Final, final
 from warmup_plugin.data.synthetic import (
     SOURCE_CONSONANTS,
     TARGET_CONSONANTS,
+    TARGET_PARTICIPLE,
     VOWELS,
     Clause,
     Noun,
@@ -309,8 +310,13 @@ def write_synthetic_pivot(
 
 def tell_language(word: str) -> str:
     """Returns the language whose syllables a word is made of, or an empty string."""
+    # The one ending of P that is none of its syllables.
+    stem = word.removesuffix(TARGET_PARTICIPLE)
+
     for lang, consonants in _CONSONANTS.items():
-        if re.fullmatch(f"(?:[{consonants}][{VOWELS}])+", word):
+        text = stem if lang == PIVOT_LANG else word
+
+        if re.fullmatch(f"(?:[{consonants}][{VOWELS}])+", text):
             return lang
 
     return ""
