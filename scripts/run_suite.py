@@ -20,6 +20,7 @@ from typing import Final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.suite.figure import THEMES, format_figure
 from warmup_plugin.suite.grid import Grid, load_grid
 from warmup_plugin.suite.results import collect_results
 from warmup_plugin.suite.runner import Outcome, Runner, Status
@@ -142,6 +143,12 @@ def _write_tables(grid: Grid, plan: Plan, command: str) -> None:
         ".json": json.dumps(make_json(result, command), indent=2, ensure_ascii=False)
         + "\n",
     }
+
+    for name, theme in THEMES.items():
+        figure = format_figure(result, theme)
+
+        if figure is not None:
+            content[f".{name}.svg"] = figure
 
     for suffix, text in content.items():
         file = grid.out / f"{grid.name}{suffix}"

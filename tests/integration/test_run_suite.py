@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -196,3 +197,105 @@ def test_broken_suite_goes_on(
     assert run_suite.main([str(grid)]) == 0
     assert "begins" not in capsys.readouterr().out
     assert take_snapshot(out / "toy") == before
+
+
+def test_legs_are_shared_decoded_and_chained(
+    tmp_path: Path,
+    text_folder: Path,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+
+    data.mkdir()
+
+    # Three languages, two of them alike.
+    for split in ("train", "valid", "test"):
+        for lang, name in (("a", "src"), ("b", "tgt"), ("c", "src")):
+            shutil.copyfile(text_folder / f"{split}.{name}", data / f"{split}.{lang}")
+
+    options = tiny_options(
+        data,
+        None,
+        criterion__name=None,
+        regime__num_steps=None,
+        dataset__source_lang="a",
+        dataset__target_lang="c",
+        dataset__prompt="{target_lang}: {source}",
+    )
+
+    legs = {
+        "dataset.directions": {"a-b": {}, "b-c": {}},
+        "tokenizer.path": str(tokenizer_file),
+    }
+
+    few = {"dataset.max_train_pairs": 9, "init_checkpoint": "last"}
+
+    task = {"split": "test", "checkpoint": "last"}
+
+    trained = {
+        "steps": 2,
+        "config": {
+            "criterion.name": "sft",
+            **{k: v if isinstance(v, int) else str(v) for k, v in options.items()},
+        },
+    }
+
+    of_task = {"tasks": "n9"}
+
+    grid = {
+        "name": "tiny",
+        "out": str(out),
+        "seeds": [1],
+        "baseline": "sft",
+        "tasks": [
+            {**task, "name": "legs", "config": legs, "direction": "b-c"},
+            {**task, "name": "n9", "config": few, "direction": "a-c"},
+        ],
+        "systems": [
+            {"name": "legs", "tasks": "legs", **trained},
+            {"name": "sft", **of_task, "init_from": "legs/legs", **trained},
+            {"name": "plain", **of_task}
+            | {"decode": "sft", "options": ["--beam-size", 1]},
+            {"name": "cascade", **of_task}
+            | {"cascade": "legs/legs", "directions": ["a-b", "b-c"]},
+        ],
+    }
+
+    file = tmp_path / "grid.yaml"
+
+    file.write_text(dump_yaml(grid))
+
+    for name, value in command_environment().items():
+        monkeypatch.setenv(name, value)
+
+    assert run_suite.main([str(file)]) == 0, capsys.readouterr().out
+
+    assert (out / "legs/legs/seed_1/generate/test.b-c.last.txt").is_file()
+
+    log = "".join(p.read_text() for p in (out / "n9/sft/seed_1/logs").rglob("*.log"))
+
+    assert "train (the first 9 of 60 pairs): all 9 pairs kept." in log
+
+    folder = out / "n9" / "cascade"
+
+    assert (folder / "seed_1.sources.txt").read_text() == (data / "test.a").read_text()
+
+    for name in ("seed_1.a-b.txt", "seed_1.txt"):
+        assert len((folder / name).read_text().splitlines()) == 5
+
+    report = json.loads((out / "tiny.json").read_text())["tasks"]["n9"]["systems"]
+
+    for system in ("plain", "cascade"):
+        assert report[system]["runs"]["1"]["missing"] is None
+        assert "chrf" in report[system]["against"]["sft"]
+
+    # All of it is done.
+    before = take_snapshot(out / "n9")
+
+    capsys.readouterr()
+
+    assert run_suite.main([str(file)]) == 0
+    assert "begins" not in capsys.readouterr().out
+    assert take_snapshot(out / "n9") == before

@@ -49,8 +49,18 @@ class CorpusReport:
     longest_target_len: int
     """The length of the longest target, dropped ones included."""
 
+    num_left_out: int = 0
+    """The number of pairs behind the first ``num_pairs``, which were not asked for."""
+
     def describe(self) -> str:
         """Returns the counts and shares in one sentence for the log."""
+        split = self.split
+
+        if self.num_left_out > 0:
+            total = self.num_pairs + self.num_left_out
+
+            split += f" (the first {self.num_pairs:,} of {total:,} pairs)"
+
         if self.max_source_len == self.max_target_len:
             limit = f"the length limit of {self.max_source_len} tokens"
         else:
@@ -69,11 +79,11 @@ class CorpusReport:
             parts.append(f"{self.num_empty:,} with an empty side ({share})")
 
         if not parts:
-            return f"{self.split}: all {self.num_pairs:,} pairs kept."
+            return f"{split}: all {self.num_pairs:,} pairs kept."
 
         text = ", ".join(parts)
 
-        return f"{self.split}: {self.num_kept:,} of {self.num_pairs:,} pairs kept; dropped: {text}."
+        return f"{split}: {self.num_kept:,} of {self.num_pairs:,} pairs kept; dropped: {text}."
 
 
 def _format_share(num: int, total: int) -> str:
@@ -264,6 +274,7 @@ def tokenize_pairs(
     *,
     max_source_len: int,
     max_target_len: int,
+    max_pairs: int | None = None,
 ) -> Corpus:
     """
     Encodes each pair once, before training.
@@ -275,10 +286,14 @@ def tokenize_pairs(
     :param codec: What turns them into tokens.
     :param max_source_len: The limit of a source in tokens, with its special tokens.
     :param max_target_len: The limit of a target in tokens, with its special tokens.
+    :param max_pairs: The number of pairs, the first ones, to look at: the same text
+        whatever the tokenizer and the limits drop of it. ``None`` for all.
     """
     sources, targets = TokenSeqsBuilder(), TokenSeqsBuilder()
 
-    empty_mask = pairs.empty_mask()
+    num_pairs = len(pairs) if max_pairs is None else min(max_pairs, len(pairs))
+
+    empty_mask = pairs.empty_mask()[:num_pairs]
 
     indices = array("q")
 
@@ -286,7 +301,7 @@ def tokenize_pairs(
 
     longest_source_len = longest_target_len = 0
 
-    for idx in range(len(pairs)):
+    for idx in range(num_pairs):
         if empty_mask[idx]:
             continue
 
@@ -307,7 +322,7 @@ def tokenize_pairs(
 
     report = CorpusReport(
         split=pairs.split,
-        num_pairs=len(pairs),
+        num_pairs=num_pairs,
         num_empty=int(empty_mask.sum()),
         num_too_long=num_too_long,
         num_kept=len(indices),
@@ -315,6 +330,7 @@ def tokenize_pairs(
         max_target_len=max_target_len,
         longest_source_len=longest_source_len,
         longest_target_len=longest_target_len,
+        num_left_out=len(pairs) - num_pairs,
     )
 
     if report.num_kept == 0:
@@ -358,6 +374,7 @@ def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:
             max_target_len=reports[0].max_target_len,
             longest_source_len=max(r.longest_source_len for r in reports),
             longest_target_len=max(r.longest_target_len for r in reports),
+            num_left_out=sum(r.num_left_out for r in reports),
         ),
         directions=list(corpora),
     )

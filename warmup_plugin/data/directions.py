@@ -39,6 +39,9 @@ class DirectionSection:
     plain: bool = False
     """If ``True``, ``criterion.name=warmup`` trains this direction without warmups, as `sft` does, beside the others; and so it is decoded."""
 
+    max_train_pairs: int | None = None
+    """Of the training split, only so many pairs, the first ones; ``None`` for ``dataset.max_train_pairs``."""
+
 
 def split_direction(name: str) -> tuple[str, str]:
     """
@@ -143,6 +146,10 @@ def narrow_to_direction(
     source_lang, target_lang = split_direction(name)
 
     prompt = direction["prompt"]
+
+    # Runs of earlier versions do not have it.
+    if direction.get("max_train_pairs") is not None:
+        dataset["max_train_pairs"] = direction["max_train_pairs"]
 
     dataset.update(
         directions=None,

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any, cast
@@ -60,6 +60,9 @@ class TextPairsSection(TextPairsConfig, Validatable):
     test_split: str = "test"
     """The split that ``generate`` and ``evaluate`` take by default."""
 
+    max_train_pairs: int | None = None
+    """Of the training split, only so many pairs, the first ones; those that are empty or too long count and are dropped then. With ``directions``, of each. ``None`` for all."""
+
     prompt: str | None = None
     """What the model reads of a source: a template with `{source}`, and where wanted `{source_lang}` and `{target_lang}`. For a decoder-only model it may name special tokens. ``None`` for that of the task; `{source}` is the source alone."""
 
@@ -88,6 +91,9 @@ class TextPairsSection(TextPairsConfig, Validatable):
                 "`sampling_temperature` must be a number greater than or equal to 1."
             )
 
+        if self.max_train_pairs is not None and self.max_train_pairs < 1:
+            result.add_error("`max_train_pairs` must be greater than or equal to 1.")
+
         if self.directions is None:
             if self.sampling_temperature != 1.0:
                 result.add_error(
@@ -99,11 +105,16 @@ class TextPairsSection(TextPairsConfig, Validatable):
         if not self.directions:
             result.add_error("`directions` must not be empty.")
 
-        for name in self.directions:
+        for name, direction in self.directions.items():
             try:
                 split_direction(name)
             except WarmupError as ex:
                 result.add_error(str(ex))
+
+            if direction.max_train_pairs is not None and direction.max_train_pairs < 1:
+                result.add_error(
+                    f"`directions.{name}.max_train_pairs` must be greater than or equal to 1."
+                )
 
         return result
 
@@ -170,13 +181,20 @@ def create_direction_codecs(
 
         codecs[name] = create_codec(tokenizer, options, reads_prompts=reads_prompts)
 
-    if config["dataset"]["directions"]:
-        _check_codecs(codecs)
+    directions = config["dataset"]["directions"]
+
+    if directions:
+        plain = {name for name in codecs if directions[name].get("plain")}
+
+        _check_codecs(codecs, plain)
 
     return codecs
 
 
-def _check_codecs(codecs: Mapping[str, TextCodec]) -> None:
+def _check_codecs(codecs: Mapping[str, TextCodec], plain: Set[str]) -> None:
+    """
+    :param plain: The directions without warmup.
+    """
     (first_name, first), *others = codecs.items()
 
     for name, codec in others:
@@ -194,7 +212,13 @@ def _check_codecs(codecs: Mapping[str, TextCodec]) -> None:
 
         encoded = codec.encode_source("1 2 3")
 
-        key = (source_lang, tuple(encoded.source), tuple(encoded.prefix))
+        # A separator, or none, tells the languages apart as well.
+        key = (
+            source_lang,
+            tuple(encoded.source),
+            tuple(encoded.prefix),
+            name in plain,
+        )
 
         other = told.setdefault(key, name)
 

@@ -85,7 +85,7 @@ def _create_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="*",
         metavar="RUN_DIR",
-        help="run directories; their translations are generated where missing",
+        help="run directories; their translations are generated where missing; with `--hypotheses` the one whose data these are outputs for",
     )
 
     parser.add_argument(
@@ -118,7 +118,7 @@ def _create_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="score these files instead, one translation a line",
+        help="score these files instead, one translation a line, by `--references` or what RUN_DIR translates",
     )
 
     parser.add_argument(
@@ -275,19 +275,21 @@ def read_metric_arguments(
 def _run(args: argparse.Namespace) -> None:
     systems: dict[str | None, list[System]]
 
-    is_of_run = args.hypotheses is None and args.run_dirs
-
     metrics, options = read_metric_arguments(
-        args, args.run_dirs[0] if is_of_run else None
+        args, args.run_dirs[0] if args.run_dirs else None
     )
 
-    if args.hypotheses is not None:
-        if args.run_dirs:
-            raise WarmupError(
-                "`RUN_DIR` and `--hypotheses` cannot be combined; give the one or the "
-                "other."
-            )
+    if args.run_dirs:
+        for name in ("references", "sources"):
+            if getattr(args, name) is not None:
+                raise WarmupError(
+                    f"A run is scored with the {name} of its data; leave `--{name}` out, "
+                    "or `RUN_DIR`."
+                )
 
+    if args.hypotheses is not None and args.run_dirs:
+        systems = {None: _read_files_of_run(args)}
+    elif args.hypotheses is not None:
         for name in ("split", "checkpoint", "data", "direction"):
             if getattr(args, name) is not None:
                 raise WarmupError(
@@ -304,13 +306,6 @@ def _run(args: argparse.Namespace) -> None:
             )
         }
     elif args.run_dirs:
-        for name in ("references", "sources"):
-            if getattr(args, name) is not None:
-                raise WarmupError(
-                    f"A run is scored with the {name} of its data; leave `--{name}` out "
-                    "or give `--hypotheses`."
-                )
-
         systems = {
             direction: [
                 read_run(
@@ -351,6 +346,30 @@ def _run(args: argparse.Namespace) -> None:
         write_json(args.json, report)
 
         print(f"wrote {args.json}")
+
+
+def _read_files_of_run(args: argparse.Namespace) -> list[System]:
+    """Reads outputs from plain files for what a run would translate."""
+    if len(args.run_dirs) > 1:
+        raise WarmupError(
+            "`--hypotheses` takes one `RUN_DIR`, whose data the files are outputs for; "
+            "leave out the others."
+        )
+
+    if args.checkpoint is not None:
+        raise WarmupError(
+            "`--checkpoint` is of no use with `--hypotheses`, whose files are scored as "
+            "they are; leave it out."
+        )
+
+    [run_dir] = args.run_dirs
+
+    texts = read_run_texts(run_dir, args.split, args.data, args.direction)
+
+    return [
+        texts.make_system(str(file), file, read_lines(file), args.target_lang)
+        for file in args.hypotheses
+    ]
 
 
 def _list_directions(args: argparse.Namespace) -> list[str | None]:
@@ -402,7 +421,7 @@ def _evaluate(
     if args.latex:
         print(f"\n{format_latex(evaluation.scores, evaluation.comparisons)}\n")
 
-    if args.run_dirs:
+    if args.hypotheses is None:
         for system in systems:
             # RUN_DIR/generate/X.txt -> RUN_DIR/evaluate/X.json
             run_dir = system.hypotheses_file.parent.parent
@@ -516,6 +535,67 @@ def read_files(
     ]
 
 
+@final
+@dataclass(frozen=True)
+class RunTexts:
+    """The text pairs of a split as a run reads them."""
+
+    pairs: TextPairs
+
+    target_lang: str
+
+    direction: str | None
+    """As of :func:`choose_direction`."""
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.pairs.source(idx) for idx in range(len(self.pairs))]
+
+    def make_system(
+        self,
+        name: str,
+        file: Path,
+        hypotheses: Sequence[str],
+        target_lang: str | None = None,
+    ) -> System:
+        """
+        Returns outputs with what they are scored against.
+
+        :param target_lang: ``None`` for that of the run.
+        """
+        return System(
+            name,
+            file,
+            hypotheses,
+            self.pairs.origin,
+            [self.pairs.target(idx) for idx in range(len(self.pairs))],
+            target_lang or self.target_lang,
+            self.sources,
+        )
+
+
+def read_run_texts(
+    run_dir: Path, split: str | None, data_dir: Path | None, direction: str | None
+) -> RunTexts:
+    """
+    Reads what a run would translate; see :func:`read_run`.
+    """
+    run_config = _load_config(run_dir)
+
+    direction = choose_direction(run_config, direction)
+
+    run_config = narrow_to_direction(
+        run_config, direction, data_dir=data_dir, find_data=True
+    )
+
+    if split is None:
+        split = str(run_config["dataset"].get("test_split", "test"))
+
+    config = get_pairs_config(run_config["dataset"])
+
+    return RunTexts(read_split(config, split), config.target_lang, direction)
+
+
 def read_run(
     run_dir: Path,
     split: str | None,
@@ -533,39 +613,18 @@ def read_run(
     :param target_lang: ``None`` for that of the run.
     :param direction: What stands behind ``--direction``.
     """
-    run_config = _load_config(run_dir)
-
-    direction = choose_direction(run_config, direction)
-
-    run_config = narrow_to_direction(
-        run_config, direction, data_dir=data_dir, find_data=True
-    )
-
-    if split is None:
-        split = str(run_config["dataset"].get("test_split", "test"))
-
-    config = get_pairs_config(run_config["dataset"])
-
     # Before generating, which takes longer to fail.
-    pairs = read_split(config, split)
+    texts = read_run_texts(run_dir, split, data_dir, direction)
 
     hypotheses_file = _ensure_translations(
-        run_dir, pairs, checkpoint, data_dir, direction
+        run_dir, texts.pairs, checkpoint, data_dir, texts.direction
     )
 
     hypotheses = read_lines(hypotheses_file)
 
-    _check_order(hypotheses_file, hypotheses, pairs)
+    _check_order(hypotheses_file, hypotheses, texts.pairs)
 
-    return System(
-        str(run_dir),
-        hypotheses_file,
-        hypotheses,
-        pairs.origin,
-        [pairs.target(idx) for idx in range(len(pairs))],
-        target_lang or config.target_lang,
-        [pairs.source(idx) for idx in range(len(pairs))],
-    )
+    return texts.make_system(str(run_dir), hypotheses_file, hypotheses, target_lang)
 
 
 def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> None:

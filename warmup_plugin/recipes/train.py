@@ -77,6 +77,7 @@ from warmup_plugin.models.conditional import (
     create_conditional_model,
     make_scorable,
 )
+from warmup_plugin.models.separator import prepare_separator
 from warmup_plugin.objectives import Objective
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
@@ -321,11 +322,7 @@ class TranslationTrainRecipe(Recipe):
         # Rank 0 has written the tokenizer into the run before it came here.
         gangs.root.barrier()
 
-        codecs = create_direction_codecs(
-            context.get_tokenizer(),
-            {"tokenizer": asdict(config.tokenizer), "dataset": asdict(config.dataset)},
-            reads_prompts=is_decoder_only(context, config.model),
-        )
+        codecs = self._create_codecs(context, config)
 
         # With several directions, what is used of it is the same for all.
         codec = next(iter(codecs.values()))
@@ -333,7 +330,10 @@ class TranslationTrainRecipe(Recipe):
         layout = codec.layout
 
         # Read and check the data before the model is built.
-        train_corpus = self._read_corpus(config, config.dataset.train_split, codecs)
+        train_corpus = self._read_corpus(
+            config, config.dataset.train_split, codecs, is_training=True
+        )
+
         valid_corpus = self._read_corpus(config, config.dataset.valid_split, codecs)
 
         base_model = context.get_model()
@@ -370,7 +370,7 @@ class TranslationTrainRecipe(Recipe):
                 warmup=config.warmup,
                 objective=objective,
                 sampler=sampler,
-                reference=self._create_reference(context, config, layout),
+                reference=self._create_reference(context, config, codecs, layout),
                 plain_directions=frozenset(
                     name
                     for name, direction in (config.dataset.directions or {}).items()
@@ -469,6 +469,16 @@ class TranslationTrainRecipe(Recipe):
         return trainer
 
     @staticmethod
+    def _create_codecs(
+        context: RecipeContext, config: TrainConfig
+    ) -> dict[str, TextCodec]:
+        return create_direction_codecs(
+            context.get_tokenizer(),
+            {"tokenizer": asdict(config.tokenizer), "dataset": asdict(config.dataset)},
+            reads_prompts=is_decoder_only(context, config.model),
+        )
+
+    @staticmethod
     def _check_precision(model: Module, config: TrainConfig) -> None:
         """
         :raises WarmupError: If the model cannot be trained in it.
@@ -482,8 +492,13 @@ class TranslationTrainRecipe(Recipe):
 
     @staticmethod
     def _read_corpus(
-        config: TrainConfig, split: str, codecs: Mapping[str, TextCodec]
+        config: TrainConfig,
+        split: str,
+        codecs: Mapping[str, TextCodec],
+        *,
+        is_training: bool = False,
     ) -> Corpus:
+        """:param is_training: If ``True``, ``max_train_pairs`` counts."""
         section = config.dataset
 
         sections = {"dataset": asdict(section), "tokenizer": asdict(config.tokenizer)}
@@ -498,6 +513,9 @@ class TranslationTrainRecipe(Recipe):
                 codec,
                 max_source_len=section.max_source_len,
                 max_target_len=section.max_target_len,
+                max_pairs=(
+                    narrowed["dataset"]["max_train_pairs"] if is_training else None
+                ),
             )
 
             if not section.directions:
@@ -524,9 +542,12 @@ class TranslationTrainRecipe(Recipe):
             for name, codec in codecs.items()
         }
 
-    @staticmethod
     def _create_reference(
-        context: RecipeContext, config: TrainConfig, layout: DecoderLayout
+        self,
+        context: RecipeContext,
+        config: TrainConfig,
+        codecs: Mapping[str, TextCodec],
+        layout: DecoderLayout,
     ) -> ConditionalModel | None:
         """
         :raises WarmupError: If it cannot read what the tokenizer writes.
@@ -534,12 +555,18 @@ class TranslationTrainRecipe(Recipe):
         if config.criterion.name == "sft" or config.warmup.kl_weight == 0.0:
             return None
 
-        reference = create_conditional_model(context.get_model(_REFERENCE_MODEL))
+        reference_model = context.get_model(_REFERENCE_MODEL)
+
+        reference = create_conditional_model(reference_model)
 
         if reference.num_logits < layout.vocab_size:
             raise WarmupError(
                 f"The model of `reference_model` has {reference.num_logits} output tokens, but the tokenizer {layout.vocab_size}; it must be a model of the same tokenizer."
             )
+
+        # It is the model before training, whose separator was prepared as well; else the
+        # KL would forbid to end a warmup.
+        self._prepare_separator(reference_model, config, codecs)
 
         return reference
 
@@ -566,6 +593,10 @@ class TranslationTrainRecipe(Recipe):
     ) -> Module:
         config = context.get_config_as(TrainConfig)
 
+        # A checkpoint has the separator that was learned.
+        if not context.get_checkpoint_manager().has_checkpoint():
+            self._prepare_separator(model, config, self._create_codecs(context, config))
+
         # Before the data parallel wrapper is put around it. For decoder-only models plain
         # fine-tuning takes the same way: its loss begins behind the prompt.
         if config.criterion.name != "sft" or isinstance(model, TransformerLM):
@@ -579,6 +610,19 @@ class TranslationTrainRecipe(Recipe):
             make_scorable(model)
 
         return model
+
+    @staticmethod
+    def _prepare_separator(
+        model: Module, config: TrainConfig, codecs: Mapping[str, TextCodec]
+    ) -> None:
+        if config.criterion.name == "sft" or config.warmup.separator_init == "none":
+            return
+
+        begins = {codec.get_begin() for codec in codecs.values()}
+
+        layout = next(iter(codecs.values())).layout
+
+        prepare_separator(model, layout.separator_idx, layout.eos_idx, sorted(begins))
 
     @staticmethod
     def _create_early_stopper(

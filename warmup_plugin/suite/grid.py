@@ -12,6 +12,7 @@ import shlex
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, NoReturn, final
 
@@ -19,8 +20,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from typing_extensions import override
 
+from warmup_plugin.data.directions import split_direction
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.registry import DEFAULT_METRICS, MetricOptions
+from warmup_plugin.metrics.registry import DEFAULT_METRICS, METRICS, MetricOptions
 from warmup_plugin.recipes.evaluate import add_metric_arguments, read_metric_arguments
 
 # They become the names of folders, and parts of `--only`.
@@ -87,12 +89,35 @@ class TaskSpec:
 
     checkpoint: str
 
+    direction: str | None
+    """The one that is scored of runs with several."""
+
+    x: float | None
+    """Where it stands on the axis of the figure."""
+
     metric_args: Sequence[str]
     """The options of `evaluate` and `compare` that choose metrics."""
 
     metrics: Sequence[str]
 
     metric_options: MetricOptions
+
+
+@final
+@dataclass(frozen=True)
+class SystemRef:
+    """Names a system of the same seed, of another task if that is named too."""
+
+    system: str
+
+    task: str | None = None
+
+    def __str__(self) -> str:
+        return self.system if self.task is None else f"{self.task}/{self.system}"
+
+    def find_task(self, task: str) -> str:
+        """:param task: The task of the system that refers to it."""
+        return task if self.task is None else self.task
 
 
 @final
@@ -104,25 +129,69 @@ class SystemSpec:
 
     title: str
 
+    tasks: Sequence[str]
+    """The tasks that it is part of."""
+
+    is_scored: bool
+    """If ``False``, it is only what others start from."""
+
     settings: Settings
 
     per_task: Mapping[str, Settings]
 
-    init_from: str | None
-    """The system from whose model, of the same task and seed, this one starts."""
+    init_from: SystemRef | None
+    """The system from whose model this one starts."""
 
-    equal_time_with: str | None
+    equal_time_with: SystemRef | None
     """The system for as long as which this one is trained."""
 
-    step_time_of: str | None
+    step_time_of: SystemRef | None
     """The system whose step takes as long as one of this."""
 
-    @property
-    def needs(self) -> list[str]:
-        """The systems that must be trained first."""
-        names = (self.init_from, self.equal_time_with, self.step_time_of)
+    decode: SystemRef | None
+    """The system whose model writes with other options; then this one trains none."""
 
-        return list(dict.fromkeys(name for name in names if name is not None))
+    cascade: SystemRef | None
+    """The system whose model translates by way of other languages."""
+
+    directions: Sequence[str]
+    """Those of a cascade, one after the other."""
+
+    options: Sequence[str]
+    """Those of `generate` or, for a cascade, of `translate`."""
+
+    @property
+    def borrows(self) -> SystemRef | None:
+        """The system whose model it uses as it is; ``None`` if it trains one."""
+        return self.decode or self.cascade
+
+    @property
+    def needs(self) -> list[SystemRef]:
+        """The systems that must be trained first."""
+        refs = (
+            self.init_from,
+            self.equal_time_with,
+            self.step_time_of,
+            self.decode,
+            self.cascade,
+        )
+
+        return list(dict.fromkeys(ref for ref in refs if ref is not None))
+
+
+@final
+@dataclass(frozen=True)
+class FigureSpec:
+    """Describes a figure of the tasks that have an ``x``."""
+
+    metric: str
+    """The key of a score."""
+
+    x_title: str
+    """What ``x`` is."""
+
+    gain_over: str | None
+    """The system from which differences are drawn; ``None`` for scores."""
 
 
 @final
@@ -143,8 +212,17 @@ class Grid:
 
     systems: Sequence[SystemSpec]
 
+    figure: FigureSpec | None
+
     def system(self, name: str) -> SystemSpec:
         return next(system for system in self.systems if system.name == name)
+
+    def task(self, name: str) -> TaskSpec:
+        return next(task for task in self.tasks if task.name == name)
+
+    def list_systems(self, task: TaskSpec) -> list[SystemSpec]:
+        """Lists the systems of a task."""
+        return [system for system in self.systems if task.name in system.tasks]
 
     def settings(self, task: TaskSpec, system: SystemSpec) -> Settings:
         """Returns what `train` is told, the most specific setting last."""
@@ -252,6 +330,30 @@ class _Section:
 
         return value
 
+    def take_flag(self, name: str, default: bool) -> bool:
+        value = self.take(name)
+
+        if value is not None and not isinstance(value, bool):
+            raise _GridError(
+                f"`{self.path(name)}` must be `true` or `false`, but is {value!r}; "
+                "correct it."
+            )
+
+        return default if value is None else value
+
+    def take_words(self, name: str) -> list[str]:
+        """Returns a part of a command line, in which numbers need no quotes."""
+        values = self.take_list(name)
+
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+                raise _GridError(
+                    f"`{self.path(name)}` must hold texts and numbers, but holds "
+                    f"{value!r}; write it in quotes or correct it."
+                )
+
+        return [str(value) for value in values]
+
     def take_list(self, name: str) -> list[Any]:
         value = self.take(name)
 
@@ -341,6 +443,8 @@ def _parse_grid(content: object) -> Grid:
 
     system_sections = top.take_sections("systems")
 
+    figure_content = top.take("figure")
+
     top.finish()
 
     _check_seeds(seeds)
@@ -372,12 +476,23 @@ def _parse_grid(content: object) -> Grid:
     for value in baselines:
         _check_system("baseline", value, names)
 
+        if not systems[names.index(value)].is_scored:
+            raise _GridError(
+                f"`baseline` is {value}, which is not scored; name another system."
+            )
+
     _check_distinct("baseline", baselines)
 
-    grid = Grid(name, Path(out), seeds, baselines, tasks, systems)
+    figure = _parse_figure(figure_content, tasks, systems)
+
+    grid = Grid(name, Path(out), seeds, baselines, tasks, systems, figure)
 
     for idx, system in enumerate(systems):
+        _check_needs(grid, system, f"systems[{idx}].")
+
         _check_equal_time(grid, system, f"systems[{idx}].")
+
+        _check_directions(grid, system)
 
     return grid
 
@@ -394,6 +509,11 @@ def _parse_task(section: _Section, variables: Mapping[str, str]) -> TaskSpec:
     split = section.require_text("split")
 
     checkpoint = section.take("checkpoint")
+
+    direction = section.take_text("direction")
+
+    if direction is not None:
+        _check_direction(section.path("direction"), direction)
 
     metrics = section.take_texts("metrics") or list(DEFAULT_METRICS)
 
@@ -418,6 +538,8 @@ def _parse_task(section: _Section, variables: Mapping[str, str]) -> TaskSpec:
 
             metric_args += [f"--{key.replace('_', '-')}", text]
 
+    x = _take_x(section)
+
     section.finish()
 
     known_metrics, options = _read_metric_args(metric_args, section.path("metrics"))
@@ -429,10 +551,82 @@ def _parse_task(section: _Section, variables: Mapping[str, str]) -> TaskSpec:
         settings,
         split,
         "best" if checkpoint is None else str(checkpoint),
+        direction,
+        x,
         metric_args,
         known_metrics,
         options,
     )
+
+
+def _take_x(section: _Section) -> float | None:
+    value = section.take("x")
+
+    if value is None:
+        return None
+
+    # The axis is logarithmic.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise _GridError(
+            f"`{section.path('x')}` must be a number greater than 0, but is {value!r}; "
+            "correct it."
+        )
+
+    return float(value)
+
+
+def _parse_figure(
+    content: object, tasks: Sequence[TaskSpec], systems: Sequence[SystemSpec]
+) -> FigureSpec | None:
+    xs = [task.x for task in tasks if task.x is not None]
+
+    if content is None:
+        if xs:
+            raise _GridError(
+                "`x` of a task is of no use without `figure`; add that, such as "
+                "`figure: {x: pairs, metric: bleu}`, or leave it out."
+            )
+
+        return None
+
+    section = _Section(content, "figure.")
+
+    x_title = section.require_text("x")
+
+    metric = section.require_text("metric")
+
+    gain_over = section.take_text("gain_over")
+
+    section.finish()
+
+    _check_distinct("tasks", xs, field="number `x`")
+
+    if len(xs) < 2:
+        raise _GridError(
+            "`figure` needs tasks with different numbers `x`; give them, such as the "
+            "number of their pairs."
+        )
+
+    keys = [
+        key
+        for task in tasks
+        if task.x is not None
+        for name in task.metrics
+        for key in METRICS[name].names
+    ]
+
+    if metric not in keys:
+        raise _GridError(
+            f"`figure.metric` is `{metric}`, which no task with an `x` is scored by; "
+            f"use one of {', '.join(dict.fromkeys(keys))}."
+        )
+
+    if gain_over is not None:
+        names = [system.name for system in systems if system.is_scored]
+
+        _check_system("figure.gain_over", gain_over, names)
+
+    return FigureSpec(metric, x_title, gain_over)
 
 
 def _parse_command(
@@ -467,31 +661,31 @@ def _parse_system(
 
     settings = _parse_settings(section, variables)
 
-    others: dict[str, str | None] = {}
+    task_names = _parse_task_names(section, tasks)
 
-    for key in ("init_from", "equal_time_with", "step_time_of"):
-        value = others[key] = section.take_text(key)
+    is_scored = section.take_flag("score", True)
 
-        if value is not None:
-            hint = "; a folder is given by `config: {init_from: DIR}`"
+    refs = {
+        key: _parse_reference(section, key, tasks, earlier)
+        for key in (
+            *("init_from", "equal_time_with", "step_time_of"),
+            *("decode", "cascade"),
+        )
+    }
 
-            _check_system(
-                section.path(key),
-                value,
-                [system.name for system in earlier],
-                which="none of the systems before it",
-                hint=hint if key == "init_from" else "",
-            )
+    directions = section.take_texts("directions")
+
+    options = section.take_words("options")
 
     per_task = {}
 
     for task_name, content in section.take_mapping("per_task").items():
         path = section.path(f"per_task.{task_name}")
 
-        if task_name not in [task.name for task in tasks]:
+        if task_name not in task_names:
             raise _GridError(
-                f"`{path}` names no task; use some of "
-                f"{', '.join(task.name for task in tasks)}."
+                f"`{path}` names no task of the system; use some of "
+                f"{', '.join(task_names)}."
             )
 
         sub_section = _Section(content, f"{path}.")
@@ -502,15 +696,243 @@ def _parse_system(
 
     section.finish()
 
-    return SystemSpec(
+    system = SystemSpec(
         name,
         title,
+        task_names,
+        is_scored,
         settings,
         per_task,
-        others["init_from"],
-        others["equal_time_with"],
-        others["step_time_of"],
+        directions=directions,
+        options=options,
+        **refs,
     )
+
+    _check_borrowed(system, section)
+
+    return system
+
+
+def _parse_task_names(section: _Section, tasks: Sequence[TaskSpec]) -> list[str]:
+    """Returns the tasks of a system, which it may name with wildcards."""
+    names = [task.name for task in tasks]
+
+    patterns = section.take_text_or_texts("tasks") or ["*"]
+
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise _GridError(
+                f"`{section.path('tasks')}` holds `{pattern}`, which matches no task; "
+                f"use some of {', '.join(names)}, or wildcards."
+            )
+
+    return [n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)]
+
+
+def _parse_reference(
+    section: _Section,
+    key: str,
+    tasks: Sequence[TaskSpec],
+    earlier: Sequence[SystemSpec],
+) -> SystemRef | None:
+    value = section.take_text(key)
+
+    if value is None:
+        return None
+
+    task_name, slash, name = value.rpartition("/")
+
+    if slash and task_name not in [task.name for task in tasks]:
+        hint = "; a folder is given by `config: {init_from: DIR}`"
+
+        raise _GridError(
+            f"`{section.path(key)}` is {value!r}, which is of none of the tasks "
+            f"({', '.join(task.name for task in tasks)})"
+            f"{hint if key == 'init_from' else '; correct it'}."
+        )
+
+    _check_system(
+        section.path(key),
+        name,
+        [system.name for system in earlier],
+        which="none of the systems before it",
+        hint=(
+            "; a folder is given by `config: {init_from: DIR}`"
+            if key == "init_from"
+            else ""
+        ),
+    )
+
+    return SystemRef(name, task_name if slash else None)
+
+
+def _check_borrowed(system: SystemSpec, section: _Section) -> None:
+    """Checks what goes with a system that trains no model."""
+    if system.borrows is None:
+        for key in ("directions", "options"):
+            if getattr(system, key):
+                raise _GridError(
+                    f"`{section.path(key)}` is of no use for a system that is trained; "
+                    "leave it out, or give `decode` or `cascade`."
+                )
+
+        return
+
+    kind = "decode" if system.cascade is None else "cascade"
+
+    given = {
+        "config_file": system.settings.config_files,
+        "config": system.settings.config,
+        "steps": system.settings.steps,
+        "per_task": system.per_task,
+        "init_from": system.init_from,
+        "equal_time_with": system.equal_time_with,
+        "step_time_of": system.step_time_of,
+    }
+
+    if kind == "decode":
+        given["directions"] = system.directions
+    else:
+        given["decode"] = system.decode
+
+    for key, value in given.items():
+        if value:
+            raise _GridError(
+                f"`{section.path(key)}` is of no use beside `{kind}`, which trains "
+                "nothing; leave one of them out."
+            )
+
+    if not system.is_scored:
+        raise _GridError(
+            f"`{section.path('score')}` is false, but `{kind}` is there to be scored; "
+            "leave one of them out."
+        )
+
+    if kind == "decode":
+        if not system.options:
+            raise _GridError(
+                f"`{section.path('options')}` is missing; add those of `generate` by "
+                "which it differs, such as `[--beam-size, 1]`."
+            )
+
+        return
+
+    path = section.path("directions")
+
+    if len(system.directions) < 2:
+        raise _GridError(
+            f"`{path}` must be at least two, such as `[de-en, en-fr]`; add them."
+        )
+
+    pairs = [_check_direction(path, name) for name in system.directions]
+
+    for (_, target), (source, _) in zip(pairs, pairs[1:]):
+        if source != target:
+            raise _GridError(
+                f"`{path}` goes on from `{source}` where it has come to `{target}`; "
+                "order the directions so that each begins where the last one ends."
+            )
+
+
+def _check_direction(path: str, name: str) -> tuple[str, str]:
+    """Returns the languages of a direction."""
+    try:
+        return split_direction(name)
+    except WarmupError:
+        raise _GridError(
+            f"`{path}` names `{name}`, which is no direction; write two languages with "
+            "one hyphen between them, such as `en-de`."
+        ) from None
+
+
+def _check_needs(grid: Grid, system: SystemSpec, where: str) -> None:
+    """Checks that what a system refers to is trained before it, in all its tasks."""
+    order = [task.name for task in grid.tasks]
+
+    for key in ("init_from", "equal_time_with", "step_time_of", "decode", "cascade"):
+        ref: SystemRef | None = getattr(system, key)
+
+        if ref is None:
+            continue
+
+        other = grid.system(ref.system)
+
+        if other.borrows is not None:
+            raise _GridError(
+                f"`{where}{key}` is `{ref}`, which trains no model; name another system."
+            )
+
+        for task_name in system.tasks:
+            other_task = ref.find_task(task_name)
+
+            if other_task not in other.tasks:
+                raise _GridError(
+                    f"`{where}{key}` is `{ref}`, but `{other.name}` is no system of the "
+                    f"task {other_task}; name its task too, such as "
+                    f"`{other.tasks[0]}/{other.name}`, or correct `tasks`."
+                )
+
+            if order.index(other_task) > order.index(task_name):
+                raise _GridError(
+                    f"`{where}{key}` is `{ref}`, of a task behind {task_name}; put "
+                    f"{other_task} before it."
+                )
+
+    if system.cascade is None:
+        return
+
+    for task in grid.tasks:
+        if task.name in system.tasks and find_like(grid, task, system) is None:
+            raise _GridError(
+                f"`{where}cascade` has no system before it that is trained on "
+                f"{task.name}, whose test data it takes; put one there."
+            )
+
+        if task.name in system.tasks and task.direction is not None:
+            source, target = task.direction.split("-")
+
+            first, last = system.directions[0], system.directions[-1]
+
+            if (source, target) != (first.split("-")[0], last.split("-")[1]):
+                raise _GridError(
+                    f"`{where}directions` do not lead from `{source}` to `{target}`, the "
+                    f"direction of {task.name}; correct them."
+                )
+
+
+def find_like(grid: Grid, task: TaskSpec, system: SystemSpec) -> SystemSpec | None:
+    """Finds the first system before one that is trained and scored on a task."""
+    for other in grid.list_systems(task):
+        if other is system:
+            return None
+
+        if other.borrows is None and other.is_scored:
+            return other
+
+    return None
+
+
+def _check_directions(grid: Grid, system: SystemSpec) -> None:
+    """Checks that a task says which of several directions is scored."""
+    if system.borrows is not None or not system.is_scored:
+        return
+
+    for idx, task in enumerate(grid.tasks):
+        names = grid.settings(task, system).config.get("dataset.directions")
+
+        if task.name not in system.tasks or not isinstance(names, dict):
+            continue
+
+        # With one there is no choice.
+        if task.direction is None and len(names) < 2:
+            continue
+
+        if task.direction not in names:
+            raise _GridError(
+                f"`tasks[{idx}].direction` must be one of the directions that "
+                f"`{system.name}` is trained on, {', '.join(names)}, since one direction "
+                "a task is scored; name it."
+            )
 
 
 def _parse_settings(section: _Section, variables: Mapping[str, str]) -> Settings:
@@ -527,13 +949,6 @@ def _parse_settings(section: _Section, variables: Mapping[str, str]) -> Settings
                 f"`{section.path('config')}` sets `{key}`, which the suite sets "
                 f"itself; give {remedy} instead."
             )
-
-    if any(key.startswith("dataset.directions") for key in config):
-        raise _GridError(
-            f"`{section.path('config')}` sets `dataset.directions`, but a suite scores "
-            "one direction a task; train such a run by itself, or give each direction "
-            "a task."
-        )
 
     return Settings(
         [_expand(file, variables) for file in config_files],
@@ -597,7 +1012,7 @@ def _check_equal_time(grid: Grid, system: SystemSpec, where: str) -> None:
             "long as these, from which their number is computed."
         )
 
-    like = grid.system(system.step_time_of)
+    like = grid.system(system.step_time_of.system)
 
     if any(s.steps for s in (system.settings, *system.per_task.values())):
         raise _GridError(
@@ -606,8 +1021,13 @@ def _check_equal_time(grid: Grid, system: SystemSpec, where: str) -> None:
         )
 
     for task in grid.tasks:
+        if task.name not in system.tasks:
+            continue
+
+        like_task = grid.task(system.step_time_of.find_task(task.name))
+
         keys = _find_differing_keys(
-            grid.settings(task, system), grid.settings(task, like)
+            grid.settings(task, system), grid.settings(like_task, like)
         )
 
         if keys:

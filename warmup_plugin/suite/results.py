@@ -15,14 +15,26 @@ from typing import Any, Final, cast, final
 
 import numpy as np
 
+from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import FloatArray, Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.metrics.resampling import DEFAULT_SEED
-from warmup_plugin.recipes.evaluate import evaluate, read_run
+from warmup_plugin.recipes.evaluate import (
+    System,
+    evaluate,
+    read_run,
+    read_run_texts,
+)
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.suite.grid import Grid, SystemSpec, TaskSpec
-from warmup_plugin.suite.steps import Plan, Run, TrainingTime, measure_training
+from warmup_plugin.suite.steps import (
+    Plan,
+    Run,
+    TrainingTime,
+    find_like_run,
+    measure_training,
+)
 
 NUM_TRIALS: Final = 10_000
 """The trials of all tests by approximate randomization, as in `compare`."""
@@ -188,7 +200,7 @@ def collect_results(grid: Grid, plan: Plan) -> SuiteResult:
     starts: list[Mapping[str, object]] = []
 
     for run in plan.runs:
-        if plan.train[run.name].is_done():
+        if run.name in plan.train and plan.train[run.name].is_done():
             for start in _read_starts(run.path):
                 if start not in starts:
                     starts.append(start)
@@ -209,11 +221,11 @@ def _collect_task(grid: Grid, plan: Plan, task: TaskSpec) -> TaskResult:
         if run.task is task:
             results[run.name] = _collect_run(plan, run, infos)
 
-    measured = _measure_sentences(task, results)
+    measured = _measure_sentences(grid, task, results)
 
     systems = []
 
-    for system in grid.systems:
+    for system in grid.list_systems(task):
         runs = [result for result in results.values() if result.run.system is system]
 
         against = {
@@ -231,20 +243,21 @@ def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResul
     """Collects a run, and what there is to know of metrics into ``infos``."""
     time, scores, missing = None, {}, ""
 
-    if not plan.train[run.name].is_done():
+    if run.is_trained and not plan.train[run.name].is_done():
         missing = "not trained as the grid says"
-    else:
+    elif run.is_trained:
         time = measure_training(run.path)
 
+    if not missing and run.system.is_scored:
         if not plan.generate[run.name].is_done():
             missing = "not translated"
         elif not plan.evaluate[run.name].is_done():
             missing = "not scored"
 
-    if not missing:
+    if not missing and run.system.is_scored:
         report = _read_json(run.scores)
 
-        for score in report["systems"][str(run.path)]:
+        for score in report["systems"][str(run.label)]:
             info = infos[score["key"]]
 
             if score["score"] is None:
@@ -272,7 +285,7 @@ def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResul
 
 
 def _measure_sentences(
-    task: TaskSpec, results: Mapping[str, RunResult]
+    grid: Grid, task: TaskSpec, results: Mapping[str, RunResult]
 ) -> dict[str, Mapping[str, Measurement]]:
     """
     Measures the statistics of sentences, from which all seeds are tested together.
@@ -283,27 +296,42 @@ def _measure_sentences(
     """
     metrics = [name for name in task.metrics if METRICS[name].in_validation]
 
-    runs = [result.run for result in results.values() if not result.missing]
+    runs = [
+        result.run
+        for result in results.values()
+        if not result.missing and result.run.system.is_scored
+    ]
 
     if not metrics or len(runs) < 2:
         return {}
 
-    systems = [
-        read_run(
-            run.path,
-            task.split,
-            task.checkpoint,
-            None,
-            task.metric_options.target_lang,
-        )
-        for run in runs
-    ]
+    systems = [_read_system(grid, run) for run in runs]
 
     evaluation = evaluate(
         systems, num_bootstrap=0, metrics=metrics, options=task.metric_options
     )
 
-    return {run.name: evaluation.measurements[str(run.path)] for run in runs}
+    return {run.name: evaluation.measurements[str(run.label)] for run in runs}
+
+
+def _read_system(grid: Grid, run: Run) -> System:
+    """Reads the outputs of a run, with their references."""
+    task = run.task
+
+    target_lang = task.metric_options.target_lang
+
+    if run.is_trained:
+        return read_run(
+            run.path, task.split, task.checkpoint, None, target_lang, task.direction
+        )
+
+    like = find_like_run(grid, run)
+
+    texts = read_run_texts(like.path, task.split, None, task.direction)
+
+    file = run.translations
+
+    return texts.make_system(str(file), file, read_lines(file), target_lang)
 
 
 def _compare(
@@ -322,17 +350,23 @@ def _compare(
     for result in runs:
         run = result.run
 
-        base = results[f"{run.task.name}/{baseline}/{run.seed}"]
+        base = results.get(f"{run.task.name}/{baseline}/{run.seed}")
+
+        compare = plan.compare.get((run.task.name, run.seed, baseline))
+
+        # The task is without this baseline.
+        if base is None or compare is None:
+            continue
 
         report: Mapping[str, Any] = {}
 
-        if plan.compare[run.task.name, run.seed, baseline].is_done():
+        if compare.is_done():
             report = _read_json(plan.compare_file(run.task, run.seed, baseline))
 
         tests = {
             entry["key"]: entry
             for entry in report.get("comparisons", [])
-            if entry["system"] == str(run.path)
+            if entry["system"] == str(run.label)
         }
 
         for key in result.scores.keys() & base.scores.keys():
@@ -387,7 +421,7 @@ def _read_differences(
     """
     entry = report.get("sentences", {}).get("metrics", {}).get(key, {})
 
-    differences = entry.get(str(run.path), {}).get("differences")
+    differences = entry.get(str(run.label), {}).get("differences")
 
     if not differences:
         return None

@@ -6,7 +6,8 @@ The steps of a suite: the commands, what each needs, and which are done.
 
 Beside a run ``OUT/TASK/SYSTEM/seed_N`` lie the logs of its steps, such as
 ``seed_N.train.log``, and their records, such as ``seed_N.train.json``: the command and
-the digests of what it read. A step is done if its record says so for the command and
+the digests of what it read. What a system that trains nothing writes is called
+``seed_N.txt``. A step is done if its record says so for the command and
 the files of today, and if what it wrote is there.
 """
 
@@ -15,19 +16,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, final
 
+from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.evaluate import read_run_texts
 from warmup_plugin.run_dir import RunDir, flatten_config, write_text_atomically
 from warmup_plugin.suite.grid import (
     Grid,
+    SystemRef,
     SystemSpec,
     TaskSpec,
+    find_like,
     format_setting,
 )
 
@@ -54,7 +59,7 @@ class TrainingTime:
 @final
 @dataclass(frozen=True)
 class Run:
-    """Names a run of a suite."""
+    """Names a run of a suite, or the outputs of a system that trains none."""
 
     task: TaskSpec
 
@@ -69,8 +74,25 @@ class Run:
         return f"{self.task.name}/{self.system.name}/{self.seed}"
 
     @property
+    def is_trained(self) -> bool:
+        return self.system.borrows is None
+
+    @property
+    def label(self) -> Path:
+        """What `evaluate` and `compare` call it: the folder, or else the outputs."""
+        return self.path if self.is_trained else self.translations
+
+    @property
     def translations(self) -> Path:
-        return self.path / "generate" / f"{self.task.split}.{self.task.checkpoint}.txt"
+        """Of a run with several directions, only known when it has begun."""
+        if not self.is_trained:
+            return self.path.with_name(f"{self.path.name}.txt")
+
+        task = self.task
+
+        name = name_output(task.split, _find_direction(self), task.checkpoint)
+
+        return self.path / "generate" / f"{name}.txt"
 
     @property
     def scores(self) -> Path:
@@ -79,6 +101,10 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics" / "train.jsonl"
+
+
+# Of an output: itself, its details, and what there is of them until they are complete.
+_OUTPUT_ENDINGS: Final = ("", ".jsonl", ".partial", ".jsonl.partial", ".state")
 
 
 @final
@@ -96,8 +122,14 @@ class Step:
     """Returns what stands behind ``python -m warmup_plugin``; if called with ``True``,
     as far as it is known before other steps are done. Raises ``NotReady``."""
 
-    inputs: Sequence[Path] = ()
-    """What it reads of other steps."""
+    list_inputs: Callable[[], Sequence[Path]] = lambda: ()
+    """Lists what it reads of other steps."""
+
+    write_inputs: Callable[[], None] = lambda: None
+    """Writes what no other step does, when it begins."""
+
+    outputs: Sequence[Path] = ()
+    """What it would refuse to write again for another command or other inputs."""
 
     is_complete: Callable[[], bool] = lambda: True
     """Tells whether what it writes is there."""
@@ -154,6 +186,8 @@ class Step:
         """
         command = self.make_command(False)
 
+        self.write_inputs()
+
         inputs = self._digest_inputs()
 
         run, record = self.retrains, self._load_record()
@@ -166,9 +200,18 @@ class Step:
                     f"since; delete it, so that it is trained anew as well."
                 )
 
+        # What broke goes on.
+        if (record.get("command"), record.get("inputs")) != (command, inputs):
+            self._remove_outputs()
+
         self._write_record(command, inputs, None)
 
         return command
+
+    def _remove_outputs(self) -> None:
+        for file in self.outputs:
+            for ending in _OUTPUT_ENDINGS:
+                file.with_name(f"{file.name}{ending}").unlink(missing_ok=True)
 
     def end(self, command: Sequence[str], seconds: float) -> None:
         """
@@ -215,7 +258,7 @@ class Step:
             ) from None
 
     def _digest_inputs(self) -> dict[str, str]:
-        return {str(path): _digest(path) for path in self.inputs}
+        return {str(path): _digest(path) for path in self.list_inputs()}
 
 
 @final
@@ -230,14 +273,21 @@ class Plan:
     prepare: list[Step] = field(default_factory=list)
 
     train: dict[str, Step] = field(default_factory=dict)
-    """By the name of the run, as the next two."""
+    """By the name of the run, if it is trained."""
 
     generate: dict[str, Step] = field(default_factory=dict)
+    """By the name of the run, if it is scored, as the next one."""
 
     evaluate: dict[str, Step] = field(default_factory=dict)
 
     compare: dict[tuple[str, int, str], Step] = field(default_factory=dict)
     """By the names of task and baseline, and the seed between them."""
+
+    def list_steps(self, run: Run) -> list[Step]:
+        """Lists the last steps of a run: what else there is of it, they need."""
+        by_name = (self.train, self.generate, self.evaluate)
+
+        return [steps[run.name] for steps in by_name if run.name in steps]
 
     def compare_file(self, task: TaskSpec, seed: int, baseline: str) -> Path:
         files = self.compare[task.name, seed, baseline].files
@@ -268,8 +318,8 @@ class Plan:
                 )
 
             for run in runs:
-                for steps in (self.train, self.generate, self.evaluate):
-                    selected |= _with_needs(steps[run.name])
+                for step in self.list_steps(run):
+                    selected |= _with_needs(step)
 
                 for (task, seed, _), step in self.compare.items():
                     if (task, seed) == (run.task.name, run.seed):
@@ -291,20 +341,42 @@ def make_plan(grid: Grid) -> Plan:
 
     for seed in grid.seeds:
         for task in grid.tasks:
-            runs: dict[str, Run] = {}
+            scored: dict[str, Run] = {}
 
-            for system in grid.systems:
-                path = grid.out / task.name / system.name / f"seed_{seed}"
+            for system in grid.list_systems(task):
+                run = make_run(grid, task, system, seed)
 
-                run = runs[system.name] = Run(task, system, seed, path)
+                plan.runs.append(run)
 
-                _add_run(plan, grid, run, runs, prepared[task.name])
+                if run.is_trained:
+                    _add_training(plan, grid, run, prepared[task.name])
 
-            if len(runs) > 1:
+                if system.is_scored:
+                    _add_scoring(plan, grid, run)
+
+                    scored[system.name] = run
+
+            if len(scored) > 1:
                 for baseline in grid.baselines:
-                    _add_comparison(plan, grid, runs[baseline], list(runs.values()))
+                    if baseline in scored:
+                        _add_comparison(
+                            plan, grid, scored[baseline], list(scored.values())
+                        )
 
     return plan
+
+
+def make_run(grid: Grid, task: TaskSpec, system: SystemSpec, seed: int) -> Run:
+    path = grid.out / task.name / system.name / f"seed_{seed}"
+
+    return Run(task, system, seed, path)
+
+
+def _find_run(grid: Grid, run: Run, ref: SystemRef) -> Run:
+    """Finds the run of the same seed that one refers to."""
+    task = grid.task(ref.find_task(run.task.name))
+
+    return make_run(grid, task, grid.system(ref.system), run.seed)
 
 
 def _make_preparation(grid: Grid, task: TaskSpec) -> list[Step]:
@@ -327,62 +399,193 @@ def _repeat(command: Sequence[str], planning: bool) -> list[str]:
     return list(command)
 
 
-def _add_run(
-    plan: Plan,
-    grid: Grid,
-    run: Run,
-    runs: Mapping[str, Run],
-    prepared: Sequence[Step],
-) -> None:
-    others = {name: runs[name] for name in run.system.needs}
+def find_like_run(grid: Grid, run: Run) -> Run:
+    """Finds the run of the same task and seed whose data a run's outputs are for."""
+    if run.is_trained:
+        return run
 
-    init_run = None if run.system.init_from is None else others[run.system.init_from]
+    if run.system.decode is not None:
+        return _find_run(grid, run, run.system.decode)
 
-    train = Step(
+    system = find_like(grid, run.task, run.system)
+
+    # The grid has been checked.
+    assert system is not None
+
+    return make_run(grid, run.task, system, run.seed)
+
+
+def _add_training(plan: Plan, grid: Grid, run: Run, prepared: Sequence[Step]) -> None:
+    others = {ref: _find_run(grid, run, ref) for ref in run.system.needs}
+
+    init_from = run.system.init_from
+
+    # What is written while it trains is of this training alone, and small.
+    inputs = [] if init_from is None else [others[init_from].metrics]
+
+    step = plan.train[run.name] = Step(
         f"train {run.name}",
         run.path.with_name(f"{run.path.name}.train"),
         partial(_make_train_command, grid, run, others),
-        # What is written while it trains is of this training alone, and small.
-        inputs=[] if init_run is None else [init_run.metrics],
+        list_inputs=lambda: inputs,
         is_complete=partial(is_finished, run.path),
         needs=[*prepared[-1:], *(plan.train[other.name] for other in others.values())],
         retrains=run,
     )
 
-    split_args = ["--split", run.task.split, "--checkpoint", run.task.checkpoint]
+    plan.steps.append(step)
 
-    generate = Step(
-        f"generate {run.name}",
-        run.path.with_name(f"{run.path.name}.generate"),
-        partial(_repeat, ["generate", str(run.path), *split_args, "--no-rich"]),
-        is_complete=partial(_is_translated, run),
-        needs=[train],
-    )
+
+def _add_scoring(plan: Plan, grid: Grid, run: Run) -> None:
+    task, system = run.task, run.system
+
+    split_args = ["--split", task.split]
+
+    if task.direction is not None:
+        split_args += ["--direction", task.direction]
+
+    checkpoint_args = ["--checkpoint", task.checkpoint]
+
+    like = find_like_run(grid, run)
+
+    if system.decode is not None:
+        generate = _make_decoding(plan, run, like, [*split_args, *checkpoint_args])
+    elif system.cascade is not None:
+        *first_steps, generate = _make_cascade(
+            plan, run, _find_run(grid, run, system.cascade), like
+        )
+
+        plan.steps += first_steps
+    else:
+        generate = Step(
+            f"generate {run.name}",
+            run.path.with_name(f"{run.path.name}.generate"),
+            partial(
+                _repeat,
+                ["generate", str(run.path), *split_args, *checkpoint_args]
+                + ["--no-rich"],
+            ),
+            is_complete=partial(_is_translated, run, run),
+            needs=[plan.train[run.name]],
+        )
+
+    if run.is_trained:
+        what = [str(run.path), *split_args, *checkpoint_args]
+    else:
+        what = [str(like.path), *split_args, "--hypotheses", str(run.translations)]
 
     evaluate = Step(
         f"evaluate {run.name}",
         run.path.with_name(f"{run.path.name}.evaluate"),
         partial(
-            _repeat,
-            ["evaluate", str(run.path), *split_args, *run.task.metric_args]
-            + ["--json", str(run.scores)],
+            _repeat, ["evaluate", *what, *task.metric_args, "--json", str(run.scores)]
         ),
-        inputs=[run.translations],
+        list_inputs=lambda: [run.translations],
         is_complete=run.scores.is_file,
         needs=[generate],
     )
 
-    plan.train[run.name] = train
     plan.generate[run.name] = generate
     plan.evaluate[run.name] = evaluate
 
-    plan.runs.append(run)
+    plan.steps += [generate, evaluate]
 
-    plan.steps += [train, generate, evaluate]
+
+def _make_decoding(
+    plan: Plan, run: Run, source: Run, split_args: Sequence[str]
+) -> Step:
+    """Makes the step that translates with the model of another run."""
+    file = run.translations
+
+    command = ["generate", str(source.path), *run.system.options, *split_args]
+
+    return Step(
+        f"generate {run.name}",
+        run.path.with_name(f"{run.path.name}.generate"),
+        partial(_repeat, [*command, "--no-rich", "--output", str(file)]),
+        list_inputs=lambda: [source.metrics],
+        outputs=[file],
+        is_complete=partial(_is_translated, run, source),
+        needs=[plan.train[source.name]],
+    )
+
+
+def _make_cascade(plan: Plan, run: Run, source: Run, like: Run) -> list[Step]:
+    """
+    Makes the steps that translate by way of other languages.
+
+    :param source: The run whose model does.
+    :param like: The run whose sources are translated.
+    """
+    steps: list[Step] = []
+
+    directions = run.system.directions
+
+    def name_file(ending: str) -> Path:
+        return run.path.with_name(f"{run.path.name}.{ending}")
+
+    sources_file = file = name_file("sources.txt")
+
+    for idx, direction in enumerate(directions):
+        input_file = file
+
+        file = name_file(f"{direction}.txt")
+
+        if idx == len(directions) - 1:
+            file = run.translations
+
+        command = ["translate", str(source.path), str(input_file), *run.system.options]
+
+        command += ["--checkpoint", source.task.checkpoint, "--direction", direction]
+
+        step = Step(
+            f"translate {run.name} {direction}",
+            name_file(f"translate_{idx + 1}"),
+            partial(_repeat, [*command, "--no-rich", "--output", str(file)]),
+            list_inputs=partial(_list_files, [source.metrics, input_file]),
+            outputs=[file],
+            is_complete=partial(_is_current, file, source),
+            needs=steps[-1:],
+        )
+
+        if idx == 0:
+            step = replace(
+                step,
+                write_inputs=partial(_write_sources, like, sources_file),
+                needs=[plan.train[other.name] for other in (source, like)],
+            )
+
+        steps.append(step)
+
+    return steps
+
+
+def _list_files(files: Sequence[Path]) -> Sequence[Path]:
+    return files
+
+
+def _write_sources(like: Run, file: Path) -> None:
+    """
+    Writes what a run would translate, one source a line.
+
+    :raises WarmupError: It cannot be read or written.
+    """
+    texts = read_run_texts(like.path, like.task.split, None, like.task.direction)
+
+    # As `translate` cannot know which line feeds are within a source.
+    lines = [" ".join(source.splitlines()) for source in texts.sources]
+
+    try:
+        write_text_atomically(file, "".join(f"{line}\n" for line in lines))
+    except OSError as ex:
+        raise WarmupError(
+            f"{file} cannot be written ({ex.strerror}); give an `out` that you may "
+            "write to."
+        ) from None
 
 
 def _make_train_command(
-    grid: Grid, run: Run, others: Mapping[str, Run], planning: bool
+    grid: Grid, run: Run, others: Mapping[SystemRef, Run], planning: bool
 ) -> list[str]:
     system, settings = run.system, grid.settings(run.task, run.system)
 
@@ -437,6 +640,11 @@ def _add_comparison(plan: Plan, grid: Grid, first: Run, runs: Sequence[Run]) -> 
 
         return [run for run in ordered if plan.generate[run.name].is_done()]
 
+    split_args = ["--split", task.split, "--checkpoint", task.checkpoint]
+
+    if task.direction is not None:
+        split_args += ["--direction", task.direction]
+
     def make_command(planning: bool) -> list[str]:
         there = list_runs(planning)
 
@@ -446,9 +654,12 @@ def _add_comparison(plan: Plan, grid: Grid, first: Run, runs: Sequence[Run]) -> 
         if len(there) == 1:
             raise NotReady(f"nothing but {first.name} is translated")
 
+        # The references are those of its data.
+        if not any(run.is_trained for run in there):
+            raise NotReady("no run that was trained is translated")
+
         return [
-            *("compare", *(str(run.path) for run in there)),
-            *("--split", task.split, "--checkpoint", task.checkpoint),
+            *("compare", *(str(run.label) for run in there), *split_args),
             *(*task.metric_args, "--json", f"{files}.result.json"),
         ]
 
@@ -456,7 +667,7 @@ def _add_comparison(plan: Plan, grid: Grid, first: Run, runs: Sequence[Run]) -> 
         f"compare {task.name}/*/{seed} with {baseline}",
         files,
         make_command,
-        inputs=[run.translations for run in ordered],
+        list_inputs=lambda: [run.translations for run in ordered],
         is_complete=Path(f"{files}.result.json").is_file,
         after=[plan.generate[run.name] for run in ordered],
     )
@@ -475,7 +686,13 @@ def is_finished(path: Path) -> bool:
 
     mtime = run_dir.run_file.stat().st_mtime_ns
 
-    num_steps, patience, every = _load_schedule(run_dir.path, mtime)
+    config = _load_flat_config(run_dir.path, mtime)
+
+    num_steps, patience, every = (
+        config.get("regime.num_steps"),
+        config.get("validation.patience"),
+        config.get("regime.validate_every_n_steps"),
+    )
 
     if num_steps in run_dir.checkpoint_steps():
         return True
@@ -487,24 +704,43 @@ def is_finished(path: Path) -> bool:
 
 
 @lru_cache(maxsize=None)
-def _load_schedule(path: Path, mtime: int) -> tuple[object, object, object]:
-    """Reads when a run ends; once, since reading YAML is slow."""
-    config = flatten_config(RunDir(path).load_config())
-
-    return (
-        config.get("regime.num_steps"),
-        config.get("validation.patience"),
-        config.get("regime.validate_every_n_steps"),
-    )
+def _load_config(path: Path, mtime: int) -> dict[str, object]:
+    """Reads the config of a run; once, since reading YAML is slow."""
+    return RunDir(path).load_config()
 
 
-def _is_translated(run: Run) -> bool:
+@lru_cache(maxsize=None)
+def _load_flat_config(path: Path, mtime: int) -> dict[str, object]:
+    return flatten_config(_load_config(path, mtime))
+
+
+def _find_direction(run: Run) -> str | None:
+    """Returns the direction that names the outputs of a run, if it has begun."""
+    run_dir = RunDir(run.path)
+
+    try:
+        mtime = run_dir.run_file.stat().st_mtime_ns
+
+        return choose_direction(_load_config(run_dir.path, mtime), run.task.direction)
+    # Its commands say what is wrong.
+    except (OSError, LookupError, WarmupError):
+        return None
+
+
+def _is_translated(run: Run, source: Run) -> bool:
+    """:param source: The run whose model has translated."""
     file = run.translations
 
-    if not (file.is_file() and file.with_name(f"{file.name}.jsonl").is_file()):
+    details_file = file.with_name(f"{file.name}.jsonl")
+
+    return details_file.is_file() and _is_current(file, source)
+
+
+def _is_current(file: Path, source: Run) -> bool:
+    if not file.is_file():
         return False
 
-    checkpoint_dir = RunDir(run.path).checkpoint_dir
+    checkpoint_dir = RunDir(source.path).checkpoint_dir
 
     # Else `evaluate` would take it for that of another model.
     return checkpoint_dir.stat().st_mtime <= file.stat().st_mtime

@@ -290,18 +290,43 @@ def _make_notes(result: SuiteResult) -> Iterator[str]:
         "from."
     )
 
+    yield from _describe_borrowed(result)
+
     yield from _describe_equal_times(result)
 
     for task in result.tasks:
         prefix = f"{task.task.title}: " if len(result.tasks) > 1 else ""
 
+        direction = task.task.direction
+
+        direction_text = "" if direction is None else f"direction `{direction}`, "
+
         yield (
-            f"{prefix}split `{task.task.split}`, checkpoint `{task.task.checkpoint}`, "
-            f"the default generation settings of `generate`."
+            f"{prefix}split `{task.task.split}`, {direction_text}checkpoint "
+            f"`{task.task.checkpoint}`, the default generation settings of `generate`."
         )
 
         for info in task.metrics:
             yield from _describe_metric(info, prefix)
+
+
+def _describe_borrowed(result: SuiteResult) -> Iterator[str]:
+    """Says what systems do that train nothing."""
+    for system in result.grid.systems:
+        options = f" with `{shlex.join(system.options)}`" if system.options else ""
+
+        if system.decode is not None:
+            yield (
+                f"`{system.title}`: the model of `{system.decode}` as it is, "
+                f"translating{options}."
+            )
+        elif system.cascade is not None:
+            way = ", what comes out ".join(f"`{name}`" for name in system.directions)
+
+            yield (
+                f"`{system.title}`: the model of `{system.cascade}` translates the "
+                f"sources {way}{options}."
+            )
 
 
 def _describe_equal_times(result: SuiteResult) -> Iterator[str]:
@@ -309,9 +334,9 @@ def _describe_equal_times(result: SuiteResult) -> Iterator[str]:
         if system.equal_time_with is None or system.step_time_of is None:
             continue
 
-        other = result.grid.system(system.equal_time_with)
+        other = result.grid.system(system.equal_time_with.system)
 
-        like = result.grid.system(system.step_time_of)
+        like = result.grid.system(system.step_time_of.system)
 
         yield (
             f"`{system.title}`: for each seed as many steps as fit in the training time "
@@ -320,6 +345,9 @@ def _describe_equal_times(result: SuiteResult) -> Iterator[str]:
 
         for task in result.tasks:
             by_name = {entry.system.name: entry for entry in task.systems}
+
+            if not {system.name, other.name} <= by_name.keys():
+                continue
 
             own, wanted = (
                 _mean_seconds(by_name[name]) for name in (system.name, other.name)
@@ -423,18 +451,9 @@ def _format_versions(versions: Mapping[str, object]) -> str:
 
 def _list_example_steps(plan: Plan, seed: int) -> list[Step]:
     """Lists the steps of one seed, in their order."""
-    keys = {
-        steps[run.name].key
-        for run in plan.runs
-        if run.seed == seed
-        for steps in (plan.train, plan.generate, plan.evaluate)
-    }
+    names = [f"*/*/{seed}"]
 
-    keys |= {step.key for (_, s, _), step in plan.compare.items() if s == seed}
-
-    keys |= {step.key for step in plan.prepare}
-
-    return [step for step in plan.steps if step.key in keys]
+    return [*plan.prepare, *(s for s in plan.select(names) if s not in plan.prepare)]
 
 
 def describe_command(step: Step) -> str:
@@ -480,7 +499,7 @@ def _system_to_json(
         "title": system.system.title,
         "runs": {
             run.run.seed: {
-                "path": str(run.run.path),
+                "path": str(run.run.label),
                 "missing": run.missing or None,
                 "num_steps": None if run.time is None else run.time.num_steps,
                 "seconds": None if run.time is None else run.time.seconds,

@@ -72,6 +72,12 @@ class TextCodec(ABC):
 
         return encoded.source, [*encoded.prefix, *self.encode_target(target)]
 
+    def get_begin(self) -> int:
+        """Returns the token that a target without warmup follows."""
+        # A prompt needs more than one token of its own; which text it is of does not
+        # matter.
+        return self.encode_source("1 2 3").prefix[-1]
+
     @property
     def layout(self) -> DecoderLayout:
         return self._layout

@@ -107,6 +107,32 @@ class TestTokenizePairs:
         assert corpus.indices.tolist() == [0, 2]
         assert corpus.report.num_empty == 1
 
+    def test_call_takes_first_pairs_and_counts_what_it_drops_of_them(
+        self, tmp_path: Path
+    ) -> None:
+        rows = [("a", "b"), ("", "b"), ("a a a a", "b"), ("a", "c"), ("a", "d")]
+
+        pairs = make_pairs(tmp_path, rows)
+
+        corpus = tokenize_pairs(
+            pairs, WordCodec(), max_source_len=4, max_target_len=4, max_pairs=3
+        )
+
+        assert corpus.indices.tolist() == [0]
+
+        assert corpus.report.describe() == (
+            "train (the first 3 of 5 pairs): 1 of 3 pairs kept; dropped: 1 over the "
+            "length limit of 4 tokens (33.33%), 1 with an empty side (33.33%)."
+        )
+
+        # More than there are.
+        corpus = tokenize_pairs(
+            pairs, WordCodec(), max_source_len=9, max_target_len=9, max_pairs=6
+        )
+
+        assert corpus.indices.tolist() == [0, 2, 3, 4]
+        assert corpus.report.describe().startswith("train: 4 of 5 pairs kept;")
+
     def test_call_raises_error_when_all_pairs_are_too_long(
         self, tmp_path: Path
     ) -> None:

@@ -94,6 +94,22 @@ class TestNames:
         ]
 
 
+class TestMaxTrainPairs:
+    def test_number_of_direction_goes_before_that_of_all(self) -> None:
+        config = make_config(None, "en-de", "de-en", "en-fr", max_train_pairs=9)
+
+        config["dataset"]["directions"]["en-de"]["max_train_pairs"] = 5
+        config["dataset"]["directions"]["en-fr"]["max_train_pairs"] = None
+
+        numbers = {
+            name: narrow_to_direction(config, name)["dataset"]["max_train_pairs"]
+            # `de-en` is as an earlier version has written it.
+            for name in ("en-de", "de-en", "en-fr")
+        }
+
+        assert numbers == {"en-de": 5, "de-en": 9, "en-fr": 9}
+
+
 class TestChoose:
     def test_run_with_one_direction_needs_none(self) -> None:
         config = make_config(None)

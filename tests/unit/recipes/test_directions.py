@@ -59,18 +59,11 @@ def scratch_options(
     for name in DIRECTIONS:
         shutil.copytree(text_folder, data / name)
 
-    for side in ("src", "tgt"):
-        file = data / "tgt-src" / f"train.{side}"
-
-        lines = file.read_text("utf-8").splitlines()[:12]
-
-        file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-
     return tiny_options(
         data,
         tokenizer_file,
         criterion__name="warmup",
-        dataset__directions="{src-tgt: {}, tgt-src: {}}",
+        dataset__directions="{src-tgt: {}, tgt-src: {max_train_pairs: 12}}",
         dataset__sampling_temperature=2.0,
         dataset__max_num_tokens=250,
         regime__num_steps=24,
@@ -105,7 +98,7 @@ class TestTraining:
         )
 
         assert "src-tgt, train: all 60 pairs kept." in log
-        assert "tgt-src, train: all 12 pairs kept." in log
+        assert "tgt-src, train (the first 12 of 60 pairs): all 12 pairs kept." in log
 
         # sqrt(60) : sqrt(12)
         assert (
@@ -402,11 +395,17 @@ def test_nllb_reads_reversed_folder_and_writes_each_language(
         dataset__source_lang=None,
         dataset__target_lang=None,
         dataset__max_target_len=60,
+        dataset__max_train_pairs=6,
     )
 
     out = tmp_path / "run"
 
     assert train.main(to_args(out, options)) == 0
+
+    log = "".join(f.read_text("utf-8") for f in (out / "logs").rglob("*.log"))
+
+    assert "en-de, train (the first 6 of 8 pairs): all 6 pairs kept." in log
+    assert "en-de, valid: all 8 pairs kept." in log
 
     run: dict[str, Any] = load_yaml(out / "run.yaml")
 

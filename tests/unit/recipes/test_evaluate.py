@@ -98,7 +98,11 @@ class TestFileMode:
         [
             ([], "There is nothing to score"),
             (["--hypotheses", "h"], "needs `--references FILE`"),
-            (["run", "--hypotheses", "h"], "cannot be combined"),
+            (["run", "x", "--hypotheses", "h"], "takes one `RUN_DIR`, whose data"),
+            (
+                ["run", "--hypotheses", "h", "--checkpoint", "last"],
+                "`--checkpoint` is of no use with `--hypotheses`",
+            ),
             (["run", "--references", "r"], "leave `--references` out"),
             (["run", "--sources", "r"], "leave `--sources` out"),
             (["--hypotheses", "h", "--split", "test"], "`--split` belongs to a run"),
@@ -543,6 +547,27 @@ class TestRunMode:
         assert list(data["systems"]) == [str(other_dir)]
         assert data["baseline"] == str(run_dir)
         assert data["comparisons"][0]["p_value"] == 1.0
+
+    def test_main_scores_files_by_what_a_run_translates(
+        self, run_dir: Path, generate_calls: list[Sequence[str]], tmp_path: Path
+    ) -> None:
+        file = tmp_path / "other.txt"
+
+        _write(file, _HALF)
+
+        args = [str(run_dir), "--hypotheses", str(file), "--json", str(tmp_path / "o")]
+
+        assert main([*args, "--num-bootstrap", "10"]) == 0
+
+        data = json.loads((tmp_path / "o").read_text(encoding="utf-8"))
+
+        assert list(data["systems"]) == [str(file)]
+        assert data["target_lang"] == "zh"
+        assert data["num_sentences"] == 20
+
+        # The run itself is neither translated nor scored.
+        assert generate_calls == []
+        assert not (run_dir / "evaluate").exists()
 
     @pytest.mark.parametrize(
         "args,message",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -832,6 +833,32 @@ class TestDirections:
         assert again["directions"] == first
         assert again["path"] == str(moved)
 
+    def test_run_without_number_of_pairs_is_resumed_without(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        out = tmp_path / "run"
+
+        options = self.options(text_folder, tokenizer_file)
+
+        start(out, options)
+
+        (out / "checkpoints" / "step_1" / "model").mkdir(parents=True)
+
+        # As an earlier version has written them.
+        for file in (out / "command.yaml", out / "run.yaml"):
+            text = re.sub(r" +max_train_pairs: *(null)?\n", "", file.read_text())
+
+            assert "max_train_pairs" not in text
+
+            file.write_text(text)
+
+        assert start(out, options)["dataset"]["max_train_pairs"] is None
+
+        options["dataset.max_train_pairs"] = 5
+
+        with pytest.raises(WarmupError, match="`dataset.max_train_pairs` .* 5 now"):
+            start(out, options)
+
     def test_prompt_of_user_is_that_of_all_but_those_with_their_own(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:
@@ -943,6 +970,14 @@ class TestDirections:
             (
                 {"dataset.sampling_temperature": 2},
                 "shares out the pairs of `directions`",
+            ),
+            (
+                {"dataset.max_train_pairs": 0},
+                "`max_train_pairs` must be greater than or equal to 1",
+            ),
+            (
+                {"dataset.directions": "{src-tgt: {max_train_pairs: 0}}"},
+                "`directions.src-tgt.max_train_pairs` must be greater than or equal",
             ),
         ],
     )
