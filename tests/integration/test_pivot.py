@@ -19,20 +19,20 @@ from sacrebleu.metrics import BLEU
 from warmup_plugin.recipes import generate, train
 from warmup_plugin.tokenizers.training import train_tokenizer
 
-NUM_WORDS: Final = 40
+SYLLABLES: Final = [c + v for c in "cdfghjklmnqrstvwxyz" for v in "aeiou"]
 
 
 def write_ciphers(folder: Path) -> None:
     """
-    Writes three languages of as many words: P turns sentences of A round, and B has the
-    order of P.
+    Writes three languages of 95 words each: P turns sentences of A round, and B has
+    the order of P.
 
-    Twelve pairs A→B hold about half of the words; the others can only be had from P.
+    Sixty pairs A→B hold each word twice, if at all; the legs hold it dozens of times.
     """
     rng = Random(1)
 
     sizes = {
-        "a-b": {"train": 12, "valid": 30, "test": 100},
+        "a-b": {"train": 60, "valid": 30, "test": 100},
         "a-p": {"train": 1500, "valid": 30, "test": 1},
         "p-b": {"train": 1500, "valid": 30, "test": 1},
     }
@@ -40,7 +40,7 @@ def write_ciphers(folder: Path) -> None:
     for direction, splits in sizes.items():
         for split, size in splits.items():
             rows = [
-                [rng.randrange(NUM_WORDS) for _ in range(rng.randint(2, 4))]
+                [rng.choice(SYLLABLES) for _ in range(rng.randint(4, 6))]
                 for _ in range(size)
             ]
 
@@ -48,7 +48,7 @@ def write_ciphers(folder: Path) -> None:
                 step = 1 if lang == "a" else -1
 
                 lines = [
-                    " ".join(f"{lang}{number:02}" for number in row[::step])
+                    " ".join(lang + syllable for syllable in row[::step])
                     for row in rows
                 ]
 
@@ -64,7 +64,7 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
     files = [data / "a-p" / "train.a", data / "a-p" / "train.p", data / "p-b/train.b"]
 
     # All words are tokens.
-    train_tokenizer(files, tokenizer, vocab_size=430, model_type="byte_bpe")
+    train_tokenizer(files, tokenizer, vocab_size=600, model_type="byte_bpe")
 
     def train_model(name: str, preset: str, **options: object) -> Path:
         settings = {key.replace("__", "."): value for key, value in options.items()}
@@ -102,7 +102,7 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
             regime__num_steps=40,
             regime__validate_every_n_steps=10,
             regime__checkpoint_every_n_steps=10,
-            **({"warmup__max_warmup_len": 8} if name == "warmup" else {}),
+            **({"warmup__max_warmup_len": 10} if name == "warmup" else {}),
         )
 
         assert generate.main([str(out), "--split", "test"]) == 0
