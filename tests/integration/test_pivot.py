@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Final
 
 import pytest
 
-from tests.tiny_runs import Options, to_args
+from tests.tiny_runs import to_args
 from warmup_plugin.data.synthetic import write_text
 from sacrebleu.metrics import BLEU
 from warmup_plugin.recipes import generate, train
