@@ -18,20 +18,20 @@ from sacrebleu.metrics import BLEU
 from warmup_plugin.recipes import generate, train
 from warmup_plugin.tokenizers.training import train_tokenizer
 
-SYLLABLES: Final = [c + v for c in "cdfghjklmnqrstvwxyz" for v in "aeiou"]
+SYLLABLES: Final = [c + v for c in "dfghklmnrstv" for v in "aeiou"]
 
 
 def write_ciphers(folder: Path) -> None:
     """
-    Writes three languages of 95 words each: P turns sentences of A round, and B has
+    Writes three languages of sixty words each: P turns sentences of A round, and B has
     the order of P.
 
-    Sixty pairs A→B hold each word twice, if at all; the legs hold it dozens of times.
+    Fifty pairs A→B hold each word four times; the legs, a hundred times.
     """
     rng = Random(1)
 
     sizes = {
-        "a-b": {"train": 60, "valid": 30, "test": 100},
+        "a-b": {"train": 50, "valid": 30, "test": 100},
         "a-p": {"train": 1500, "valid": 30, "test": 1},
         "p-b": {"train": 1500, "valid": 30, "test": 1},
     }
@@ -63,7 +63,7 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
     files = [data / "a-p" / "train.a", data / "a-p" / "train.p", data / "p-b/train.b"]
 
     # All words are tokens.
-    train_tokenizer(files, tokenizer, vocab_size=600, model_type="byte_bpe")
+    train_tokenizer(files, tokenizer, vocab_size=440, model_type="byte_bpe")
 
     def train_model(name: str, preset: str, **options: object) -> Path:
         settings = {key.replace("__", "."): value for key, value in options.items()}
@@ -82,9 +82,9 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
         dataset__path=data,
         tokenizer__path=tokenizer,
         model__arch="llama_test",
-        regime__num_steps=300,
-        regime__validate_every_n_steps=300,
-        regime__checkpoint_every_n_steps=300,
+        regime__num_steps=250,
+        regime__validate_every_n_steps=250,
+        regime__checkpoint_every_n_steps=250,
         lr_scheduler__config__num_warmup_steps=50,
     )
 
@@ -101,6 +101,7 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
             regime__num_steps=40,
             regime__validate_every_n_steps=10,
             regime__checkpoint_every_n_steps=10,
+            regime__publish_metrics_every_n_steps=10,
             **({"warmup__max_warmup_len": 10} if name == "warmup" else {}),
         )
 
