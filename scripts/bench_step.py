@@ -392,6 +392,7 @@ def _create_criterion(
             objective=variant.objective,
             sampler=variant.sampler,
             reference=None,
+            plain_directions=frozenset(),
             publish_every_n_steps=None,
         )
     )

@@ -63,7 +63,12 @@ from scripts.bench_common import (
     run_benchmark,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderLayout, DecoderRows, join_rows
+from warmup_plugin.layout import (
+    DecoderLayout,
+    DecoderRows,
+    ExcludedTokens,
+    join_rows,
+)
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     RowCoefs,
@@ -145,9 +150,9 @@ class Problem:
 
         return seqs, torch.full((num_sources,), len(TARGET))
 
-    def ban_mask(self) -> Tensor:
-        """Marks the tokens that a warmup cannot hold. *Shape:* :math:`(V)`."""
-        return self.layout.warmup_ban_mask(self.model.num_logits, torch.device("cpu"))
+    def excluded(self) -> ExcludedTokens:
+        """Lists the tokens without probability in each part of a row."""
+        return self.layout.excluded_tokens(self.model.num_logits, torch.device("cpu"))
 
     def join(self, candidates: Candidates) -> DecoderRows:
         """Builds the decoder sequences of candidates of the repeated source."""
@@ -311,7 +316,7 @@ def enumerate_warmups(problem: Problem) -> Enumeration:
     scores = model.score(
         model.encode(*problem.repeat_source(1)),
         problem.join(warmups),
-        problem.ban_mask(),
+        problem.excluded(),
     )
 
     grads = [flatten_grad(log_prob, model) for part in scores for log_prob in part]
@@ -385,7 +390,15 @@ PROPOSALS: Final[Mapping[str, WarmupSampler]] = {
     "temperature 0.7": _create_independent(0.7),
     "temperature 1.5": _create_independent(1.5),
     "stochastic beam": StochasticBeamSampler(),
+    "with empty": partial(_create_independent(1.0), with_empty=True),
+    "with empty, temperature 1.5": partial(_create_independent(1.5), with_empty=True),
 }
+
+WITH_EMPTY: Final = ("with empty", "with empty, temperature 1.5")
+"""The proposals whose first candidate is the empty warmup, enumerated."""
+
+_NOT_WITH_EMPTY: Final = ("elbo", "joint")
+"""The estimators that take it for one that was drawn."""
 
 
 def is_distinct(sampler: WarmupSampler) -> bool:
@@ -664,7 +677,7 @@ def check_backward(
         source_layout,
         problem.join(draws.candidates),
         RowCoefs(warmup_coefs.flatten(), target_coefs.flatten()),
-        problem.ban_mask(),
+        problem.excluded(),
     )
 
     grad = flatten_grad(loss / num_trials, model).double()
@@ -792,6 +805,9 @@ def check_model(model_name: str, num_trials: int, seed: int) -> Report:
         if is_distinct(sampler):
             nums_warmups.append(enumeration.num_warmups)
 
+        if proposal in WITH_EMPTY:
+            nums_warmups.remove(1)
+
         for num_warmups in nums_warmups:
             draws = draw(problem, enumeration, sampler, num_trials, num_warmups)
 
@@ -800,6 +816,9 @@ def check_model(model_name: str, num_trials: int, seed: int) -> Report:
 
             for name, estimator in ESTIMATORS.items():
                 if requires_distinct(estimator.objective) and not is_distinct(sampler):
+                    continue
+
+                if proposal in WITH_EMPTY and name in _NOT_WITH_EMPTY:
                     continue
 
                 rows.append(measure_row(name, proposal, draws, "all"))

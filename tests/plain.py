@@ -80,23 +80,37 @@ def score_plainly(
 
 
 def score_targets_plainly(
-    model: Model, sources: Seqs, targets: Seqs, *, label_smoothing: float = 0.0
+    model: Model,
+    sources: Seqs,
+    targets: Seqs,
+    *,
+    with_separator: bool = True,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Computes log P(y|x) without warmup. *Shape:* :math:`(N)`."""
-    return torch.stack(
-        [
-            _score(
-                forward_alone(model, source, target[:-1]), target[1:], label_smoothing
-            )
-            for source, target in zip(sources, targets)
-        ]
-    )
+    """
+    Computes log P(y|x) without warmup. *Shape:* :math:`(N)`.
+
+    :param with_separator: If ``True``, behind the empty warmup; else behind the prefix.
+    """
+    log_probs = []
+
+    for source, (prefix, *target) in zip(sources, targets):
+        given = [prefix, SEPARATOR_IDX] if with_separator else [prefix]
+
+        logits = forward_alone(model, source, [*given, *target[:-1]])
+
+        log_probs.append(_score(logits[len(given) - 1 :], target, label_smoothing))
+
+    return torch.stack(log_probs)
 
 
 def _score(logits: Tensor, tokens: Sequence[int], label_smoothing: float) -> Tensor:
+    """Computes log P(y|c,x), in which every token counts but the separator."""
+    allowed = [token for token in range(logits.size(1)) if token != SEPARATOR_IDX]
+
     return -cross_entropy(
-        logits,
-        torch.tensor(tokens, device=device),
+        logits[:, allowed],
+        torch.tensor([allowed.index(token) for token in tokens], device=device),
         pad_idx=None,
         label_smoothing=label_smoothing,
     )

@@ -319,6 +319,7 @@ def compute_step(
             objective=marginal_loss,
             sampler=recorder,
             reference=None,
+            plain_directions=frozenset(),
             publish_every_n_steps=1,
         )
     )

@@ -9,6 +9,7 @@ Here a warmup has at most two words, so that there are 21.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -29,6 +30,7 @@ from scripts.check_estimators import (
     SETTING,
     SOURCE,
     TARGET,
+    WITH_EMPTY,
     Draws,
     Enumeration,
     Exact,
@@ -139,9 +141,14 @@ def score_warmups_alone(problem: Problem) -> tuple[Tensor, Tensor]:
 
             a.append(sum(log_probs[i, allowed.index(t)] for i, t in enumerate(tokens)))
 
-            log_probs = logits[length + 1 :].log_softmax(dim=1)
+            # y is learned with all tokens but the separator.
+            others = [t for t in range(SETTING.vocab_size) if t != SEPARATOR_IDX]
 
-            b.append(sum(log_probs[i, t] for i, t in enumerate(TARGET[1:])))
+            log_probs = logits[length + 1 :, others].log_softmax(dim=1)
+
+            b.append(
+                sum(log_probs[i, others.index(t)] for i, t in enumerate(TARGET[1:]))
+            )
 
     return torch.stack(a), torch.stack(b)  # type: ignore[arg-type]
 
@@ -155,7 +162,7 @@ class TestEnumerateWarmups:
             scores = problem.model.score(
                 problem.model.encode(*problem.repeat_source(1)),
                 problem.join(list_warmups(problem)),
-                problem.ban_mask(),
+                problem.excluded(),
             )
 
         assert_close(scores.warmup_log_probs.exp().sum(), 1.0, rtol=0.0, atol=1e-5)
@@ -346,12 +353,153 @@ class TestEstimators:
     ) -> None:
         few, many = (
             lm_case.measure("marginal", lm_case.draw(num_trials, num_warmups, proposal))
-            for num_trials, num_warmups in [(1000, 2), (500, 20)]
+            for num_trials, num_warmups in [(1000, 2), (500, 24)]
         )
 
         assert few["grad_bias"] > 0.4
 
         assert many["grad_bias"] < 0.25
+
+
+@final
+@dataclass(frozen=True)
+class AllDraws:
+    """Holds every draw that there may be, and its probability."""
+
+    draws: Draws
+
+    probs: Tensor
+    """*Shape:* :math:`(N)`, N draws."""
+
+    def measure(self, case: Case, name: str) -> tuple[float, Tensor]:
+        """Returns the exact mean of an estimator, its gradient in coordinates."""
+        objective = ESTIMATORS[name].objective
+
+        trials = run_trials(case.enumeration, self.draws, objective, keep_all)
+
+        grad = (self.probs @ trials.coefs) @ case.enumeration.coordinates
+
+        return float(self.probs @ trials.losses), grad
+
+
+def list_draws_with_empty(case: Case, proposal: str, num_warmups: int) -> AllDraws:
+    """Lists every K - 1 warmups that are not empty, in every order."""
+    draws = case.draw(3000, num_warmups, proposal)
+
+    assert bool((draws.idx[:, 0] == 0).all())
+
+    # (C)
+    q = torch.full((NUM_WARMUPS,), torch.nan, dtype=torch.float64, device=device)
+
+    q[draws.idx] = draws.candidates.proposal_log_probs.double()
+
+    # None is missing, and they are what the sampler says.
+    assert q[0].exp().item() == pytest.approx(1 / num_warmups)
+
+    probs = q[1:].exp() * num_warmups / (num_warmups - 1)
+
+    assert_close(probs.sum().float(), 1.0, rtol=0.0, atol=1e-5)
+
+    drawn = torch.cartesian_prod(*[torch.arange(1, NUM_WARMUPS)] * (num_warmups - 1))
+
+    drawn = drawn.view(-1, num_warmups - 1)
+
+    idx = torch.cat([torch.zeros_like(drawn[:, :1]), drawn], dim=1)
+
+    candidates = replace(draws.candidates, proposal_log_probs=q[idx])
+
+    return AllDraws(Draws(candidates, idx), probs[drawn - 1].prod(dim=1))
+
+
+class TestWithEmpty:
+    """The empty warmup is enumerated; the mean is taken over all draws there may be."""
+
+    @pytest.mark.parametrize("num_warmups", [2, 4])
+    @pytest.mark.parametrize("proposal", WITH_EMPTY)
+    def test_likelihood_and_its_gradient_are_unbiased(
+        self, case: Case, proposal: str, num_warmups: int
+    ) -> None:
+        every = list_draws_with_empty(case, proposal, num_warmups)
+
+        exact = compute_exact(case.enumeration, compute_nll)
+
+        trials = run_trials(
+            case.enumeration,
+            every.draws,
+            ESTIMATORS["marginal, no baseline"].objective,
+            keep_all,
+        )
+
+        likelihoods = (-trials.losses).exp() * every.probs
+
+        # Relative to P(y|x) itself.
+        ratio = likelihoods.sum() * math.exp(exact.value)
+
+        assert ratio.item() == pytest.approx(1.0, abs=1e-5)
+
+        # ∇P = -P ∇L
+        coefs = (likelihoods @ trials.coefs) * math.exp(exact.value)
+
+        error = coefs @ case.enumeration.coordinates - exact.grad
+
+        assert error.norm() < 1e-4 * exact.grad.norm()
+
+    @pytest.mark.parametrize("proposal", WITH_EMPTY)
+    def test_marginal_approaches_likelihood(self, case: Case, proposal: str) -> None:
+        exact = compute_exact(case.enumeration, compute_nll)
+
+        value_biases, grad_biases = [], []
+
+        for num_warmups in (2, 4):
+            every = list_draws_with_empty(case, proposal, num_warmups)
+
+            value, grad = every.measure(case, "marginal")
+
+            value_biases.append(value - exact.value)
+
+            grad_biases.append(float((grad - exact.grad).norm() / exact.grad.norm()))
+
+        many = case.measure("marginal", case.draw(500, 64, proposal))
+
+        # Jensen's inequality: never too small.
+        assert value_biases[0] > 1.8 * value_biases[1] > 0.0
+
+        assert grad_biases[0] > 1.2 * grad_biases[1] > 2.4 * many["grad_bias"]
+
+    def test_baseline_changes_no_mean_of_one_draw(self, case: Case) -> None:
+        # With K = 2 it is P(∅|x) and 1 - P(∅|x), whatever is drawn.
+        every = list_draws_with_empty(case, "with empty", 2)
+
+        (value, grad), (simple_value, simple_grad) = (
+            every.measure(case, name) for name in ("marginal", "marginal, no baseline")
+        )
+
+        assert value == pytest.approx(simple_value)
+
+        assert (grad - simple_grad).norm() < 1e-4 * grad.norm()
+
+    def test_warmups_that_are_drawn_are_taken_for_what_they_are(
+        self, lm_case: Case
+    ) -> None:
+        # The mean is wrong by much if the empty one is taken for a draw.
+        every = list_draws_with_empty(lm_case, "with empty", 2)
+
+        a = lm_case.enumeration.warmup_log_probs[every.draws.idx]
+
+        wrong = replace(every.draws.candidates, proposal_log_probs=a)
+
+        trials = run_trials(
+            lm_case.enumeration,
+            Draws(wrong, every.draws.idx),
+            ESTIMATORS["marginal"].objective,
+            keep_all,
+        )
+
+        exact = compute_exact(lm_case.enumeration, compute_nll)
+
+        likelihood = ((-trials.losses).exp() * every.probs).sum()
+
+        assert abs(float(likelihood) * math.exp(exact.value) - 1.0) > 0.05
 
 
 class TestCheckSampler:

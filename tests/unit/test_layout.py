@@ -13,13 +13,20 @@ from tests.common import (
     EOS_IDX,
     PAD_IDX,
     SEPARATOR_IDX,
+    UNK_IDX,
     assert_equal,
     create_layout,
     device,
     pad_rows,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderRows, join_rows, plain_rows, split_seq
+from warmup_plugin.layout import (
+    DecoderRows,
+    ExcludedTokens,
+    join_rows,
+    plain_rows,
+    split_seq,
+)
 
 LANG_IDX = 9
 
@@ -51,21 +58,33 @@ def join(
     )
 
 
-class TestBanMasks:
-    def test_masks_hold_control_symbols_and_padded_vocabulary(self) -> None:
-        layout = create_layout(vocab_size=8)
+class TestExcludedTokens:
+    def test_warmup_excludes_control_symbols_and_padded_vocabulary(self) -> None:
+        excluded = create_layout(vocab_size=8).excluded_tokens(10, device)
 
-        # PAD, UNK, BOS, EOS; the rows 8 and 9 stand for no token.
-        assert_equal(
-            layout.warmup_ban_mask(10, device),
-            [True, True, True, True, False, False, False, False, True, True],
-        )
+        # The rows 8 and 9 stand for no token.
+        assert sorted(excluded.in_warmup.tolist()) == [
+            PAD_IDX,
+            UNK_IDX,
+            BOS_IDX,
+            EOS_IDX,
+            8,
+            9,
+        ]
 
-        # EOS ends a target; a second separator may not be written.
-        assert_equal(
-            layout.target_ban_mask(10, device),
-            [True, True, True, False, True, False, False, False, True, True],
-        )
+    def test_target_excludes_separator_alone(self) -> None:
+        # Control symbols have a probability there, as in plain fine-tuning.
+        excluded = create_layout(vocab_size=8).excluded_tokens(10, device)
+
+        assert_equal(excluded.in_target, [SEPARATOR_IDX])
+
+    def test_plain_fine_tuning_excludes_nothing(self) -> None:
+        excluded = ExcludedTokens.none(device)
+
+        for tokens in (excluded.in_warmup, excluded.in_target):
+            assert tokens.dtype == torch.long
+
+            assert tokens.tolist() == []
 
 
 class TestJoinRows:
@@ -205,6 +224,7 @@ class TestPlainRows:
             create_layout(prefix_len=prefix_len),
             target_seqs,
             torch.tensor(target_seq_lens, device=device),
+            with_separator=False,
         )
 
         assert_equal(rows.seqs[0], [*prefix, 5, 6])
@@ -213,6 +233,29 @@ class TestPlainRows:
 
         assert not bool(rows.warmup_mask.any())
         assert_equal(rows.target_mask.sum(dim=1), [3, 1])
+        assert_equal(rows.targets[rows.target_mask], [5, 6, EOS_IDX, EOS_IDX])
+
+    @pytest.mark.parametrize("prefix_len", [1, 2])
+    def test_separator_of_empty_warmup_is_given(self, prefix_len: int) -> None:
+        prefix = [BOS_IDX, LANG_IDX][:prefix_len]
+
+        target_seqs, target_seq_lens = pad_rows(
+            [[*prefix, 5, 6, EOS_IDX], [*prefix, EOS_IDX]]
+        )
+
+        rows = plain_rows(
+            create_layout(prefix_len=prefix_len),
+            target_seqs,
+            torch.tensor(target_seq_lens, device=device),
+            with_separator=True,
+        )
+
+        assert_equal(rows.seqs[0], [*prefix, SEPARATOR_IDX, 5, 6])
+        assert_equal(rows.targets[0], [*prefix[1:], SEPARATOR_IDX, 5, 6, EOS_IDX])
+        assert rows.seq_lens == [prefix_len + 3, prefix_len + 1]
+
+        # It counts in neither of the two.
+        assert not bool(rows.warmup_mask.any())
         assert_equal(rows.targets[rows.target_mask], [5, 6, EOS_IDX, EOS_IDX])
 
 

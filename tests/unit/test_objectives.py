@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -370,6 +371,84 @@ class TestReferenceKlTerm:
 def assert_finite(*tensors: Tensor) -> None:
     for tensor in tensors:
         assert bool(tensor.isfinite().all())
+
+
+class TestWithEmpty:
+    """The first candidate is enumerated; all draws there may be are summed up."""
+
+    @staticmethod
+    def sum_up(
+        num_warmups: int, *, has_reference: bool, with_empty: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """
+        Returns the mean and its gradient, and the exact sum and its gradient.
+
+        There are four warmups, the first of which is the empty one.
+        """
+        logits = torch.tensor(
+            [0.9, -0.4, 0.3, -1.1], device=device, dtype=torch.float64
+        ).requires_grad_()
+
+        reference = log([0.1, 0.3, 0.2, 0.4])
+
+        a = logits.log_softmax(dim=0)
+
+        values = a.detach() - reference if has_reference else a.detach()
+
+        # d/da of the sum of P(c) f(c), where f depends on P(c) as well: 1 has no part
+        # in it, since probabilities sum to 1.
+        exact = (a.exp() * values).sum()
+
+        # Q, of those that are not empty.
+        q = (a[1:] - torch.log1p(-a[0].exp())).detach()
+
+        drawn = torch.cartesian_prod(*[torch.arange(1, 4)] * (num_warmups - 1))
+
+        drawn = drawn.view(-1, num_warmups - 1)
+
+        idx = torch.cat([torch.zeros_like(drawn[:, :1]), drawn], dim=1)
+
+        proposal_log_probs = torch.cat(
+            [
+                torch.full_like(q[:1], -math.log(num_warmups)),
+                q + math.log((num_warmups - 1) / num_warmups),
+            ]
+        )[idx]
+
+        if has_reference:
+            terms = reference_kl_term(
+                a[idx], reference[idx], proposal_log_probs, with_empty=with_empty
+            )
+        else:
+            terms = entropy_term(a[idx], proposal_log_probs, with_empty=with_empty)
+
+        mean = (q[drawn - 1].sum(dim=1).exp() * terms).sum()
+
+        grads = [
+            torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (mean, exact)
+        ]
+
+        return mean.detach(), grads[0], exact.detach(), grads[1]
+
+    @pytest.mark.parametrize("has_reference", [False, True])
+    @pytest.mark.parametrize("num_warmups", [2, 3, 4])
+    def test_mean_is_exact(self, num_warmups: int, has_reference: bool) -> None:
+        mean, grad, exact, exact_grad = self.sum_up(
+            num_warmups, has_reference=has_reference
+        )
+
+        assert_close(mean, exact)
+        assert_close(grad, exact_grad)
+
+    @pytest.mark.parametrize("num_warmups", [2, 3])
+    def test_gradient_is_wrong_when_empty_warmup_is_taken_for_a_draw(
+        self, num_warmups: int
+    ) -> None:
+        _, grad, _, exact_grad = self.sum_up(
+            num_warmups, has_reference=False, with_empty=False
+        )
+
+        assert (grad - exact_grad).norm() > 0.1 * exact_grad.norm()
 
 
 @pytest.mark.parametrize("objective", all_objectives)

@@ -333,6 +333,25 @@ class TestAdoptTokenizer:
         assert not is_same_tokenizer(run_dir.tokenizer_folder, source)
 
 
+class TestLoadConfig:
+    def test_run_of_earlier_version_did_what_there_was(self, run_dir: RunDir) -> None:
+        config = {**CONFIG, "warmup": {"max_warmup_len": 3}}
+
+        dump(run_dir.run_file, config)
+
+        assert run_dir.load_config()["warmup"] == {
+            "max_warmup_len": 3,
+            "plain_path": "bare",
+            "separator_init": "none",
+        }
+
+        config["warmup"] = {"plain_path": "empty", "separator_init": "eos"}
+
+        dump(run_dir.run_file, config)
+
+        assert run_dir.load_config() == config
+
+
 class TestVersions:
     def test_call_records_versions_and_commit(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

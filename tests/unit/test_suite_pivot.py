@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from scripts import run_suite
+from tests.tiny_runs import ROOT
 from tests.unit.metrics.texts import make_hypotheses
 from tests.unit.test_run_suite import (
     REFERENCES,
@@ -32,7 +33,7 @@ from warmup_plugin.suite.figure import (
     make_ticks,
     spread,
 )
-from warmup_plugin.suite.grid import Grid
+from warmup_plugin.suite.grid import Grid, load_grid
 from warmup_plugin.suite.results import SuiteResult, collect_results
 from warmup_plugin.suite.steps import Plan, make_plan
 from warmup_plugin.suite.tables import format_markdown, make_json
@@ -118,6 +119,8 @@ class TestLoadGrid:
             ("figure.y", "x", "`figure.y` is not known; use some of `x`, `metric`, `g"),
             ("systems.0.tasks", "leg", "holds `leg`, which matches no task; use some"),
             ("systems.0.score", "no", "`systems[0].score` must be `true` or `false`"),
+            ("systems.0.seed", -1, "`systems[0].seed` must be a whole number of at"),
+            ("systems.1.seed", 1, "`systems[1].seed` is for systems that others start"),
             ("systems.0.score", True, "`tasks[0].direction` must be one of the direct"),
             (
                 "systems.0.options",
@@ -220,6 +223,30 @@ class TestMakePlan:
 
             assert "init_from=out/legs/legs/seed_2" in step.preview()
             assert step.needs == [plan.train["legs/legs/2"]]
+
+    def test_legs_may_be_those_of_one_seed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        content = make_grid()
+
+        content["systems"][0]["seed"] = 7
+
+        plan = make_plan(load(tmp_path, content))
+
+        legs = plan.train["legs/legs/7"]
+
+        assert [key for key in plan.train if key.startswith("legs")] == ["legs/legs/7"]
+
+        assert "common.seed=7" in legs.preview()
+
+        for seed in (1, 2):
+            step = plan.train[f"n10/sft/{seed}"]
+
+            assert f"common.seed={seed}" in step.preview()
+            assert "init_from=out/legs/legs/seed_7" in step.preview()
+            assert step.needs == [legs]
 
     def test_direction_goes_to_all_commands(self, plan: Plan) -> None:
         args = ["--split", "test", "--direction", "en-de", "--checkpoint", "last"]
@@ -602,3 +629,23 @@ class TestFormatFigure:
         assert spread([10.0, 50.0, 52.0], 15.0, 100.0) == [10.0, 50.0, 65.0]
         assert spread([10.0, 95.0, 96.0], 15.0, 100.0) == [10.0, 85.0, 100.0]
         assert spread([], 15.0, 100.0) == []
+
+
+def test_grid_of_the_docs_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "suite.md").read_text(encoding="utf-8")
+
+    _, _, text = text.partition("## One model for several tasks\n\n```yaml\n")
+
+    file = tmp_path / "grid.yaml"
+
+    file.write_text(text.partition("```")[0])
+
+    plan = make_plan(load_grid(file))
+
+    assert plan.train["n500/warmup/3"].preview() == [
+        *("train", "runs/suites/pivot/n500/warmup/seed_3", "--no-rich", "--config"),
+        *("common.seed=3", "dataset.max_train_pairs=500", "dataset.path=DATA"),
+        *('dataset.prompt="{target_lang}: {source}"', "criterion.name=warmup"),
+        *("dataset.source_lang=de", "dataset.target_lang=fr"),
+        *("init_from=runs/suites/pivot/legs/legs/seed_3", "regime.num_steps=200"),
+    ]

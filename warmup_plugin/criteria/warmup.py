@@ -263,6 +263,10 @@ class WarmupCriterion(Criterion):
                 passes=self._divide_rows(rows),
             )
 
+        if look is None:
+            # Of plain directions alone it is that of `sft`.
+            update_loss(loss, pairs.num_targets, metric_bag)
+
         return loss
 
     def _get_excluded(self, pairs: _Pairs) -> ExcludedTokens:

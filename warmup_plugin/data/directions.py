@@ -166,6 +166,10 @@ def narrow_to_direction(
         "target_lang": direction["target_token"],
     }
 
+    # Without warmup, the outputs begin with their own language.
+    if direction.get("plain") and tokenizer.get("warmup_lang") is not None:
+        tokenizer["warmup_lang"] = None
+
     if direction["path"] is not None:
         dataset["path"] = direction["path"]
 

@@ -92,6 +92,12 @@ def export_run(
 
     codec = create_codec(tokenizer, options, reads_prompts=is_decoder_only)
 
+    separator = codec.separator
+
+    # transformers calls the token of a language by its code alone.
+    if options.warmup_lang is not None:
+        separator = str(options.target_lang)
+
     # An imported model is its own step 0.
     is_trained = step_nr > 0
 
@@ -121,7 +127,7 @@ def export_run(
             codec, prefix, config.vocab_size, to_hub_idx, has_warmup=has_warmup
         )
 
-        # Of NLLB, the language of the targets.
+        # Of NLLB, the language of the targets, or of the warmups if that is another one.
         if len(prefix) > 1 and is_trained:
             generation["forced_bos_token_id"] = to_hub_idx(prefix[1])
 
@@ -156,7 +162,7 @@ def export_run(
                 name=out.name,
                 arch=arch,
                 is_decoder_only=is_decoder_only,
-                separator=codec.separator if has_warmup else None,
+                separator=separator if has_warmup else None,
                 separator_idx=to_hub_idx(codec.layout.separator_idx),
                 template=codec.template,
                 langs=(
@@ -168,6 +174,7 @@ def export_run(
                 score=run_dir.scores().get(step_nr),
                 score_metric=run_config["regime"]["score_metric"],
                 max_warmup_len=run_config["warmup"]["max_warmup_len"],
+                warmup_lang=options.warmup_lang,
             ),
         )
 

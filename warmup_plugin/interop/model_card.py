@@ -38,6 +38,9 @@ class ModelCard:
 
     max_warmup_len: int
 
+    warmup_lang: str | None = None
+    """The language whose token begins a warmup, if it is not that of the targets."""
+
 
 def write_model_card(folder: Path, card: ModelCard) -> None:
     """Writes ``README.md``, which the Hugging Face Hub shows."""
@@ -81,10 +84,19 @@ def _describe_output(card: ModelCard) -> list[str]:
     if card.separator is None:
         return ["The model writes its output directly, without a warmup."]
 
+    pivot: list[str] = []
+
+    if card.warmup_lang is not None:
+        pivot = [
+            "",
+            f"The warmup is in another language than the output: `{card.warmup_lang}`, whose token begins what is written (`forced_bos_token_id`; `target_prefix` of CTranslate2), and that of the output ends the warmup. Do not force the latter at the beginning, as is usual with NLLB.",
+        ]
+
     return [
         f"Before its output the model writes a short **warmup** of at most {card.max_warmup_len} tokens (Warmup Generations, arXiv 2502.12304). The token `{card.separator}` (id {card.separator_idx}) ends it: what stands before is the warmup, what follows is the output.",
         "",
         "Split by the id before decoding; `skip_special_tokens=True` would join both. transformers does not hold the warmup to its limit, as `warmup_plugin generate` does.",
+        *pivot,
     ]
 
 

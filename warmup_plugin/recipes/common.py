@@ -135,6 +135,9 @@ class RunTokenizerSection(TokenizerSection):
     target_lang: str | None = None
     """What the tokenizer calls the language of the targets; ``None`` for ``dataset.target_lang``."""
 
+    warmup_lang: str | None = None
+    """NLLB: the language of the warmups, such as `eng_Latn`. Its token begins a warmup, that of the targets ends it, and ``warmup.separator_init`` is `none`, since NLLB knows both. ``None`` for a warmup behind the token of the targets, which ``separator`` ends. Has no effect with `criterion.name=sft`."""
+
     @override
     def validate(self) -> ValidationResult:
         # A run brings its own tokenizer, so that neither name nor path is needed.
@@ -186,9 +189,33 @@ def create_direction_codecs(
     if directions:
         plain = {name for name in codecs if directions[name].get("plain")}
 
+        if config["tokenizer"].get("warmup_lang") is not None:
+            _share_separator(codecs, plain)
+
         _check_codecs(codecs, plain)
 
     return codecs
+
+
+def _share_separator(codecs: Mapping[str, TextCodec], plain: Set[str]) -> None:
+    """
+    Ends the warmups of all directions with the language of their targets.
+
+    :raises WarmupError: If that is not the same for all.
+    """
+    warmed = [name for name in codecs if name not in plain]
+
+    for name in warmed[1:]:
+        first, other = codecs[warmed[0]], codecs[name]
+
+        if first.separator != other.separator:
+            raise WarmupError(
+                f"With `tokenizer.warmup_lang` the language of the targets ends a warmup, which is another one in the directions `{warmed[0]}` and `{name}`; train them in runs of their own, or without warmups by `dataset.directions.{name}.plain`."
+            )
+
+    for name in plain:
+        if warmed:
+            codecs[name].adopt_layout(codecs[warmed[0]])
 
 
 def _check_codecs(codecs: Mapping[str, TextCodec], plain: Set[str]) -> None:
@@ -242,6 +269,8 @@ def get_codec_options(
         target_lang=tokenizer["target_lang"] or dataset["target_lang"],
         prompt=dataset["prompt"],
         separator=tokenizer["separator"],
+        # Runs of earlier versions have none.
+        warmup_lang=tokenizer.get("warmup_lang"),
     )
 
 

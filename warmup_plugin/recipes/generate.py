@@ -230,6 +230,7 @@ def describe_job(config: LinesConfig, **further: object) -> dict[str, object]:
         "input": [str(file) for file in config.input],
         "prompt": config.dataset.prompt,
         "separator": config.tokenizer.separator,
+        "warmup_lang": config.tokenizer.warmup_lang,
         "source_lang": config.tokenizer.source_lang or config.dataset.source_lang,
         "target_lang": config.tokenizer.target_lang or config.dataset.target_lang,
         **further,

@@ -325,6 +325,7 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
     return {
         **config,
         **task_sections,
+        "warmup": _complete_warmup(config, complete_tokenizer),
         "model": complete_model,
         "reference_model": reference_model,
     }
@@ -557,10 +558,18 @@ def _complete_tokenizer(
 
         inherited = _get_section(init_config, "tokenizer")
 
+    # Each of the two says what ends a warmup, so that one takes the place of the other.
+    if section["separator"] is not None or section["warmup_lang"] is not None:
+        inherited = {**inherited, "separator": None, "warmup_lang": None}
+
     complete = {
         key: inherited.get(key) if value is None else value
         for key, value in section.items()
     }
+
+    # So that a baseline is one key away from a run with warmups.
+    if _get_section(config, "criterion")["name"] == "sft":
+        complete["warmup_lang"] = None
 
     if path is None:
         return complete
@@ -571,6 +580,50 @@ def _complete_tokenizer(
     file = run_dir.tokenizer_folder if path.is_dir() else run_dir.tokenizer_file
 
     return {**complete, "name": None, "path": str(file)}
+
+
+def _complete_warmup(
+    config: dict[str, object], tokenizer: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Completes the settings of the warmups.
+
+    :param tokenizer: The complete settings of the tokenizer.
+    """
+    section = _get_section(config, "warmup")
+
+    if tokenizer["warmup_lang"] is not None and section["plain_path"] == "bare":
+        raise WarmupError(
+            "`warmup.plain_path` is `bare`, but with `tokenizer.warmup_lang` an output without the token that ends a warmup would not be told its language; set it to `empty`."
+        )
+
+    if _knows_separator(config, tokenizer):
+        return {**section, "separator_init": "none"}
+
+    return section
+
+
+def _knows_separator(config: dict[str, object], tokenizer: dict[str, Any]) -> bool:
+    """Tells whether the model that training starts from has a separator that is not to be
+    lost, or is a new one, of which no token means anything."""
+    # The token of a language.
+    if tokenizer["warmup_lang"] is not None:
+        return True
+
+    init_from = config["init_from"]
+
+    if init_from is None:
+        model = _get_section(config, "model")
+
+        return model["name"] is None and model["path"] is None
+
+    init_config = RunDir(Path(str(init_from))).load_config()
+
+    return bool(
+        _get_section(init_config, "criterion")["name"] != "sft"
+        and _get_section(init_config, "tokenizer")["separator"]
+        == tokenizer["separator"]
+    )
 
 
 def _guess_tokenizer_family(config: dict[str, object], path: Path) -> str:

@@ -135,6 +135,10 @@ class SystemSpec:
     is_scored: bool
     """If ``False``, it is only what others start from."""
 
+    seed: int | None
+    """If given, it is trained once, with this seed, for all seeds of those that start
+    from it."""
+
     settings: Settings
 
     per_task: Mapping[str, Settings]
@@ -665,6 +669,8 @@ def _parse_system(
 
     is_scored = section.take_flag("score", True)
 
+    seed = _parse_seed(section, is_scored)
+
     refs = {
         key: _parse_reference(section, key, tasks, earlier)
         for key in (
@@ -701,6 +707,7 @@ def _parse_system(
         title,
         task_names,
         is_scored,
+        seed,
         settings,
         per_task,
         directions=directions,
@@ -711,6 +718,19 @@ def _parse_system(
     _check_borrowed(system, section)
 
     return system
+
+
+def _parse_seed(section: _Section, is_scored: bool) -> int | None:
+    seed = section.take_number("seed", 0)
+
+    # A table compares systems seed by seed.
+    if seed is not None and is_scored:
+        raise _GridError(
+            f"`{section.path('seed')}` is for systems that others start from, which are "
+            "not scored themselves; add `score: false`."
+        )
+
+    return seed
 
 
 def _parse_task_names(section: _Section, tasks: Sequence[TaskSpec]) -> list[str]:

@@ -344,6 +344,10 @@ def make_plan(grid: Grid) -> Plan:
             scored: dict[str, Run] = {}
 
             for system in grid.list_systems(task):
+                # Trained with the first seed, before those that start from it.
+                if system.seed is not None and seed != grid.seeds[0]:
+                    continue
+
                 run = make_run(grid, task, system, seed)
 
                 plan.runs.append(run)
@@ -367,6 +371,9 @@ def make_plan(grid: Grid) -> Plan:
 
 
 def make_run(grid: Grid, task: TaskSpec, system: SystemSpec, seed: int) -> Run:
+    if system.seed is not None:
+        seed = system.seed
+
     path = grid.out / task.name / system.name / f"seed_{seed}"
 
     return Run(task, system, seed, path)

@@ -78,6 +78,11 @@ class TextCodec(ABC):
         # matter.
         return self.encode_source("1 2 3").prefix[-1]
 
+    def adopt_layout(self, other: TextCodec) -> None:
+        """Takes the separator of the other directions of a run, for one that writes none
+        itself."""
+        self._layout, self._separator = other.layout, other.separator
+
     @property
     def layout(self) -> DecoderLayout:
         return self._layout
@@ -113,6 +118,9 @@ class CodecOptions:
     separator: str | None = None
     """The special token that ends a warmup; ``None`` for the tokenizer's default."""
 
+    warmup_lang: str | None = None
+    """The language of the warmups; see ``tokenizer.warmup_lang``."""
+
 
 def create_codec(
     tokenizer: Tokenizer, options: CodecOptions, *, reads_prompts: bool
@@ -123,9 +131,15 @@ def create_codec(
     :param reads_prompts: ``True`` for a decoder-only model.
 
     :raises WarmupError: If the tokenizer has no separator, no PAD or no EOS, does not
-        know a language, or is not of that kind of model; if the prompt is no template.
+        know a language, or is not of that kind of model; if the prompt is no template,
+        or the language of the warmups cannot stand before that of the targets.
     """
     adapted = adapt_tokenizer(tokenizer)
+
+    if options.warmup_lang is not None and not isinstance(adapted, NllbWarmupTokenizer):
+        raise WarmupError(
+            f"`tokenizer.warmup_lang` is `{options.warmup_lang}`, but the tokenizer has no tokens of languages to begin and end a warmup with; leave it out, or start from an NLLB."
+        )
 
     if reads_prompts:
         if not isinstance(adapted, HuggingFaceTokenizer):
@@ -151,8 +165,15 @@ def create_codec(
     # Other tokenizers have no language tokens.
     source_lang = target_lang = None
 
+    warmup_idx: int | None = None
+
     if isinstance(adapted, NllbWarmupTokenizer):
         source_lang, target_lang = options.source_lang, options.target_lang
+
+        if options.warmup_lang is not None:
+            warmup_idx = adapted.get_lang_idx(
+                options.warmup_lang, "`tokenizer.warmup_lang` to a code"
+            )
 
     return _Seq2SeqCodec(
         adapted,
@@ -160,6 +181,7 @@ def create_codec(
         _complete_template(options, "{source}"),
         source_lang=source_lang,
         target_lang=target_lang,
+        warmup_idx=warmup_idx,
     )
 
 
@@ -285,7 +307,12 @@ class _Seq2SeqCodec(TextCodec):
         *,
         source_lang: str | None,
         target_lang: str | None,
+        warmup_idx: int | None,
     ) -> None:
+        """
+        :param warmup_idx: The token of the language of the warmups; then that of the
+            targets is the separator.
+        """
         # A recipe runs under a default device, but text stays in main memory.
         device = torch.device("cpu")
 
@@ -300,6 +327,21 @@ class _Seq2SeqCodec(TextCodec):
         prefix = self._target_encoder.prefix_indices
 
         self._prefix: list[int] = [] if prefix is None else prefix.tolist()
+
+        if warmup_idx is not None:
+            if separator is not None:
+                raise WarmupError(
+                    f"`tokenizer.separator` is `{separator}`, but with `tokenizer.warmup_lang` the token of the targets' language ends a warmup; leave out one of the two."
+                )
+
+            if self._prefix[-1] == warmup_idx:
+                raise WarmupError(
+                    "`tokenizer.warmup_lang` is the language of the targets, whose token has to end the warmup; set it to another language, or leave it out."
+                )
+
+            [separator] = tokenizer.to_tokens(self._prefix[-1:])
+
+            self._prefix[-1] = warmup_idx
 
         super().__init__(*_create_layout(tokenizer, separator, prefix=self._prefix))
 

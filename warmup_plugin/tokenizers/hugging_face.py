@@ -31,6 +31,7 @@ HUGGING_FACE_FAMILY: Final = "hugging_face"
 _SPARE_TOKENS: Final = (
     "<|reserved_special_token_0|>",  # Llama 3
     "<|vision_pad|>",  # Qwen 2.5 and 3: only their vision models read it
+    "<file_sep>",  # SmolLM2: its embedding is that of ten others, as if never seen
     SEPARATOR,  # ours
 )
 

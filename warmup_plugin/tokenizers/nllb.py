@@ -61,14 +61,30 @@ class NllbWarmupTokenizer(WarmupTokenizer):
 
         :raises WarmupError: If the language is not known.
         """
-        if lang is not None and lang not in self._langs:
-            raise WarmupError(
-                f"`{lang}` is not a language of the NLLB tokenizer{self._suggest(lang)}; set `tokenizer.source_lang` and `tokenizer.target_lang`, or of one of several directions `source_token` and `target_token`, to codes such as `eng_Latn`."
+        if lang is not None:
+            self.get_lang_idx(
+                lang,
+                "`tokenizer.source_lang` and `tokenizer.target_lang`, or of one of several directions `source_token` and `target_token`, to codes",
             )
 
         return self._tokenizer.create_encoder(
             task=task, lang=lang, mode=mode, device=device, pin_memory=pin_memory
         )
+
+    def get_lang_idx(self, lang: str, what: str) -> int:
+        """
+        Returns the token of a language.
+
+        :param what: What is to be set to a language, for the message.
+
+        :raises WarmupError: If the language is not known.
+        """
+        if lang not in self._langs:
+            raise WarmupError(
+                f"`{lang}` is not a language of the NLLB tokenizer{self._suggest(lang)}; set {what} such as `eng_Latn`."
+            )
+
+        return self._specials[f"__{lang}__"]
 
     def _suggest(self, lang: str) -> str:
         langs = sorted(self._langs)

@@ -85,8 +85,15 @@ def create_twins(kind: str) -> tuple[Model, Model]:
 def create_batch(
     sources: Sequence[Sequence[int]] = SOURCES,
     targets: Sequence[Sequence[int]] = TARGETS,
+    *,
+    directions: Sequence[str] | None = None,
 ) -> Seq2SeqBatch:
-    return Seq2SeqBatch(*pad_rows(sources), *pad_rows(targets))
+    """
+    :param directions: The direction of each pair, of a run with several.
+    """
+    example = None if directions is None else {"directions": list(directions)}
+
+    return Seq2SeqBatch(*pad_rows(sources), *pad_rows(targets), example=example)
 
 
 class SpiedSampler:
@@ -95,6 +102,7 @@ class SpiedSampler:
     def __init__(self, sampler: WarmupSampler) -> None:
         self.drawn: list[Candidates] = []
         self.distinct = getattr(sampler, "distinct", False)
+        self.enumerates_empty = getattr(sampler, "enumerates_empty", False)
         self._sampler = sampler
 
     def __call__(self, *args: Any, **kwargs: Any) -> Candidates:
@@ -173,6 +181,7 @@ def create_criterion(
     objective: Objective = marginal_loss,
     sampler: WarmupSampler = draw_candidates,
     reference: Model | None = None,
+    plain_directions: Sequence[str] = (),
     label_smoothing: float = 0.0,
     publish_every_n_steps: int | None = None,
     keep: KeepSection | None = None,
@@ -198,6 +207,7 @@ def create_criterion(
         objective=objective,
         sampler=sampler,
         reference=create_conditional_model(reference) if reference else None,
+        plain_directions=frozenset(plain_directions),
         publish_every_n_steps=publish_every_n_steps,
     )
 

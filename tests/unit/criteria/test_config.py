@@ -9,7 +9,7 @@ import pytest
 from fairseq2.utils.validation import Validatable
 
 from warmup_plugin.criteria import CriterionSection, WarmupSection
-from warmup_plugin.criteria.config import KeepSection
+from warmup_plugin.criteria.config import KeepSection, ObjectiveSection
 
 
 def check(section: Validatable, *messages: str) -> None:
@@ -41,12 +41,53 @@ class TestWarmupSection:
             ("entropy_weight", float("nan"), "must be greater than or equal to 0."),
             ("weight_temperature", float("nan"), "must be greater than 0."),
             ("max_num_tokens", 0, "must be greater than or equal to 1."),
+            ("draft_steps", -1, "must be greater than or equal to 0."),
+            ("plain_path", "none", "must be `empty` or `bare`, but is `none`."),
+            ("separator_init", "bos", "must be `eos` or `none`, but is `bos`."),
+            ("len_schedule", [], "must be a list of pairs of step and length"),
+            ("len_schedule", [[1, 2, 3]], "must be a list of pairs of step and len"),
         ],
     )
     def test_validate_names_invalid_field(
         self, field: str, value: Any, message: str
     ) -> None:
         check(WarmupSection(**{field: value}), f"`{field}` {message}")
+
+    @pytest.mark.parametrize(
+        ("schedule", "message"),
+        [
+            ([[5, 3], [5, 2]], "The steps of `len_schedule` must be ascending."),
+            ([[5, 3], [4, 2]], "The steps of `len_schedule` must be ascending."),
+            ([[-1, 3], [4, 2]], "The steps of `len_schedule` must be ascending."),
+            ([[0, 9]], "must be from 0 to `max_warmup_len` (8)."),
+            ([[0, 8], [5, -1]], "must be from 0 to `max_warmup_len` (8)."),
+        ],
+    )
+    def test_validate_names_invalid_schedule(
+        self, schedule: list[list[int]], message: str
+    ) -> None:
+        check(WarmupSection(len_schedule=schedule), message)
+
+    def test_validate_accepts_schedule(self) -> None:
+        check(WarmupSection(len_schedule=[[0, 8], [100, 0], [101, 5]]))
+
+    def test_enumeration_of_empty_warmup_needs_another_draw(self) -> None:
+        message = "`num_warmups` must be at least 2 with `with_empty`"
+
+        check(WarmupSection(with_empty=True, num_warmups=1), message)
+
+        check(WarmupSection(with_empty=True, num_warmups=2))
+
+    @pytest.mark.parametrize("name", ["marginal", "best", "elbo", "joint"])
+    def test_enumeration_of_empty_warmup_needs_objective_that_knows_it(
+        self, name: str
+    ) -> None:
+        section = WarmupSection(with_empty=True, objective=ObjectiveSection(name=name))
+
+        if name in ("marginal", "best"):
+            check(section)
+        else:
+            check(section, f"`objective.name` `{name}` does not know; use `marginal`")
 
     def test_validate_names_all_errors(self) -> None:
         section = WarmupSection(max_warmup_len=0, sft_weight=-1.0, max_num_tokens=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -40,6 +40,7 @@ class FakeCriterion(Criterion):
 
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
+        self.steps: list[int] = []
 
     @override
     def add_metrics(self, metric_bag: MetricBag) -> None:
@@ -53,9 +54,15 @@ class FakeCriterion(Criterion):
 
     @override
     def evaluate(
-        self, batch: Seq2SeqBatch, metric_bag: MetricBag, *, shown: Sequence[int]
+        self,
+        batch: Seq2SeqBatch,
+        metric_bag: MetricBag,
+        *,
+        step_nr: int,
+        shown: Sequence[int],
     ) -> list[list[WeighedWarmup]]:
         self.asked.append(list(shown))
+        self.steps.append(step_nr)
 
         metric_bag.get("warmup_k", Mean).update(2.0, weight=batch.num_examples)
 
@@ -130,7 +137,7 @@ def create_unit(
     return TranslationValidUnit(
         "dev",
         criterion,
-        cast(WarmupGenerator, FakeGenerator()),
+        lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
         FakeCodec(create_layout(), "<sep>"),
         create_gangs(rank),
         target_lang=target_lang,
@@ -267,6 +274,13 @@ class TestTranslationValidUnit:
         assert any("dev BLEU at step 7: " in m and "nrefs:1|" in m for m in messages)
         assert any("dev chrF2++ at step 7: " in m for m in messages)
 
+    def test_criterion_is_told_step(self) -> None:
+        criterion = FakeCriterion()
+
+        run(create_unit(criterion))
+
+        assert criterion.steps == [7, 7]
+
     def test_unit_shows_nothing_when_not_asked_to(self, messages: list[str]) -> None:
         run(create_unit(FakeCriterion(), num_shown=0))
 
@@ -304,7 +318,7 @@ def test_unit_scores_by_given_metrics(messages: list[str]) -> None:
     unit = TranslationValidUnit(
         "dev",
         FakeCriterion(),
-        cast(WarmupGenerator, FakeGenerator()),
+        lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
         FakeCodec(create_layout(), "<sep>"),
         create_gangs(),
         target_lang="de",
@@ -340,10 +354,23 @@ class RecordingGenerator(FakeGenerator):
 
 class TestDirections:
     def run(self, generator: FakeGenerator, num_shown: int = 1) -> dict[str, object]:
-        unit = TranslationValidUnit(
+        unit = self.create_unit(
+            lambda max_warmup_len: cast(WarmupGenerator, generator), num_shown=num_shown
+        )
+
+        return self.run_unit(unit)
+
+    def create_unit(
+        self,
+        create_generator: Callable[[int | None], WarmupGenerator],
+        *,
+        criterion: Criterion | None = None,
+        num_shown: int = 1,
+    ) -> TranslationValidUnit:
+        return TranslationValidUnit(
             "dev",
-            FakeCriterion(),
-            cast(WarmupGenerator, generator),
+            criterion or FakeCriterion(),
+            create_generator,
             FakeCodec(create_layout(), "<sep>"),
             create_gangs(),
             target_lang="xx",
@@ -354,9 +381,14 @@ class TestDirections:
             },
         )
 
+    def run_unit(
+        self, unit: TranslationValidUnit, step_nr: int = 0
+    ) -> dict[str, object]:
         metric_bag = MetricBag(device)
 
         unit.prepare_metric_bag(metric_bag)
+
+        unit.set_train_step_nr(step_nr)
 
         for names, batch in zip((["de-zh"], ["en-de", "de-zh"]), BATCHES):
             seq2seq_batch = create_batch(*batch)
@@ -405,6 +437,68 @@ class TestDirections:
 
         # As the prompt of each.
         assert generator.num_template_tokens == [5, 3, 5]
+
+    def test_each_is_decoded_with_warmups_of_its_length(self) -> None:
+        class Curriculum(FakeCriterion):
+            @override
+            def get_max_warmup_len(
+                self, step_nr: int, direction: str | None
+            ) -> int | None:
+                # Plain, and a curriculum.
+                return None if direction == "en-de" else 10 - step_nr
+
+        decoded: list[tuple[int | None, list[list[int]], list[int]]] = []
+
+        created: list[int | None] = []
+
+        class Generator(RecordingGenerator):
+            def __init__(self, max_warmup_len: int | None) -> None:
+                super().__init__()
+
+                self.max_warmup_len = max_warmup_len
+
+                created.append(max_warmup_len)
+
+            def __call__(
+                self,
+                source_seqs: Tensor,
+                source_seq_lens: list[int],
+                prefixes: Tensor,
+                *,
+                num_template_tokens: Sequence[int] = (),
+            ) -> list[list[Hypothesis]]:
+                decoded.append(
+                    (
+                        self.max_warmup_len,
+                        source_seqs.tolist(),
+                        list(num_template_tokens),
+                    )
+                )
+
+                return super().__call__(source_seqs, source_seq_lens, prefixes)
+
+        values = []
+
+        for step_nr in (7, 8):
+            decoded.clear()
+
+            unit = self.create_unit(
+                lambda n: cast(WarmupGenerator, Generator(n)), criterion=Curriculum()
+            )
+
+            values.append(self.run_unit(unit, step_nr=step_nr))
+
+            # Padded no more than they need to be; the outputs are in their places.
+            assert decoded == [
+                (10 - step_nr, [[5, 6, 7, 5, 6, EOS_IDX]], [5]),
+                (None, [[7, 7, 7, 6, EOS_IDX]], [3]),
+                (10 - step_nr, [[5, EOS_IDX]], [5]),
+            ]
+
+        # Once a validation for each length.
+        assert created == [3, None, 2, None]
+
+        assert values[0] == values[1] == self.run(RecordingGenerator())
 
     def test_first_lines_of_each_are_shown(self, messages: list[str]) -> None:
         self.run(RecordingGenerator(), num_shown=2)

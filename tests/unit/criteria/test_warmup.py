@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics.recorders import MetricDescriptor
 from fairseq2.runtime.dependency import DependencyContainer
 from torch import Tensor
@@ -70,7 +71,12 @@ from warmup_plugin.sampling.samplers import (
 
 
 def evaluate(
-    model: Model, criterion: Criterion, *shown: int, seed: int = 0
+    model: Model,
+    criterion: Criterion,
+    *shown: int,
+    batch: Seq2SeqBatch | None = None,
+    step_nr: int = 1,
+    seed: int = 0,
 ) -> tuple[list[list[WeighedWarmup]], dict[str, float]]:
     """Does what a validation does. Returns what is shown, and the metrics."""
     torch.manual_seed(seed)
@@ -78,7 +84,9 @@ def evaluate(
     bag = create_metric_bag(criterion)
 
     with torch.inference_mode(), evaluation_mode(model):
-        warmups = criterion.evaluate(create_batch(), bag, shown=shown)
+        warmups = criterion.evaluate(
+            batch or create_batch(), bag, step_nr=step_nr, shown=shown
+        )
 
     return warmups, {
         name: get_metric(bag, name)
@@ -345,10 +353,10 @@ class TestMetrics:
     ) -> None:
         calls = []
 
-        def record(*args: Any) -> Any:
+        def record(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
 
-            return plain_rows(*args)
+            return plain_rows(*args, **kwargs)
 
         monkeypatch.setattr(warmup_module, "plain_rows", record)
 

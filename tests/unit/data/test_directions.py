@@ -135,6 +135,25 @@ class TestChoose:
         assert choose_direction(make_config(None, "en-de"), None) == "en-de"
 
 
+class TestPlain:
+    def test_plain_direction_has_learned_what_sft_has(self) -> None:
+        config = make_config(None, "en-de", "de-en")
+
+        config["criterion"] = {"name": "warmup", "label_smoothing": 0.2}
+
+        config["dataset"]["directions"]["de-en"]["plain"] = True
+
+        assert narrow_to_direction(config, "en-de")["criterion"]["name"] == "warmup"
+
+        assert narrow_to_direction(config, "de-en")["criterion"] == {
+            "name": "sft",
+            "label_smoothing": 0.2,
+        }
+
+        # What is given is left as it is.
+        assert config["criterion"]["name"] == "warmup"
+
+
 class TestNarrow:
     def test_sections_are_those_of_the_direction(self, tmp_path: Path) -> None:
         config = make_config(tmp_path, "en-de", "de-fr", prompt="p {source}")

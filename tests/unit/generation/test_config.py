@@ -18,7 +18,7 @@ class TestGenerationConfig:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"warmup": "two"}, "`warmup` must be one of none, single, greedy_then_b"),
+            ({"warmup": "two"}, "`warmup` must be one of none, empty, single, greed"),
             ({"warmup": "sample", "rank_by": "x"}, "`rank_by` must be one of log_prob"),
             ({"rank_by": "mbr"}, "only `warmup=sample` has several warmups"),
             ({"max_warmup_len": 0}, "`max_warmup_len` must be greater than or equal"),
@@ -66,6 +66,7 @@ class TestGenerationConfig:
         [
             {"sampling": True},
             {"warmup": "none", "sampling": True},
+            {"warmup": "empty", "sampling": True},
             {"warmup": "sample", "num_warmups": 4},
         ],
     )

@@ -33,13 +33,14 @@ from tests.common import (
     list_sentences,
     pad_rows,
 )
+from tests.plain import score_targets_plainly
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import (
     GenerationConfig,
     Hypothesis,
     WarmupGenerator,
 )
-from warmup_plugin.layout import DecoderRows, join_rows
+from warmup_plugin.layout import DecoderRows, ExcludedTokens, join_rows
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     EncodedSource,
@@ -161,9 +162,13 @@ def score_sequences(
 
     encoded = wrapper.encode(source_seqs, BatchLayout.of(source_seqs))
 
-    ban_mask = layout.warmup_ban_mask(wrapper.num_logits, device)
+    excluded = layout.excluded_tokens(wrapper.num_logits, device)
 
-    scores = wrapper.score(encoded, rows, ban_mask)
+    if max_warmup_len is None:
+        # Plain fine-tuning.
+        excluded = ExcludedTokens.none(device)
+
+    scores = wrapper.score(encoded, rows, excluded)
 
     return scores.warmup_log_probs + scores.target_log_probs
 
@@ -239,7 +244,7 @@ class ScriptedModel(ConditionalModel):
 
     @override
     def score(
-        self, source: EncodedSource, rows: DecoderRows, warmup_ban_mask: Tensor
+        self, source: EncodedSource, rows: DecoderRows, excluded: ExcludedTokens
     ) -> RowScores:
         raise NotImplementedError()
 
@@ -250,7 +255,7 @@ class ScriptedModel(ConditionalModel):
         source_layout: BatchLayout,
         rows: DecoderRows,
         coefs: RowCoefs,
-        warmup_ban_mask: Tensor,
+        excluded: ExcludedTokens,
         *,
         label_smoothing: float = 0.0,
         passes: Sequence[Tensor] | None = None,
@@ -320,7 +325,9 @@ class ScriptedDecoder(RowDecoder):
         self._pasts = [p[:n] for p, n in zip(self._pasts, past_lens.tolist())]
 
     @override
-    def score(self, rows: DecoderRows, past_lens: Tensor) -> Tensor:
+    def score(
+        self, rows: DecoderRows, past_lens: Tensor, excluded: ExcludedTokens
+    ) -> Tensor:
         raise NotImplementedError()
 
 
@@ -962,6 +969,112 @@ def draw_candidates(
     )[0]
 
 
+class TestEmptyWarmup:
+    @each_model
+    @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+    def test_call_finds_best_of_all_when_beam_is_wide(
+        self, kind: str, length_penalty: float
+    ) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        outputs = list_sentences(2)
+
+        config = create_config(
+            warmup="empty",
+            beam_size=len(outputs) + 5,
+            length_penalty=length_penalty,
+            max_len_b=2,
+        )
+
+        for source, [hypothesis] in zip(SOURCES, generate(model, config)):
+            with torch.no_grad():
+                log_probs = score_targets_plainly(
+                    model,
+                    [source] * len(outputs),
+                    [[BOS_IDX, *y, EOS_IDX] for y in outputs],
+                ).tolist()
+
+            scores = [
+                log_prob / (len(y) + 1) ** length_penalty
+                for y, log_prob in zip(outputs, log_probs)
+            ]
+
+            best = max(range(len(outputs)), key=scores.__getitem__)
+
+            assert (hypothesis.warmup, hypothesis.target) == ([], outputs[best])
+
+            # The separator is given and costs nothing.
+            assert hypothesis.score == pytest.approx(scores[best], abs=2e-5)
+            assert hypothesis.log_prob == pytest.approx(log_probs[best], abs=2e-5)
+            assert hypothesis.warmup_log_prob == 0.0
+
+    def test_separator_is_counted_in_limit_of_model(self) -> None:
+        def babble(past: list[int]) -> dict[int, float]:
+            assert past[0] == SEPARATOR_IDX
+
+            return {5: 20.0}
+
+        model = ScriptedModel(babble, max_target_len=12)
+
+        config = create_config(warmup="empty", max_len_a=0.0, max_len_b=1000)
+
+        [[hypothesis]] = generate(model, config, sources=[[5, EOS_IDX]])
+
+        # BOS, separator, nine words and EOS.
+        assert hypothesis.target == [5] * 9
+
+        assert model.longest == 11
+
+
+class TestTokenLogProbs:
+    @each_model
+    @pytest.mark.parametrize("beam_size", [1, 3])
+    @pytest.mark.parametrize(
+        "warmup", ["none", "empty", "single", "greedy_then_beam", "sample"]
+    )
+    def test_each_part_has_probabilities_among_its_tokens(
+        self, warmup: str, beam_size: int, kind: str
+    ) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        config = create_config(warmup=warmup, beam_size=beam_size, max_warmup_len=2)
+
+        # Plain fine-tuning knows no separator.
+        in_target = [
+            t for t in range(VOCAB_SIZE) if warmup == "none" or t != SEPARATOR_IDX
+        ]
+
+        for source, [hypothesis] in zip(SOURCES, generate(model, config)):
+            given = [BOS_IDX, SEPARATOR_IDX] if warmup == "empty" else [BOS_IDX]
+
+            target = [*hypothesis.target, EOS_IDX]
+
+            written = target
+
+            if warmup not in ("none", "empty"):
+                written = [*hypothesis.warmup, SEPARATOR_IDX, *target]
+
+            with torch.no_grad():
+                logits = forward_alone(model, source, [*given, *written[:-1]])
+
+            expected = []
+
+            num_warmup = len(written) - len(target)
+
+            for n, token in enumerate(written):
+                allowed = [SEPARATOR_IDX, *WORDS] if n < num_warmup else in_target
+
+                log_probs = logits[len(given) - 1 + n, allowed].log_softmax(dim=0)
+
+                expected.append(float(log_probs[allowed.index(token)]))
+
+            if len(hypothesis.warmup) == 2:
+                # It was forced.
+                expected[2] = 0.0
+
+            assert hypothesis.token_log_probs == pytest.approx(expected, abs=2e-5)
+
+
 class TestSampling:
     @pytest.mark.parametrize("warmup", ["none", "single", "greedy_then_beam"])
     def test_outputs_are_drawn_from_model(self, warmup: str) -> None:
@@ -1037,6 +1150,7 @@ ALL_WARMUPS = pytest.mark.parametrize(
     "options",
     [
         {"warmup": "none"},
+        {"warmup": "empty"},
         {"warmup": "single"},
         {"warmup": "single", "beam_size": 1},
         {"warmup": "greedy_then_beam"},
@@ -1092,8 +1206,15 @@ class TestControls:
             for h in group:
                 assert h.target[: len(beginning)] == beginning
 
-                if options["warmup"] != "none":
-                    # Its probability counts as the model gives it.
+                # Its probability counts as the model gives it.
+                if options["warmup"] == "empty":
+                    with torch.no_grad():
+                        expected = score_targets_plainly(
+                            model, [source], [[BOS_IDX, *h.target, EOS_IDX]]
+                        )
+
+                    assert_close(expected, [h.log_prob], rtol=0.0, atol=1e-4)
+                elif options["warmup"] != "none":
                     assert_close(
                         to_log_probs(model, h, source),
                         [h.log_prob],
@@ -1170,7 +1291,7 @@ class TestControls:
 
             assert group[0].target[0] == expected
 
-    @pytest.mark.parametrize("warmup", ["none", "single", "greedy_then_beam"])
+    @pytest.mark.parametrize("warmup", ["none", "empty", "single", "greedy_then_beam"])
     def test_num_best_hypotheses_are_distinct_and_ordered(self, warmup: str) -> None:
         model = create_tiny_model(seed=7)
 

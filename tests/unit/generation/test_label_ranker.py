@@ -7,8 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
+from fairseq2.models.transformer_lm import TransformerLM
 
-from tests.common import WORDS, Model, create_tiny_lm, create_tiny_model, device
+from tests.common import (
+    BOS_IDX,
+    EOS_IDX,
+    SEPARATOR_IDX,
+    WORDS,
+    Model,
+    create_tiny_lm,
+    create_tiny_model,
+    device,
+    forward_alone,
+)
 from tests.number_codec import NumberCodec
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.errors import WarmupError
@@ -29,12 +41,17 @@ LINES = [
 MODELS = pytest.mark.parametrize("create_model", [create_tiny_model, create_tiny_lm])
 
 
-def create(kind: Any, model: Model, *args: object, **options: int) -> Any:
+def create(kind: Any, model: Model, *args: object, **options: Any) -> Any:
     wrapper = create_conditional_model(model.eval())
 
     codec = NumberCodec(reads_prompts=wrapper.reads_prompts)
 
-    options = {"max_num_tokens": 1000, "num_warmups": 3, **options}
+    options = {
+        "max_num_tokens": 1000,
+        "num_warmups": 3,
+        "has_empty_warmup": True,
+        **options,
+    }
 
     return kind(wrapper, codec, device, *args, max_warmup_len=2, seed=7, **options)
 
@@ -43,7 +60,7 @@ def rank(
     model: Model,
     lines: Sequence[Line],
     labels: Sequence[str] = LABELS,
-    **options: int,
+    **options: Any,
 ) -> list[list[dict[str, Any]]]:
     ranker = create(LabelRanker, model, labels, **options)
 
@@ -52,15 +69,21 @@ def rank(
 
 class TestLabelRanker:
     @MODELS
+    @pytest.mark.parametrize("has_empty_warmup", [True, False])
     @pytest.mark.parametrize("num_warmups", [0, 3])
     def test_scores_are_those_of_pairs(
-        self, create_model: Callable[[], Model], num_warmups: int
+        self,
+        create_model: Callable[[], Model],
+        num_warmups: int,
+        has_empty_warmup: bool,
     ) -> None:
         model = create_model()
 
-        scorer = create(PairScorer, model, num_warmups=num_warmups)
+        options = {"num_warmups": num_warmups, "has_empty_warmup": has_empty_warmup}
 
-        hypotheses = rank(model, LINES, num_warmups=num_warmups)
+        scorer = create(PairScorer, model, **options)
+
+        hypotheses = rank(model, LINES, **options)
 
         for line, line_hypotheses in zip(LINES, hypotheses):
             if not line.source:
@@ -85,6 +108,45 @@ class TestLabelRanker:
             assert list(found) == sorted(expected, key=lambda label: -expected[label])
 
             assert sum(h["weight"] for h in line_hypotheses) == pytest.approx(1.0)
+
+    @MODELS
+    @pytest.mark.parametrize("has_empty_warmup", [True, False])
+    def test_scores_without_warmup_are_those_of_model(
+        self, create_model: Callable[[], Model], has_empty_warmup: bool
+    ) -> None:
+        model = create_model()
+
+        [hypotheses] = rank(
+            model, LINES[:1], num_warmups=0, has_empty_warmup=has_empty_warmup
+        )
+
+        words = [int(word) for word in LINES[0].source.split()]
+
+        # What the codec makes of a prompt, or of a source.
+        if isinstance(model, TransformerLM):
+            source, prefix = words[:-1], words[-1]
+        else:
+            source, prefix = [*words, EOS_IDX], BOS_IDX
+
+        given = [prefix, SEPARATOR_IDX] if has_empty_warmup else [prefix]
+
+        for hypothesis in hypotheses:
+            target = [*map(int, hypothesis["output"].split()), EOS_IDX]
+
+            with torch.no_grad():
+                logits = forward_alone(model, source, [*given, *target[:-1]])
+
+            logits = logits[len(given) - 1 :]
+
+            if has_empty_warmup:
+                # y is learned without the separator.
+                logits[:, SEPARATOR_IDX] = -torch.inf
+
+            log_probs = logits.log_softmax(dim=1)[range(len(target)), target]
+
+            assert hypothesis["score"] == pytest.approx(
+                float(log_probs.sum()), abs=1e-4
+            )
 
     @MODELS
     def test_batch_does_not_show(self, create_model: Callable[[], Model]) -> None:

@@ -57,7 +57,7 @@ class TestBeginning:
     @pytest.mark.parametrize(
         # Beside BOS and EOS, and warmup and separator.
         ("warmup", "max_len"),
-        [("single", MAX_LEN - 7), ("none", MAX_LEN - 2)],
+        [("single", MAX_LEN - 7), ("none", MAX_LEN - 2), ("empty", MAX_LEN - 3)],
     )
     def test_line_of_longer_one_is_named(
         self, warmup: str, max_len: int, truncate: bool
@@ -104,6 +104,11 @@ class TestPrompt:
                 "single",
                 MAX_LEN - 7,
                 "Line 2 of the input has a prompt of 10 tokens, which leaves 6 of those that the model reads, too few for a warmup of up to 4 tokens and an output; split it into sentences, or lower `--max-warmup-len`.",
+            ),
+            (
+                "empty",
+                MAX_LEN - 3,
+                "Line 2 of the input has a prompt of 14 tokens, which leaves 2 of those that the model reads, too few for an output; split it into sentences.",
             ),
             (
                 "none",

@@ -30,7 +30,7 @@ from tests.common import (
     pad_rows,
 )
 from tests.plain import score_plainly
-from warmup_plugin.layout import DecoderRows, join_rows
+from warmup_plugin.layout import DecoderRows, ExcludedTokens, join_rows
 
 # The last one, the longest, has no row; nor has the third.
 SOURCES = [
@@ -79,8 +79,8 @@ def build_rows() -> DecoderRows:
     )
 
 
-def get_ban_mask(model: Model) -> Tensor:
-    return create_layout().warmup_ban_mask(model.final_proj.output_dim, device)
+def get_excluded(model: Model) -> ExcludedTokens:
+    return create_layout().excluded_tokens(model.final_proj.output_dim, device)
 
 
 def lower_precision(model: Model) -> Model:

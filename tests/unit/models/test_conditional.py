@@ -19,6 +19,8 @@ from tests.common import (
     BOS_IDX,
     CREATE_MODEL,
     PAD_IDX,
+    SEPARATOR_IDX,
+    VOCAB_SIZE,
     Model,
     assert_close,
     assert_equal,
@@ -41,13 +43,13 @@ from tests.unit.models.cases import (
     count_tokens,
     create_coefs,
     differentiate,
-    get_ban_mask,
+    get_excluded,
     lower_precision,
     score_alone,
     spy,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import plain_rows
+from warmup_plugin.layout import ExcludedTokens, plain_rows
 from warmup_plugin.models import conditional, token_loss
 from warmup_plugin.models.conditional import (
     RowCoefs,
@@ -78,7 +80,7 @@ def score(model: Model) -> RowScores:
 
     source = wrapper.encode(*create_source(SOURCES))
 
-    return wrapper.score(source, build_rows(), get_ban_mask(model))
+    return wrapper.score(source, build_rows(), get_excluded(model))
 
 
 def create_passes(name: str) -> list[Tensor] | None:
@@ -101,7 +103,7 @@ def compute_loss(
         *create_source(SOURCES),
         build_rows(),
         RowCoefs(*(coefs or create_coefs())),
-        get_ban_mask(model),
+        get_excluded(model),
         label_smoothing=label_smoothing,
         passes=create_passes(passes),
     )
@@ -146,7 +148,10 @@ class TestScore:
         target_seqs, target_seq_lens = pad_rows(targets)
 
         rows = plain_rows(
-            create_layout(), target_seqs, torch.tensor(target_seq_lens, device=device)
+            create_layout(),
+            target_seqs,
+            torch.tensor(target_seq_lens, device=device),
+            with_separator=False,
         )
 
         expected = torch.stack(
@@ -164,7 +169,7 @@ class TestScore:
             with torch.set_grad_enabled(grad_enabled):
                 source = wrapper.encode(*create_source(sources))
 
-                scores = wrapper.score(source, rows, get_ban_mask(model))
+                scores = wrapper.score(source, rows, ExcludedTokens.none(device))
 
             assert_close(scores.target_log_probs, expected)
 
@@ -190,7 +195,7 @@ class TestScore:
                 scores = wrapper.score(
                     wrapper.encode(wide_seqs, wide_layout),
                     build_rows(),
-                    get_ban_mask(model),
+                    get_excluded(model),
                 )
 
             assert_close(scores.warmup_log_probs, a)
@@ -213,15 +218,15 @@ class TestScore:
         for grad_enabled in (True, False):
             with torch.set_grad_enabled(grad_enabled):
                 scores = wrapper.score(
-                    wrapper.encode(*inputs), rows, get_ban_mask(model)
+                    wrapper.encode(*inputs), rows, get_excluded(model)
                 )
 
             assert_close(scores.warmup_log_probs, a)
             assert_close(scores.target_log_probs, b)
 
-    def test_separator_and_control_symbols_count_in_target_distribution(self) -> None:
-        # The distribution over y is the model's own; only c is restricted.
-        model = create_tiny_model()
+    @each_model
+    def test_each_part_has_its_excluded_tokens(self, kind: str) -> None:
+        model = CREATE_MODEL[kind]()
 
         wrapper = create_conditional_model(model)
 
@@ -229,14 +234,58 @@ class TestScore:
 
         source = wrapper.encode(*create_source(SOURCES))
 
-        none = torch.zeros_like(get_ban_mask(model))
+        excluded, none = get_excluded(model), ExcludedTokens.none(device)
 
-        restricted = wrapper.score(source, rows, get_ban_mask(model))
-        free = wrapper.score(source, rows, none)
+        both, neither, warmup, target = (
+            wrapper.score(source, rows, ExcludedTokens(in_warmup, in_target))
+            for in_warmup, in_target in [
+                (excluded.in_warmup, excluded.in_target),
+                (none.in_warmup, none.in_target),
+                (excluded.in_warmup, none.in_target),
+                (none.in_warmup, excluded.in_target),
+            ]
+        )
 
-        assert_equal(restricted.target_log_probs, free.target_log_probs)
+        for part, other in ((both, neither), (warmup, target)):
+            assert bool((part.warmup_log_probs > other.warmup_log_probs).all())
 
-        assert bool((restricted.warmup_log_probs > free.warmup_log_probs).all())
+        for part, other in ((both, neither), (target, warmup)):
+            assert bool((part.target_log_probs > other.target_log_probs).all())
+
+        assert_equal(warmup.warmup_log_probs, both.warmup_log_probs)
+        assert_equal(target.target_log_probs, both.target_log_probs)
+
+    @pytest.mark.parametrize("grad_enabled", [True, False])
+    @each_model
+    def test_target_distribution_leaves_separator_out(
+        self, kind: str, grad_enabled: bool
+    ) -> None:
+        # One word and its probability for each token: they sum to 1 without it.
+        model = CREATE_MODEL[kind]()
+
+        wrapper = create_conditional_model(model)
+
+        tokens = [token for token in range(VOCAB_SIZE) if token != SEPARATOR_IDX]
+
+        target_seqs = torch.tensor([[BOS_IDX, t] for t in tokens], device=device)
+
+        rows = plain_rows(
+            create_layout(),
+            target_seqs,
+            torch.full((len(tokens),), 2, device=device),
+            with_separator=True,
+        )
+
+        with torch.set_grad_enabled(grad_enabled):
+            source = wrapper.encode(*create_source(SOURCES[:1] * len(tokens)))
+
+            scores = wrapper.score(source, rows, get_excluded(model))
+
+        assert_close(scores.target_log_probs.exp().sum(), 1.0)
+
+        logits = forward_alone(model, SOURCES[0], [BOS_IDX, SEPARATOR_IDX])[-1]
+
+        assert_close(scores.target_log_probs, logits[tokens].log_softmax(dim=0))
 
     @each_model
     def test_call_returns_zero_when_no_warmup_is_counted(self, kind: str) -> None:
@@ -247,12 +296,15 @@ class TestScore:
         target_seqs, target_seq_lens = pad_rows(TARGETS)
 
         rows = plain_rows(
-            create_layout(), target_seqs, torch.tensor(target_seq_lens, device=device)
+            create_layout(),
+            target_seqs,
+            torch.tensor(target_seq_lens, device=device),
+            with_separator=False,
         )
 
         source = wrapper.encode(*create_source(SOURCES))
 
-        scores = wrapper.score(source, rows, get_ban_mask(model))
+        scores = wrapper.score(source, rows, ExcludedTokens.none(device))
 
         assert_equal(scores.warmup_log_probs, [0.0] * len(TARGETS))
 
@@ -288,7 +340,7 @@ class TestScore:
                     wrapper.score(
                         wrapper.encode(source_seqs, layout),
                         build_rows(),
-                        get_ban_mask(model),
+                        get_excluded(model),
                     )
                     for source_seqs in (seqs, other)
                 )
@@ -433,14 +485,14 @@ class TestEncodedSource:
         """Scores the rows, decodes two steps of three rows, scores the rows again."""
         rows = build_rows()
 
-        wrapper.score(source, rows, get_ban_mask(model))
+        wrapper.score(source, rows, get_excluded(model))
 
         decoder = wrapper.start(source, torch.tensor([1, 0, 0], device=device), 2)
 
         for token in (BOS_IDX, 5):
             decoder.step(torch.full((3, 1), token, device=device))
 
-        wrapper.score(source, rows, get_ban_mask(model))
+        wrapper.score(source, rows, get_excluded(model))
 
 
 class TestComputeLoss:
@@ -530,9 +582,9 @@ class TestComputeLoss:
     def test_labels_of_targets_are_smoothed(self, kind: str, passes: str) -> None:
         model = CREATE_MODEL[kind](num_layers=2)
 
-        loss = compute_loss(model, label_smoothing=0.2, passes=passes)
+        loss = compute_loss(model, label_smoothing=0.3, passes=passes)
 
-        expected = combine(score_alone(model, label_smoothing=0.2))
+        expected = combine(score_alone(model, label_smoothing=0.3))
 
         assert_close(loss, expected)
 
@@ -727,7 +779,7 @@ class TestMakeScorable:
                 *create_source(SOURCES),
                 rows=build_rows(),
                 coefs=RowCoefs(*create_coefs()),
-                warmup_ban_mask=get_ban_mask(model),
+                excluded=get_excluded(model),
                 label_smoothing=label_smoothing,
                 passes=create_passes(passes),
             )

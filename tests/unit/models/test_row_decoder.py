@@ -26,6 +26,7 @@ from tests.unit.models.cases import (
     WARMUPS,
     build_rows,
     count_tokens,
+    get_excluded,
     score_alone,
     spy,
 )
@@ -226,7 +227,7 @@ class TestRowDecoder:
 
         _, expected = score_alone(model)
 
-        assert_close(decoder.score(rows, past_lens), expected)
+        assert_close(decoder.score(rows, past_lens, get_excluded(model)), expected)
 
     @each_model
     @torch.no_grad()
@@ -253,7 +254,7 @@ class TestRowDecoder:
 
         _, expected = score_alone(model)
 
-        assert_close(decoder.score(rows, past_lens), expected)
+        assert_close(decoder.score(rows, past_lens, get_excluded(model)), expected)
 
     @each_model
     @torch.no_grad()
@@ -273,7 +274,7 @@ class TestRowDecoder:
 
         _, expected = score_alone(model)
 
-        assert_close(decoder.score(rows, past_lens), expected)
+        assert_close(decoder.score(rows, past_lens, get_excluded(model)), expected)
 
     @each_model
     @torch.no_grad()
@@ -289,7 +290,7 @@ class TestRowDecoder:
         past_lens = torch.ones(NUM_ROWS, dtype=torch.long, device=device)
 
         with spy(model.decoder) as calls, spy(model.final_proj) as proj_calls:
-            decoder.score(rows, past_lens)
+            decoder.score(rows, past_lens, get_excluded(model))
 
         assert count_tokens(calls) == [sum(len(seq) - 2 for seq in SEQS)]
 

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from tests.common import assert_close, assert_equal, device
 from tests.unit.models.cases import spy
+from warmup_plugin.layout import ExcludedTokens
 from warmup_plugin.models import token_loss
 from warmup_plugin.models.token_loss import compute_log_probs, compute_token_loss
 
@@ -21,7 +22,9 @@ NUM_POSITIONS = 7
 VOCAB_SIZE = 11
 MODEL_DIM = 5
 
-BANNED = [0, 3, 10]
+IN_WARMUP = [0, 3, 10]
+
+IN_TARGET = [7]
 
 
 class Case:
@@ -46,60 +49,58 @@ class Case:
 
         self.hidden = randn(NUM_POSITIONS, MODEL_DIM).requires_grad_()
 
-        # None of them banned.
+        # None of them excluded.
         self.targets = torch.tensor([1, 4, 9, 2, 5, 1, 8], device=device)
 
         self.coefs = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, -0.1, 1.0], device=device)
 
-        self.banned = torch.tensor(BANNED, device=device)
+        self.excluded = ExcludedTokens(
+            torch.tensor(IN_WARMUP, device=device),
+            torch.tensor(IN_TARGET, device=device),
+        )
 
-    def log_probs(self, num_restricted: int) -> Tensor:
+    def log_probs(self, num_warmup: int) -> Tensor:
         return compute_log_probs(
             self.proj,
             self.hidden,
             self.targets,
-            num_restricted=num_restricted,
-            banned=self.banned,
+            num_warmup=num_warmup,
+            excluded=self.excluded,
         )
 
-    def loss(self, num_restricted: int, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, num_warmup: int, label_smoothing: float = 0.0) -> Tensor:
         return compute_token_loss(
             self.proj,
             self.hidden,
             self.targets,
             self.coefs,
-            num_restricted=num_restricted,
-            banned=self.banned,
+            num_warmup=num_warmup,
+            excluded=self.excluded,
             label_smoothing=label_smoothing,
         )
 
-    def expected_losses(
-        self, num_restricted: int, label_smoothing: float = 0.0
-    ) -> Tensor:
+    def expected_losses(self, num_warmup: int, label_smoothing: float = 0.0) -> Tensor:
         """Computes the loss of each position. *Shape:* :math:`(P)`."""
         logits = self.proj(self.hidden)
 
-        allowed = [i for i in range(VOCAB_SIZE) if i not in BANNED]
+        def compute(excluded: list[int], label_smoothing: float) -> Tensor:
+            allowed = [i for i in range(VOCAB_SIZE) if i not in excluded]
 
-        warmup_targets = [allowed.index(i) for i in self.targets.tolist()]
-
-        warmup_losses = cross_entropy(
-            logits[:, allowed],
-            torch.tensor(warmup_targets, device=device),
-            pad_idx=None,
-            reduction="none",
-        )
-
-        target_losses = cross_entropy(
-            logits,
-            self.targets,
-            pad_idx=None,
-            label_smoothing=label_smoothing,
-            reduction="none",
-        )
+            return cross_entropy(
+                logits[:, allowed],
+                torch.tensor(
+                    [allowed.index(i) for i in self.targets.tolist()], device=device
+                ),
+                pad_idx=None,
+                label_smoothing=label_smoothing,
+                reduction="none",
+            )
 
         return torch.cat(
-            [warmup_losses[:num_restricted], target_losses[num_restricted:]]
+            [
+                compute(IN_WARMUP, 0.0)[:num_warmup],
+                compute(IN_TARGET, label_smoothing)[num_warmup:],
+            ]
         )
 
     def differentiate(self, loss: Tensor) -> tuple[Tensor, ...]:
@@ -107,7 +108,7 @@ class Case:
 
 
 # Nothing of one kind, or of both.
-each_num_restricted = pytest.mark.parametrize("num_restricted", [0, 3, NUM_POSITIONS])
+each_num_warmup = pytest.mark.parametrize("num_warmup", [0, 3, NUM_POSITIONS])
 
 # One position a chunk, also if a position has more logits than that; two; all.
 each_max_num_logits = pytest.mark.parametrize("max_num_logits", [1, 11, 32, 1 << 24])
@@ -115,17 +116,17 @@ each_max_num_logits = pytest.mark.parametrize("max_num_logits", [1, 11, 32, 1 <<
 
 class TestComputeLogProbs:
     @each_max_num_logits
-    @each_num_restricted
+    @each_num_warmup
     def test_call_equals_cross_entropy(
-        self, num_restricted: int, max_num_logits: int, monkeypatch: pytest.MonkeyPatch
+        self, num_warmup: int, max_num_logits: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(token_loss, "MAX_NUM_LOGITS", max_num_logits)
 
         case = Case()
 
-        log_probs = case.log_probs(num_restricted)
+        log_probs = case.log_probs(num_warmup)
 
-        expected = -case.expected_losses(num_restricted)
+        expected = -case.expected_losses(num_warmup)
 
         assert_close(log_probs, expected)
 
@@ -157,7 +158,7 @@ class TestComputeLogProbs:
         hidden = case.hidden[:0]
 
         log_probs = compute_log_probs(
-            case.proj, hidden, case.targets[:0], num_restricted=0, banned=case.banned
+            case.proj, hidden, case.targets[:0], num_warmup=0, excluded=case.excluded
         )
 
         assert log_probs.shape == (0,)
@@ -181,12 +182,12 @@ class TestComputeTokenLoss:
 
     @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
     @each_max_num_logits
-    @each_num_restricted
+    @each_num_warmup
     @pytest.mark.parametrize("tied", [False, True])
     def test_call_equals_cross_entropy(
         self,
         tied: bool,
-        num_restricted: int,
+        num_warmup: int,
         max_num_logits: int,
         label_smoothing: float,
         monkeypatch: pytest.MonkeyPatch,
@@ -195,9 +196,9 @@ class TestComputeTokenLoss:
 
         case = Case(tied=tied)
 
-        loss = case.loss(num_restricted, label_smoothing)
+        loss = case.loss(num_warmup, label_smoothing)
 
-        losses = case.expected_losses(num_restricted, label_smoothing)
+        losses = case.expected_losses(num_warmup, label_smoothing)
 
         expected = (case.coefs * losses).sum()
 
@@ -205,6 +206,42 @@ class TestComputeTokenLoss:
 
         for x, y in zip(case.differentiate(loss), case.differentiate(expected)):
             assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("excluded", [[], [7], [3, 7, 10]])
+    def test_labels_are_smoothed_over_tokens_that_are_not_excluded(
+        self, excluded: list[int]
+    ) -> None:
+        case = Case()
+
+        case.excluded = ExcludedTokens(
+            case.excluded.in_warmup,
+            torch.tensor(excluded, device=device, dtype=torch.long),
+        )
+
+        loss = case.loss(0, 0.3)
+
+        # By hand: of V tokens the others get 0.3 / (V - 1) each.
+        allowed = [i for i in range(VOCAB_SIZE) if i not in excluded]
+
+        log_probs = case.proj(case.hidden)[:, allowed].log_softmax(dim=1)
+
+        labels = torch.full_like(log_probs, 0.3 / (len(allowed) - 1))
+
+        for position, token in enumerate(case.targets.tolist()):
+            labels[position, allowed.index(token)] = 1.0 - 0.3
+
+        expected = -(case.coefs.unsqueeze(1) * labels * log_probs).sum()
+
+        assert_close(loss, expected)
+
+        grads = case.differentiate(loss)
+
+        for x, y in zip(grads, case.differentiate(expected)):
+            assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+        # An excluded token is not pushed, neither up nor down.
+        for grad in grads[1:]:
+            assert not bool(grad[excluded].any())
 
     def test_gradient_is_scaled_by_what_follows(self) -> None:
         case = Case()
@@ -261,8 +298,8 @@ class TestComputeTokenLoss:
             hidden.requires_grad_(),
             torch.zeros(num_positions, dtype=torch.long, device=device),
             torch.ones(num_positions, device=device),
-            num_restricted=0,
-            banned=torch.zeros(0, dtype=torch.long, device=device),
+            num_warmup=0,
+            excluded=ExcludedTokens.none(device),
             label_smoothing=0.0,
         )
 
@@ -303,8 +340,8 @@ class TestComputeTokenLoss:
             case.hidden[:0],
             case.targets[:0],
             case.coefs[:0],
-            num_restricted=0,
-            banned=case.banned,
+            num_warmup=0,
+            excluded=case.excluded,
             label_smoothing=0.1,
         )
 

@@ -19,12 +19,15 @@ from tests.hub_files import (
     write_qwen_tokenizer,
 )
 from tests.tiny_runs import Options, take_snapshot, tiny_options, to_args
+from warmup_plugin.data.directions import narrow_to_direction
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.common import create_direction_codecs
 from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
 from warmup_plugin.recipes.train import TranslationTrainRecipe, main
 from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings
 from warmup_plugin.tasks.translation import TranslationTask
+from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.training import train_tokenizer
 
 
@@ -617,6 +620,90 @@ def finished_run(
     return out, options
 
 
+class TestSeparator:
+    """It is prepared where the model that training starts from never wrote one."""
+
+    @staticmethod
+    def get_init(out: Path, options: Options) -> object:
+        return start(out, options)["warmup"]["separator_init"]
+
+    def test_new_model_has_nothing_to_copy(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file, criterion__name="warmup")
+
+        assert self.get_init(tmp_path / "run", options) == "none"
+
+    def test_public_model_is_prepared(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            criterion__name="warmup",
+            model__name="public",
+            model__arch=None,
+        )
+
+        assert self.get_init(tmp_path / "run", options) == "eos"
+
+    @pytest.mark.parametrize("given", [None, "eos", "none"])
+    def test_model_without_warmup_is_prepared_unless_told_otherwise(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path, given: str | None
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            None,
+            criterion__name="warmup",
+            init_from=sft_run,
+            warmup__separator_init=given,
+        )
+
+        assert self.get_init(tmp_path / "run", options) == (given or "eos")
+
+    def test_learned_separator_is_kept(
+        self, tmp_path: Path, text_folder: Path, warmup_run: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder, None, criterion__name="warmup", init_from=warmup_run
+        )
+
+        assert self.get_init(tmp_path / "run", options) == "none"
+
+    def test_run_resumes_with_what_it_was_begun_with(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder, None, criterion__name="warmup", init_from=sft_run
+        )
+
+        out = tmp_path / "run"
+
+        assert start(out, options)["warmup"]["separator_init"] == "eos"
+
+        # It has trained.
+        (out / "metrics").mkdir()
+        (out / "metrics" / "train.jsonl").touch()
+
+        warmup = start(out, options)["warmup"]
+
+        assert (warmup["separator_init"], warmup["plain_path"]) == ("eos", "empty")
+
+        # One of an earlier version had neither of the two.
+        run_dir = RunDir(out)
+
+        for file in (run_dir.command_file, run_dir.run_file):
+            config: Any = load_yaml(file)
+
+            del config["warmup"]["separator_init"], config["warmup"]["plain_path"]
+
+            file.write_text(dump_yaml(config))
+
+        warmup = start(out, options)["warmup"]
+
+        assert (warmup["separator_init"], warmup["plain_path"]) == ("none", "bare")
+
+
 class TestResumedRun:
     def test_same_config_resumes(self, finished_run: tuple[Path, Options]) -> None:
         out, options = finished_run
@@ -747,6 +834,104 @@ class TestResumedRun:
 
 
 NLLB_OVERRIDES = f"{{langs: [{', '.join(NLLB_LANGS)}], default_lang: eng_Latn}}"
+
+
+class TestWarmupLang:
+    """A language of warmups that is not that of the targets."""
+
+    @pytest.fixture
+    def options(self, tmp_path: Path, text_folder: Path) -> Options:
+        write_nllb_tokenizer(tmp_path / "tokenizer")
+
+        return tiny_options(
+            text_folder,
+            tmp_path / "tokenizer" / "sentencepiece.bpe.model",
+            criterion__name="warmup",
+            tokenizer__family="nllb",
+            tokenizer__config_overrides=NLLB_OVERRIDES,
+            tokenizer__source_lang="deu_Latn",
+            tokenizer__target_lang="fra_Latn",
+            tokenizer__warmup_lang="eng_Latn",
+        )
+
+    def test_pretrained_tokens_are_left_as_they_are(
+        self, tmp_path: Path, options: Options
+    ) -> None:
+        config = start(tmp_path / "run", options)
+
+        assert config["tokenizer"]["warmup_lang"] == "eng_Latn"
+        assert config["warmup"]["separator_init"] == "none"
+
+        # A run that has trained, so that it resumes.
+        (tmp_path / "run" / "metrics").mkdir()
+        (tmp_path / "run" / "metrics" / "train.jsonl").touch()
+
+        assert start(tmp_path / "run", options) == config
+
+    def test_baseline_has_none(self, tmp_path: Path, options: Options) -> None:
+        options["criterion.name"] = "sft"
+
+        config = start(tmp_path / "run", options)
+
+        assert config["tokenizer"]["warmup_lang"] is None
+        assert config["warmup"]["separator_init"] == "eos"
+
+    @pytest.mark.parametrize(
+        "given,message",
+        [
+            ({"tokenizer.warmup_lang": "en"}, "set `tokenizer.warmup_lang` to a code"),
+            ({"tokenizer.separator": "<s>"}, "leave out one of the two"),
+            ({"warmup.plain_path": "bare"}, "`warmup.plain_path` is `bare`, but"),
+            (
+                {"dataset.directions": "{en-de: {}, en-fr: {}, de-fr: {}}", "tokenizer.warmup_lang": "zho_Hans"},
+                "directions `de-fr` and `en-de`; .* `dataset.directions.en-de.plain`",
+            ),
+        ],
+    )  # fmt: skip
+    def test_what_does_not_go_together_is_refused(
+        self, tmp_path: Path, options: Options, given: Options, message: str
+    ) -> None:
+        with pytest.raises(WarmupError, match=message):
+            start(tmp_path / "run", {**options, **given})
+
+        assert not (tmp_path / "run").exists()
+
+    def test_directions_may_share_a_target_or_be_plain(
+        self, tmp_path: Path, options: Options
+    ) -> None:
+        options["dataset.directions"] = (
+            "{de-fr: {}, zh-fr: {}, de-en: {plain: true}, en-fr: {plain: true}}"
+        )
+
+        config = start(tmp_path / "run", options)
+
+        tokenizer = load_tokenizer(
+            tmp_path / "tokenizer" / "sentencepiece.bpe.model",
+            "nllb",
+            config["tokenizer"]["config_overrides"],
+        )
+
+        codecs = create_direction_codecs(tokenizer, config, reads_prompts=False)
+
+        assert {
+            name: codec.to_tokens(codec.encode_source("A").prefix)[1]
+            for name, codec in codecs.items()
+        } == {
+            "de-fr": "__eng_Latn__",
+            "zh-fr": "__eng_Latn__",
+            "de-en": "__eng_Latn__",
+            "en-fr": "__fra_Latn__",
+        }
+
+        # Whichever comes first.
+        assert {codec.separator for codec in codecs.values()} == {"__fra_Latn__"}
+        assert len({codec.layout for codec in codecs.values()}) == 1
+
+        # By itself a plain direction is a run of plain fine-tuning.
+        narrowed = narrow_to_direction(config, "de-en")
+
+        assert narrowed["tokenizer"]["warmup_lang"] is None
+        assert narrow_to_direction(config, "de-fr")["tokenizer"]["warmup_lang"]
 
 
 class TestDirections:

@@ -29,6 +29,8 @@ from tests.common import (
     create_source,
     create_tiny_model,
     device,
+    each_model,
+    forward_alone,
     get_embedding,
     get_last_layer_norm,
     pad_rows,
@@ -116,9 +118,9 @@ def rescore(
 
     source = wrapper.encode(*create_source(SOURCES))
 
-    ban_mask = layout.warmup_ban_mask(wrapper.num_logits, device)
+    excluded = layout.excluded_tokens(wrapper.num_logits, device)
 
-    scores = wrapper.score(source, rows, ban_mask)
+    scores = wrapper.score(source, rows, excluded)
 
     return scores.warmup_log_probs.view_as(candidates.proposal_log_probs)
 
@@ -199,6 +201,80 @@ class TestDrawCandidates:
         actual = get_warmup_log_probs(candidates)
 
         assert_close(actual, expected, rtol=0.0, atol=2e-5)
+
+    @pytest.mark.parametrize("temperature", [1.0, 1.5])
+    @each_kind
+    def test_empty_warmup_is_enumerated(self, kind: str, temperature: float) -> None:
+        model = CREATE_MODEL[kind]()
+
+        warmups, tempered = enumerate_log_probs(model, 2, temperature=temperature)
+
+        candidates = draw(model, 3_000, 2, temperature=temperature, with_empty=True)
+
+        idx = to_indices(candidates, warmups)
+
+        # The first one, and no other.
+        assert warmups[0] == ()
+        assert_equal(idx.eq(0).sum(dim=1), [1, 1])
+        assert_equal(idx[:, 0], [0, 0])
+
+        a = enumerate_log_probs(model, 2)[1].gather(1, idx)
+
+        actual = get_warmup_log_probs(candidates)
+
+        assert_close(actual, a, rtol=0.0, atol=2e-5)
+
+        # The others from the rest, whose probability is that without the empty one.
+        rest = tempered.exp()
+
+        rest[:, 0] = 0.0
+
+        rest = rest / rest.sum(dim=1, keepdim=True)
+
+        for n in range(len(SOURCES)):
+            counts = idx[n, 1:].bincount(minlength=len(warmups))
+
+            assert_follows(counts, rest[n])
+
+        # The mean of e^(a + b - q) over all K counts the empty one once.
+        expected = rest.log().gather(1, idx) + math.log(2_999 / 3_000)
+
+        expected[:, 0] = -math.log(3_000)
+
+        assert_close(candidates.proposal_log_probs, expected, rtol=0.0, atol=2e-5)
+
+    @each_model
+    def test_greedy_warmup_is_the_one_that_generation_writes(self, kind: str) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        candidates = draw(model, 1, 4, greedy=True)
+
+        for n, source in enumerate(SOURCES):
+            warmup: list[int] = []
+
+            log_prob = 0.0
+
+            while len(warmup) < 4:
+                logits = forward_alone(model, source, [BOS_IDX, *warmup])[-1]
+
+                log_probs = logits[[SEPARATOR_IDX, *WORDS]].log_softmax(dim=0)
+
+                best = int(log_probs.argmax())
+
+                log_prob += float(log_probs[best])
+
+                if best == 0:
+                    break
+
+                warmup.append(WORDS[best - 1])
+
+            assert to_lists(candidates)[n] == tuple(warmup)
+
+            for log_probs in (
+                candidates.proposal_log_probs,
+                get_warmup_log_probs(candidates),
+            ):
+                assert float(log_probs[n, 0]) == pytest.approx(log_prob, abs=2e-5)
 
     @pytest.mark.parametrize("prefix", [(BOS_IDX,), (BOS_IDX, 7)])
     @pytest.mark.parametrize("num_warmups", [1, 3, 64])

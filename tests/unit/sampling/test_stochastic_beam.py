@@ -116,6 +116,9 @@ def score(
 
     warmup_log_probs = logits[:, :, allowed].log_softmax(dim=2).tolist()
 
+    # The separator has no probability in y.
+    logits[:, :, SEPARATOR_IDX] = -torch.inf
+
     target_log_probs = logits.log_softmax(dim=2).tolist()
 
     scores = torch.zeros((2, len(rows)), dtype=torch.float64, device=device)
@@ -402,8 +405,10 @@ class TestDrawDistinctCandidates:
 
         past = candidates.past
 
+        excluded = layout.excluded_tokens(VOCAB_SIZE, device)
+
         with torch.no_grad():
-            target_log_probs = past.decoder.score(rows, past.seq_lens)
+            target_log_probs = past.decoder.score(rows, past.seq_lens, excluded)
 
         target_log_probs = target_log_probs.double().view(2, num_warmups)
 

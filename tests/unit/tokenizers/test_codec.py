@@ -140,6 +140,36 @@ class TestNllb:
         assert codec.layout.banned_in_warmup == (0, 1, 3, *range(size - 7, size))
         assert codec.layout.banned_in_target == (0, 1, 2, *range(size - 7, size))
 
+    def test_language_of_warmups_begins_and_that_of_targets_ends_them(
+        self, tmp_path: Path
+    ) -> None:
+        codec = create_seq2seq_codec(
+            load_nllb(tmp_path),
+            source_lang="deu_Latn",
+            target_lang="fra_Latn",
+            warmup_lang="eng_Latn",
+        )
+
+        source, target = codec.encode_pair("Ein Hund.", "A dog.")
+
+        size = codec.layout.vocab_size
+
+        deu, eng, fra = size - 7, size - 6, size - 5
+
+        assert (source[0], source[-1]) == (deu, 3)
+        assert codec.encode_source("Ein Hund.").prefix == target[:2] == [3, eng]
+        assert codec.decode(target[2:-1]) == "A dog." and target[-1] == 3
+
+        layout = codec.layout
+
+        assert (layout.prefix_len, layout.separator_idx) == (2, fra)
+        assert codec.separator == "__fra_Latn__"
+
+        specials = {0, 1, 2, 3, *range(size - 7, size)}
+
+        assert set(layout.banned_in_warmup) == specials - {fra}
+        assert set(layout.banned_in_target) == specials - {3}
+
     def test_text_that_spells_the_separator_stays_text(self, tmp_path: Path) -> None:
         codec = create_seq2seq_codec(
             load_nllb(tmp_path), source_lang="eng_Latn", target_lang="deu_Latn"
@@ -307,6 +337,31 @@ class TestPrompts:
 
 
 class TestErrors:
+    @pytest.mark.parametrize(
+        "options,message",
+        [
+            ({"warmup_lang": "en"}, "`en` is not a.*, unlike `eng_Latn`; set `tokenizer.warmup_lang`"),
+            ({"warmup_lang": "deu_Latn"}, "`tokenizer.warmup_lang` is the language of the targets"),
+            ({"warmup_lang": "fra_Latn", "separator": "<s>"}, "`tokenizer.separator` is `<s>`, but"),
+        ],
+    )  # fmt: skip
+    def test_language_of_warmups_must_be_another_one(
+        self, tmp_path: Path, options: dict[str, str], message: str
+    ) -> None:
+        with pytest.raises(WarmupError, match=message):
+            create_seq2seq_codec(load_nllb(tmp_path), target_lang="deu_Latn", **options)
+
+    def test_language_of_warmups_needs_tokens_of_languages(
+        self, tmp_path: Path, tokenizer_file: Path
+    ) -> None:
+        write_llama_tokenizer(tmp_path)
+
+        with pytest.raises(WarmupError, match="no tokens of languages.*an NLLB"):
+            create_seq2seq_codec(load_warmup_spm(tokenizer_file), warmup_lang="en")
+
+        with pytest.raises(WarmupError, match="no tokens of languages.*an NLLB"):
+            create_prompt_codec(load_hugging_face_tokenizer(tmp_path), warmup_lang="en")
+
     def test_separator_must_be_known(self, tmp_path: Path) -> None:
         write_t5_tokenizer(tmp_path)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from fairseq2.error import NotSupportedError
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.hub_files import TEXT, write_json, write_llama_tokenizer
 from warmup_plugin.errors import WarmupError
@@ -103,6 +105,17 @@ class TestHuggingFaceTokenizer:
         assert info.eos_idx is not None and info.eos_idx < info.size
         # As the public one.
         assert info.pad_idx is None
+
+    def test_default_separator_of_smollm2(self) -> None:
+        specials = ["<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"]
+
+        tok = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.BPE()), eos_token="<|im_end|>"
+        )
+
+        tok.add_special_tokens({"additional_special_tokens": specials})
+
+        assert HuggingFaceTokenizer(tok).default_separator == "<file_sep>"
 
 
 class TestLoadHuggingFaceTokenizer:

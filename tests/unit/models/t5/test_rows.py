@@ -28,7 +28,7 @@ from tests.unit.models.cases import (
     build_rows,
     create_coefs,
     differentiate,
-    get_ban_mask,
+    get_excluded,
     spy,
 )
 from tests.unit.models.t5.cases import CONFIGS, create_inputs, create_random_model
@@ -48,7 +48,7 @@ def compute_loss(model: TransformerModel, passes: list[Tensor] | None) -> Tensor
         *create_source(SOURCES),
         build_rows(),
         RowCoefs(*create_coefs()),
-        get_ban_mask(model),
+        get_excluded(model),
         passes=passes,
     )
 
