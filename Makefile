@@ -24,7 +24,7 @@ help:
 	@echo "make comet        create $(COMET_VENV), in which COMET scores translations"
 	@echo "make public-model make .models/smollm2_135m of a public model (93 MB), for tests and to try"
 	@echo "make doctor       check that training can run here"
-	@echo "make demo         train and compare two small models, about 6 minutes"
+	@echo "make demo         show a gain of warmups on small models, about 6 minutes"
 	@echo "make test         run the tests"
 	@echo "make lint         run black, isort, flake8 and mypy"
 	@echo "make format       run black and isort and change the files"

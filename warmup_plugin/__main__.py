@@ -40,6 +40,10 @@ COMMANDS: Final = {
         "warmup_plugin.commands.synthetic_pair",
         "write the text of an invented language pair",
     ),
+    "synthetic-pivot": Command(
+        "warmup_plugin.commands.synthetic_pivot",
+        "write the text of three invented languages, one a pivot of the others",
+    ),
     "train-tokenizer": Command(
         "warmup_plugin.commands.train_tokenizer",
         "train a tokenizer from text files",

@@ -24,14 +24,15 @@ pytestmark = pytest.mark.skipif(
 
 # What makes each command quick, appended to it.
 SHORTER: Final = {
-    "synthetic-pair": ["--num-train", "1000", "--num-valid", "5", "--num-test", "5"],
+    "synthetic-pivot": ["--num-leg", "500", "--num-valid", "5", "--num-test", "5"],
     "recipes.train": [
-        "model.arch=transformer_test",
         "regime.num_steps=4",
         "regime.validate_every_n_steps=2",
         "regime.checkpoint_every_n_steps=2",
         "regime.publish_metrics_every_n_steps=2",
     ],
+    # Of a run that does not start from another.
+    "translation/demo_pivot_legs": ["model.arch=llama_test"],
 }
 
 
@@ -96,7 +97,7 @@ class TestTour:
         # What the last one prints compares both runs.
         assert "paired bootstrap" in process.stdout
 
-        for name in ("toy_sft", "toy_warmup"):
+        for name in ("pivot_sft", "pivot_warmup"):
             run_dir = tmp_path / "runs" / name
 
             assert (run_dir / "generate" / "test.best.txt").is_file()
@@ -125,9 +126,7 @@ class TestTour:
             command = shorten(shlex.split(line))
 
             if "recipes.train" in command:
-                # The model is that of `init_from`, and the text is not German.
-                command.remove("model.arch=transformer_test")
-
+                # The text is not German.
                 command += ["dataset.source_lang=src", "dataset.target_lang=tgt"]
 
                 command += ["lr_scheduler.config.num_warmup_steps=1"]
@@ -147,13 +146,14 @@ class TestTour:
 
         assert steps == [
             "warmup_plugin doctor",
-            "warmup_plugin synthetic-pair",
+            "warmup_plugin synthetic-pivot",
             "warmup_plugin train-tokenizer",
         ]
 
         programs = [c[2] for c in read_tour() if c[2] != "warmup_plugin"]
 
         assert programs == [
+            "recipes.train",
             "recipes.train",
             "recipes.train",
             "recipes.generate",

@@ -101,7 +101,7 @@ def test_wheel_trains_outside_clone(
     run(
         tmp_path,
         *("-m", "warmup_plugin", "train", "run", "--no-rich"),
-        *("--config-file", "translation/demo_sft", "--config"),
+        *("--config-file", "translation/synthetic_pair_sft", "--config"),
         *(f"dataset.path={text_folder}", f"tokenizer.path={tokenizer_file}"),
         *("model.arch=transformer_test", "regime.num_steps=2"),
         *("regime.validate_every_n_steps=2", "regime.checkpoint_every_n_steps=2"),

@@ -114,7 +114,7 @@ class TestLoadGrid:
 
         content["tasks"][0] |= {
             "title": "A toy",
-            "config_file": "translation/demo_sft",
+            "config_file": "translation/synthetic_pair_sft",
             "metrics": ["accuracy", "bleu"],
             "labels": ["A", "B"],
             "target_lang": "de",
@@ -144,7 +144,7 @@ class TestLoadGrid:
         # The most specific setting counts.
         settings = grid.settings(task, sft)
 
-        assert settings.config_files == ["translation/demo_sft"]
+        assert settings.config_files == ["translation/synthetic_pair_sft"]
         assert settings.steps == 7
         assert settings.config == {
             "dataset.path": "other",
@@ -164,7 +164,7 @@ class TestLoadGrid:
 
         content = make_grid()
 
-        content["tasks"][0]["config_file"] = "translation/demo_sft"
+        content["tasks"][0]["config_file"] = "translation/synthetic_pair_sft"
         content["systems"][0]["config_file"] = ["a", "${SUITE_FILES}/b"]
 
         grid = load(tmp_path, content)
@@ -1451,7 +1451,7 @@ class TestMain:
 
 
 def test_suites_are_found() -> None:
-    assert {file.stem for file in SUITES} >= {"demo", "multi30k"}
+    assert {file.stem for file in SUITES} >= {"synthetic_pair", "multi30k"}
 
     # What is written there of times and data is for people.
     for file in SUITES:

@@ -9,7 +9,7 @@ from pathlib import Path
 from warmup_plugin.data.synthetic import write_synthetic_pair
 from warmup_plugin.errors import WarmupError
 
-DESCRIPTION = "Writes sentence pairs of an invented language and its translation, the text of `make demo`."
+DESCRIPTION = "Writes sentence pairs of an invented language and its translation."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folder: Path = args.folder
 
-    if not args.force and folder.is_dir() and any(folder.iterdir()):
-        raise WarmupError(
-            f"The folder `{folder}` is not empty; name another one or replace its text with `--force`."
-        )
+    if not args.force:
+        refuse_to_replace(folder)
 
     write_synthetic_pair(
         folder,
@@ -60,3 +58,10 @@ def run(args: argparse.Namespace) -> int:
     )
 
     return 0
+
+
+def refuse_to_replace(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise WarmupError(
+            f"The folder `{folder}` is not empty; name another one or replace its text with `--force`."
+        )

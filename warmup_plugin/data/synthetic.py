@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from pathlib import Path
@@ -27,9 +27,9 @@ _NUM_ADJECTIVES: Final = 20
 _NUM_ADVERBS: Final = 10
 _NUM_PREPOSITIONS: Final = 4
 
-_SOURCE_CONSONANTS: Final = "kplmnrst"
-_TARGET_CONSONANTS: Final = "bdfghvwz"
-_VOWELS: Final = "aeiou"
+SOURCE_CONSONANTS: Final = "kplmnrst"
+TARGET_CONSONANTS: Final = "bdfghvwz"
+VOWELS: Final = "aeiou"
 
 _GENDERS: Final = ("m", "f", "n")
 
@@ -42,7 +42,7 @@ _SOURCE_PLURAL: Final = "ki"
 _SOURCE_PAST: Final = "to"
 
 _TARGET_AND: Final = "wo"
-_TARGET_PARTICIPLE: Final = "ji"
+TARGET_PARTICIPLE: Final = "ji"
 
 # Gender -> (singular, plural)
 _DEFINITE: Final = {"m": ("bo", "boza"), "f": ("ba", "baza"), "n": ("bu", "buza")}
@@ -311,7 +311,7 @@ def _target_clause(
     stem = clause.verb.sense_for(None if clause.obj is None else clause.obj.noun)
 
     if clause.past:
-        finite, participle = _AUXILIARY[gender][plural], [stem + _TARGET_PARTICIPLE]
+        finite, participle = _AUXILIARY[gender][plural], [stem + TARGET_PARTICIPLE]
     else:
         finite, participle = stem + _VERB_ENDING[plural], []
 
@@ -363,7 +363,7 @@ def _target_relative(relative: Relative, head: NounPhrase, gender: str) -> list[
     stem = relative.verb.sense_for(obj)
 
     if relative.past:
-        return words + [stem + _TARGET_PARTICIPLE, _AUXILIARY[subject_gender][plural]]
+        return words + [stem + TARGET_PARTICIPLE, _AUXILIARY[subject_gender][plural]]
 
     return words + [stem + _VERB_ENDING[plural]]
 
@@ -388,7 +388,7 @@ def make_lexicon() -> Lexicon:
     """Makes the lexicon, which is always the same."""
     rng = Random(_LEXICON_SEED)
 
-    source = _StemMaker(rng, _SOURCE_CONSONANTS, [_SOURCE_PRONOUN + _SOURCE_PLURAL])
+    source = StemMaker(rng, SOURCE_CONSONANTS, [_SOURCE_PRONOUN + _SOURCE_PLURAL])
 
     # The function words of more than one syllable; stems have at least two.
     tables = (
@@ -402,7 +402,7 @@ def make_lexicon() -> Lexicon:
 
     forms = {form for table in tables for forms in table.values() for form in forms}
 
-    target = _StemMaker(rng, _TARGET_CONSONANTS, sorted(f for f in forms if len(f) > 2))
+    target = StemMaker(rng, TARGET_CONSONANTS, sorted(f for f in forms if len(f) > 2))
 
     def make_noun(idx: int) -> Noun:
         # Every fourth noun is ambiguous; all of these are things.
@@ -445,12 +445,12 @@ def make_lexicon() -> Lexicon:
 
 
 @final
-class _StemMaker:
+class StemMaker:
     """Makes stems of which none begins another, so that no form has two readings."""
 
     def __init__(self, rng: Random, consonants: str, taken: Sequence[str]) -> None:
         self._rng = rng
-        self._syllables = ["".join(s) for s in product(consonants, _VOWELS)]
+        self._syllables = ["".join(s) for s in product(consonants, VOWELS)]
         self._stems = list(taken)
 
     def make(self) -> str:
@@ -580,11 +580,7 @@ def write_synthetic_pair(
     # In this order the test set is the same however much text there is to train on.
     sizes = {"test": num_test, "valid": num_valid, "train": num_train}
 
-    for split, size in sizes.items():
-        if size < 1:
-            raise WarmupError(
-                f"`num_{split}` must be greater than or equal to 1, but is {size}."
-            )
+    check_sizes(sizes)
 
     maker = SentenceMaker(seed)
 
@@ -597,20 +593,31 @@ def write_synthetic_pair(
 
     pairs = iter(sentences.items())
 
+    for split, size in sizes.items():
+        split_pairs = [next(pairs) for _ in range(size)]
+
+        for lang, side in (("src", 0), ("tgt", 1)):
+            write_text(folder / f"{split}.{lang}", [p[side] for p in split_pairs])
+
+
+def write_text(file: Path, lines: Sequence[str]) -> None:
+    """Writes the same bytes on every system, and the folder if there is none."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
 
-        for split, size in sizes.items():
-            split_pairs = [next(pairs) for _ in range(size)]
-
-            for lang, side in (("src", 0), ("tgt", 1)):
-                text = "".join(pair[side] + "\n" for pair in split_pairs)
-
-                (folder / f"{split}.{lang}").write_text(
-                    text, encoding="utf-8", newline="\n"
-                )
+        file.write_text(
+            "".join(line + "\n" for line in lines), encoding="utf-8", newline="\n"
+        )
     except OSError as ex:
         raise WarmupError(
-            f"The synthetic text cannot be written to {folder} ({ex.strerror}); give a "
-            "folder that you may write to."
+            f"The synthetic text cannot be written to {file.parent} ({ex.strerror}); "
+            "give a folder that you may write to."
         ) from None
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise WarmupError(
+                f"`num_{name}` must be greater than or equal to 1, but is {size}."
+            )

@@ -42,7 +42,7 @@ def _register_encoder_decoders(container: DependencyContainer) -> None:
 
     @arch("transformer_demo")
     def transformer_demo() -> NllbConfig:
-        """2+2 layers, 128 dimensions; the model of ``make demo``."""
+        """2+2 layers, 128 dimensions; the model of the synthetic pair."""
         config = transformer_test()
 
         config.model_dim = 128

@@ -72,9 +72,12 @@ def resolve(args: Sequence[str]) -> list[str]:
 
 class TestArguments:
     def test_preset_is_found(self) -> None:
-        preset = find_preset("translation/demo_sft")
+        preset = find_preset("translation/synthetic_pair_sft")
 
-        for name in ("translation/demo_sft", "translation/demo_sft.yaml"):
+        for name in (
+            "translation/synthetic_pair_sft",
+            "translation/synthetic_pair_sft.yaml",
+        ):
             args = ["OUT", "--config-file", name, "--config", "a=b"]
 
             assert resolve(args) == [*args[:2], str(preset), *args[3:]]
@@ -82,12 +85,12 @@ class TestArguments:
             assert resolve([f"--config-file={name}"]) == [f"--config-file={preset}"]
 
     def test_file_goes_before_preset(self, folder: Path) -> None:
-        file = folder / "translation" / "demo_sft"
+        file = folder / "translation" / "synthetic_pair_sft"
 
         file.parent.mkdir()
         file.write_text("named: {size: 1}")
 
-        args = ["--config-file", "translation/demo_sft"]
+        args = ["--config-file", "translation/synthetic_pair_sft"]
 
         assert resolve(args) == args
 
@@ -254,7 +257,9 @@ class TestErrors:
         assert merge("a.yaml", "b.yaml")["named"]["size"] == 1
 
     def test_missing_file_lists_presets(self) -> None:
-        with pytest.raises(WarmupError, match="`--config-file nope` .*demo_sft, "):
+        with pytest.raises(
+            WarmupError, match="`--config-file nope` .*synthetic_pair_sft, "
+        ):
             resolve(["--config-file", "nope"])
 
     def test_presets_of_same_kind_are_listed(self) -> None:

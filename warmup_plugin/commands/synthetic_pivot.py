@@ -1,0 +1,66 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from warmup_plugin.commands.synthetic_pair import refuse_to_replace
+from warmup_plugin.data.synthetic_pivot import write_synthetic_pivot
+
+DESCRIPTION = "Writes sentence pairs of three invented languages, much A→P and P→B and little A→B: the text of `make demo`."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder to write the text to"
+    )
+
+    for name, default, what in (
+        ("leg", 8000, "training pairs of each leg, a-p and p-b"),
+        ("direct", 300, "training pairs of a-b"),
+        ("valid", 100, "validation pairs of each direction"),
+        ("test", 500, "test pairs of each direction"),
+    ):
+        parser.add_argument(
+            f"--num-{name}",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{what} (default: %(default)s)",
+        )
+
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="another one gives other sentences (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--force", action="store_true", help="write into a folder that is not empty"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    folder: Path = args.folder
+
+    if not args.force:
+        refuse_to_replace(folder)
+
+    write_synthetic_pivot(
+        folder,
+        num_leg=args.num_leg,
+        num_direct=args.num_direct,
+        num_valid=args.num_valid,
+        num_test=args.num_test,
+        seed=args.seed,
+    )
+
+    print(
+        f"{folder}: {args.num_leg:,} training pairs of a-p and of p-b, {args.num_direct:,} of a-b; {args.num_valid:,} valid and {args.num_test:,} test pairs of each"
+    )
+
+    return 0
