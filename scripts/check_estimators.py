@@ -86,8 +86,8 @@ from warmup_plugin.objectives import (
 from warmup_plugin.sampling import Candidates, WarmupSampler
 from warmup_plugin.sampling.samplers import (
     IndependentConfig,
+    IndependentSampler,
     StochasticBeamSampler,
-    create_independent_sampler,
 )
 from warmup_plugin.scoring import (
     KeptCandidates,
@@ -379,8 +379,12 @@ ESTIMATORS: Final[Mapping[str, Estimator]] = {
 }
 
 
-def _create_independent(temperature: float) -> WarmupSampler:
-    return create_independent_sampler(IndependentConfig(temperature=temperature))
+def _create_independent(
+    temperature: float, *, with_empty: bool = False
+) -> WarmupSampler:
+    sampler = IndependentSampler(IndependentConfig(temperature=temperature))
+
+    return partial(sampler, with_empty=with_empty)
 
 
 ON_POLICY: Final = "on policy"
@@ -390,8 +394,8 @@ PROPOSALS: Final[Mapping[str, WarmupSampler]] = {
     "temperature 0.7": _create_independent(0.7),
     "temperature 1.5": _create_independent(1.5),
     "stochastic beam": StochasticBeamSampler(),
-    "with empty": partial(_create_independent(1.0), with_empty=True),
-    "with empty, temperature 1.5": partial(_create_independent(1.5), with_empty=True),
+    "with empty": _create_independent(1.0, with_empty=True),
+    "with empty, temperature 1.5": _create_independent(1.5, with_empty=True),
 }
 
 WITH_EMPTY: Final = ("with empty", "with empty, temperature 1.5")

@@ -353,7 +353,7 @@ class TestEstimators:
     ) -> None:
         few, many = (
             lm_case.measure("marginal", lm_case.draw(num_trials, num_warmups, proposal))
-            for num_trials, num_warmups in [(1000, 2), (500, 24)]
+            for num_trials, num_warmups in [(1000, 2), (2000, 20)]
         )
 
         assert few["grad_bias"] > 0.4

@@ -34,7 +34,8 @@ from tests.unit.criteria.cases import (
     differentiate,
     get_metric,
 )
-from warmup_plugin.criteria.sft import create_sft_criterion, update_loss
+from warmup_plugin.criteria.base import update_loss
+from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.conditional import evaluation_mode
 

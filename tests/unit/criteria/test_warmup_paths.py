@@ -373,7 +373,9 @@ class TestWithEmpty:
 
         sampler = SpiedSampler(create_independent_sampler(IndependentConfig()))
 
-        grads, metrics = [], {}
+        grads: list[Tensor] = []
+
+        metrics: dict[str, float] = {}
 
         for weight in (0.0, 1.0):
             criterion = create_criterion(
@@ -500,7 +502,7 @@ class TestPlainDirections:
 
             grads.append(step(model, criterion, 1, directions=["a-b", "a-b"])[0])
 
-        assert_close(*grads)
+        assert_close(grads[0], grads[1])
 
     @each_kind
     def test_evaluate_scores_both(self, kind: str) -> None:

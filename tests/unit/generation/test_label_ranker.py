@@ -79,7 +79,10 @@ class TestLabelRanker:
     ) -> None:
         model = create_model()
 
-        options = {"num_warmups": num_warmups, "has_empty_warmup": has_empty_warmup}
+        options: dict[str, Any] = {
+            "num_warmups": num_warmups,
+            "has_empty_warmup": has_empty_warmup,
+        }
 
         scorer = create(PairScorer, model, **options)
 

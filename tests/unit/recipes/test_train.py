@@ -17,7 +17,6 @@ import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics import MetricBag
 from fairseq2.models.transformer import TransformerModel
-from fairseq2.recipe.base import RecipeContext
 from torch import Tensor
 from torch.nn import Module
 
@@ -737,16 +736,16 @@ class TestSeparator:
             def get_checkpoint_manager(self) -> object:
                 return SimpleNamespace(has_checkpoint=lambda: has_checkpoint)
 
-        class Recipe(TranslationTrainRecipe):
-            @staticmethod
-            def _create_codecs(
-                context: RecipeContext, config: TrainConfig
-            ) -> dict[str, TextCodec]:
-                return {"": NumberCodec(reads_prompts=False)}
+        codecs: dict[str, TextCodec] = {"": NumberCodec(reads_prompts=False)}
 
         model = create_tiny_model()
 
-        Recipe().setup_model(cast(Any, Context()), model, False)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(
+                TranslationTrainRecipe, "_create_codecs", lambda *args: codecs
+            )
+
+            TranslationTrainRecipe().setup_model(cast(Any, Context()), model, False)
 
         weight = get_embedding(model)
 
