@@ -11,10 +11,10 @@ from random import Random
 from typing import Final
 
 import pytest
+from sacrebleu.metrics import BLEU
 
 from tests.tiny_runs import to_args
 from warmup_plugin.data.synthetic import write_text
-from sacrebleu.metrics import BLEU
 from warmup_plugin.recipes import generate, train
 from warmup_plugin.tokenizers.training import train_tokenizer
 
