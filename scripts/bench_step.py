@@ -70,6 +70,7 @@ from scripts.bench_common import (
     synchronize,
 )
 from warmup_plugin.criteria import Criterion, CriterionContext, WarmupSection
+from warmup_plugin.criteria import look as look_module
 from warmup_plugin.criteria import warmup as warmup_module
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.criteria.config import KeepSection
@@ -821,6 +822,7 @@ def profile_step(step: BenchStep, device: torch.device) -> dict[str, float]:
     with (
         # The phases that the criterion names for PyTorch's profiler, which itself would
         # slow down the many small operations of a step.
+        mock.patch.object(look_module, "record_function", timer.measure),
         mock.patch.object(warmup_module, "record_function", timer.measure),
         mock.patch.object(step.model, "encode", measure_encode),
         timer.measure("rest"),

@@ -59,9 +59,15 @@ def has_empty_warmup(run_config: Mapping[str, Any]) -> bool:
     Tells whether a model without warmup writes the empty one: else its outputs follow
     no separator.
 
-    :param run_config: That of a run, as ``RunDir.load_config()`` returns it.
+    :param run_config: That of a run, as ``RunDir.load_config()`` returns it; with the
+        length of warmups at a checkpoint if that is to count, where 0 means that all of
+        them are empty.
     """
     if run_config["criterion"]["name"] == "sft":
         return False
 
-    return bool(run_config["warmup"].get("plain_path", "bare") == "empty")
+    warmup = run_config["warmup"]
+
+    return bool(
+        warmup.get("plain_path", "bare") == "empty" or warmup["max_warmup_len"] == 0
+    )

@@ -73,6 +73,17 @@ class TestHasEmptyWarmup:
     def test_call_works(
         self, criterion: str, warmup: dict[str, str], expected: bool
     ) -> None:
-        config = {"criterion": {"name": criterion}, "warmup": warmup}
+        config = {
+            "criterion": {"name": criterion},
+            "warmup": {"max_warmup_len": 8, **warmup},
+        }
 
         assert has_empty_warmup(config) is expected
+
+    def test_all_warmups_are_empty_at_the_end_of_a_curriculum(self) -> None:
+        warmup = {"plain_path": "bare", "max_warmup_len": 0}
+
+        for criterion, expected in (("warmup", True), ("sft", False)):
+            config = {"criterion": {"name": criterion}, "warmup": warmup}
+
+            assert has_empty_warmup(config) is expected

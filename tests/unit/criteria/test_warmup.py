@@ -46,7 +46,7 @@ from tests.unit.criteria.cases import (
     record_passes,
 )
 from tests.unit.sampling.cases import each_kind
-from warmup_plugin.criteria import warmup as warmup_module
+from warmup_plugin.criteria import look as look_module
 from warmup_plugin.criteria.base import Criterion, WeighedWarmup
 from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.criteria.health import CollapseDetector, WarmupShares
@@ -358,7 +358,7 @@ class TestMetrics:
 
             return plain_rows(*args, **kwargs)
 
-        monkeypatch.setattr(warmup_module, "plain_rows", record)
+        monkeypatch.setattr(look_module, "plain_rows", record)
 
         criterion = create_criterion(create_tiny_model(), publish_every_n_steps=4)
 

@@ -5,15 +5,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tiny_runs import take_snapshot, tiny_options, to_args
+from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import evaluate, train
-from warmup_plugin.recipes.generate import create_parser, jsonl_path, main
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.recipes.generate import (
+    create_generation_options,
+    create_parser,
+    jsonl_path,
+    load_run_config,
+    main,
+)
+from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -183,6 +191,100 @@ class TestOptions:
         [record] = read_json_lines(jsonl_path(output))
 
         assert record["source"] == source
+
+
+class TestWarmupOption:
+    """What a model writes depends on what it has learned."""
+
+    @staticmethod
+    def complete(
+        given: dict[str, object],
+        *,
+        criterion: str = "warmup",
+        plain_path: str = "empty",
+        max_warmup_len: int = 6,
+        ranks_labels: bool = False,
+    ) -> tuple[object, object]:
+        config = {
+            "criterion": {"name": criterion},
+            "warmup": {"plain_path": plain_path, "max_warmup_len": max_warmup_len},
+            "generation": {},
+        }
+
+        options = create_generation_options(config, given, ranks_labels=ranks_labels)
+
+        return options["warmup"], options.get("max_warmup_len")
+
+    def test_run_with_warmups_writes_them(self) -> None:
+        assert self.complete({}) == ("single", 6)
+        assert self.complete({"max_warmup_len": 4}) == ("single", 4)
+        assert self.complete({"warmup": "sample"}) == ("sample", 6)
+
+    def test_none_is_the_empty_one_unless_run_learned_bare_outputs(self) -> None:
+        assert self.complete({"warmup": "none"})[0] == "empty"
+        assert self.complete({"warmup": "empty"})[0] == "empty"
+
+        assert self.complete({"warmup": "none"}, plain_path="bare")[0] == "none"
+
+    def test_ranking_without_warmup_is_that_of_the_empty_one(self) -> None:
+        for warmup in ("none", "empty"):
+            assert self.complete({"warmup": warmup}, ranks_labels=True)[0] == "empty"
+
+        assert self.complete({}, ranks_labels=True) == ("sample", 6)
+
+    def test_plain_fine_tuning_writes_none(self) -> None:
+        assert self.complete({}, criterion="sft") == ("none", None)
+        assert self.complete({"warmup": "none"}, criterion="sft")[0] == "none"
+
+        given: dict[str, object] = {"warmup": "single", "max_warmup_len": 4}
+
+        assert self.complete(given, criterion="sft") == ("single", 4)
+
+        with pytest.raises(WarmupError, match="was trained without warmups"):
+            self.complete({"warmup": "single"}, criterion="sft")
+
+    @pytest.mark.parametrize("plain_path", ["empty", "bare"])
+    @pytest.mark.parametrize("ranks_labels", [False, True])
+    def test_end_of_curriculum_writes_the_empty_one(
+        self, ranks_labels: bool, plain_path: str
+    ) -> None:
+        # It was learned, whatever stood for y without warmup.
+        complete = partial(
+            self.complete,
+            max_warmup_len=0,
+            plain_path=plain_path,
+            ranks_labels=ranks_labels,
+        )
+
+        assert complete({}) == complete({"warmup": "none"}) == ("empty", None)
+
+    def test_end_of_curriculum_has_no_warmups_to_write(self) -> None:
+        with pytest.raises(
+            WarmupError, match="all warmups are empty .*`--warmup single` has none"
+        ):
+            self.complete({"warmup": "single"}, max_warmup_len=0)
+
+        given: dict[str, object] = {"warmup": "single", "max_warmup_len": 4}
+
+        assert self.complete(given, max_warmup_len=0) == ("single", 4)
+
+    def test_length_is_that_of_checkpoint(
+        self, tmp_path: Path, warmup_run: Path
+    ) -> None:
+        out = tmp_path / "run"
+
+        shutil.copytree(warmup_run, out)
+
+        run_dir = RunDir(out)
+
+        config: Any = load_yaml(run_dir.run_file)
+
+        config["warmup"]["len_schedule"] = [[0, 3], [2, 1], [5, 0]]
+
+        run_dir.run_file.write_text(dump_yaml(config))
+
+        # Of step 2.
+        assert load_run_config(run_dir, "last")["warmup"]["max_warmup_len"] == 1
 
 
 class TestRunDirectory:

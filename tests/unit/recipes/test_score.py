@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -13,7 +14,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from warmup_plugin.commands.score import main
+from warmup_plugin.commands.score import _get_warmup_options, main
+from warmup_plugin.errors import WarmupError
 
 Score: TypeAlias = Callable[..., tuple[int, str, str]]
 
@@ -208,6 +210,37 @@ class TestFiles:
 
         # What comes before is scored.
         assert out.count("\n") == 2
+
+
+class TestWarmupOptions:
+    @staticmethod
+    def get(
+        *args: str, criterion: str = "warmup", max_warmup_len: int = 6
+    ) -> tuple[int, int]:
+        parser = argparse.ArgumentParser()
+
+        parser.add_argument("--num-warmups", type=int)
+        parser.add_argument("--max-warmup-len", type=int)
+
+        config = {
+            "criterion": {"name": criterion},
+            "warmup": {"max_warmup_len": max_warmup_len},
+        }
+
+        return _get_warmup_options(parser.parse_args(args), config)
+
+    def test_defaults_are_those_of_run(self) -> None:
+        assert self.get() == (8, 6)
+        assert self.get("--num-warmups", "2", "--max-warmup-len", "3") == (2, 3)
+        assert self.get(criterion="sft")[0] == 0
+
+    def test_end_of_curriculum_draws_none(self) -> None:
+        assert self.get(max_warmup_len=0)[0] == 0
+
+        with pytest.raises(WarmupError, match="At this checkpoint all warmups are emp"):
+            self.get("--num-warmups", "2", max_warmup_len=0)
+
+        assert self.get("--num-warmups", "2", "--max-warmup-len", "3", max_warmup_len=0) == (2, 3)  # fmt: skip
 
 
 class TestSplit:
