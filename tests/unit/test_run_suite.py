@@ -456,7 +456,9 @@ class TestMakePlan:
             assert status == 0
             assert config is not None
 
-            name = "warmup" if run.system.name == "warmup" else "sft"
+            is_plain = run.system.name.startswith(("sft", "legs"))
+
+            name = "sft" if is_plain else "warmup"
 
             assert isinstance(config["criterion"], dict)
             assert config["criterion"]["name"] == name

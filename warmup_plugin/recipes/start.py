@@ -619,10 +619,15 @@ def _knows_separator(config: dict[str, object], tokenizer: dict[str, Any]) -> bo
 
     init_config = RunDir(Path(str(init_from))).load_config()
 
-    return bool(
-        _get_section(init_config, "criterion")["name"] != "sft"
-        and _get_section(init_config, "tokenizer")["separator"]
-        == tokenizer["separator"]
+    if _get_section(init_config, "criterion")["name"] == "sft":
+        return False
+
+    init_tokenizer = _get_section(init_config, "tokenizer")
+
+    # Another one may end its warmups.
+    return all(
+        init_tokenizer.get(name) == tokenizer[name]
+        for name in ("separator", "warmup_lang")
     )
 
 

@@ -874,7 +874,7 @@ class TestWarmupLang:
         config = start(tmp_path / "run", options)
 
         assert config["tokenizer"]["warmup_lang"] is None
-        assert config["warmup"]["separator_init"] == "eos"
+        assert config["warmup"]["separator_init"] == "none"
 
     @pytest.mark.parametrize(
         "given,message",
