@@ -249,6 +249,8 @@ class TestRecipe:
             criterion__name="warmup",
             # Or a parameter without gradient would change as well.
             optimizer__config__weight_decay=0.0,
+            # So that four steps lower the loss by more than batches differ.
+            lr_scheduler__config__num_warmup_steps=1,
             regime__num_steps=self.NUM_STEPS,
             regime__keep_last_n_checkpoints=2,
             warmup__max_num_tokens=100,

@@ -96,9 +96,6 @@ def run(
     folder = case.train(
         tmp_path_factory.mktemp(f"{case.kind}_{criterion}") / "run",
         criterion__name=criterion,
-        # A search that knows no form of a warmup ends it at EOS where the separator is a
-        # copy of it; here outputs are to have some length.
-        warmup__separator_init="none",
         optimizer__config__lr=0.01,
         lr_scheduler__config__num_warmup_steps=5,
         regime__num_steps=NUM_STEPS,
