@@ -80,7 +80,9 @@ def make_far_lexicon() -> FarLexicon:
 
     stems, lexicon = StemMaker(rng, _CONSONANTS[TARGET_LANG], []), make_lexicon()
 
-    nouns, verbs, others = {}, {}, {}
+    nouns: dict[str, tuple[str, int]] = {}
+    verbs: dict[str, tuple[str, ...]] = {}
+    others: dict[str, str] = {}
 
     for noun in lexicon.nouns:
         for sense in noun.senses:
