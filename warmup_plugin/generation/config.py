@@ -55,6 +55,9 @@ class GenerationConfig(Validatable):
     length_penalty: float = 1.0
     """The exponent of the length that divides a sequence's log-probability; 0.0 favours short output, larger values long output."""
 
+    early_stopping: bool = False
+    """If ``True``, a search ends as soon as ``beam_size`` sequences have ended; else once nothing open can become one of those that are asked for."""
+
     max_len_a: float = 1.5
     """The output is at most ``max_len_a * source length + max_len_b`` tokens long; a prompt's own words do not count as source."""
 
@@ -159,6 +162,9 @@ class GenerationSection(Validatable):
 
     length_penalty: float | None = None
     """The exponent of the length that divides a sequence's log-probability."""
+
+    early_stopping: bool | None = None
+    """If ``True``, a search ends as soon as ``beam_size`` sequences have ended."""
 
     max_len_a: float | None = None
     """The output is at most ``max_len_a * source length + max_len_b`` tokens long, in validations too."""

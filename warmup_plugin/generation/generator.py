@@ -199,6 +199,9 @@ class WarmupGenerator:
         if config.warmup == "sample":
             hypotheses = self._rank(run, hypotheses)
 
+        if config.num_best > 1 and not config.sampling:
+            hypotheses = [_drop_duplicates(group) for group in hypotheses]
+
         return [group[: config.num_best] for group in hypotheses]
 
     @torch.no_grad()
@@ -514,6 +517,9 @@ class WarmupGenerator:
             self._layout,
             beam_size=1 if config.sampling else config.beam_size,
             length_penalty=config.length_penalty,
+            # Several that are asked for have to differ; more than they are found.
+            num_best=1 if config.num_best == 1 else None,
+            early_stopping=config.early_stopping,
             no_repeat_ngram_size=config.no_repeat_ngram_size,
             ban_unk=config.ban_unk,
             knows_separator=config.warmup != "none",
@@ -543,6 +549,16 @@ class WarmupGenerator:
             top_k=config.top_k,
             top_p=config.top_p,
         )
+
+
+def _drop_duplicates(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Keeps the first one of each output: the one with its best warmup."""
+    first: dict[tuple[int, ...], Hypothesis] = {}
+
+    for hypothesis in hypotheses:
+        first.setdefault(tuple(hypothesis.target), hypothesis)
+
+    return list(first.values())
 
 
 @final

@@ -235,8 +235,9 @@ class RowSearch:
     Searches the likeliest sequences of groups by beams, or draws one of each.
 
     A warmup is always well formed: no control symbol inside, ended by the separator
-    within its limit. A group is done once as many of its sequences have ended as it has
-    beams.
+    within its limit. A group is done once nothing that is open can still become one of
+    the sequences that are asked for, however it goes on: a log-probability only falls,
+    and the length that divides it has a limit.
     """
 
     def __init__(
@@ -245,6 +246,8 @@ class RowSearch:
         *,
         beam_size: int,
         length_penalty: float,
+        num_best: int | None = None,
+        early_stopping: bool = False,
         no_repeat_ngram_size: int = 0,
         ban_unk: bool = True,
         knows_separator: bool = True,
@@ -252,6 +255,10 @@ class RowSearch:
         on_step: StepCallback | None = None,
     ) -> None:
         """
+        :param num_best: The number of sequences that are asked for; ``None`` for as many
+            as there are beams.
+        :param early_stopping: If ``True``, a group is done as soon as as many of its
+            sequences have ended as it has beams, whatever is open.
         :param knows_separator: ``False`` for plain fine-tuning, whose outputs have a
             probability among all tokens, see :meth:`DecoderLayout.excluded_tokens`.
         :param draw: If given, tokens are drawn instead of searched; the beam size must
@@ -262,6 +269,8 @@ class RowSearch:
         self._layout = layout
         self._beam_size = beam_size
         self._length_penalty = length_penalty
+        self._num_best = beam_size if num_best is None else min(num_best, beam_size)
+        self._early_stopping = early_stopping
         self._no_repeat_ngram_size = no_repeat_ngram_size
         self._knows_separator = knows_separator
         self._draw = draw
@@ -411,9 +420,8 @@ class RowSearch:
                 -1, 1
             )
 
-            if any_ends:
-                # A group is done once G sequences have ended or nothing goes on.
-                going = ~finished.is_full(active) & going_totals.isfinite().any(dim=1)
+            if any_ends or (finished.num_added > 0 and not self._early_stopping):
+                going = self._find_going(finished, state, space, active, step_nr)
 
                 num_going = int(going.sum())
 
@@ -440,13 +448,46 @@ class RowSearch:
 
         return finished.to_list()
 
+    def _find_going(
+        self,
+        finished: _FinishedSeqs,
+        state: _Beams,
+        space: SearchSpace,
+        active: Tensor,
+        step_nr: int,
+    ) -> Tensor:
+        """Tells which groups have open sequences that may change what is found.
+        *Shape:* :math:`(A)`."""
+        if self._early_stopping:
+            is_open: Tensor = state.log_probs.isfinite().any(dim=1)
+
+            return is_open & ~finished.is_full(active)
+
+        # The length at which an open sequence would score best, EOS included: the
+        # log-probability is negative, so a positive penalty favours the longest. (A, G)
+        if self._length_penalty > 0.0:
+            lengths = space.limits.index_select(0, active).unsqueeze(1) + 1
+
+            if space.max_warmup_len is not None:
+                warmup_lens = state.warmup_lens.where(
+                    state.in_target, space.max_warmup_len
+                )
+
+                lengths = lengths + warmup_lens + 1
+        else:
+            lengths = torch.full_like(state.warmup_lens, step_nr + 2)
+
+        bounds = self._score(state.log_probs, space, active, lengths)
+
+        return bounds.amax(dim=1) > finished.get_score(active, self._num_best)
+
     def _score(
-        self, totals: Tensor, space: SearchSpace, active: Tensor, length: int
+        self, totals: Tensor, space: SearchSpace, active: Tensor, length: int | Tensor
     ) -> Tensor:
         """Divides by the length, in which separator and EOS count. *Shape:*
         :math:`(A,C)`."""
         if space.begun_lens is None or space.begun_log_probs is None:
-            return totals / math.pow(length, self._length_penalty)
+            return totals / length**self._length_penalty
 
         begun_log_probs = space.begun_log_probs.index_select(0, active).unsqueeze(1)
 
@@ -556,6 +597,8 @@ class _FinishedSeqs:
 
         self._token_log_probs = torch.zeros((*shape, max_len), device=device)
 
+        self.num_added = 0
+
         # EOS may be what pads a batch. (M, G)
         self._lens = torch.zeros(shape, dtype=torch.long, device=device)
 
@@ -572,6 +615,8 @@ class _FinishedSeqs:
         :param seqs: Tokens and their log-probabilities. *Shape:* :math:`(A,C,T)`.
         :param seq_len: The length of all of them, EOS included.
         """
+        self.num_added += 1
+
         num_kept = self._scores.size(1)
 
         # (A, G + C)
@@ -594,6 +639,11 @@ class _FinishedSeqs:
     def is_full(self, groups: Tensor) -> Tensor:
         """Tells which groups have as many sequences as are kept. *Shape:* :math:`(A)`."""
         return self._scores.index_select(0, groups).isfinite().all(dim=1)
+
+    def get_score(self, groups: Tensor, place: int) -> Tensor:
+        """Returns the score of the sequence at a place, counted from 1; minus infinity
+        if there is none yet. *Shape:* :math:`(A)`."""
+        return self._scores.index_select(0, groups)[:, place - 1]
 
     def to_list(self) -> list[list[FoundSeq]]:
         found = []

@@ -667,6 +667,54 @@ class TestSearch:
 
             assert hypothesis.target == expected
 
+    @pytest.mark.parametrize("early_stopping", [False, True])
+    def test_search_goes_on_while_something_open_can_win(
+        self, early_stopping: bool
+    ) -> None:
+        def write(past: list[int]) -> dict[int, float]:
+            # Three short outputs end at once; the long one, a little less likely than
+            # the first of them, has the best mean.
+            if not past:
+                return {EOS_IDX: 0.2, 5: 0.1, 6: 0.0}
+
+            return {EOS_IDX: 20.0} if past[0] == 5 or len(past) == 5 else {6: 20.0}
+
+        model = ScriptedModel(write)
+
+        config = create_config(
+            warmup="none",
+            beam_size=2,
+            early_stopping=early_stopping,
+            max_len_a=0.0,
+            max_len_b=5,
+        )
+
+        [[hypothesis]] = generate(model, config, sources=[[5, EOS_IDX]])
+
+        assert hypothesis.target == ([5] if early_stopping else [6] * 5)
+
+    def test_search_ends_where_nothing_open_can_win(self) -> None:
+        num_steps = 0
+
+        def write(past: list[int]) -> dict[int, float]:
+            nonlocal num_steps
+
+            num_steps = max(num_steps, len(past))
+
+            # `5 EOS` is nearly certain; what goes on gets worse with each token.
+            return {EOS_IDX: 9.0} if past == [5] else {5: 9.0, 6: 0.0, 7: 0.0}
+
+        model = ScriptedModel(write)
+
+        config = create_config(
+            warmup="none", beam_size=3, max_len_a=0.0, max_len_b=50
+        )
+
+        [[hypothesis]] = generate(model, config, sources=[[5, EOS_IDX]])
+
+        assert hypothesis.target == [5]
+        assert num_steps < 5
+
     @pytest.mark.parametrize("step_nr", [0, 2])
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_call_raises_error_when_model_has_diverged(
@@ -748,17 +796,23 @@ class TestSample:
     @each_model
     @pytest.mark.parametrize("beam_size", [1, 3])
     def test_log_probs_equal_uncached_ones(self, kind: str, beam_size: int) -> None:
-        # The warmups of a source differ in length, so its rows go on from different
+        # Most warmups of a source differ in length, so its rows go on from different
         # places.
         model = CREATE_MODEL[kind](num_layers=2, seed=3)
 
         config = create_config(
-            warmup="sample", num_warmups=6, num_best=6, beam_size=beam_size
+            warmup="sample",
+            num_warmups=24,
+            num_best=24,
+            beam_size=beam_size,
+            temperature=3.0,
         )
 
         groups = generate(model, config)
 
-        assert len({len(h.warmup) for group in groups for h in group}) > 1
+        for group in groups:
+            # Several warmups lead to the same output.
+            assert len({tuple(h.target) for h in group}) == len(group) < 24
 
         for source, group in zip(SOURCES, groups):
             assert [h.score for h in group] == sorted(
