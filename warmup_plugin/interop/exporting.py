@@ -25,8 +25,14 @@ from warmup_plugin.models.hugging_face.table import get_format
 from warmup_plugin.models.hugging_face.weights import write_model
 from warmup_plugin.recipes.common import get_codec_options
 from warmup_plugin.run_dir import RunDir
-from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
+from warmup_plugin.tokenizers.codec import (
+    CodecOptions,
+    TextCodec,
+    adapt_tokenizer,
+    create_codec,
+)
 from warmup_plugin.tokenizers.loading import load_tokenizer
+from warmup_plugin.tokenizers.nllb import NllbWarmupTokenizer
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,13 @@ def export_run(
 
     codec = create_codec(tokenizer, options, reads_prompts=is_decoder_only)
 
+    adapted = adapt_tokenizer(tokenizer)
+
+    lang_indices: frozenset[int] = frozenset()
+
+    if isinstance(adapted, NllbWarmupTokenizer):
+        lang_indices = adapted.lang_indices
+
     separator = codec.separator
 
     # transformers calls the token of a language by its code alone.
@@ -124,7 +137,12 @@ def export_run(
         prefix = [] if is_decoder_only else codec.encode_source("").prefix
 
         generation = _create_generation_config(
-            codec, prefix, config.vocab_size, to_hub_idx, has_warmup=has_warmup
+            codec,
+            prefix,
+            config.vocab_size,
+            to_hub_idx,
+            has_warmup=has_warmup,
+            lang_indices=lang_indices,
         )
 
         # Of NLLB, the language of the targets, or of the warmups if that is another one.
@@ -209,12 +227,15 @@ def _create_generation_config(
     to_hub_idx: Callable[[int], int],
     *,
     has_warmup: bool,
+    lang_indices: frozenset[int],
 ) -> dict[str, Any]:
     """
     Creates the settings of ``generate()`` of transformers.
 
     :param num_logits: The number of rows of the output projection, which may be more
         than there are tokens.
+    :param lang_indices: The tokens of languages, none of which may be suppressed:
+        users force that of the language they want.
     """
     layout = codec.layout
 
@@ -227,7 +248,7 @@ def _create_generation_config(
     banned |= set(range(layout.vocab_size, num_logits))
 
     # A suppressed token cannot be forced either.
-    banned -= set(prefix[1:])
+    banned -= {*prefix[1:], *lang_indices}
 
     generation: dict[str, Any] = {
         "eos_token_id": to_hub_idx(layout.eos_idx),

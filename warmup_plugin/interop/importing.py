@@ -289,7 +289,7 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
 
     :param num_pieces: The number of tokens before them.
 
-    :raises WarmupError: If they do not follow each other there.
+    :raises WarmupError: If they do not follow each other there, or more tokens follow.
     """
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
@@ -313,12 +313,25 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
 
         for token in tokenizer.get("added_tokens") or []:
             indices[_get_content(token)] = int(token["id"])
+
+        # As versions before 4.34 wrote them.
+        for token, idx in read_settings(folder / "added_tokens.json").items():
+            indices[token] = int(idx)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise WarmupError(
             f"The special tokens in `{folder}` are not described as transformers does it; take `tokenizer_config.json` and `tokenizer.json` of the public checkpoint."
         ) from None
 
     langs = sorted(langs, key=lambda lang: indices.get(lang, 0))
+
+    # Users add tokens behind all others, where `<mask>` is the last one of NLLB's.
+    end = indices.get("<mask>", num_pieces + len(langs))
+
+    for token, idx in indices.items():
+        if idx > end:
+            raise WarmupError(
+                f"The tokenizer in `{folder}` has the added token `{token}` at {idx}, behind `<mask>`, where fairseq2's tokenizer of NLLB has no place for one, so that an import would lose it; copy its row of the embeddings to that of a language that you do not need, use that one's code for it, and import with the tokenizer files of the public checkpoint."
+            )
 
     for idx, lang in enumerate(langs, start=num_pieces):
         if indices.get(lang, idx) != idx:

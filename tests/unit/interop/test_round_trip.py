@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from tests.common import assert_close
+from tests.hub_files import NLLB_LANGS
 from tests.unit.interop.conftest import NUM_STEPS, Case
 from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run
@@ -45,8 +46,7 @@ class WellFormed(LogitsProcessor):
     """
     Holds a warmup to its form: no EOS in it, a separator within its limit.
 
-    The language of the targets, which transformers must be able to force, is not
-    written again.
+    Languages, which transformers must be able to force, are not written again.
     """
 
     def __init__(
@@ -54,19 +54,18 @@ class WellFormed(LogitsProcessor):
         prefix_len: int,
         separator_idx: int | None,
         eos_idx: int,
-        lang_idx: int | None,
+        langs: list[int],
     ) -> None:
         self._prefix_len = prefix_len
         self._separator_idx = separator_idx
         self._eos_idx = eos_idx
-        self._lang_idx = lang_idx
+        self._langs = [idx for idx in langs if idx != separator_idx]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.size(1) < self._prefix_len:
             return scores
 
-        if self._lang_idx is not None:
-            scores[:, self._lang_idx] = -torch.inf
+        scores[:, self._langs] = -torch.inf
 
         if self._separator_idx is None:
             return scores
@@ -123,9 +122,11 @@ class Hub:
 
         prefix_len = ids.size(1) if self.is_decoder_only else 1
 
-        lang_idx = self.settings.get("forced_bos_token_id")
+        langs: list[int] = []
 
-        if lang_idx is not None:
+        if self.settings.get("forced_bos_token_id") is not None:
+            langs = self.tokenizer.convert_tokens_to_ids(NLLB_LANGS)
+
             prefix_len += 1
 
             max_len += 1
@@ -135,7 +136,7 @@ class Hub:
 
         eos_idx = self.settings["eos_token_id"]
 
-        processors = [WellFormed(prefix_len, separator_idx, eos_idx, lang_idx)]
+        processors = [WellFormed(prefix_len, separator_idx, eos_idx, langs)]
 
         tokens: list[int] = self.model.generate(
             ids, do_sample=False, num_beams=1, max_new_tokens=max_len, logits_processor=processors
