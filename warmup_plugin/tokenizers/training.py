@@ -303,7 +303,12 @@ class _Sentences(Iterable[str]):
 
         from sentencepiece import SentencePieceNormalizer
 
-        normalizer = SentencePieceNormalizer(rule_name=self.normalization)
+        normalizer = SentencePieceNormalizer(
+            rule_name=self.normalization,
+            add_dummy_prefix=False,
+            escape_whitespaces=False,
+            remove_extra_whitespaces=False,
+        )
 
         def normalize(line: str) -> str:
             return str(normalizer.normalize(line))
