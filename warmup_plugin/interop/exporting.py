@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from warmup_plugin.data.directions import choose_direction, narrow_to_direction
 from warmup_plugin.errors import WarmupError
@@ -33,6 +33,10 @@ from warmup_plugin.tokenizers.codec import (
 )
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.nllb import NllbWarmupTokenizer
+from warmup_plugin.warmup_lens import get_max_warmup_len
+
+HIGH_CUT_SHARE: Final = 0.5
+"""Half of the warmups: without a forced separator most outputs would be none."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class ExportedModel:
 
     arch: str
     """The class of transformers."""
+
+    cut_share: float | None = None
+    """The share of warmups that the limit ended when the checkpoint was written;
+    ``None`` where no warmups were drawn."""
 
 
 def export_run(
@@ -116,6 +124,11 @@ def export_run(
 
     has_warmup = run_config["criterion"]["name"] != "sft"
 
+    # As `generate` has it, of a run whose limit changes too.
+    max_warmup_len = get_max_warmup_len(run_config["warmup"], step_nr)
+
+    cut_share = _read_cut_share(run_dir, step_nr) if has_warmup else None
+
     hg_config = hg_format.to_hg_config(config)
 
     arch = hg_config.arch if isinstance(hg_config.arch, str) else hg_config.arch[0]
@@ -152,7 +165,7 @@ def export_run(
         generation["max_new_tokens"] = run_config["dataset"]["max_target_len"]
 
         if has_warmup:
-            generation["max_new_tokens"] += run_config["warmup"]["max_warmup_len"] + 1
+            generation["max_new_tokens"] += max_warmup_len + 1
 
         # A decoder-only model may have no PAD, and what pads its batches is no part of
         # it.
@@ -191,12 +204,41 @@ def export_run(
                 step_nr=step_nr,
                 score=run_dir.scores().get(step_nr),
                 score_metric=run_config["regime"]["score_metric"],
-                max_warmup_len=run_config["warmup"]["max_warmup_len"],
+                max_warmup_len=max_warmup_len,
+                eos_idx=generation["eos_token_id"],
+                num_forced=(
+                    1 + ("forced_bos_token_id" in generation)
+                    if not is_decoder_only
+                    else 0
+                ),
+                cut_share=cut_share,
                 warmup_lang=options.warmup_lang,
             ),
         )
 
-    return ExportedModel(out, step_nr, arch)
+    return ExportedModel(out, step_nr, arch, cut_share)
+
+
+def _read_cut_share(run_dir: RunDir, step_nr: int) -> float | None:
+    """Reads from the log of a run how many warmups its limit ended, up to a step."""
+    share = None
+
+    try:
+        lines = (run_dir.path / "metrics" / "train.jsonl").read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+    for line in lines.splitlines():
+        try:
+            row = json.loads(line)
+
+            if int(row["Step"]) <= step_nr:
+                share = float(row["Cut Warmups (%)"])
+        # A run without warmups, or one that broke off in a line.
+        except (KeyError, TypeError, ValueError):
+            continue
+
+    return share
 
 
 def _get_codec_options(run_config: dict[str, Any]) -> CodecOptions:
