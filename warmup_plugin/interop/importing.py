@@ -38,6 +38,7 @@ from warmup_plugin.tokenizers.hugging_face import (
     load_hugging_face_tokenizer,
 )
 from warmup_plugin.tokenizers.settings import read_settings
+from warmup_plugin.tokenizers.training import SEPARATOR
 
 # Of `org/name` on the Hub; a path has more parts, or a dot before them.
 _HUB_NAME: Final = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -106,6 +107,11 @@ def import_model(
     hg_config = read_config_json(folder)
 
     hg_format = find_format(hg_config)
+
+    if hg_format.family in ("t5", "nllb") and _is_own_export(folder):
+        raise WarmupError(
+            f"`{folder}` was exported from a run with a tokenizer of `train-tokenizer`, which `import` is not meant to read back; start from that run itself, by `init_from=RUN_DIR`."
+        )
 
     config: Any = hg_format.from_hg_config(hg_config)
 
@@ -250,6 +256,25 @@ def _read_tokenizer(
         overrides,
         codec.layout.vocab_size,
         codec.separator,
+    )
+
+
+def _is_own_export(folder: Path) -> bool:
+    """Tells whether the tokenizer is one of `warmup_spm`, as an export writes it."""
+    if list(folder.glob("*.model")):
+        return False
+
+    settings = read_settings(folder / "tokenizer_config.json")
+
+    if settings.get("tokenizer_class") != "PreTrainedTokenizerFast":
+        return False
+
+    added = read_settings(folder / "tokenizer.json").get("added_tokens")
+
+    names = [_get_content(token) for token in added or []]
+
+    return "<extra_id_0>" not in names and SEPARATOR in str(
+        read_settings(folder / "tokenizer.json").get("model")
     )
 
 

@@ -266,6 +266,9 @@ class TestFromScratch:
 
         export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="best")
 
+        with pytest.raises(WarmupError, match="not meant to read back.*`init_from="):
+            import_model(str(tmp_path / "out"), tmp_path / "again")
+
         tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
 
         ours = load_warmup_spm(tokenizer_file)
