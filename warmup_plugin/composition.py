@@ -53,6 +53,7 @@ from warmup_plugin.tasks.multiple_choice import (
 from warmup_plugin.tasks.summarization import SummarizationConfig, SummarizationTask
 from warmup_plugin.tasks.translation import TranslationConfig, TranslationTask
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
+from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
 from warmup_plugin.tokenizers.hugging_face import register_hugging_face_family
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
 
@@ -61,6 +62,8 @@ ConfigT = TypeVar("ConfigT")
 
 def register_warmup_plugin(container: DependencyContainer) -> None:
     """Registers our components; called by fairseq2 once for each container."""
+    refuse_foreign_code()
+
     register_warmup_spm_family(container)
 
     register_hugging_face_family(container)

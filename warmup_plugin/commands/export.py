@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     # Seconds; not for `--help`.
     from warmup_plugin.console import quiet_log
-    from warmup_plugin.interop.exporting import export_run
+    from warmup_plugin.interop.exporting import HIGH_CUT_SHARE, export_run
     from warmup_plugin.run_dir import RunDir
 
     with quiet_log():
@@ -46,5 +47,11 @@ def run(args: Namespace) -> int:
         )
 
     print(f"{model.path}: {model.arch} of step {model.step_nr}")
+
+    if model.cut_share is not None and model.cut_share > HIGH_CUT_SHARE:
+        print(
+            f"warning: the limit ended {100 * model.cut_share:.0f} % of the warmups, the model itself hardly any; whoever serves it has to force the separator, as the code of its model card does",
+            file=sys.stderr,
+        )
 
     return 0

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalization",
         metavar="NAME",
-        help=f"SentencePiece: one of {', '.join(NORMALIZATIONS)} (default: {DEFAULT_NORMALIZATION})",
+        help=f"SentencePiece: one of {', '.join(NORMALIZATIONS)} (default: {DEFAULT_NORMALIZATION}); all but `identity` change text for good, full-width punctuation for example",
     )
 
     parser.add_argument(
@@ -104,5 +104,15 @@ def run(args: argparse.Namespace) -> int:
 
     if report.num_long_lines > 0:
         print(f"left out {report.num_long_lines} lines over {MAX_LINE_BYTES} bytes")
+
+    if report.num_reserved_lines > 0:
+        print(
+            f"left U+2585 and U+0000, which SentencePiece keeps for itself, out of {report.num_reserved_lines} lines; they have no token"
+        )
+
+    if report.num_changed_lines > 0:
+        print(
+            f"--normalization {args.normalization} changes {report.num_changed_lines} lines, which outputs will not spell as they were; `identity` does not"
+        )
 
     return 0

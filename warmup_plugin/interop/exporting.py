@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from warmup_plugin.data.directions import choose_direction, narrow_to_direction
 from warmup_plugin.errors import WarmupError
@@ -25,8 +25,18 @@ from warmup_plugin.models.hugging_face.table import get_format
 from warmup_plugin.models.hugging_face.weights import write_model
 from warmup_plugin.recipes.common import get_codec_options
 from warmup_plugin.run_dir import RunDir
-from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
+from warmup_plugin.tokenizers.codec import (
+    CodecOptions,
+    TextCodec,
+    adapt_tokenizer,
+    create_codec,
+)
 from warmup_plugin.tokenizers.loading import load_tokenizer
+from warmup_plugin.tokenizers.nllb import NllbWarmupTokenizer
+from warmup_plugin.warmup_lens import get_max_warmup_len
+
+HIGH_CUT_SHARE: Final = 0.5
+"""Half of the warmups: without a forced separator most outputs would be none."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,10 @@ class ExportedModel:
 
     arch: str
     """The class of transformers."""
+
+    cut_share: float | None = None
+    """The share of warmups that the limit ended when the checkpoint was written;
+    ``None`` where no warmups were drawn."""
 
 
 def export_run(
@@ -92,6 +106,13 @@ def export_run(
 
     codec = create_codec(tokenizer, options, reads_prompts=is_decoder_only)
 
+    adapted = adapt_tokenizer(tokenizer)
+
+    lang_indices: frozenset[int] = frozenset()
+
+    if isinstance(adapted, NllbWarmupTokenizer):
+        lang_indices = adapted.lang_indices
+
     separator = codec.separator
 
     # transformers calls the token of a language by its code alone.
@@ -102,6 +123,11 @@ def export_run(
     is_trained = step_nr > 0
 
     has_warmup = run_config["criterion"]["name"] != "sft"
+
+    # As `generate` has it, of a run whose limit changes too.
+    max_warmup_len = get_max_warmup_len(run_config["warmup"], step_nr)
+
+    cut_share = _read_cut_share(run_dir, step_nr) if has_warmup else None
 
     hg_config = hg_format.to_hg_config(config)
 
@@ -124,7 +150,12 @@ def export_run(
         prefix = [] if is_decoder_only else codec.encode_source("").prefix
 
         generation = _create_generation_config(
-            codec, prefix, config.vocab_size, to_hub_idx, has_warmup=has_warmup
+            codec,
+            prefix,
+            config.vocab_size,
+            to_hub_idx,
+            has_warmup=has_warmup,
+            lang_indices=lang_indices,
         )
 
         # Of NLLB, the language of the targets, or of the warmups if that is another one.
@@ -134,7 +165,7 @@ def export_run(
         generation["max_new_tokens"] = run_config["dataset"]["max_target_len"]
 
         if has_warmup:
-            generation["max_new_tokens"] += run_config["warmup"]["max_warmup_len"] + 1
+            generation["max_new_tokens"] += max_warmup_len + 1
 
         # A decoder-only model may have no PAD, and what pads its batches is no part of
         # it.
@@ -173,12 +204,41 @@ def export_run(
                 step_nr=step_nr,
                 score=run_dir.scores().get(step_nr),
                 score_metric=run_config["regime"]["score_metric"],
-                max_warmup_len=run_config["warmup"]["max_warmup_len"],
+                max_warmup_len=max_warmup_len,
+                eos_idx=generation["eos_token_id"],
+                num_forced=(
+                    1 + ("forced_bos_token_id" in generation)
+                    if not is_decoder_only
+                    else 0
+                ),
+                cut_share=cut_share,
                 warmup_lang=options.warmup_lang,
             ),
         )
 
-    return ExportedModel(out, step_nr, arch)
+    return ExportedModel(out, step_nr, arch, cut_share)
+
+
+def _read_cut_share(run_dir: RunDir, step_nr: int) -> float | None:
+    """Reads from the log of a run how many warmups its limit ended, up to a step."""
+    share = None
+
+    try:
+        lines = (run_dir.path / "metrics" / "train.jsonl").read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+    for line in lines.splitlines():
+        try:
+            row = json.loads(line)
+
+            if int(row["Step"]) <= step_nr:
+                share = float(row["Cut Warmups (%)"])
+        # A run without warmups, or one that broke off in a line.
+        except (KeyError, TypeError, ValueError):
+            continue
+
+    return share
 
 
 def _get_codec_options(run_config: dict[str, Any]) -> CodecOptions:
@@ -209,12 +269,15 @@ def _create_generation_config(
     to_hub_idx: Callable[[int], int],
     *,
     has_warmup: bool,
+    lang_indices: frozenset[int],
 ) -> dict[str, Any]:
     """
     Creates the settings of ``generate()`` of transformers.
 
     :param num_logits: The number of rows of the output projection, which may be more
         than there are tokens.
+    :param lang_indices: The tokens of languages, none of which may be suppressed:
+        users force that of the language they want.
     """
     layout = codec.layout
 
@@ -227,7 +290,7 @@ def _create_generation_config(
     banned |= set(range(layout.vocab_size, num_logits))
 
     # A suppressed token cannot be forced either.
-    banned -= set(prefix[1:])
+    banned -= {*prefix[1:], *lang_indices}
 
     generation: dict[str, Any] = {
         "eos_token_id": to_hub_idx(layout.eos_idx),

@@ -38,6 +38,7 @@ from warmup_plugin.tokenizers.hugging_face import (
     load_hugging_face_tokenizer,
 )
 from warmup_plugin.tokenizers.settings import read_settings
+from warmup_plugin.tokenizers.training import SEPARATOR
 
 # Of `org/name` on the Hub; a path has more parts, or a dot before them.
 _HUB_NAME: Final = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -106,6 +107,11 @@ def import_model(
     hg_config = read_config_json(folder)
 
     hg_format = find_format(hg_config)
+
+    if hg_format.family in ("t5", "nllb") and _is_own_export(folder):
+        raise WarmupError(
+            f"`{folder}` was exported from a run with a tokenizer of `train-tokenizer`, which `import` is not meant to read back; start from that run itself, by `init_from=RUN_DIR`."
+        )
 
     config: Any = hg_format.from_hg_config(hg_config)
 
@@ -253,6 +259,25 @@ def _read_tokenizer(
     )
 
 
+def _is_own_export(folder: Path) -> bool:
+    """Tells whether the tokenizer is one of `warmup_spm`, as an export writes it."""
+    if list(folder.glob("*.model")):
+        return False
+
+    settings = read_settings(folder / "tokenizer_config.json")
+
+    if settings.get("tokenizer_class") != "PreTrainedTokenizerFast":
+        return False
+
+    added = read_settings(folder / "tokenizer.json").get("added_tokens")
+
+    names = [_get_content(token) for token in added or []]
+
+    return "<extra_id_0>" not in names and SEPARATOR in str(
+        read_settings(folder / "tokenizer.json").get("model")
+    )
+
+
 def _count_pieces(path: Path) -> int:
     from sentencepiece import SentencePieceProcessor
 
@@ -289,7 +314,7 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
 
     :param num_pieces: The number of tokens before them.
 
-    :raises WarmupError: If they do not follow each other there.
+    :raises WarmupError: If they do not follow each other there, or more tokens follow.
     """
     from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
@@ -313,12 +338,25 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
 
         for token in tokenizer.get("added_tokens") or []:
             indices[_get_content(token)] = int(token["id"])
+
+        # As versions before 4.34 wrote them.
+        for token, idx in read_settings(folder / "added_tokens.json").items():
+            indices[token] = int(idx)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise WarmupError(
             f"The special tokens in `{folder}` are not described as transformers does it; take `tokenizer_config.json` and `tokenizer.json` of the public checkpoint."
         ) from None
 
     langs = sorted(langs, key=lambda lang: indices.get(lang, 0))
+
+    # Users add tokens behind all others, where `<mask>` is the last one of NLLB's.
+    end = indices.get("<mask>", num_pieces + len(langs))
+
+    for token, idx in indices.items():
+        if idx > end:
+            raise WarmupError(
+                f"The tokenizer in `{folder}` has the added token `{token}` at {idx}, behind `<mask>`, where fairseq2's tokenizer of NLLB has no place for one, so that an import would lose it; copy its row of the embeddings to that of a language that you do not need, use that one's code for it, and import with the tokenizer files of the public checkpoint."
+            )
 
     for idx, lang in enumerate(langs, start=num_pieces):
         if indices.get(lang, idx) != idx:

@@ -37,6 +37,16 @@ class ModelCard:
     score_metric: str | None
 
     max_warmup_len: int
+    """At the checkpoint; 0 if its warmups are empty."""
+
+    eos_idx: int
+
+    num_forced: int = 0
+    """The number of tokens that ``generate()`` writes by itself before a warmup, the
+    first one of a decoder included; nothing behind a prompt."""
+
+    cut_share: float | None = None
+    """The share of warmups that the limit ended in training, where it is known."""
 
     warmup_lang: str | None = None
     """The language whose token begins a warmup, if it is not that of the targets."""
@@ -95,18 +105,33 @@ def _describe_output(card: ModelCard) -> list[str]:
     return [
         f"Before its output the model writes a short **warmup** of at most {card.max_warmup_len} tokens (Warmup Generations, arXiv 2502.12304). The token `{card.separator}` (id {card.separator_idx}) ends it: what stands before is the warmup, what follows is the output.",
         "",
-        "Split by the id before decoding; `skip_special_tokens=True` would join both. transformers does not hold the warmup to its limit, as `warmup_plugin generate` does.",
+        "Split by the id before decoding; `skip_special_tokens=True` would join both. transformers and CTranslate2 do not hold a warmup to its form by themselves: EOS must not end it, its limit must, and the output holds no separator. The code below does so; without it what is written is no translation if the model did not learn to end a warmup.",
+        *_describe_cuts(card),
         *pivot,
+    ]
+
+
+def _describe_cuts(card: ModelCard) -> list[str]:
+    if card.cut_share is None:
+        return []
+
+    return [
+        "",
+        f"In training the limit ended {100 * card.cut_share:.0f} % of the warmups, the model the others.",
     ]
 
 
 def _write_example(card: ModelCard) -> list[str]:
     kls = "AutoModelForCausalLM" if card.is_decoder_only else "AutoModelForSeq2SeqLM"
 
-    begin = "inputs.input_ids.size(1)" if card.is_decoder_only else "0"
+    begin = "inputs.input_ids.size(1)" if card.is_decoder_only else str(card.num_forced)
+
+    has_warmup = card.separator is not None
+
+    names = f"AutoTokenizer, {kls}{', LogitsProcessor' if has_warmup else ''}"
 
     lines = [
-        f"from transformers import AutoTokenizer, {kls}",
+        f"from transformers import {names}",
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({card.name!r})",
         f"model = {kls}.from_pretrained({card.name!r})",
@@ -115,18 +140,44 @@ def _write_example(card: ModelCard) -> list[str]:
         "",
         "inputs = tokenizer(text, return_tensors='pt')",
         "",
-        f"tokens = model.generate(**inputs)[0, {begin}:].tolist()",
     ]
 
-    if card.separator is None:
-        return [*lines, "print(tokenizer.decode(tokens, skip_special_tokens=True))"]
+    if not has_warmup:
+        return [
+            *lines,
+            f"tokens = model.generate(**inputs)[0, {begin}:].tolist()",
+            "print(tokenizer.decode(tokens, skip_special_tokens=True))",
+        ]
 
     return [
         *lines,
+        f"begin, limit = {begin}, {card.max_warmup_len}",
         "",
-        f"at = tokens.index({card.separator_idx}) if {card.separator_idx} in tokens else -1",
+        f"separator, eos = {card.separator_idx}, {card.eos_idx}",
         "",
-        "warmup = tokenizer.decode(tokens[: max(at, 0)], skip_special_tokens=True)",
+        "",
+        "class Warmup(LogitsProcessor):",
+        "    def __call__(self, input_ids, scores):",
+        "        if input_ids.size(1) < begin:",
+        "            return scores",
+        "",
+        "        for row, tokens in enumerate(input_ids[:, begin:].tolist()):",
+        "            if separator in tokens:",
+        "                scores[row, separator] = -float('inf')",
+        "            elif len(tokens) < limit:",
+        "                scores[row, eos] = -float('inf')",
+        "            else:",
+        "                scores[row] = -float('inf')",
+        "                scores[row, separator] = 0.0",
+        "",
+        "        return scores",
+        "",
+        "",
+        "tokens = model.generate(**inputs, logits_processor=[Warmup()])[0, begin:].tolist()",
+        "",
+        "at = tokens.index(separator)",
+        "",
+        "warmup = tokenizer.decode(tokens[:at], skip_special_tokens=True)",
         "output = tokenizer.decode(tokens[at + 1 :], skip_special_tokens=True)",
         "",
         "print(warmup, output, sep='\\n')",
@@ -134,12 +185,96 @@ def _write_example(card: ModelCard) -> list[str]:
 
 
 def _describe_serving(card: ModelCard) -> list[str]:
-    return [
+    lines = [
         "## Serving",
         "",
         "```sh",
         f"ct2-transformers-converter --model {card.name} --output_dir {card.name}-ct2",
         "```",
         "",
-        "converts it for CTranslate2, whose output tokens are split in the same way.",
+    ]
+
+    if card.separator is None:
+        return [*lines, "converts it for CTranslate2."]
+
+    return [
+        *lines,
+        "converts it for CTranslate2, which is asked twice: for the warmup, up to its limit and without EOS, and for what follows warmup and separator.",
+        "",
+        "```python",
+        *_write_ct2_example(card),
+        "```",
+    ]
+
+
+def _write_ct2_example(card: ModelCard) -> list[str]:
+    kls, call, vocabulary = "Translator", "translate_batch", "shared_vocabulary"
+
+    if card.is_decoder_only:
+        kls, call, vocabulary = "Generator", "generate_batch", "vocabulary"
+
+    lines = [
+        "import json",
+        "",
+        "import ctranslate2",
+        "",
+        f"engine = ctranslate2.{kls}({card.name + '-ct2'!r})",
+        "",
+        "name = tokenizer.convert_ids_to_tokens",
+        "",
+        "source = name(tokenizer(text).input_ids)",
+        "",
+        f"with open({f'{card.name}-ct2/{vocabulary}.json'!r}, encoding='utf-8') as fp:",
+        "    vocabulary = json.load(fp)",
+        "",
+        "# What neither a warmup nor an output holds.",
+        "never = [[vocabulary[i]] for i in model.generation_config.suppress_tokens]",
+        "",
+        f"limit, separator, eos = {card.max_warmup_len}, name({card.separator_idx}), name({card.eos_idx})",
+        "",
+    ]
+
+    warmup_settings = "beam_size=1, end_token=separator, suppress_sequences=[*never, [eos]], {limit}=limit"
+
+    if card.is_decoder_only:
+        settings = warmup_settings.format(limit="max_length")
+
+        return [
+            *lines,
+            "warmup = []",
+            "",
+            "if limit > 0:",
+            f"    [result] = engine.{call}([source], include_prompt_in_result=False, {settings})",
+            "    warmup = [t for t in result.sequences[0] if t != separator]",
+            "",
+            f"[result] = engine.{call}([[*source, *warmup, separator]], beam_size=1, include_prompt_in_result=False, suppress_sequences=[*never, [separator]], max_length=model.generation_config.max_new_tokens)",
+            "",
+            "print(tokenizer.decode(tokenizer.convert_tokens_to_ids(result.sequences[0]), skip_special_tokens=True))",
+        ]
+
+    # What the decoder starts with, CTranslate2 adds by itself.
+    prefix = (
+        "[name(model.generation_config.forced_bos_token_id)]"
+        if card.num_forced > 1
+        else "[]"
+    )
+
+    settings = warmup_settings.format(limit="max_decoding_length").replace(
+        "=limit", "=limit + len(prefix)"
+    )
+
+    return [
+        *lines,
+        f"prefix = {prefix}",
+        "warmup = []",
+        "",
+        "if limit > 0:",
+        f"    [result] = engine.{call}([source], target_prefix=[prefix], {settings})",
+        "    warmup = [t for t in result.hypotheses[0][len(prefix) :] if t != separator]",
+        "",
+        "prefix = [*prefix, *warmup, separator]",
+        "",
+        f"[result] = engine.{call}([source], beam_size=1, target_prefix=[prefix], suppress_sequences=[*never, [separator]], max_decoding_length=model.generation_config.max_new_tokens)",
+        "",
+        "print(tokenizer.decode(tokenizer.convert_tokens_to_ids(result.hypotheses[0][len(prefix) :]), skip_special_tokens=True))",
     ]

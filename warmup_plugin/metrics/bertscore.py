@@ -21,6 +21,7 @@ from warmup_plugin.metrics.base import (
     measure_mean,
 )
 from warmup_plugin.metrics.languages import get_language
+from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
 
 # The embeddings of so many sentences a system are in memory at once.
 _MAX_SENTENCES: Final = 512
@@ -79,6 +80,8 @@ class BertScoreMetric(Metric):
         # Without a network it tells of every try, for half a minute; what matters is in
         # the error.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+        refuse_foreign_code()
 
         try:
             self._scorer: Any = BERTScorer(model_type=model, num_layers=num_layers)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -25,9 +26,16 @@ from warmup_plugin.metrics.base import (
 _MAX_EXAMPLES: Final = 3
 
 _INTRODUCTION: Final = re.compile(
-    r"(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option)(?:\s+is)?\s*:?\s*",
+    r"(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:answer|option)(?:\s+is)?\s*:?\s*"
+    r"|(?:所以|因此|故|我)?(?:应该?)?(?:正确|最佳)?的?(?:答案|选项|选择|选)(?:应该?)?[是为选]?\s*:?\s*",
     re.IGNORECASE,
 )
+
+_OPENING: Final = r"[(\[「『【《]?"
+
+_END: Final = r"\s*(?:[)\].,:;!。、」』】》]+|$)"
+
+_JOINT: Final = r"[\s,.;:/&|+。、)\]]*(?:(?:and|or|und|oder|et|ou)\s|[和或与及])?\s*"
 
 
 def read_label(text: str, labels: Sequence[str]) -> str | None:
@@ -35,8 +43,9 @@ def read_label(text: str, labels: Sequence[str]) -> str | None:
     Reads the label from what a model wrote.
 
     The label is the whole text, or it stands at its beginning, in parentheses or before a
-    punctuation mark: ``B``, ``(B)``, ``B. Because …``, ``The answer is B.``. Nothing
-    is guessed from the rest: ``A man`` is no answer, nor is ``b``.
+    punctuation mark: ``B``, ``(B)``, ``B. Because …``, ``The answer is B.``, ``答案是B``,
+    in full width too. Nothing is guessed from the rest: ``A man`` is no answer, nor is
+    ``b``, and who lists several labels (``A, B``) has not answered.
 
     :returns: ``None`` if there is none, an invalid answer.
     """
@@ -45,14 +54,52 @@ def read_label(text: str, labels: Sequence[str]) -> str | None:
     if text in labels:
         return text
 
+    # Letters and punctuation of full width become those of ASCII.
+    text = unicodedata.normalize("NFKC", text).strip()
+
+    forms = {unicodedata.normalize("NFKC", label): label for label in labels}
+
     text = text[match.end() :] if (match := _INTRODUCTION.match(text)) else text
 
     # The longest first: of `not sure` and `not`, only one can be meant.
-    for label in sorted(labels, key=len, reverse=True):
-        if re.match(rf"[(\[]?{re.escape(label)}(?:[)\].,:;]|\s*$)", text):
-            return label
+    names = sorted(forms, key=len, reverse=True)
+
+    for name in names:
+        match = re.match(rf"{_OPENING}{re.escape(name)}{_END}", text)
+
+        if match is not None:
+            others = [other for other in names if other != name]
+
+            return (
+                None if _is_listed(text[match.end() :], others, names) else forms[name]
+            )
 
     return None
+
+
+def _is_listed(rest: str, others: Sequence[str], names: Sequence[str]) -> bool:
+    """
+    Tells whether a label follows another one as in a list.
+
+    It does if it stands alone, before punctuation or before what joins more of them; a
+    word after it makes it the beginning of a sentence, such as ``A man``.
+    """
+
+    def choose(choices: Sequence[str]) -> str:
+        return "|".join(map(re.escape, choices))
+
+    # The same one may be said again before another one.
+    begin = rf"{_JOINT}(?:(?:{choose(names)}){_JOINT})*?"
+
+    end = r"(?![^\W_]|[ '’-]+(?!(?:and|or|und|oder|et|ou)\s)\w)"
+
+    # Letters of Latin script make a word of it, those of Han do not.
+    end = end.replace(r"[^\W_]", r"[^\W_\u3000-\U0003ffff]")
+
+    return (
+        re.match(rf"{begin}{_OPENING}(?:{choose(others)}){end}", rest, re.DOTALL)
+        is not None
+    )
 
 
 class _LabelMetric(SystemwiseMetric):

@@ -10,8 +10,9 @@ from typing import Final
 _ALIASES: Final = {
     "zho": "zh",
     "chi": "zh",
-    "cmn": "zh",
-    "yue": "zh",
+    **dict.fromkeys(
+        ("cmn", "yue", "wuu", "nan", "hak", "gan", "hsn", "cdo", "cjy", "lzh"), "zh"
+    ),
     "jpn": "ja",
     "kor": "ko",
     "eng": "en",
@@ -24,6 +25,39 @@ _ALIASES: Final = {
     "tib": "bo",
     "dzo": "dz",
 }
+
+# Of which the words, of metrics, need a tokenizer: the language that a script stands for.
+_SCRIPTS: Final = {
+    **dict.fromkeys(("hans", "hant", "hani", "bopo"), "zh"),
+    **dict.fromkeys(("jpan", "hira", "kana", "hrkt"), "ja"),
+    **dict.fromkeys(("kore", "hang"), "ko"),
+    "thai": "th",
+    "laoo": "lo",
+    "khmr": "km",
+    "mymr": "my",
+    "tibt": "bo",
+}
+
+UNSPACED: Final = frozenset(("th", "lo", "km", "my", "bo", "dz"))
+"""Their writing separates no words, and no tokenizer of theirs is at hand."""
+
+
+def get_written_language(code: str | None) -> str:
+    """
+    Returns the language that a code is written like, which decides about tokenizers.
+
+    The script goes before the language: ``wuu_Hans`` and ``lzh_Hani`` are written like
+    Chinese, ``shn_Mymr`` like Burmese, and ``zho_Latn`` like neither.
+    """
+    lang = get_language(code)
+
+    for part in re.split("[-_]", (code or "").lower())[1:]:
+        if len(part) == 4 and part.isalpha():
+            is_known = lang in _SCRIPTS.values()
+
+            return _SCRIPTS.get(part, f"{lang}-{part}" if is_known else lang)
+
+    return lang
 
 
 def get_language(code: str | None) -> str:

@@ -27,10 +27,15 @@ from warmup_plugin.metrics.base import (
     MetricUnavailable,
     ScoreFn,
 )
-from warmup_plugin.metrics.languages import get_language
+from warmup_plugin.metrics.languages import UNSPACED, get_written_language
 
 # All other languages are tokenised by "13a".
-_BLEU_TOKENIZERS: Final = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+_BLEU_TOKENIZERS: Final = {
+    "zh": "zh",
+    "ja": "ja-mecab",
+    "ko": "ko-mecab",
+    **dict.fromkeys(sorted(UNSPACED), "char"),
+}
 
 # It narrates what it does.
 logging.getLogger("sacrebleu").setLevel(logging.WARNING)
@@ -51,7 +56,7 @@ def create_bleu(
     :raises MetricUnavailable: The tokenizer is not installed or cannot be downloaded.
     """
     if tokenizer is None:
-        tokenizer = _BLEU_TOKENIZERS.get(get_language(target_lang), "13a")
+        tokenizer = _BLEU_TOKENIZERS.get(get_written_language(target_lang), "13a")
 
     if tokenizer not in BLEU.TOKENIZERS:
         names = ", ".join(sorted(BLEU.TOKENIZERS))
@@ -119,7 +124,7 @@ def create_ter(target_lang: str | None) -> TER:
     into characters by Tercom's own rules (``norm:yes``, ``asian:yes`` in the
     signature).
     """
-    has_no_spaces = get_language(target_lang) in ("zh", "ja")
+    has_no_spaces = get_written_language(target_lang) in ("zh", "ja")
 
     return TER(normalized=has_no_spaces, asian_support=has_no_spaces)
 

@@ -19,7 +19,7 @@ from warmup_plugin.metrics.base import (
     SystemwiseMetric,
     measure_mean,
 )
-from warmup_plugin.metrics.languages import get_language
+from warmup_plugin.metrics.languages import UNSPACED, get_written_language
 from warmup_plugin.metrics.overlap import load_tokenizer
 
 NAMES: Final = {
@@ -28,9 +28,6 @@ NAMES: Final = {
     "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum",
 }
-
-# Their writing separates no words.
-_UNSPACED: Final = ("th", "lo", "km", "my", "bo", "dz")
 
 
 @final
@@ -55,7 +52,7 @@ class RougeMetric(SystemwiseMetric):
                 "`pip install 'warmup_plugin[metrics]'`."
             ) from None
 
-        lang = get_language(target_lang)
+        lang = get_written_language(target_lang)
 
         if lang == "en":
             self._scorer = RougeScorer(list(NAMES), use_stemmer=True)
@@ -110,7 +107,7 @@ def _create_tokenizer(lang: str) -> tuple[str, Callable[[str], list[str]]]:
 
         return name, lambda text: tokenize(text).split()
 
-    if lang in _UNSPACED:
+    if lang in UNSPACED:
         return "char", lambda text: list("".join(split_words(text)))
 
     return "words", split_words

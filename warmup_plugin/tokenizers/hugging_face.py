@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
+from warmup_plugin.tokenizers.settings import read_settings
 from warmup_plugin.tokenizers.training import PROMPT_END, SEPARATOR
 
 HUGGING_FACE_FAMILY: Final = "hugging_face"
@@ -34,6 +35,9 @@ _SPARE_TOKENS: Final = (
     "<file_sep>",  # SmolLM2: its embedding is that of ten others, as if never seen
     SEPARATOR,  # ours
 )
+
+# What may name the code of a tokenizer.
+_CODE_FILES: Final = ("tokenizer_config.json", "config.json")
 
 
 @dataclass(kw_only=True)
@@ -269,9 +273,17 @@ def load_hugging_face_tokenizer(
     # The tokenizers library raises plain `Exception`.
     try:
         tok = AutoTokenizer.from_pretrained(
-            str(folder), use_fast=True, local_files_only=True
+            str(folder),
+            use_fast=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     except Exception as ex:
+        if any("auto_map" in read_settings(folder / name) for name in _CODE_FILES):
+            raise WarmupError(
+                f"The tokenizer in `{folder}` needs Python code of its own (`auto_map` in its settings), which is never run here; if `tokenizer.json` says all, name `PreTrainedTokenizerFast` as `tokenizer_class` in its `tokenizer_config.json`, else take another tokenizer."
+            ) from None
+
         reason = " ".join(str(ex).split())
 
         raise WarmupError(

@@ -86,6 +86,11 @@ class NllbWarmupTokenizer(WarmupTokenizer):
 
         return self._specials[f"__{lang}__"]
 
+    @property
+    def lang_indices(self) -> frozenset[int]:
+        """The tokens of the languages, one of which begins each text."""
+        return frozenset(self._specials[f"__{lang}__"] for lang in self._langs)
+
     def _suggest(self, lang: str) -> str:
         langs = sorted(self._langs)
 

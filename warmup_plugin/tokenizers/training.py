@@ -7,7 +7,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -25,11 +26,17 @@ BYTE_BPE: Final = "byte_bpe"
 
 MODEL_TYPES: Final = ("unigram", "bpe", BYTE_BPE)
 
-DEFAULT_NORMALIZATION: Final = "nmt_nfkc"
+DEFAULT_NORMALIZATION: Final = "identity"
+"""Gives text back as it was; all others turn, for example, Chinese punctuation into
+that of ASCII, which no output then has."""
 
 DEFAULT_NUM_THREADS: Final = 4
 
-NORMALIZATIONS: Final = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
+NORMALIZATIONS: Final = ("identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf")
+
+# SentencePiece leaves out lines with the first one, which it writes for what is unknown,
+# and stops at the second one.
+_RESERVED: Final = re.compile("[\u2585\0]")
 
 # SentencePiece leaves out longer lines, which is right: they are seldom sentences.
 MAX_LINE_BYTES: Final = 4192
@@ -60,6 +67,13 @@ class TokenizerTrainingReport:
     num_long_lines: int
     """The number of lines left out since they are longer than 4192 bytes."""
 
+    num_reserved_lines: int = 0
+    """The number of lines without a token for a character that SentencePiece cannot
+    learn, U+2585 or U+0000; the rest of them was trained on."""
+
+    num_changed_lines: int = 0
+    """The number of lines that the normalization changes."""
+
 
 def train_tokenizer(
     inputs: Sequence[Path],
@@ -80,15 +94,16 @@ def train_tokenizer(
     The same inputs and options give the same bytes on every machine.
 
     :param inputs:
-        The text files, one sentence a line, or JSON lines if they end in ``.jsonl``;
-        ``.gz`` is unpacked.
+        The text files, one sentence a line, JSON lines if they end in ``.jsonl``, or
+        two columns if they end in ``.tsv``; ``.gz`` is unpacked.
     :param output:
         The model, or the folder of ``byte_bpe``. It appears only once it is complete;
         the folder it is in is created.
     :param model_type: ``unigram``, ``bpe`` or ``byte_bpe``.
     :param character_coverage: Of no use with ``byte_bpe``, which has all bytes.
     :param normalization:
-        ``None`` for ``nmt_nfkc``; ``byte_bpe`` keeps text as it is.
+        ``None`` for ``identity``, which keeps text as it is but for runs of spaces;
+        ``byte_bpe`` does so too.
     :param num_threads:
         The number of threads of SentencePiece, ``None`` for 4. The default does not
         follow the number of cores, since the order in which threads add their counts
@@ -127,7 +142,12 @@ def train_tokenizer(
             "`--json-fields` is of no use, since no input is called `.jsonl` or `.jsonl.gz`; leave it out, or rename the file if it holds JSON lines."
         )
 
-    sentences = _Sentences(inputs, json_fields or ("source", "target"))
+    sentences = _Sentences(
+        inputs,
+        json_fields or ("source", "target"),
+        normalization="identity" if is_byte_bpe else normalization,
+        is_sentencepiece=not is_byte_bpe,
+    )
 
     if is_byte_bpe:
         _train_byte_bpe(sentences, output, vocab_size)
@@ -138,7 +158,7 @@ def train_tokenizer(
             vocab_size=vocab_size,
             model_type=model_type,
             character_coverage=character_coverage,
-            normalization=normalization or DEFAULT_NORMALIZATION,
+            normalization=sentences.normalization,
             num_threads=num_threads or DEFAULT_NUM_THREADS,
         )
 
@@ -148,6 +168,8 @@ def train_tokenizer(
         num_lines=sentences.num_lines,
         num_empty_lines=sentences.num_empty_lines,
         num_long_lines=sentences.num_long_lines,
+        num_reserved_lines=sentences.num_reserved_lines,
+        num_changed_lines=sentences.num_changed_lines,
     )
 
 
@@ -219,26 +241,55 @@ def _train_byte_bpe(sentences: _Sentences, folder: Path, vocab_size: int) -> Non
 class _Sentences(Iterable[str]):
     """Reads the sentences of several files and counts what is left out."""
 
-    def __init__(self, paths: Sequence[Path], json_fields: Sequence[str]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        json_fields: Sequence[str],
+        *,
+        normalization: str | None,
+        is_sentencepiece: bool,
+    ) -> None:
         self.paths = paths
         self.json_fields = json_fields
+        self.normalization = normalization or DEFAULT_NORMALIZATION
+        self.is_sentencepiece = is_sentencepiece
         self.error: BaseException | None = None
         self.num_lines = 0
         self.num_empty_lines = 0
         self.num_long_lines = 0
+        self.num_reserved_lines = 0
+        self.num_changed_lines = 0
 
     def __iter__(self) -> Iterator[str]:
+        normalize = self._create_normalizer()
+
         try:
             for path in self.paths:
                 for line in self._iter_lines(path):
-                    if not line.strip():
+                    if not _is_visible(line):
                         self.num_empty_lines += 1
-                    elif len(line.encode()) > MAX_LINE_BYTES:
-                        self.num_long_lines += 1
-                    else:
-                        self.num_lines += 1
 
-                        yield line
+                        continue
+
+                    if len(line.encode()) > MAX_LINE_BYTES:
+                        self.num_long_lines += 1
+
+                        continue
+
+                    if self.is_sentencepiece and _RESERVED.search(line):
+                        self.num_reserved_lines += 1
+
+                        line = _RESERVED.sub(" ", line).strip()
+
+                        if not line:
+                            continue
+
+                    if normalize is not None and normalize(line) != line:
+                        self.num_changed_lines += 1
+
+                    self.num_lines += 1
+
+                    yield line
         except GeneratorExit:
             raise
         except BaseException as ex:
@@ -246,8 +297,40 @@ class _Sentences(Iterable[str]):
 
             raise
 
+    def _create_normalizer(self) -> Callable[[str], str] | None:
+        if self.normalization == "identity":
+            return None
+
+        from sentencepiece import SentencePieceNormalizer
+
+        normalizer = SentencePieceNormalizer(
+            rule_name=self.normalization,
+            add_dummy_prefix=False,
+            escape_whitespaces=False,
+            remove_extra_whitespaces=False,
+        )
+
+        def normalize(line: str) -> str:
+            return str(normalizer.normalize(line))
+
+        return normalize
+
     def _iter_lines(self, path: Path) -> Iterator[str]:
         from warmup_plugin.data.text_pairs import iter_json_texts, iter_lines
+
+        if path.name.endswith((".tsv", ".tsv.gz")):
+            # As the data of a training: a column a side, and no header.
+            for line_nr, line in enumerate(iter_lines(path), start=1):
+                columns = line.split("\t")
+
+                if line and len(columns) != 2:
+                    raise WarmupError(
+                        f"Line {line_nr} of `{path}` has {len(columns)} columns, but a `.tsv` to train a tokenizer on must have two, source and target; cut the others, ids for example, off it first."
+                    )
+
+                yield from columns
+
+            return
 
         if not _is_json_lines(path):
             yield from iter_lines(path)
@@ -259,6 +342,11 @@ class _Sentences(Iterable[str]):
         for texts in iter_json_texts(path, fields):
             for text in texts or [""]:
                 yield from text.split("\n")
+
+
+def _is_visible(line: str) -> bool:
+    # Neither separators nor control and format characters.
+    return any(unicodedata.category(c)[0] not in "CZ" for c in line)
 
 
 def _is_json_lines(path: Path) -> bool:

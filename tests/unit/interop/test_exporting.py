@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from tests.common import assert_close
 from tests.hub_files import (
     LLAMA_ROPE_SCALING,
+    NLLB_LANGS,
     TEXT,
     WRITE_MODEL,
     write_json,
@@ -174,6 +175,33 @@ class TestExportRun:
         assert settings["eos_token_id"] not in settings["suppress_tokens"]
         assert settings["eos_token_id"] == tokenizer.eos_token_id
 
+    @pytest.mark.parametrize("is_trained", [False, True])
+    def test_all_languages_can_be_forced(
+        self, tmp_path: Path, text_folder: Path, is_trained: bool
+    ) -> None:
+        WRITE_MODEL["nllb"](tmp_path / "hub")
+
+        import_model(str(tmp_path / "hub"), tmp_path / "imported")
+
+        case = Case("nllb", tmp_path / "hub", tmp_path / "imported", text_folder)
+
+        run = case.train(tmp_path / "run") if is_trained else case.imported
+
+        export_run(RunDir(run), tmp_path / "out", checkpoint="last")
+
+        tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+
+        model: Any = AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path / "out"))
+
+        inputs = tokenizer("A dog runs.", return_tensors="pt")
+
+        for lang in NLLB_LANGS:
+            idx = tokenizer.convert_tokens_to_ids(lang)
+
+            tokens = model.generate(**inputs, forced_bos_token_id=idx, max_new_tokens=4)
+
+            assert tokens[0, 1] == idx, lang
+
     def test_llama_3_2_names_rope_theta_where_ctranslate2_looks(
         self, tmp_path: Path
     ) -> None:
@@ -237,6 +265,9 @@ class TestFromScratch:
         assert main(to_args(tmp_path / "run", options)) == 0
 
         export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="best")
+
+        with pytest.raises(WarmupError, match="not meant to read back.*`init_from="):
+            import_model(str(tmp_path / "out"), tmp_path / "again")
 
         tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
 

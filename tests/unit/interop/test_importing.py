@@ -339,6 +339,34 @@ class TestErrors:
             import_model(str(tmp_path / "hub"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("is_named", [False, True])
+def test_language_that_was_added_is_not_lost(tmp_path: Path, is_named: bool) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    WRITE_MODEL["nllb"](tmp_path / "hub")
+
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "hub"))
+
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path / "hub"))
+
+    # As a language among others, or as any other token.
+    if is_named:
+        names = [*tokenizer.additional_special_tokens, "gsw_Latn"]
+
+        tokenizer.add_special_tokens({"additional_special_tokens": names})
+    else:
+        tokenizer.add_tokens(["gsw_Latn"], special_tokens=True)
+
+    model.resize_token_embeddings(len(tokenizer))
+
+    tokenizer.save_pretrained(str(tmp_path / "new"))
+
+    model.save_pretrained(str(tmp_path / "new"))
+
+    with pytest.raises(WarmupError, match="added token `gsw_Latn` at .* would lose it"):
+        import_model(str(tmp_path / "new"), tmp_path / "out")
+
+
 def test_import_leaves_run_config_that_starts_runs(case: Case) -> None:
     config = load_yaml(RunDir(case.imported).run_file)
 

@@ -10,6 +10,7 @@ What transformers and CTranslate2 write with the exported model is what we write
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from transformers import (
 )
 
 from tests.common import assert_close
+from tests.hub_files import NLLB_LANGS
 from tests.unit.interop.conftest import NUM_STEPS, Case
+from warmup_plugin.__main__ import main as run_command
 from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.models.families import find_family
@@ -45,8 +48,7 @@ class WellFormed(LogitsProcessor):
     """
     Holds a warmup to its form: no EOS in it, a separator within its limit.
 
-    The language of the targets, which transformers must be able to force, is not
-    written again.
+    Languages, which transformers must be able to force, are not written again.
     """
 
     def __init__(
@@ -54,19 +56,18 @@ class WellFormed(LogitsProcessor):
         prefix_len: int,
         separator_idx: int | None,
         eos_idx: int,
-        lang_idx: int | None,
+        langs: list[int],
     ) -> None:
         self._prefix_len = prefix_len
         self._separator_idx = separator_idx
         self._eos_idx = eos_idx
-        self._lang_idx = lang_idx
+        self._langs = [idx for idx in langs if idx != separator_idx]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.size(1) < self._prefix_len:
             return scores
 
-        if self._lang_idx is not None:
-            scores[:, self._lang_idx] = -torch.inf
+        scores[:, self._langs] = -torch.inf
 
         if self._separator_idx is None:
             return scores
@@ -123,9 +124,11 @@ class Hub:
 
         prefix_len = ids.size(1) if self.is_decoder_only else 1
 
-        lang_idx = self.settings.get("forced_bos_token_id")
+        langs: list[int] = []
 
-        if lang_idx is not None:
+        if self.settings.get("forced_bos_token_id") is not None:
+            langs = self.tokenizer.convert_tokens_to_ids(NLLB_LANGS)
+
             prefix_len += 1
 
             max_len += 1
@@ -135,7 +138,7 @@ class Hub:
 
         eos_idx = self.settings["eos_token_id"]
 
-        processors = [WellFormed(prefix_len, separator_idx, eos_idx, lang_idx)]
+        processors = [WellFormed(prefix_len, separator_idx, eos_idx, langs)]
 
         tokens: list[int] = self.model.generate(
             ids, do_sample=False, num_beams=1, max_new_tokens=max_len, logits_processor=processors
@@ -280,6 +283,122 @@ class TestTransformers:
 
         # fp32; sums of the same products in another order.
         assert_close(theirs, ours[:, :, order], rtol=1e-4, atol=1e-4)
+
+
+class TestServing:
+    """Models that never end a warmup by themselves, served by the code of their card."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def endless(
+        cls, case: Case, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("endless")
+
+        run_dir = case.train(
+            folder / "run",
+            criterion__name="warmup",
+            warmup__max_warmup_len=6,
+            # The separator is left as it is, and has not been learned; at step 2 the
+            # limit is another one.
+            warmup__separator_init="none",
+            warmup__len_schedule="[[0, 6], [2, 4]]",
+        )
+
+        export_run(RunDir(run_dir), folder / "out", checkpoint="last")
+
+        return run_dir, folder / "out"
+
+    def test_code_of_card_writes_what_generate_writes(
+        self,
+        endless: tuple[Path, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        run_dir, folder = endless
+
+        monkeypatch.chdir(folder.parent)
+
+        card = (folder / "README.md").read_text(encoding="utf-8")
+
+        blocks = [part.split("```")[0] for part in card.split("```python\n")[1:]]
+
+        assert "at most 4 tokens" in card
+
+        if not (folder.parent / "out-ct2").exists():
+            converter = ctranslate2.converters.TransformersConverter(str(folder))
+
+            converter.convert(str(folder.parent / "out-ct2"))
+
+        num_cut = 0
+
+        for record in translate(run_dir, tmp_path):
+            names: dict[str, Any] = {}
+
+            capfd.readouterr()
+
+            exec(blocks[0].replace("A sentence.", record["source"]), names)
+
+            num_cut += len(names["tokens"][: names["at"]]) == 4
+
+            output = record["output"].split()
+
+            # Limits of the length of y are counted in other ways.
+            ours = capfd.readouterr().out.rstrip("\n").split("\n")
+
+            assert ours[0].split() == record["warmup"].split()
+            assert ours[1].split()[: len(output) - 1] == output[:-1]
+
+            exec(blocks[1], names)
+
+            served = capfd.readouterr().out.split()
+
+            assert len(names["warmup"]) <= 4
+
+            # CTranslate2 names the rows without token of a T5 like its sentinels, so
+            # that it cannot be told to leave them out; trained ones are not written.
+            if len(set(names["vocabulary"])) < len(names["vocabulary"]):
+                continue
+
+            assert names["warmup"] == names["name"](names["tokens"][: names["at"]])
+
+            length = min(len(served), len(output)) - 1
+
+            assert served[:length] == output[:length]
+
+        assert num_cut > 0
+
+    def test_export_warns(
+        self,
+        endless: tuple[Path, Path],
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        run_dir, folder = endless
+
+        copy = tmp_path / "run"
+
+        shutil.copytree(run_dir, copy)
+
+        file = copy / "metrics" / "train.jsonl"
+
+        for share, warns in ((0.97, True), (0.1, False)):
+            file.write_text(json.dumps({"Step": 2, "Cut Warmups (%)": share}) + "\n")
+
+            out = tmp_path / str(share)
+
+            capfd.readouterr()
+
+            args = ["export", str(copy), str(out), "--checkpoint", "last"]
+
+            assert run_command(args) == 0
+
+            assert ("97 % of the warmups" in capfd.readouterr().err) == warns
+
+            card = (out / "README.md").read_text(encoding="utf-8")
+
+            assert f"limit ended {100 * share:.0f} % of the warmups" in card
 
 
 class TestCTranslate2:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -137,6 +138,35 @@ class TestBertScoreMetric:
             MetricUnavailable, match=rf"cannot load the model {tmp_path} .*`--bertscore"
         ):
             BertScoreMetric(str(tmp_path), 2, None)
+
+    def test_init_neither_runs_code_of_model_nor_asks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_dir: Path
+    ) -> None:
+        from transformers import dynamic_module_utils
+
+        # As in a process that has not set fairseq2 up.
+        monkeypatch.setattr(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 15)
+
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+
+        folder = tmp_path / "odd-bert"
+
+        shutil.copytree(model_dir, folder)
+
+        file = folder / "config.json"
+
+        config = json.loads(file.read_text())
+
+        config["model_type"] = "odd"
+
+        config["auto_map"] = {"AutoConfig": "odd.Config", "AutoModel": "odd.Model"}
+
+        file.write_text(json.dumps(config))
+
+        with pytest.raises(MetricUnavailable, match="custom code"):
+            BertScoreMetric(str(folder), 2, None)
+
+        assert sys.stdin.read() == "y\n"
 
     def test_measure_says_why_text_cannot_be_read(
         self, model_dir: Path, tmp_path: Path

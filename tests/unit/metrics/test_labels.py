@@ -46,6 +46,36 @@ class TestReadLabel:
             ("", None),
             ("Answer:", None),
             ("It is B", None),
+            ("B。", "B"),
+            ("B。因为甲不对", "B"),
+            ("（B）", "B"),
+            ("B：乙", "B"),
+            ("答案是B", "B"),
+            ("答案：B", "B"),
+            ("正确答案为 B。", "B"),
+            ("故选B", "B"),
+            ("Ｂ", "B"),
+            ("【B】", "B"),
+            ("(B) A man.", "B"),
+            ("B. A man", "B"),
+            ("B. As A is wrong", "B"),
+            ("B. B", "B"),
+            # Several are no answer.
+            ("A, B", None),
+            ("A,B,C,D", None),
+            ("A. B", None),
+            ("A、B", None),
+            ("A、B都对", None),
+            ("A，B", None),
+            ("A. B. C. D.", None),
+            ("A, B and C", None),
+            ("A and B", None),
+            ("A和B", None),
+            ("(A) (B)", None),
+            ("(A), or (B)", None),
+            ("A\nB", None),
+            ("A: A, B", None),
+            ("答案是A、C", None),
         ],
     )
     def test_label_stands_at_the_beginning(self, text: str, label: str | None) -> None:
@@ -53,6 +83,13 @@ class TestReadLabel:
 
     def test_longer_label_goes_before_its_beginning(self) -> None:
         assert read_label("yes, but: no", ["yes", "yes, but"]) == "yes, but"
+
+    def test_word_that_is_a_label_may_go_on(self) -> None:
+        assert read_label("yes, no doubt", ["yes", "no"]) == "yes"
+        assert read_label("yes, no", ["yes", "no"]) is None
+
+    def test_labels_of_full_width_are_themselves(self) -> None:
+        assert read_label("（Ａ）", ["Ａ", "Ｂ"]) == "Ａ"
 
 
 class TestAccuracyMetric:

@@ -116,11 +116,15 @@ class TestOverlapMetric:
 
 
 class TestCreateBleu:
-    @pytest.mark.parametrize("lang", ["zh", "zh-CN", "zho_Hans", "yue_Hant"])
+    @pytest.mark.parametrize("lang", ["zh", "zh-CN", "zho_Hans", "yue_Hant", "wuu", "lzh_Hani", "xx_Hant"])  # fmt: skip
     def test_chinese_is_tokenized_by_characters(self, lang: str) -> None:
         assert create_bleu(lang).tokenizer_signature == "zh"
 
-    @pytest.mark.parametrize("lang", [None, "de", "deu_Latn", "fr-CA"])
+    @pytest.mark.parametrize("lang", ["th", "lao_Laoo", "shn_Mymr", "bod_Tibt"])
+    def test_unspaced_scripts_are_tokenized_by_characters(self, lang: str) -> None:
+        assert create_bleu(lang).tokenizer_signature == "char"
+
+    @pytest.mark.parametrize("lang", [None, "de", "deu_Latn", "fr-CA", "zho_Latn"])
     def test_other_languages_are_tokenized_by_13a(self, lang: str | None) -> None:
         assert create_bleu(lang).tokenizer_signature == "13a"
 

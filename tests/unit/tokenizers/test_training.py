@@ -129,6 +129,71 @@ class TestTrainTokenizer:
         assert report.num_empty_lines == 2
         assert report.num_long_lines == 1
 
+    def test_default_gives_back_what_it_read(self, tmp_path: Path) -> None:
+        lines = [
+            "他说：“你好，世界！”（真的？）",
+            "ＡＢＣ１２３，价格是￥５０；……",
+            "ｶﾀｶﾅ と ㈱ ﬁ ½ x²",
+            "नमस्ते। สวัสดี",
+            "naïve naïve “q” — …",
+        ]
+
+        file = write_lines(tmp_path / "zh.txt", lines * 5)
+
+        report = train_tokenizer([file], tmp_path / "t.model", vocab_size=65)
+
+        assert report.num_changed_lines == 0
+
+        processor = SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+
+        for line in lines:
+            assert processor.decode(processor.encode(line)) == line
+
+    def test_call_counts_what_normalization_changes(self, tmp_path: Path) -> None:
+        file = write_lines(tmp_path / "zh.txt", ["你好，世界！", "abc def"] * 20)
+
+        report = train_tokenizer(
+            [file], tmp_path / "t.model", vocab_size=19, normalization="nmt_nfkc"
+        )
+
+        assert report.num_changed_lines == 20
+
+    @pytest.mark.parametrize("reserved", ["\u2585", "\0"])
+    def test_lines_with_reserved_characters_are_learned_from(
+        self, tmp_path: Path, reserved: str
+    ) -> None:
+        lines = ["the small dog", f"a quick {reserved} vixen"] * 20
+
+        file = write_lines(tmp_path / "text.txt", lines)
+
+        report = train_tokenizer([file], tmp_path / "t.model", vocab_size=24)
+
+        assert (report.num_lines, report.num_reserved_lines) == (40, 20)
+
+        processor = SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+
+        assert processor.unk_id() not in processor.encode("a quick vixen")
+
+    def test_call_reads_columns_of_tsv(self, tmp_path: Path) -> None:
+        rows = [f"{a}\t{b}" for a, b in zip(LINES[::2], LINES[1::2])] * 20
+
+        file = write_lines(tmp_path / "train.tsv", rows)
+
+        train_tokenizer([file], tmp_path / "tsv.model", vocab_size=40)
+
+        lines = write_lines(tmp_path / "lines.txt", LINES * 20)
+
+        train_tokenizer([lines], tmp_path / "lines.model", vocab_size=40)
+
+        models = [tmp_path / f"{name}.model" for name in ("tsv", "lines")]
+
+        assert models[0].read_bytes() == models[1].read_bytes()
+
+        write_lines(file, [*rows, "7\ta\tb"])
+
+        with pytest.raises(WarmupError, match="Line 41 of .* has 3 columns"):
+            train_tokenizer([file], tmp_path / "t.model", vocab_size=40)
+
     def test_call_creates_folder_of_output(self, tmp_path: Path, text: Path) -> None:
         output = tmp_path / "runs" / "demo" / "t.model"
 

@@ -35,7 +35,7 @@ def prepare_examples(
     occurs in another split are counted and, with ``drop_overlap``, dropped.
 
     :param examples: The examples of each split; they are read once, as a stream.
-    :param num_published: How many examples each split has as published.
+    :param num_published: How many examples each split has as published, where known.
 
     :returns: The key of the entry in the data card.
     """
@@ -66,7 +66,7 @@ def prepare_examples(
     for split in examples:
         num_read = counts[split]["read"]
 
-        if num_read != num_published[split]:
+        if num_read != num_published.get(split, num_read):
             all_notes.append(
                 f"`{split}` has {num_read:,} examples instead of the {num_published[split]:,} that were published."
             )

@@ -16,10 +16,10 @@ from warmup_plugin.errors import WarmupError
 
 # What libraries call varieties that a corpus in the language may well hold.
 _VARIETIES: Final = {
-    "cmn": "zh",
-    "wuu": "zh",
-    "yue": "zh",
-    "zho": "zh",
+    **dict.fromkeys(
+        ("zho", "cmn", "yue", "wuu", "nan", "hak", "gan", "hsn", "cdo", "cjy", "lzh"),
+        "zh",
+    ),
     "nb": "no",
     "nn": "no",
     "bs": "hr",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -28,12 +29,19 @@ URL: Final = (
 # What the authors call our splits.
 _NAMES: Final = {"train": "train", "valid": "dev", "test": "test"}
 
-_NUM_PUBLISHED: Final = {"train": 12567, "valid": 1569, "test": 1572}
+_NUM_PUBLISHED: Final = {
+    "en": {"train": 12567, "valid": 1569, "test": 1572},
+    # Of the training split no number is at hand.
+    "zh": {"valid": 1593, "test": 1594},
+}
 
 _LETTERS: Final = "ABCDEFGH"
 
-# The options of the Chinese files begin with their letters.
-_LETTERED: Final = re.compile(r"([A-H])\s*[.．、:：]\s*")
+# The options of the Chinese files begin with their letters, in either width and before
+# punctuation of any kind or the text at once.
+_LETTERED: Final = re.compile(
+    r"[(（]?([A-HＡ-Ｈ])(?:\s*[.．。、,，:：)）]+\s*|(?=\s*[^\x00-\x7f])\s*)"
+)
 
 
 def prepare_logiqa(
@@ -105,7 +113,7 @@ def prepare_logiqa(
             license="CC BY-NC-SA 4.0, not for commercial use",
             citation="Liu et al., LogiQA 2.0 - An Improved Dataset for Logical Reasoning in Natural Language Understanding, IEEE/ACM Transactions on Audio, Speech, and Language Processing 31, 2023",
         ),
-        num_published=_NUM_PUBLISHED,
+        num_published=_NUM_PUBLISHED[lang],
         drop_overlap=drop_overlap,
         force=force,
     )
@@ -162,10 +170,12 @@ def _parse(line: str, where: str) -> Example:
 
 
 def _strip_letters(options: list[str]) -> list[str]:
-    """Strips ``A.``, ``B.``, … if that is how the options begin, all in order."""
+    """Strips ``A.``, ``B，``, … if that is how the options begin, all in order."""
     matches = [_LETTERED.match(option) for option in options]
 
     letters = "".join(match[1] for match in matches if match is not None)
+
+    letters = unicodedata.normalize("NFKC", letters)
 
     if letters != _LETTERS[: len(options)]:
         return options

@@ -171,6 +171,8 @@ def load_model(
             "PyTorch for your driver."
         )
 
+    refuse_foreign_code()
+
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -216,6 +218,18 @@ def load_model(
         ) from None
 
     return model, versions
+
+
+def refuse_foreign_code() -> None:
+    """
+    Lets transformers refuse an encoder that needs Python code of its own folder.
+
+    It would ask on standard input.
+    """
+    from transformers import dynamic_module_utils
+
+    # With no time to answer it does not ask.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 def download(hub_name: str, offline: bool) -> Path:

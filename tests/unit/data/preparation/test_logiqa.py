@@ -57,7 +57,9 @@ class TestPrepareLogiqa:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            logiqa, "_NUM_PUBLISHED", {"train": 3, "valid": 1, "test": 1}
+            logiqa,
+            "_NUM_PUBLISHED",
+            {"en": {"train": 3, "valid": 1, "test": 1}},
         )
 
         files = {
@@ -95,9 +97,17 @@ class TestPrepareLogiqa:
             }
         ]
 
-    def test_call_reads_chinese_files(self, tmp_path: Path) -> None:
-        options = ["A.甲", "B．乙", "C、丙", "D. 丁"]
-
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["A.甲", "B．乙", "C、丙", "D. 丁"],
+            ["A,甲", "B,乙", "C,丙", "D,丁"],
+            ["Ａ.甲", "Ｂ，乙", "Ｃ：丙", "Ｄ。丁"],
+            ["A.甲", "B.乙", "C丙", "D 丁"],
+            ["（A）甲", "(B) 乙", "C)丙", "D）丁"],
+        ],
+    )
+    def test_call_reads_chinese_files(self, tmp_path: Path, options: list[str]) -> None:
         row = make_row(options=options)
 
         del row["type"]
@@ -112,6 +122,10 @@ class TestPrepareLogiqa:
         assert question["options"] == ["甲", "乙", "丙", "丁"]
         assert question["source"].endswith("\nA. 甲\nB. 乙\nC. 丙\nD. 丁")
         assert question["types"] == []
+
+        card = (tmp_path / "out" / "DATA.json").read_text(encoding="utf-8")
+
+        assert "1 examples instead of the 1,594 that were published" in card
 
     def test_call_keeps_option_that_begins_like_a_letter(self, tmp_path: Path) -> None:
         # As in the real data: an abbreviation.
