@@ -118,6 +118,28 @@ class RunDir:
 
         return sorted(steps)
 
+    def check_last_checkpoint(self) -> None:
+        """
+        :raises WarmupError: If a part of the last checkpoint is missing, which fairseq2
+            takes for a run that has not begun.
+        """
+        steps = [
+            int(path.name[5:])
+            for path in self.checkpoint_dir.glob("step_*")
+            if path.name[5:].isdecimal()
+        ]
+
+        if not steps:
+            return
+
+        folder = self.checkpoint_dir / f"step_{max(steps)}"
+
+        for part in ("model", "trainer", "optimizer", "data_reader"):
+            if not any(folder.joinpath(part).rglob("*.pt")):
+                raise WarmupError(
+                    f"`{folder}` lacks the files of `{part}`; restore it from a copy of the run, or delete it to go on from the checkpoint before it, if there is one."
+                )
+
     def scores(self) -> dict[int, float]:
         """Returns the validation score of each checkpoint that has one."""
         scores = {}

@@ -120,6 +120,8 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
             config, defaults if isinstance(defaults, Mapping) else None
         )
 
+        run_dir.check_last_checkpoint()
+
         _check_tokenizer(run_dir, config)
 
         _check_early_stop(run_dir, config)
