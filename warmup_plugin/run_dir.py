@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
@@ -197,6 +198,66 @@ class RunDir:
     def model_path(self, step: int) -> Path:
         """Returns the folder of the model of a checkpoint."""
         return self.checkpoint_dir / f"step_{step}" / "model"
+
+    def describe_checkpoint(self, step: int) -> dict[str, object]:
+        """Returns what tells a checkpoint from any other: its step and its content."""
+        folder = self.model_path(step)
+
+        digest = sha256()
+
+        for file in sorted(folder.rglob("*.pt")):
+            sum_file = file.with_name(f"{file.name}.sha256")
+
+            if sum_file.is_file():
+                content = sum_file.read_bytes()[:64]
+            else:
+                # Of an earlier version.
+                stat = file.stat()
+
+                content = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+
+            digest.update(f"{file.relative_to(folder)} ".encode() + content + b"\n")
+
+        return {"step": step, "model": digest.hexdigest()}
+
+    def write_origin(self, file: Path, origin: Mapping[str, object]) -> None:
+        """
+        Records beside an output which checkpoint has made it.
+
+        :param origin: As of :meth:`describe_checkpoint` before it was made.
+        """
+        write_text_atomically(_find_origin_file(file), json.dumps(origin) + "\n")
+
+    def has_made(self, file: Path, which: str) -> bool:
+        """
+        Tells whether an output is of a checkpoint as it is now.
+
+        :param which: As of :meth:`find_checkpoint`.
+        """
+        if not file.is_file():
+            return False
+
+        try:
+            origin = json.loads(_find_origin_file(file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            # Of an earlier version: did checkpoints come or go since it was written?
+            if not self.checkpoint_dir.is_dir():
+                return True
+
+            return self.checkpoint_dir.stat().st_mtime <= file.stat().st_mtime
+        except (OSError, ValueError):
+            return False
+
+        if not self.checkpoint_steps():
+            # Only the outputs were kept.
+            return True
+
+        try:
+            step = self.find_checkpoint(which)
+        except WarmupError:
+            return False
+
+        return bool(origin == self.describe_checkpoint(step))
 
     def check_is_run(
         self, remedy: str = "name the output directory of a training run"
@@ -433,6 +494,10 @@ class RunDir:
             cards.append(card)
 
         write_text_atomically(self.card_file, dump_yaml(*cards))
+
+
+def _find_origin_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.origin.json")
 
 
 # Where data is, of a run or of one of its directions.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from fairseq2.runtime.dependency import get_dependency_resolver
 
 from tests.tiny_runs import tiny_options, to_args
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes import generate
 from warmup_plugin.recipes.train import main
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.storage import CheckedDumper, CheckedLoader
@@ -249,3 +251,66 @@ class TestDamagedRun:
         err = capfd.readouterr().err
 
         assert "lacks" in err and "Traceback" not in err
+
+
+class TestOrigin:
+    def test_output_is_of_the_checkpoint_that_made_it(
+        self, tmp_path: Path, sft_like_run: Path
+    ) -> None:
+        out = tmp_path / "run"
+
+        shutil.copytree(sft_like_run, out)
+
+        assert generate.main([str(out), "--no-rich", "--checkpoint", "last"]) == 0
+
+        file = out / "generate" / "test.last.txt"
+
+        run_dir = RunDir(out)
+
+        assert (
+            json.loads((file.parent / f"{file.name}.origin.json").read_text())["step"]
+            == 4
+        )
+
+        # Whatever clocks say.
+        os.utime(file, (0, 0))
+
+        assert run_dir.has_made(file, "last")
+
+        scores = out / "checkpoints" / "scores"
+
+        best = run_dir.find_checkpoint("best")
+
+        other = {2: 4, 4: 2}[best]
+
+        run_dir.write_origin(file, run_dir.describe_checkpoint(best))
+
+        assert run_dir.has_made(file, "best")
+
+        (scores / f"step_{other}.txt").write_text("1000.0\n")
+
+        assert not run_dir.has_made(file, "best")
+
+        # The same step of another training.
+        folder = out / "checkpoints" / f"step_{best}" / "model"
+
+        (sum_file,) = folder.rglob("*.sha256")
+
+        sum_file.write_text("0" * 64 + "  sdp_00.pt\n")
+
+        assert not run_dir.has_made(file, str(best))
+
+    @pytest.fixture
+    def sft_like_run(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> Path:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            regime__num_steps=4,
+            regime__keep_last_n_checkpoints=2,
+        )
+
+        assert main(to_args(tmp_path / "made", options)) == 0
+
+        return tmp_path / "made"

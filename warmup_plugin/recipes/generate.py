@@ -65,6 +65,7 @@ from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
     create_run_codec,
+    get_rank,
     is_decoder_only,
     refuse_float16,
     run_fairseq2,
@@ -829,8 +830,17 @@ def _run(args: argparse.Namespace) -> int:
     for name in _GENERATOR_SECTIONS:
         config[name] = {"config": options}
 
+    origin = run_dir.describe_checkpoint(run_dir.find_checkpoint(args.checkpoint))
+
     # fairseq2's own records of the translation stand beside its output.
-    return run_recipe(TranslationGenerateRecipe(), config, args, Path(f"{output}.run"))
+    status = run_recipe(
+        TranslationGenerateRecipe(), config, args, Path(f"{output}.run")
+    )
+
+    if status == 0 and get_rank() == 0:
+        run_dir.write_origin(output, origin)
+
+    return status
 
 
 def _check_ranking(args: argparse.Namespace, labels: Sequence[str]) -> None:
@@ -927,10 +937,15 @@ def run_translate(args: argparse.Namespace) -> int:
     for name in _GENERATOR_SECTIONS:
         config[name] = {"config": options}
 
+    origin = run_dir.describe_checkpoint(run_dir.find_checkpoint(args.checkpoint))
+
     with claimed_stdout() as stream, quiet_log():
         recipe = TranslationGenerateRecipe(stream)
 
         status = run_recipe(recipe, config, args, None)
+
+    if status == 0 and output is not None and get_rank() == 0:
+        run_dir.write_origin(output, origin)
 
     if status == 0 and recipe.num_skipped > 0:
         raise WarmupError(
