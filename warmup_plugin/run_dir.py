@@ -363,6 +363,8 @@ class RunDir:
         self,
         config: Mapping[str, object],
         defaults: Mapping[str, object] | None = None,
+        *,
+        ignored: Sequence[str] = (),
     ) -> None:
         """
         Refuses to resume a run with another configuration.
@@ -371,6 +373,7 @@ class RunDir:
         could no longer be loaded.
 
         :param defaults: What a run of an earlier version had of keys that are new.
+        :param ignored: Keys that may differ.
 
         :raises WarmupError: With the keys that differ.
         """
@@ -388,7 +391,9 @@ class RunDir:
 
         # The data may have been moved; the reader compares what it reads.
         keys = sorted(
-            key for key in old.keys() | new.keys() if not _DATA_PATH.fullmatch(key)
+            key
+            for key in old.keys() | new.keys()
+            if key not in ignored and not _DATA_PATH.fullmatch(key)
         )
 
         differing = [
