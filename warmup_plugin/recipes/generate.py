@@ -33,7 +33,7 @@ from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from typing_extensions import override
 
 from warmup_plugin.config_docs import get_field_docs
-from warmup_plugin.console import claimed_stdout, quiet_log
+from warmup_plugin.console import claimed_stdout, make_private_log, quiet_log
 from warmup_plugin.data.directions import (
     choose_direction,
     name_output,
@@ -700,6 +700,13 @@ def run_recipe(
         file.write_text(dump_yaml(config), encoding="utf-8")
 
         out = record_dir or Path(tmp_dir, "run")
+
+        try:
+            make_private_log(out, get_rank())
+        except OSError as ex:
+            raise WarmupError(
+                f"`{out}` cannot be written ({ex.strerror}); name an output that you may write to."
+            ) from None
 
         fairseq2_args = [str(out), "--config-file", str(file)]
 

@@ -20,6 +20,7 @@ from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.structured import StandardValueConverter
 
 from warmup_plugin.components import create_component
+from warmup_plugin.console import make_private_log
 from warmup_plugin.data.directions import list_directions, narrow_to_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import METRICS
@@ -151,6 +152,11 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
 
         if grown_from is not None and get_rank() == 0:
             _write_growth(run_dir, config)
+
+        try:
+            make_private_log(run_dir.path, get_rank())
+        except OSError as ex:
+            raise _make_write_error(run_dir, ex) from None
 
         file = Path(tmp_dir, "config.yaml")
 
