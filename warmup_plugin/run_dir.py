@@ -15,6 +15,7 @@ fairseq2, so that it can refuse a command at once.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -24,6 +25,7 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final, cast, final
 
 from ruamel.yaml import YAML
@@ -577,11 +579,21 @@ def write_text_atomically(file: Path, text: str) -> None:
     """Writes a file so that a crash leaves the old or the new one, never half."""
     file.parent.mkdir(parents=True, exist_ok=True)
 
-    tmp_file = file.with_name(file.name + ".tmp")
+    # Nobody can have put a link there, and two commands do not write the same.
+    tmp_file = file.with_name(f"{file.name}.{token_hex(8)}.tmp")
 
-    tmp_file.write_text(text, encoding="utf-8")
+    fd = os.open(tmp_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
-    tmp_file.replace(file)
+    try:
+        with open(fd, "w", encoding="utf-8") as fp:
+            fp.write(text)
+
+        tmp_file.replace(file)
+    except BaseException:
+        # A full disk, for one.
+        tmp_file.unlink(missing_ok=True)
+
+        raise
 
 
 def flatten_config(config: object, prefix: str = "") -> dict[str, object]:

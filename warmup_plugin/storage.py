@@ -11,7 +11,6 @@ code, and reads back whatever a file holds.
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -324,12 +323,3 @@ def _describe_remedy(file: Path) -> str:
         return f"restore `{folder}` from a copy of the run, or delete it to begin again, since there is no other checkpoint"
 
     return f"restore `{folder}` from a copy of the run, or delete it to go on from the checkpoint of step {max(others)}"
-
-
-def get_umask() -> int:
-    """Returns the bits that new files do not get."""
-    umask = os.umask(0)
-
-    os.umask(umask)
-
-    return umask
