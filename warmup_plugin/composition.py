@@ -45,6 +45,7 @@ from warmup_plugin.sampling.samplers import (
     StochasticBeamSampler,
     create_independent_sampler,
 )
+from warmup_plugin.storage import register_storage
 from warmup_plugin.tasks import TextTask
 from warmup_plugin.tasks.multiple_choice import (
     MultipleChoiceConfig,
@@ -63,6 +64,8 @@ ConfigT = TypeVar("ConfigT")
 def register_warmup_plugin(container: DependencyContainer) -> None:
     """Registers our components; called by fairseq2 once for each container."""
     refuse_foreign_code()
+
+    register_storage(container)
 
     register_warmup_spm_family(container)
 

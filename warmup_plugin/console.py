@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO, Final, TextIO, final
 
 from typing_extensions import override
@@ -44,14 +45,16 @@ _MAX_MESSAGE_LEN: Final = 400
 # Of torcheval, for every metric that had nothing to count.
 _POINTLESS: Final = "No calls to update() have been made"
 
+_ENVIRONMENT: Final = "Environment Variables - "
+
 
 @final
 class LogFilter(logging.Filter):
     """
     Rewrites log records before they reach console or file.
 
-    fairseq2 writes every environment variable into its log, and a traceback for
-    errors whose cause is the user's input. torcheval warns of metrics without values.
+    fairseq2 writes every environment variable into its log, which is left out, and a
+    traceback for errors whose cause is the user's input. torcheval warns of metrics without values.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -78,7 +81,8 @@ class LogFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         msg = record.getMessage()
 
-        if msg.startswith(_POINTLESS):
+        # No rule knows all secrets of an environment.
+        if msg.startswith((_POINTLESS, _ENVIRONMENT)):
             return False
 
         new_msg = msg
@@ -168,6 +172,27 @@ def _shorten(text: str) -> str:
     kept = text[:_MAX_MESSAGE_LEN].rpartition(". ")[0] or text[:_MAX_MESSAGE_LEN]
 
     return f"{kept.rstrip('.')}, and so on."
+
+
+def make_private_log(out: Path, rank: int) -> None:
+    """
+    Makes the log file of a process so that only its owner can read it.
+
+    fairseq2 appends to it. Paths, data and configuration of a run are in there.
+    """
+    file = out / "logs" / f"rank_{rank}.log"
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+    # Also those of C++ lie there.
+    file.parent.chmod(0o700)
+
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+
+    try:
+        os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)
 
 
 def install_log_filter() -> None:

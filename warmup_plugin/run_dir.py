@@ -15,14 +15,17 @@ fairseq2, so that it can refuse a command at once.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final, cast, final
 
 from ruamel.yaml import YAML
@@ -118,6 +121,28 @@ class RunDir:
 
         return sorted(steps)
 
+    def check_last_checkpoint(self) -> None:
+        """
+        :raises WarmupError: If a part of the last checkpoint is missing, which fairseq2
+            takes for a run that has not begun.
+        """
+        steps = [
+            int(path.name[5:])
+            for path in self.checkpoint_dir.glob("step_*")
+            if path.name[5:].isdecimal()
+        ]
+
+        if not steps:
+            return
+
+        folder = self.checkpoint_dir / f"step_{max(steps)}"
+
+        for part in ("model", "trainer", "optimizer", "data_reader"):
+            if not any(folder.joinpath(part).rglob("*.pt")):
+                raise WarmupError(
+                    f"`{folder}` lacks the files of `{part}`; restore it from a copy of the run, or delete it to go on from the checkpoint before it, if there is one."
+                )
+
     def scores(self) -> dict[int, float]:
         """Returns the validation score of each checkpoint that has one."""
         scores = {}
@@ -175,6 +200,66 @@ class RunDir:
     def model_path(self, step: int) -> Path:
         """Returns the folder of the model of a checkpoint."""
         return self.checkpoint_dir / f"step_{step}" / "model"
+
+    def describe_checkpoint(self, step: int) -> dict[str, object]:
+        """Returns what tells a checkpoint from any other: its step and its content."""
+        folder = self.model_path(step)
+
+        digest = sha256()
+
+        for file in sorted(folder.rglob("*.pt")):
+            sum_file = file.with_name(f"{file.name}.sha256")
+
+            if sum_file.is_file():
+                content = sum_file.read_bytes()[:64]
+            else:
+                # Of an earlier version.
+                stat = file.stat()
+
+                content = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+
+            digest.update(f"{file.relative_to(folder)} ".encode() + content + b"\n")
+
+        return {"step": step, "model": digest.hexdigest()}
+
+    def write_origin(self, file: Path, origin: Mapping[str, object]) -> None:
+        """
+        Records beside an output which checkpoint has made it.
+
+        :param origin: As of :meth:`describe_checkpoint` before it was made.
+        """
+        write_text_atomically(_find_origin_file(file), json.dumps(origin) + "\n")
+
+    def has_made(self, file: Path, which: str) -> bool:
+        """
+        Tells whether an output is of a checkpoint as it is now.
+
+        :param which: As of :meth:`find_checkpoint`.
+        """
+        if not file.is_file():
+            return False
+
+        try:
+            origin = json.loads(_find_origin_file(file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            # Of an earlier version: did checkpoints come or go since it was written?
+            if not self.checkpoint_dir.is_dir():
+                return True
+
+            return self.checkpoint_dir.stat().st_mtime <= file.stat().st_mtime
+        except (OSError, ValueError):
+            return False
+
+        if not self.checkpoint_steps():
+            # Only the outputs were kept.
+            return True
+
+        try:
+            step = self.find_checkpoint(which)
+        except WarmupError:
+            return False
+
+        return bool(origin == self.describe_checkpoint(step))
 
     def check_is_run(
         self, remedy: str = "name the output directory of a training run"
@@ -280,6 +365,8 @@ class RunDir:
         self,
         config: Mapping[str, object],
         defaults: Mapping[str, object] | None = None,
+        *,
+        ignored: Sequence[str] = (),
     ) -> None:
         """
         Refuses to resume a run with another configuration.
@@ -288,6 +375,7 @@ class RunDir:
         could no longer be loaded.
 
         :param defaults: What a run of an earlier version had of keys that are new.
+        :param ignored: Keys that may differ.
 
         :raises WarmupError: With the keys that differ.
         """
@@ -305,7 +393,9 @@ class RunDir:
 
         # The data may have been moved; the reader compares what it reads.
         keys = sorted(
-            key for key in old.keys() | new.keys() if not _DATA_PATH.fullmatch(key)
+            key
+            for key in old.keys() | new.keys()
+            if key not in ignored and not _DATA_PATH.fullmatch(key)
         )
 
         differing = [
@@ -413,6 +503,10 @@ class RunDir:
         write_text_atomically(self.card_file, dump_yaml(*cards))
 
 
+def _find_origin_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.origin.json")
+
+
 # Where data is, of a run or of one of its directions.
 _DATA_PATH: Final = re.compile(r"dataset\.(directions\..*\.)?path")
 
@@ -485,11 +579,21 @@ def write_text_atomically(file: Path, text: str) -> None:
     """Writes a file so that a crash leaves the old or the new one, never half."""
     file.parent.mkdir(parents=True, exist_ok=True)
 
-    tmp_file = file.with_name(file.name + ".tmp")
+    # Nobody can have put a link there, and two commands do not write the same.
+    tmp_file = file.with_name(f"{file.name}.{token_hex(8)}.tmp")
 
-    tmp_file.write_text(text, encoding="utf-8")
+    fd = os.open(tmp_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
-    tmp_file.replace(file)
+    try:
+        with open(fd, "w", encoding="utf-8") as fp:
+            fp.write(text)
+
+        tmp_file.replace(file)
+    except BaseException:
+        # A full disk, for one.
+        tmp_file.unlink(missing_ok=True)
+
+        raise
 
 
 def flatten_config(config: object, prefix: str = "") -> dict[str, object]:

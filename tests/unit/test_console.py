@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from fairseq2.logging import LogWriter, get_log_writer
@@ -17,6 +18,7 @@ from warmup_plugin.console import (
     hide_start_warning,
     install_log_filter,
     is_secret,
+    make_private_log,
     quiet_log,
 )
 
@@ -64,9 +66,11 @@ class TestSecrets:
     def test_filter_hides_secrets_of_environment_dump(
         self, log: LogWriter, stream: StringIO
     ) -> None:
+        log.info("Environment Variables - {}", "HOME=/root, HF_TOKEN=hf_abcdef")
+
         # As `_StandardLogHelper.log_environment_variables()` writes it.
         log.info(
-            "Environment Variables - {}",
+            "Variables - {}",
             "HOME=/root, HF_TOKEN=hf_abcdef, DB_PASSWORD=s3cret!, SHORT_TOKEN=1, "
             "TOKENIZERS_PARALLELISM=false-or-true, PWD=/home/user, "
             "URL=https://joe:p@ss@host:80/p?q=1, GIT=https://ghp_1@host/a, "
@@ -74,6 +78,8 @@ class TestSecrets:
         )
 
         text = stream.getvalue()
+
+        assert "Environment" not in text
 
         for secret in ("hf_abcdef", "s3cret!", "p@ss", "ghp_1", "SHORT_TOKEN=1"):
             assert secret not in text
@@ -305,3 +311,28 @@ def test_quiet_log_hides_what_is_no_warning(log: LogWriter, stream: StringIO) ->
     log.info("go on")
 
     assert stream.getvalue() == "careful\ngo on\n"
+
+
+class TestMakePrivateLog:
+    def test_only_owner_reads(self, tmp_path: Path) -> None:
+        make_private_log(tmp_path / "run", 1)
+
+        file = tmp_path / "run" / "logs" / "rank_1.log"
+
+        assert file.stat().st_mode & 0o777 == 0o600
+
+        file.chmod(0o644)
+
+        make_private_log(tmp_path / "run", 1)
+
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert file.parent.stat().st_mode & 0o777 == 0o700
+
+    def test_no_link_is_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / "rank_0.log").symlink_to(tmp_path / "other")
+
+        with pytest.raises(OSError):
+            make_private_log(tmp_path, 0)
+
+        assert not (tmp_path / "other").exists()

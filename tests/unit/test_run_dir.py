@@ -445,3 +445,22 @@ class TestFlattenConfig:
             "e": [0.9, 0.98],
             "f": "x",
         }
+
+
+def test_atomic_write_follows_no_link_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+
+    other = tmp_path / "other"
+
+    (tmp_path / "a.json.tmp").symlink_to(other)
+
+    write_text_atomically(file, "text")
+
+    assert file.read_text() == "text" and not other.exists()
+
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomically(file, "half a surrogate \ud800")
+
+    assert file.read_text() == "text"
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.json.tmp"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from warmup_plugin.commands.link_libsndfile import find_libsndfile
+from warmup_plugin.metrics.comet.client import find_comet_python
 
 DESCRIPTION = "Checks that training can run here and says what to do where it cannot. Exits with 1 if training cannot run."
 
@@ -284,9 +285,9 @@ def check_comet() -> Iterator[Finding]:
     """
     python = os.environ.get(COMET_PYTHON_VARIABLE)
 
-    path = Path(python) if python else Path.cwd() / ".venv-comet" / "bin" / "python"
+    path = find_comet_python()
 
-    if not path.is_file():
+    if path is None or not path.is_file():
         if python:
             yield Finding(
                 "note",
@@ -299,7 +300,7 @@ def check_comet() -> Iterator[Finding]:
                 "note",
                 "COMET",
                 "not installed; scoring with COMET would need it",
-                f"`python3 -m venv .venv-comet && .venv-comet/bin/pip install {_COMET_PINS}` if wanted",
+                f"`python3 -m venv .venv-comet && .venv-comet/bin/pip install {_COMET_PINS}` in the clone, or elsewhere with {COMET_PYTHON_VARIABLE} set to its Python, if wanted",
             )
 
         return

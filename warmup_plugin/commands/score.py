@@ -187,6 +187,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.seed is not None:
         config["seed"] = args.seed
 
+    origin = run_dir.describe_checkpoint(run_dir.find_checkpoint(args.checkpoint))
+
     with claimed_stdout() as stream, quiet_log():
         status = run_recipe(ScoreRecipe(stream), config, args, None)
 
@@ -194,6 +196,8 @@ def _run(args: argparse.Namespace) -> int:
         print(summarize_scores(output))
 
         print(f"wrote {output}")
+
+        run_dir.write_origin(output, origin)
 
     return status
 

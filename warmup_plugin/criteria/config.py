@@ -20,7 +20,7 @@ from warmup_plugin.sampling import WarmupSampler
 class CriterionSection(Validatable):
     """Chooses what a training step minimises."""
 
-    name: str = "warmup"
+    name: str = "sft"
     """The registered name: `sft` (plain fine-tuning) or `warmup`."""
 
     label_smoothing: float = 0.1

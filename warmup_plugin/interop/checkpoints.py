@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
+from fairseq2.io import TensorFileDumper
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.structured import StructureError, ValueConverter
 from torch import Tensor
@@ -69,6 +70,8 @@ def load_weights(run_dir: RunDir, step_nr: int) -> dict[str, Tensor]:
     try:
         for name, weight in checkpoint:
             weights[name] = weight
+    except WarmupError:
+        raise
     except Exception:
         raise WarmupError(
             f"The checkpoint `{path}` is damaged; choose another checkpoint, or restore it from a copy of the run."
@@ -111,7 +114,9 @@ def write_weights(run_dir: RunDir, step_nr: int, weights: Mapping[str, Tensor]) 
 
     file.parent.mkdir(parents=True)
 
-    torch.save(dict(weights), file)
+    dumper = get_dependency_resolver().resolve(TensorFileDumper)
+
+    dumper.dump(weights, file)
 
 
 def write_model_config(run_dir: RunDir, family_name: str, config: object) -> None:

@@ -703,7 +703,7 @@ def _ensure_translations(
 
     details_file = _details_file(file)
 
-    if not _is_current(file, details_file, run_dir, pairs):
+    if not _is_current(file, details_file, run_dir, checkpoint, pairs):
         from warmup_plugin.recipes import generate
 
         args = [str(run_dir), "--split", split, "--checkpoint", checkpoint]
@@ -733,18 +733,11 @@ def _ensure_translations(
 
 
 def _is_current(
-    file: Path, details_file: Path, run_dir: Path, pairs: TextPairs
+    file: Path, details_file: Path, run_dir: Path, checkpoint: str, pairs: TextPairs
 ) -> bool:
     """Tells whether a translation is there, of this model and of this text."""
-    if not (file.is_file() and details_file.is_file()):
+    if not details_file.is_file() or not RunDir(run_dir).has_made(file, checkpoint):
         return False
-
-    checkpoint_dir = RunDir(run_dir).checkpoint_dir
-
-    # Checkpoints came or went since it was written.
-    if checkpoint_dir.is_dir():
-        if checkpoint_dir.stat().st_mtime > file.stat().st_mtime:
-            return False
 
     return _read_translated_sources(details_file) == [
         pairs.source(idx) for idx in range(len(pairs))

@@ -33,7 +33,7 @@ from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from typing_extensions import override
 
 from warmup_plugin.config_docs import get_field_docs
-from warmup_plugin.console import claimed_stdout, quiet_log
+from warmup_plugin.console import claimed_stdout, make_private_log, quiet_log
 from warmup_plugin.data.directions import (
     choose_direction,
     name_output,
@@ -65,6 +65,7 @@ from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
     create_run_codec,
+    get_rank,
     is_decoder_only,
     refuse_float16,
     run_fairseq2,
@@ -700,6 +701,13 @@ def run_recipe(
 
         out = record_dir or Path(tmp_dir, "run")
 
+        try:
+            make_private_log(out, get_rank())
+        except OSError as ex:
+            raise WarmupError(
+                f"`{out}` cannot be written ({ex.strerror}); name an output that you may write to."
+            ) from None
+
         fairseq2_args = [str(out), "--config-file", str(file)]
 
         if args.no_rich:
@@ -829,8 +837,17 @@ def _run(args: argparse.Namespace) -> int:
     for name in _GENERATOR_SECTIONS:
         config[name] = {"config": options}
 
+    origin = run_dir.describe_checkpoint(run_dir.find_checkpoint(args.checkpoint))
+
     # fairseq2's own records of the translation stand beside its output.
-    return run_recipe(TranslationGenerateRecipe(), config, args, Path(f"{output}.run"))
+    status = run_recipe(
+        TranslationGenerateRecipe(), config, args, Path(f"{output}.run")
+    )
+
+    if status == 0 and get_rank() == 0:
+        run_dir.write_origin(output, origin)
+
+    return status
 
 
 def _check_ranking(args: argparse.Namespace, labels: Sequence[str]) -> None:
@@ -927,10 +944,15 @@ def run_translate(args: argparse.Namespace) -> int:
     for name in _GENERATOR_SECTIONS:
         config[name] = {"config": options}
 
+    origin = run_dir.describe_checkpoint(run_dir.find_checkpoint(args.checkpoint))
+
     with claimed_stdout() as stream, quiet_log():
         recipe = TranslationGenerateRecipe(stream)
 
         status = run_recipe(recipe, config, args, None)
+
+    if status == 0 and output is not None and get_rank() == 0:
+        run_dir.write_origin(output, origin)
 
     if status == 0 and recipe.num_skipped > 0:
         raise WarmupError(

@@ -20,11 +20,13 @@ from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.structured import StandardValueConverter
 
 from warmup_plugin.components import create_component
+from warmup_plugin.console import make_private_log
 from warmup_plugin.data.directions import list_directions, narrow_to_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
+from warmup_plugin.recipes.checks import OPEN_ENDED_SCHEDULERS
 from warmup_plugin.recipes.common import (
     create_direction_codecs,
     dump_config,
@@ -35,6 +37,7 @@ from warmup_plugin.run_dir import (
     RunDir,
     dump_yaml,
     is_same_tokenizer,
+    load_yaml,
     write_text_atomically,
 )
 from warmup_plugin.tasks import TaskContext, TaskSettings, TextTask
@@ -116,9 +119,15 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
     if not is_new:
         defaults = StandardValueConverter().unstructure(recipe.config_kls())
 
+        grown_from = _find_growth(run_dir, config)
+
         run_dir.refuse_changed_config(
-            config, defaults if isinstance(defaults, Mapping) else None
+            config,
+            defaults if isinstance(defaults, Mapping) else None,
+            ignored=[] if grown_from is None else ["regime.num_steps"],
         )
+
+        run_dir.check_last_checkpoint()
 
         _check_tokenizer(run_dir, config)
 
@@ -126,6 +135,8 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
 
         complete_config = _resume_config(run_dir, config)
     else:
+        grown_from = None
+
         run_dir.check_is_usable()
 
         complete_config = _complete_config(run_dir, config)
@@ -138,6 +149,14 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
     ):
         if is_new and get_rank() == 0:
             _write_start(run_dir, config, complete_config)
+
+        if grown_from is not None and get_rank() == 0:
+            _write_growth(run_dir, config)
+
+        try:
+            make_private_log(run_dir.path, get_rank())
+        except OSError as ex:
+            raise _make_write_error(run_dir, ex) from None
 
         file = Path(tmp_dir, "config.yaml")
 
@@ -201,6 +220,49 @@ def _write_start(
         raise _make_write_error(run_dir, ex) from None
 
 
+def _find_growth(run_dir: RunDir, config: dict[str, object]) -> int | None:
+    """
+    Returns the number of steps of a run that is to train longer, else ``None``.
+
+    :raises WarmupError: If its learning rates would have been others all along.
+    """
+    if not run_dir.command_file.is_file():
+        return None
+
+    old_regime = load_yaml(run_dir.command_file).get("regime")
+
+    old = old_regime.get("num_steps") if isinstance(old_regime, dict) else None
+
+    new = _get_section(config, "regime")["num_steps"]
+
+    if not isinstance(old, int) or not isinstance(new, int) or new <= old:
+        return None
+
+    scheduler = _get_section(config, "lr_scheduler")["name"]
+
+    if scheduler not in OPEN_ENDED_SCHEDULERS:
+        raise WarmupError(
+            f"`regime.num_steps` cannot grow from {old} to {new} with `lr_scheduler.name={scheduler}`, whose learning rates depend on it from the start; train in another output directory with `init_from={run_dir.path}` and `init_checkpoint=last`, or with `lr_scheduler.name=myle` to begin with."
+        )
+
+    return old
+
+
+def _write_growth(run_dir: RunDir, config: dict[str, object]) -> None:
+    num_steps = _get_section(config, "regime")["num_steps"]
+
+    try:
+        # The old one is compared to, so that it goes last.
+        for file in (run_dir.run_file, run_dir.command_file):
+            content = load_yaml(file)
+
+            regime = {**_get_section(content, "regime"), "num_steps": num_steps}
+
+            write_text_atomically(file, dump_yaml({**content, "regime": regime}))
+    except OSError as ex:
+        raise _make_write_error(run_dir, ex) from None
+
+
 def _resume_config(
     run_dir: RunDir, command_config: dict[str, object]
 ) -> dict[str, object]:
@@ -223,6 +285,11 @@ def _resume_config(
         }
 
     config["dataset"] = dataset
+
+    config["regime"] = {
+        **_get_section(config, "regime"),
+        "num_steps": _get_section(command_config, "regime")["num_steps"],
+    }
 
     return config
 

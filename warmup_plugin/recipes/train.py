@@ -79,6 +79,7 @@ from warmup_plugin.models.conditional import (
 )
 from warmup_plugin.models.separator import prepare_separator
 from warmup_plugin.objectives import Objective
+from warmup_plugin.recipes.checks import check_values
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
@@ -223,6 +224,8 @@ class TrainConfig(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
+        check_values(self)
+
         result = ValidationResult()
 
         regime = self.regime
@@ -289,9 +292,6 @@ class TrainConfig(Validatable):
             result.add_error(
                 "`common.no_sweep_dir` must be `true`, since the output directory is that of one run."
             )
-
-        if self.common.seed < 0:
-            result.add_error("`common.seed` must be greater than or equal to 0.")
 
         return result
 

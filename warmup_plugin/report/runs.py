@@ -256,7 +256,7 @@ def _collect_scores(
 
     sources = [line.source for line in lines]
 
-    scores = _read_current_scores(file, run_dir, sources)
+    scores = _read_current_scores(file, run_dir, options.checkpoint, sources)
 
     if scores is not None:
         return scores, ""
@@ -288,7 +288,7 @@ def _collect_scores(
             "above, or leave it out with `--no-score`."
         )
 
-    scores = _read_current_scores(file, run_dir, sources)
+    scores = _read_current_scores(file, run_dir, options.checkpoint, sources)
 
     if scores is None:
         raise WarmupError(
@@ -300,18 +300,11 @@ def _collect_scores(
 
 
 def _read_current_scores(
-    file: Path, run_dir: RunDir, sources: Sequence[str]
+    file: Path, run_dir: RunDir, checkpoint: str, sources: Sequence[str]
 ) -> list[ScoredPair] | None:
     """Reads scores; ``None`` if they are not of this model and of this text."""
-    if not file.is_file():
+    if not run_dir.has_made(file, checkpoint):
         return None
-
-    checkpoint_dir = run_dir.checkpoint_dir
-
-    # Checkpoints came or went since it was written.
-    if checkpoint_dir.is_dir():
-        if checkpoint_dir.stat().st_mtime > file.stat().st_mtime:
-            return None
 
     scores = read_scores(file)
 

@@ -744,13 +744,8 @@ def _is_translated(run: Run, source: Run) -> bool:
 
 
 def _is_current(file: Path, source: Run) -> bool:
-    if not file.is_file():
-        return False
-
-    checkpoint_dir = RunDir(source.path).checkpoint_dir
-
     # Else `evaluate` would take it for that of another model.
-    return checkpoint_dir.stat().st_mtime <= file.stat().st_mtime
+    return RunDir(source.path).has_made(file, source.task.checkpoint)
 
 
 def measure_training(path: Path) -> TrainingTime:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from warmup_plugin.commands import doctor
+from warmup_plugin.metrics.comet import client
 from warmup_plugin.commands.doctor import CHECKS, Finding, examine, format_finding
 
 
@@ -296,6 +297,9 @@ class TestCheckComet:
     ) -> Iterator[None]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("WARMUP_COMET_PYTHON", raising=False)
+
+        # As if this were the clone.
+        monkeypatch.setattr(client, "_WORKER", tmp_path / "a" / "b" / "c" / "worker.py")
 
         yield
 

@@ -13,6 +13,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, final
+from urllib.parse import urlsplit, urlunsplit
 
 from warmup_plugin import __version__
 from warmup_plugin.data.preparation.files import (
@@ -115,9 +116,9 @@ class Downloader:
         return None
 
     def _download(self, url: str, path: Path, sha256: str | None) -> str:
-        part = _Part(url, path)
+        part = _Part(hide_secrets(url), path)
 
-        print(f"downloading {url}", flush=True)
+        print(f"downloading {hide_secrets(url)}", flush=True)
 
         failures = 0
 
@@ -133,7 +134,7 @@ class Downloader:
 
             if failures >= self._max_failures:
                 raise WarmupError(
-                    f"`{url}` could not be downloaded ({reason}, {part.size():,} bytes are there): run the same command again to go on, or download the file elsewhere and put it at `{path}`."
+                    f"`{hide_secrets(url)}` could not be downloaded ({reason}, {part.size():,} bytes are there): run the same command again to go on, or download the file elsewhere and put it at `{path}`."
                 )
 
             time.sleep(self._wait_seconds * 2 ** (failures - 1))
@@ -144,7 +145,7 @@ class Downloader:
             part.delete()
 
             raise WarmupError(
-                f"`{url}` has the SHA-256 checksum {found} instead of {sha256}: the file there is another one, or it was damaged on the way; run the same command again."
+                f"`{hide_secrets(url)}` has the SHA-256 checksum {found} instead of {sha256}: the file there is another one, or it was damaged on the way; run the same command again."
             )
 
         # In this order: a file never stands without its checksum.
@@ -357,8 +358,20 @@ def _parse_content_range(value: str | None) -> tuple[int | None, int | None]:
     return int(start), int(total) if total.isdecimal() else None
 
 
+def hide_secrets(url: str) -> str:
+    """Cuts user, query and fragment from a URL, where a token may be."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "[hidden]"
+
+    netloc = parts.netloc.rpartition("@")[2]
+
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+
+
 def _explain_status(url: str, error: urllib.error.HTTPError) -> str:
-    text = f"`{url}` could not be downloaded (HTTP {error.code} {error.reason})"
+    text = f"`{hide_secrets(url)}` could not be downloaded (HTTP {error.code} {error.reason})"
 
     if error.code in (401, 403):
         return f"{text}: accept the conditions of the data set on its page, then set the environment variable `HF_TOKEN` to a token of yours."

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.download import Downloader
+from warmup_plugin.data.preparation.download import Downloader, hide_secrets
 from warmup_plugin.data.preparation.files import hash_bytes, write_texts
 from warmup_plugin.data.preparation.members import read_members
 from warmup_plugin.data.text_pairs import decode_lines
@@ -222,9 +222,9 @@ def _read(
     if source is not None:
         root = source
     elif release.is_archive:
-        root = downloads / PurePosixPath(url).name
+        root = downloads / PurePosixPath(hide_secrets(url)).name
 
-        sources[url] = downloader.download(url, root)
+        sources[hide_secrets(url)] = downloader.download(url, root)
     else:
         root = downloads / "flores_plus"
 
@@ -232,7 +232,7 @@ def _read(
             for names in codes.values():
                 name = f"{split}/{names[0]}.jsonl"
 
-                sources[f"{url}/{name}"] = downloader.download(
+                sources[f"{hide_secrets(url)}/{name}"] = downloader.download(
                     f"{url}/{name}", root / name
                 )
 

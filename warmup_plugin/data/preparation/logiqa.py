@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.download import Downloader
+from warmup_plugin.data.preparation.download import Downloader, hide_secrets
 from warmup_plugin.data.preparation.examples import (
     SPLITS,
     Example,
@@ -82,7 +82,7 @@ def prepare_logiqa(
         if source is None:
             files[split] = downloads / f"logiqa2_{name}.txt"
 
-            sources[f"{url}/{name}.txt"] = downloader.download(
+            sources[f"{hide_secrets(url)}/{name}.txt"] = downloader.download(
                 f"{url}/{name}.txt", files[split]
             )
         else:

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from warmup_plugin.data.preparation.download import Downloader, read_checksum
+from warmup_plugin.data.preparation.download import (
+    Downloader,
+    hide_secrets,
+    read_checksum,
+)
 from warmup_plugin.data.preparation.files import hash_file, make_folder, write_text
 from warmup_plugin.errors import WarmupError
 
@@ -194,7 +198,7 @@ class Mtdata:
                             url, Path(file["path"]), Path(file["flag"])
                         )
 
-                    sources[name][url] = checksums[url]
+                    sources[name][hide_secrets(url)] = checksums[url]
 
         return sources
 

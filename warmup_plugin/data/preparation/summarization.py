@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.download import Downloader
+from warmup_plugin.data.preparation.download import Downloader, hide_secrets
 from warmup_plugin.data.preparation.examples import (
     SPLITS,
     Example,
@@ -147,7 +147,9 @@ def prepare_summarization(
 
             files[split] = downloads / file_name
 
-            sources[file_url] = downloader.download(file_url, files[split])
+            sources[hide_secrets(file_url)] = downloader.download(
+                file_url, files[split]
+            )
     elif files is not None:
         sources = {str(file): hash_file(file) for file in files.values()}
 

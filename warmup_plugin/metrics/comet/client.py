@@ -50,19 +50,15 @@ def find_comet_python() -> Path | None:
     Finds the interpreter of COMET's environment.
 
     :returns: What the environment variable ``WARMUP_COMET_PYTHON`` names, whether it
-        exists or not; else that of ``.venv-comet`` in the working directory or in the
-        clone; else ``None``.
+        exists or not; else that of ``.venv-comet`` in the clone; else ``None``. Not that
+        of the working directory, which may be anyone's.
     """
     if named := os.environ.get("WARMUP_COMET_PYTHON"):
         return Path(named).expanduser()
 
-    for folder in (Path.cwd(), _WORKER.parents[3]):
-        python = folder / ".venv-comet" / "bin" / "python"
+    python = _WORKER.parents[3] / ".venv-comet" / "bin" / "python"
 
-        if python.is_file():
-            return python
-
-    return None
+    return python if python.is_file() else None
 
 
 @final

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data.preparation.servers import FileServer, serve
-from warmup_plugin.data.preparation.download import Downloader
+from warmup_plugin.data.preparation.download import Downloader, hide_secrets
 from warmup_plugin.errors import WarmupError
 
 DATA = bytes(range(256)) * 40
@@ -215,3 +215,26 @@ class TestDownload:
             assert "Authorization" not in store.requests[0].headers
 
         assert (tmp_path / "a.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "url,shown",
+    [
+        ("https://host/a.gz?token=abc", "https://host/a.gz"),
+        ("https://joe:p@ss@host:80/a#abc", "https://host:80/a"),
+        ("https://host/a", "https://host/a"),
+        ("https://[abc", "[hidden]"),
+    ],
+)
+def test_secrets_are_cut_from_urls(url: str, shown: str) -> None:
+    assert hide_secrets(url) == shown
+
+
+def test_secrets_of_url_are_in_no_message(tmp_path: Path) -> None:
+    downloader = Downloader(max_failures=1, wait_seconds=0.0, timeout=1.0)
+
+    with pytest.raises(WarmupError) as info:
+        downloader.download("http://127.0.0.1:9/a?token=abc", tmp_path / "a")
+
+    assert "http://127.0.0.1:9/a" in str(info.value)
+    assert "abc" not in str(info.value)

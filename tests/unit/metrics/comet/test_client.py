@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from warmup_plugin.metrics.comet import worker
+from warmup_plugin.metrics.comet import client, worker
 from warmup_plugin.metrics.comet.client import (
     CometClient,
     CometRequestError,
@@ -446,26 +446,32 @@ class TestFindCometPython:
 
         assert find_comet_python() == tmp_path / "python"
 
-    def test_call_finds_environment_of_working_directory(
+    def test_call_finds_environment_of_the_clone_alone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("WARMUP_COMET_PYTHON", raising=False)
 
-        monkeypatch.chdir(tmp_path)
+        for name in ("clone", "anywhere"):
+            python = tmp_path / name / ".venv-comet" / "bin" / "python"
 
-        # That of the clone, where there is one.
-        before = find_comet_python()
+            python.parent.mkdir(parents=True)
 
-        python = tmp_path / ".venv-comet" / "bin" / "python"
+            # Where it points to is an interpreter without the packages.
+            python.symlink_to(sys.executable)
 
-        assert before != python
+        clone = tmp_path / "clone"
 
-        python.parent.mkdir(parents=True)
+        worker_file = clone / "warmup_plugin" / "metrics" / "comet" / "worker.py"
 
-        # Where it points to is an interpreter without the packages of the environment.
-        python.symlink_to(sys.executable)
+        monkeypatch.setattr(client, "_WORKER", worker_file)
 
-        assert find_comet_python() == python
+        monkeypatch.chdir(tmp_path / "anywhere")
+
+        assert find_comet_python() == clone / ".venv-comet" / "bin" / "python"
+
+        monkeypatch.setattr(client, "_WORKER", tmp_path / "b" / "c" / "d" / "e" / "f")
+
+        assert find_comet_python() is None
 
 
 class TestWorker:
