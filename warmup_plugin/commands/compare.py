@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.text_pairs import read_lines
+from warmup_plugin.data.text_files import add_place_arguments
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Evaluation
 from warmup_plugin.metrics.resampling import DEFAULT_SEED, check_num_samples
@@ -26,7 +26,9 @@ from warmup_plugin.recipes.evaluate import (
     evaluate,
     make_report,
     print_notes,
+    read_file_arguments,
     read_files,
+    read_hypotheses,
     read_metric_arguments,
     read_run,
     write_json,
@@ -51,7 +53,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="SYSTEM",
-        help="run directories, or files of one output a line; the first one is the baseline",
+        help="run directories, or files of one output a line or of JSON lines; the first one is the baseline",
     )
 
     parser.add_argument(
@@ -67,6 +69,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="what was translated to the files, one a line (default: that of the run)",
     )
+
+    add_place_arguments(parser, ["hypotheses", "references", "sources"])
 
     parser.add_argument(
         "--split",
@@ -227,6 +231,8 @@ def _read_systems(args: Namespace) -> list[System]:
             "`--sources` belongs to `--references FILE`; add it, or leave both out."
         )
 
+    places = read_file_arguments(args, files)
+
     if not run_dirs:
         for name in ("split", "checkpoint", "data", "direction"):
             if getattr(args, name) is not None:
@@ -241,7 +247,9 @@ def _read_systems(args: Namespace) -> list[System]:
                 "add it, or correct the path of the run."
             )
 
-        return read_files(files, args.references, args.sources, args.target_lang)
+        return read_files(
+            files, args.references, args.sources, args.target_lang, places
+        )
 
     checkpoint = args.checkpoint or "best"
 
@@ -257,7 +265,10 @@ def _read_systems(args: Namespace) -> list[System]:
 
     for file in files:
         by_path[file] = replace(
-            like, name=str(file), hypotheses_file=file, hypotheses=read_lines(file)
+            like,
+            name=str(file),
+            hypotheses_file=file,
+            hypotheses=read_hypotheses(file, places),
         )
 
     # As often as they are given, which `evaluate()` checks.

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from warmup_plugin.console import claimed_stdout, quiet_log
 from warmup_plugin.data.directions import choose_direction, name_output
+from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import get_rank
 from warmup_plugin.recipes.generate import (
@@ -19,6 +20,7 @@ from warmup_plugin.recipes.generate import (
     create_lines_config,
     load_run_config,
     run_recipe,
+    set_places,
 )
 from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
 from warmup_plugin.run_dir import RunDir
@@ -57,6 +59,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target", type=Path, metavar="FILE", help="the file of their targets"
     )
+
+    add_place_arguments(parser, ["sources", "targets"])
 
     parser.add_argument(
         "-o",
@@ -131,6 +135,13 @@ def _run(args: argparse.Namespace) -> int:
     )
 
     config = create_lines_config(run_dir, args.checkpoint, run_config)
+
+    by_side = {
+        "sources": [] if args.source is None else [args.source],
+        "targets": [] if args.target is None else [args.target],
+    }
+
+    set_places(config, read_place_arguments(args, by_side))
 
     output = args.output
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from warmup_plugin.data.text_files import add_place_arguments
 from warmup_plugin.recipes.generate import (
     add_generation_arguments,
     add_run_arguments,
@@ -33,8 +34,10 @@ def create_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="*",
         metavar="FILE",
-        help="text files, gzipped if they end in `.gz` (default: standard input)",
+        help="text files, or sources in `.jsonl` or `.tsv`, gzipped if they end in `.gz` (default: standard input)",
     )
+
+    add_place_arguments(parser, ["sources"])
 
     parser.add_argument(
         "-o",

@@ -22,6 +22,14 @@ from warmup_plugin.data.directions import (
     name_output,
     narrow_to_direction,
 )
+from warmup_plugin.data.text_files import (
+    TextPlaces,
+    add_place_arguments,
+    is_json_lines,
+    is_tsv,
+    read_place_arguments,
+    read_texts,
+)
 from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Evaluation as Evaluation
@@ -118,7 +126,7 @@ def _create_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="score these files instead, one translation a line, by `--references` or what RUN_DIR translates",
+        help="score these files instead, one translation a line, or JSON lines as `generate` writes them, by `--references` or what RUN_DIR translates",
     )
 
     parser.add_argument(
@@ -134,6 +142,8 @@ def _create_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what was translated to the files, one a line; COMET needs it",
     )
+
+    add_place_arguments(parser, ["hypotheses", "references", "sources"])
 
     add_metric_arguments(parser)
 
@@ -302,10 +312,17 @@ def _run(args: argparse.Namespace) -> None:
 
         systems = {
             None: read_files(
-                args.hypotheses, args.references, args.sources, args.target_lang
+                args.hypotheses,
+                args.references,
+                args.sources,
+                args.target_lang,
+                read_file_arguments(args, args.hypotheses),
             )
         }
     elif args.run_dirs:
+        # There is no file that they could say anything of.
+        read_file_arguments(args, [])
+
         systems = {
             direction: [
                 read_run(
@@ -364,12 +381,29 @@ def _read_files_of_run(args: argparse.Namespace) -> list[System]:
 
     [run_dir] = args.run_dirs
 
+    places = read_file_arguments(args, args.hypotheses)
+
     texts = read_run_texts(run_dir, args.split, args.data, args.direction)
 
     return [
-        texts.make_system(str(file), file, read_lines(file), args.target_lang)
+        texts.make_system(
+            str(file), file, read_hypotheses(file, places), args.target_lang
+        )
         for file in args.hypotheses
     ]
+
+
+def read_file_arguments(args: argparse.Namespace, files: Sequence[Path]) -> TextPlaces:
+    """Reads where the texts are in files of outputs, and in those of their references
+    and sources."""
+    return read_place_arguments(
+        args,
+        {
+            "hypotheses": files,
+            "references": [] if args.references is None else [args.references],
+            "sources": [] if args.sources is None else [args.sources],
+        },
+    )
 
 
 def _list_directions(args: argparse.Namespace) -> list[str | None]:
@@ -506,14 +540,15 @@ def read_files(
     references_file: Path,
     sources_file: Path | None,
     target_lang: str | None,
+    places: TextPlaces = TextPlaces(),
 ) -> list[System]:
-    """Reads outputs from plain files, one a line."""
-    references = read_lines(references_file)
+    """Reads outputs from files: text, JSON lines or TSV."""
+    references = read_texts(references_file, "references", places)
 
     sources = None
 
     if sources_file is not None:
-        sources = read_lines(sources_file)
+        sources = read_texts(sources_file, "sources", places)
 
         if len(sources) != len(references):
             raise WarmupError(
@@ -525,7 +560,7 @@ def read_files(
         System(
             str(file),
             file,
-            read_lines(file),
+            read_hypotheses(file, places),
             str(references_file),
             references,
             target_lang,
@@ -620,19 +655,50 @@ def read_run(
         run_dir, texts.pairs, checkpoint, data_dir, texts.direction
     )
 
-    hypotheses = read_lines(hypotheses_file)
-
-    _check_order(hypotheses_file, hypotheses, texts.pairs)
+    hypotheses = _read_outputs(hypotheses_file, texts.pairs)
 
     return texts.make_system(str(run_dir), hypotheses_file, hypotheses, target_lang)
 
 
-def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> None:
+def read_hypotheses(file: Path, places: TextPlaces = TextPlaces()) -> list[str]:
     """
-    Checks that each output belongs to the source in the same line.
+    Reads a file of outputs.
+
+    Text that `generate` has written has JSON lines beside it, which alone hold the line
+    feeds inside outputs; they are read as long as they say the same.
+    """
+    hypotheses = read_texts(file, "hypotheses", places)
+
+    details_file = _details_file(file)
+
+    if is_json_lines(file) or is_tsv(file) or not details_file.is_file():
+        return hypotheses
+
+    try:
+        outputs = read_texts(details_file, "hypotheses")
+    # They are of something else.
+    except WarmupError:
+        return hypotheses
+
+    if [_flatten(output) for output in outputs] != hypotheses:
+        return hypotheses
+
+    return outputs
+
+
+def _flatten(output: str) -> str:
+    """Puts an output on one line, as `generate` writes it as text."""
+    return " ".join(output.splitlines()).strip()
+
+
+def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
+    """
+    Reads what a run made of pairs from the JSON lines, where line feeds are kept.
 
     :raises WarmupError: Lines were lost, moved or changed since they were written.
     """
+    hypotheses = read_lines(file)
+
     details_file = _details_file(file)
 
     records = read_lines(details_file)
@@ -651,11 +717,13 @@ def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> Non
             f"{len(pairs)}; {remedy}."
         )
 
+    outputs = []
+
     for idx, (hypothesis, line) in enumerate(zip(hypotheses, records)):
         try:
             record = json.loads(line)
 
-            source, output = record["source"], record["output"].splitlines()
+            source, output = record["source"], record["output"].strip()
         except (ValueError, LookupError, TypeError, AttributeError):
             raise WarmupError(
                 f"Line {idx + 1} of {details_file} is no object with `source` and "
@@ -668,12 +736,15 @@ def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> Non
                 f"{pairs.origin}; {remedy}."
             )
 
-        # As `generate` writes it.
-        if hypothesis != " ".join(output).strip():
+        if hypothesis != _flatten(output):
             raise WarmupError(
                 f"Line {idx + 1} of {file} is not the output in that line of "
                 f"{details_file}, so that lines may have moved; {remedy}."
             )
+
+        outputs.append(output)
+
+    return outputs
 
 
 def _load_config(run_dir: Path) -> dict[str, Any]:

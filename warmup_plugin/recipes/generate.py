@@ -48,6 +48,11 @@ from warmup_plugin.data.lines import (
     iter_stream,
     open_stdin,
 )
+from warmup_plugin.data.text_files import (
+    TextPlaces,
+    add_place_arguments,
+    read_place_arguments,
+)
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import (
@@ -101,7 +106,7 @@ class LinesConfig:
     """The split that is read; ``None`` for ``input``."""
 
     input: list[Path] = field(default_factory=list)
-    """Plain text files, one sentence a line; none for standard input."""
+    """Text files, one sentence a line, or JSON lines or TSV, read like the data; none for standard input."""
 
     output: Path | None = None
     """The file to write; ``None`` for standard output."""
@@ -204,9 +209,28 @@ def read_input(config: LinesConfig, *, with_target: bool) -> Iterator[Line]:
         return iter_pairs(pairs, with_target=with_target)
 
     if config.input:
-        return iter_files(config.input)
+        return iter_files(config.input, get_places(config))
 
     return iter_stream(open_stdin())
+
+
+def get_places(config: LinesConfig) -> TextPlaces:
+    """Returns where texts are in files of more than one a line: as in the run's data."""
+    dataset = config.dataset
+
+    return TextPlaces(
+        fields={"sources": dataset.source_field, "targets": dataset.target_field},
+        columns={"sources": dataset.source_column, "targets": dataset.target_column},
+    )
+
+
+def set_places(config: dict[str, Any], places: TextPlaces) -> None:
+    """Puts what was said of files into a config of a job."""
+    config["dataset"] = {
+        **config["dataset"],
+        **{f"{what[:-1]}_field": name for what, name in places.fields.items()},
+        **{f"{what[:-1]}_column": column for what, column in places.columns.items()},
+    }
 
 
 def create_progress(config: LinesConfig, context: RecipeContext) -> LineProgress | None:
@@ -228,6 +252,7 @@ def describe_job(config: LinesConfig, **further: object) -> dict[str, object]:
         "amp": config.generator.amp,
         "split": config.split,
         "input": [str(file) for file in config.input],
+        "places": dataclasses.asdict(get_places(config)),
         "prompt": config.dataset.prompt,
         "separator": config.tokenizer.separator,
         "warmup_lang": config.tokenizer.warmup_lang,
@@ -358,7 +383,13 @@ class TranslationGenerateRecipe(Recipe):
 
     @staticmethod
     def _read(config: GenerateConfig) -> Iterator[Line]:
-        for line in read_input(config, with_target=False):
+        if config.input and config.has_prefixes:
+            # A tab is not one of TSV.
+            lines = iter_files(config.input, as_text=True)
+        else:
+            lines = read_input(config, with_target=False)
+
+        for line in lines:
             if config.has_prefixes:
                 source, _, beginning = line.source.partition("\t")
 
@@ -726,7 +757,13 @@ def create_parser() -> argparse.ArgumentParser:
         "--split", help="the split to translate (default: the run's `test_split`)"
     )
 
-    what.add_argument("--input", type=Path, help="a text file to translate instead")
+    what.add_argument(
+        "--input",
+        type=Path,
+        help="a file to translate instead: text, or sources in `.jsonl` or `.tsv`",
+    )
+
+    add_place_arguments(parser, ["sources"])
 
     parser.add_argument(
         "--output",
@@ -788,10 +825,16 @@ def _run(args: argparse.Namespace) -> int:
     if args.input is not None and not args.input.is_file():
         raise WarmupError(f"The input file `{args.input}` does not exist.")
 
+    input_files = [] if args.input is None else [args.input]
+
+    set_places(config, read_place_arguments(args, {"sources": input_files}))
+
     output = args.output
 
     if output is None:
         has_own = args.config or given or args.truncate
+
+        has_own = has_own or args.json_fields or args.columns
 
         if has_own or args.rank_labels is not None:
             raise WarmupError(
@@ -807,7 +850,7 @@ def _run(args: argparse.Namespace) -> int:
 
         output = run_dir.path / "generate" / f"{name}.txt"
 
-    output = check_output(output, [] if args.input is None else [args.input])
+    output = check_output(output, input_files)
 
     labels = find_labels(run_config, args)
 
@@ -884,6 +927,8 @@ def run_translate(args: argparse.Namespace) -> int:
     for file in args.files:
         if not file.exists():
             raise WarmupError(f"The input file `{file}` does not exist.")
+
+    set_places(config, read_place_arguments(args, {"sources": args.files}))
 
     output = args.output
 

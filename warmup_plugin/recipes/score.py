@@ -26,6 +26,7 @@ from warmup_plugin.recipes.generate import (
     check_vocabulary,
     create_progress,
     describe_job,
+    get_places,
     read_input,
     register_codec,
 )
@@ -154,7 +155,7 @@ class ScoreRecipe(Recipe):
         if config.targets is not None:
             [source_file] = config.input
 
-            return iter_parallel_files(source_file, config.targets)
+            return iter_parallel_files(source_file, config.targets, get_places(config))
 
         return read_input(config, with_target=True)
 

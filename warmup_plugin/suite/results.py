@@ -15,7 +15,6 @@ from typing import Any, Final, cast, final
 
 import numpy as np
 
-from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import FloatArray, Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
@@ -23,6 +22,7 @@ from warmup_plugin.metrics.resampling import DEFAULT_SEED
 from warmup_plugin.recipes.evaluate import (
     System,
     evaluate,
+    read_hypotheses,
     read_run,
     read_run_texts,
 )
@@ -331,7 +331,7 @@ def _read_system(grid: Grid, run: Run) -> System:
 
     file = run.translations
 
-    return texts.make_system(str(file), file, read_lines(file), target_lang)
+    return texts.make_system(str(file), file, read_hypotheses(file), target_lang)
 
 
 def _compare(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -92,6 +93,41 @@ class TestFileMode:
 
         assert (comparison["system"], comparison["metric"]) == (right, "BLEU")
         assert comparison["p_value"] == pytest.approx(1 / 101)
+
+    @pytest.mark.parametrize("gz", [False, True])
+    @pytest.mark.parametrize(
+        "further",
+        [[], ["--json-fields", "references=target"], ["--json-fields", "sum"]],
+    )
+    def test_main_reads_json_lines(
+        self, tmp_path: Path, gz: bool, further: list[str]
+    ) -> None:
+        hypotheses = [{"source": "x", "output": line} for line in _REFERENCES]
+
+        field = "sum" if further[-1:] == ["sum"] else "target"
+
+        references = [{"source": "x", field: line} for line in _REFERENCES]
+
+        files = []
+
+        for name, rows in (("h.txt.jsonl", hypotheses), ("r.jsonl", references)):
+            text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+            file = tmp_path / (f"{name}.gz" if gz else name)
+
+            file.write_bytes(gzip.compress(text) if gz else text)
+
+            files.append(str(file))
+
+        out = tmp_path / "scores.json"
+
+        args = ["--hypotheses", files[0], "--references", files[1], *further]
+
+        assert main([*args, "--json", str(out)]) == 0
+
+        bleu, _ = json.loads(out.read_text())["systems"][files[0]]
+
+        assert bleu["score"] == pytest.approx(100.0)
 
     @pytest.mark.parametrize(
         "args,message",
@@ -423,6 +459,70 @@ class TestRunMode:
 
         assert generate_calls == []
 
+    @pytest.mark.parametrize("mode", ["run", "files", "files of run", "json"])
+    def test_main_scores_line_feeds_inside_outputs(
+        self, tmp_path: Path, generate_calls: list[Sequence[str]], mode: str
+    ) -> None:
+        pytest.importorskip("rouge_score")
+
+        reference = "the cat sat here\nwe saw two dogs there"
+
+        output = "we saw two dogs there\nthe cat sat here"
+
+        _write(
+            tmp_path / "data" / "test.jsonl",
+            [json.dumps({"source": "x", "target": reference})],
+        )
+
+        run_dir = tmp_path / "run"
+
+        _write(run_dir / "run.yaml", ["dataset:", f"  path: {tmp_path / 'data'}"])
+
+        file = run_dir / "generate" / "test.best.txt"
+
+        _write(file, [output.replace("\n", " ")])
+
+        details = tmp_path / "run" / "generate" / "test.best.txt.jsonl"
+
+        _write(details, [json.dumps({"source": "x", "output": output})])
+
+        args = {
+            "run": [str(run_dir)],
+            "files": ["--hypotheses", str(file), "--references"],
+            "files of run": [str(run_dir), "--hypotheses", str(file)],
+            "json": ["--hypotheses", str(details), "--references"],
+        }[mode]
+
+        if args[-1] == "--references":
+            args.append(str(tmp_path / "data" / "test.jsonl"))
+
+        out = tmp_path / "scores.json"
+
+        args += ["--metrics", "rouge", "--target-lang", "en", "--json", str(out)]
+
+        assert main(args) == 0
+
+        [scores] = json.loads(out.read_text())["systems"].values()
+
+        by_key = {score["key"]: score["score"] for score in scores}
+
+        # Sentence by sentence, and over their border.
+        assert by_key["rougeLsum"] == pytest.approx(100.0)
+        assert by_key["rougeL"] < 60.0
+
+    def test_main_takes_text_that_was_changed_as_it_is(self, tmp_path: Path) -> None:
+        hyp, ref = _write(tmp_path / "h", ["a b c"]), _write(tmp_path / "r", ["a b c"])
+
+        _write(tmp_path / "h.jsonl", [json.dumps({"output": "x"})])
+
+        out = tmp_path / "scores.json"
+
+        args = ["--hypotheses", hyp, "--references", ref, "--json", str(out)]
+
+        assert main([*args, "--metrics", "chrf"]) == 0
+
+        assert json.loads(out.read_text())["systems"][hyp][0]["score"] == 100.0
+
     @pytest.mark.parametrize(
         "edit,message",
         [
@@ -475,7 +575,8 @@ class TestRunMode:
 
         assert system.sources == ["source"] * 20
         assert system.references == _REFERENCES
-        assert system.hypotheses == _HALF
+        # As of the JSON lines.
+        assert system.hypotheses == [line.replace(" ", "\u2028", 1) for line in _HALF]
         assert system.target_lang == "zh"
 
     def test_sources_must_agree_when_a_metric_reads_them(

@@ -92,6 +92,26 @@ class TestStreams:
 
         assert json.loads(second)["hypotheses"] == []
 
+    def test_files_may_hold_json_lines_or_columns(
+        self, tmp_path: Path, sft_run: Path, translate: Translate
+    ) -> None:
+        expected = translate(sft_run, stdin=b"puke kuse\nta\n")[:2]
+
+        rows = [{"source": "x", "text": text} for text in ("puke kuse", "ta")]
+
+        json_file, tsv = tmp_path / "x.jsonl", tmp_path / "x.tsv"
+
+        json_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+        tsv.write_text("puke kuse\tmomu\nta\tmomu\n")
+
+        assert translate(sft_run, json_file, "--json-fields", "text")[:2] == expected
+        assert translate(sft_run, tsv)[:2] == expected
+
+        status, _, err = translate(sft_run, "--columns", 1, stdin=b"ta\n")
+
+        assert status == 2 and "`--columns 1` is no column" in err
+
     @pytest.mark.parametrize("rank_by", ["log-prob", "marginal", "mbr"])
     def test_samples_are_those_of_line(
         self, warmup_run: Path, translate: Translate, rank_by: str
