@@ -106,9 +106,9 @@ class LabelRanker:
         answers = [Translation(line.source, [], has_warmup) for line in lines]
 
         # An empty line stays one.
-        todo = [n for n, line in enumerate(lines) if line.source]
-
-        sources, prefixes = encode_sources((lines[n].source for n in todo), self._codec)
+        todo, sources, prefixes = encode_sources(
+            (line.source for line in lines), self._codec
+        )
 
         for n, source_len in zip(todo, sources.lens.tolist()):
             self._check_len(lines[n], source_len)

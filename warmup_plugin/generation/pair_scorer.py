@@ -152,14 +152,29 @@ class PairScorer:
             for line in lines
         ]
 
-        todo = [n for n, line in enumerate(lines) if line.source and line.target]
+        codec = self._codec
+
+        todo = []
 
         sources, targets = TokenSeqsBuilder(), TokenSeqsBuilder()
 
-        for n in todo:
-            line = lines[n]
+        for n, line in enumerate(lines):
+            if not line.source or not line.target:
+                continue
 
-            source, target = self._codec.encode_pair(line.source, line.target or "")
+            encoded = codec.encode_source(line.source)
+
+            tokens = codec.encode_target(line.target)
+
+            if codec.is_empty_source(line.source, encoded):
+                continue
+
+            if codec.is_empty_target(line.target, tokens):
+                continue
+
+            todo.append(n)
+
+            source, target = encoded.source, [*encoded.prefix, *tokens]
 
             self._check_lengths(line, len(source), len(target))
 

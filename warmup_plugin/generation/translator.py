@@ -120,9 +120,9 @@ class Translator:
         translations = [Translation(line.source, [], has_warmup) for line in lines]
 
         # An empty line stays one.
-        todo = [n for n, line in enumerate(lines) if line.source]
-
-        sources, prefixes = encode_sources((lines[n].source for n in todo), self._codec)
+        todo, sources, prefixes = encode_sources(
+            (line.source for line in lines), self._codec
+        )
 
         forced = [self._encode_beginning(lines[n]) for n in todo]
 

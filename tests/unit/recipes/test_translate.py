@@ -92,6 +92,19 @@ class TestStreams:
 
         assert json.loads(second)["hypotheses"] == []
 
+    def test_line_that_shows_nothing_is_empty(
+        self, sft_run: Path, translate: Translate
+    ) -> None:
+        lines = ["ta", "\u200b", "\ufeff\u200b", "\u200e", "\u3000", "\x01", "ta"]
+
+        status, out, _ = translate(sft_run, stdin="\n".join(lines).encode())
+
+        assert status == 0
+
+        first, *blank, last, _ = out.decode().split("\n")
+
+        assert first == last != "" and blank == [""] * 5
+
     def test_files_may_hold_json_lines_or_columns(
         self, tmp_path: Path, sft_run: Path, translate: Translate
     ) -> None:

@@ -89,6 +89,12 @@ def _iter_plain(source_file: Path, target_file: Path) -> Iterator[tuple[str, str
 
 def _iter_tsv(file: Path, columns: tuple[int, int]) -> Iterator[tuple[str, str]]:
     for line_nr, line in enumerate(_iter_unstripped_lines(file), start=1):
+        # An empty pair, as in training.
+        if not line.strip():
+            yield "", ""
+
+            continue
+
         cells = line.split("\t")
 
         if len(cells) <= max(columns):
