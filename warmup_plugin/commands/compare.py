@@ -12,7 +12,7 @@ from typing import Final
 from warmup_plugin.data.text_files import add_place_arguments
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Evaluation
-from warmup_plugin.metrics.resampling import DEFAULT_SEED, check_num_samples
+from warmup_plugin.metrics.resampling import NUM_TRIALS, check_num_samples
 from warmup_plugin.metrics.tables import format_columns, format_number, format_score
 from warmup_plugin.metrics.wins import (
     Outcome,
@@ -35,8 +35,8 @@ from warmup_plugin.recipes.evaluate import (
 )
 
 DESCRIPTION: Final = (
-    "Tests whether systems differ from the first one, by paired bootstrap and by "
-    "approximate randomization, and shows where: sentences won and lost, by length, "
+    "Tests whether systems differ from the first one, by approximate randomization, and "
+    "shows where: sentences won and lost, by length, "
     "and examples."
 )
 
@@ -104,13 +104,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=int,
         default=1000,
         metavar="N",
-        help="number of resamples (default: %(default)s)",
+        help="number of resamples behind intervals (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--paired-bootstrap",
+        action="store_true",
+        help="also show the p-value of sacreBLEU's paired bootstrap, about half of a two-sided one",
     )
 
     parser.add_argument(
         "--num-randomization",
         type=int,
-        default=10_000,
+        default=NUM_TRIALS,
         metavar="N",
         help="number of trials of the approximate randomization (default: %(default)s)",
     )
@@ -154,6 +160,7 @@ def run(args: Namespace) -> int:
         systems,
         num_bootstrap=args.num_bootstrap,
         num_randomization=args.num_randomization,
+        paired_bootstrap=args.paired_bootstrap,
         metrics=metrics,
         options=options,
     )
@@ -168,15 +175,19 @@ def run(args: Namespace) -> int:
 
     compared = _compare_sentences(evaluation, lengths, args.num_examples)
 
-    print(_format_tests(evaluation))
+    print(_format_tests(evaluation, with_bootstrap=args.paired_bootstrap))
 
     print_notes(evaluation)
 
-    print(
-        f"p: of the difference from {baseline.name}; bs: paired bootstrap, "
-        f"{args.num_bootstrap} resamples; ar: approximate randomization, "
-        f"{args.num_randomization} trials"
+    tests = (
+        f"p: of the difference from {baseline.name}, two-sided, by approximate "
+        f"randomization, {args.num_randomization} trials"
     )
+
+    if args.paired_bootstrap:
+        tests += f"; bs: paired bootstrap, {args.num_bootstrap} resamples"
+
+    print(tests)
 
     for key, by_system in compared.items():
         name = evaluation.measurements[baseline.name][key].name
@@ -192,12 +203,9 @@ def run(args: Namespace) -> int:
         _print_examples(key, by_system, systems, evaluation)
 
     if args.json is not None:
-        report = make_report(systems, evaluation, args.num_bootstrap)
-
-        report["randomization"] = {
-            "num_trials": args.num_randomization,
-            "seed": DEFAULT_SEED,
-        }
+        report = make_report(
+            systems, evaluation, args.num_bootstrap, args.num_randomization
+        )
 
         report["sentences"] = {
             "length": f"{unit} of the {side}",
@@ -299,28 +307,37 @@ def _compare_sentences(
     return compared
 
 
-def _format_tests(evaluation: Evaluation) -> str:
-    rows = [["metric", "system", "score", "difference", "p (bs)", "p (ar)"]]
+def _format_tests(evaluation: Evaluation, *, with_bootstrap: bool) -> str:
+    rows = [["metric", "system", "score", "difference", "p"]]
+
+    if with_bootstrap:
+        rows[0].append("p (bs)")
+
+    baseline_name = next(iter(evaluation.scores))
 
     by_key = {(c.system, c.key): c for c in evaluation.comparisons}
 
     # One block a metric; all systems have the same ones.
     for row in zip(*evaluation.scores.values(), strict=True):
         for name, score in zip(evaluation.scores, row):
-            cells = [score.name, name, format_score(score), "-", "-", "-"]
+            cells = [score.name, name, format_score(score), "-", "-"]
+
+            baseline = evaluation.measurements[baseline_name].get(score.key)
+
+            if name != baseline_name and baseline and score.score is not None:
+                difference = score.score - baseline.score
+
+                cells[3] = format_number(score.key, difference, sign="+")
 
             comparison = by_key.get((name, score.key))
 
             if comparison is not None:
-                assert comparison.randomization_p_value is not None
+                cells[4] = f"{comparison.p_value:.4f}"
 
-                difference = comparison.score - comparison.baseline_score
+            if with_bootstrap:
+                p_value = comparison and comparison.bootstrap_p_value
 
-                cells[3:] = [
-                    format_number(score.key, difference, sign="+"),
-                    f"{comparison.p_value:.4f}",
-                    f"{comparison.randomization_p_value:.4f}",
-                ]
+                cells.append("-" if p_value is None else f"{p_value:.4f}")
 
             rows.append(cells)
 

@@ -10,6 +10,8 @@ from typing import Final
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
+
 WARMUP_CHOICES: Final = ("none", "empty", "single", "greedy_then_beam", "sample")
 
 RANKINGS: Final = ("log_prob", "marginal", "mbr")
@@ -102,8 +104,10 @@ class GenerationConfig(Validatable):
         if self.max_len_b < 1:
             result.add_error("`max_len_b` must be greater than or equal to 1.")
 
-        if not 0.0 < self.temperature < math.inf:
-            result.add_error("`temperature` must be greater than 0.")
+        if not MIN_TEMPERATURE <= self.temperature < math.inf:
+            result.add_error(
+                f"`temperature` must be greater than or equal to {MIN_TEMPERATURE}, with which nearly all draws are the likeliest token."
+            )
 
         if self.top_k is not None and self.top_k < 1:
             result.add_error("`top_k` must be greater than or equal to 1.")

@@ -39,14 +39,18 @@ from warmup_plugin.metrics.registry import (
     MetricOptions,
     check_metric_names,
 )
-from warmup_plugin.metrics.resampling import DEFAULT_SEED
+from warmup_plugin.metrics.resampling import (
+    DEFAULT_SEED,
+    NUM_TRIALS,
+    warn_of_few_sentences,
+)
 from warmup_plugin.metrics.tables import format_latex, format_table, to_json
 from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.run_dir import RunDir, collect_versions, write_text_atomically
 
 _DESCRIPTION: Final = (
     "Scores outputs by BLEU, chrF2++ and other metrics with 95% bootstrap intervals; of "
-    "several systems, each is tested against the first by paired bootstrap."
+    "several systems, each is tested against the first by approximate randomization."
 )
 
 
@@ -450,7 +454,10 @@ def _evaluate(
     print_notes(evaluation)
 
     if evaluation.comparisons:
-        print(f"p: paired bootstrap test against {systems[0].name}")
+        print(
+            f"p: two-sided, by approximate randomization ({NUM_TRIALS:,} trials), "
+            f"against {systems[0].name}"
+        )
 
     if args.latex:
         print(f"\n{format_latex(evaluation.scores, evaluation.comparisons)}\n")
@@ -473,7 +480,8 @@ def evaluate(
     systems: Sequence[System],
     *,
     num_bootstrap: int = 1000,
-    num_randomization: int = 0,
+    num_randomization: int = NUM_TRIALS,
+    paired_bootstrap: bool = False,
     metrics: Sequence[str] = DEFAULT_METRICS,
     options: MetricOptions | None = None,
 ) -> Evaluation:
@@ -532,6 +540,7 @@ def evaluate(
         options=replace(options or MetricOptions(), target_lang=baseline.target_lang),
         num_bootstrap=num_bootstrap,
         num_randomization=num_randomization,
+        paired_bootstrap=paired_bootstrap,
     )
 
 
@@ -835,8 +844,18 @@ def _read_translated_sources(details_file: Path) -> list[str] | None:
 
 
 def print_notes(evaluation: Evaluation) -> None:
-    """Prints what a table has no room for: signatures, reasons, invalid answers."""
+    """
+    Prints what a table has no room for: signatures, reasons, invalid answers, and that
+    there are few sentences.
+    """
     print()
+
+    first = next(iter(evaluation.scores.values()))
+
+    warning = warn_of_few_sentences(first[0].num_sentences)
+
+    if warning is not None and evaluation.is_resampled:
+        print(warning)
 
     for score in next(iter(evaluation.scores.values())):
         if score.reason is not None:
@@ -868,7 +887,10 @@ def _shorten(text: str, max_len: int = 40) -> str:
 
 
 def make_report(
-    systems: Sequence[System], evaluation: Evaluation, num_bootstrap: int
+    systems: Sequence[System],
+    evaluation: Evaluation,
+    num_bootstrap: int,
+    num_randomization: int = NUM_TRIALS,
 ) -> dict[str, object]:
     """Returns the scores of some systems and how they came about, as JSON."""
     names = {system.name for system in systems}
@@ -884,6 +906,7 @@ def make_report(
     report["target_lang"] = systems[0].target_lang
     report["num_sentences"] = len(systems[0].references)
     report["bootstrap"] = {"num_samples": num_bootstrap, "seed": DEFAULT_SEED}
+    report["randomization"] = {"num_trials": num_randomization, "seed": DEFAULT_SEED}
     report["versions"] = collect_versions()
 
     return report

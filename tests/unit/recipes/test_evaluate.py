@@ -71,7 +71,11 @@ class TestFileMode:
 
         assert main([*args, "--num-bootstrap", "100"]) == 0
 
-        assert f"p: paired bootstrap test against {half}" in capsys.readouterr().out
+        out = capsys.readouterr().out
+
+        assert "p: two-sided, by approximate randomization (10,000 trials), " in out
+        assert f"against {half}" in out
+        assert "Only 20 sentences" in out
 
         data = json.loads(out_file.read_text(encoding="utf-8"))
 
@@ -92,7 +96,33 @@ class TestFileMode:
         comparison = data["comparisons"][0]
 
         assert (comparison["system"], comparison["metric"]) == (right, "BLEU")
-        assert comparison["p_value"] == pytest.approx(1 / 101)
+        # Two-sided: half of the outputs differ, and all are better. One trial in 1,024
+        # swaps all or none of these.
+        assert comparison["p_value"] == pytest.approx(2 / 1024, abs=0.0015)
+        assert comparison["bootstrap_p_value"] is None
+
+    def test_one_sentence_has_no_p_and_no_interval(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        a = _write(tmp_path / "a", ["the cat sat on the mat"])
+        b = _write(tmp_path / "b", ["a cat sat on the mat"])
+        ref = _write(tmp_path / "ref", ["the cat sat on a mat"])
+
+        args = ["--hypotheses", a, b, "--references", ref, "--target-lang", "en"]
+
+        assert main([*args, "--latex", "--json", str(tmp_path / "x.json")]) == 0
+
+        out = capsys.readouterr().out
+
+        assert "One sentence has no interval and no p-value." in out
+
+        for mark in ("[", "$^{*", r"\pm", "p:", "p <"):
+            assert mark not in out
+
+        data = json.loads((tmp_path / "x.json").read_text())
+
+        assert data["comparisons"] == []
+        assert data["systems"][a][0]["ci_low"] is None
 
     @pytest.mark.parametrize("gz", [False, True])
     @pytest.mark.parametrize(
