@@ -23,6 +23,7 @@ from warmup_plugin.metrics.wins import (
 from warmup_plugin.recipes.evaluate import (
     System,
     add_metric_arguments,
+    add_truncate_argument,
     evaluate,
     make_report,
     print_notes,
@@ -96,6 +97,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SRC-TGT",
         help="one of the directions of runs that have several, such as `en-de`",
     )
+
+    add_truncate_argument(parser)
 
     add_metric_arguments(parser)
 
@@ -263,7 +266,13 @@ def _read_systems(args: Namespace) -> list[System]:
 
     by_path = {
         path: read_run(
-            path, args.split, checkpoint, args.data, args.target_lang, args.direction
+            path,
+            args.split,
+            checkpoint,
+            args.data,
+            args.target_lang,
+            args.direction,
+            truncate=args.truncate,
         )
         for path in run_dirs
     }

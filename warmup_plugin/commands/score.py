@@ -21,6 +21,7 @@ from warmup_plugin.recipes.generate import (
     load_run_config,
     run_recipe,
     set_places,
+    truncates,
 )
 from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
 from warmup_plugin.run_dir import RunDir
@@ -61,6 +62,12 @@ def create_parser() -> argparse.ArgumentParser:
     )
 
     add_place_arguments(parser, ["sources", "targets"])
+
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut a source or target that is longer than the model reads instead of refusing it",
+    )
 
     parser.add_argument(
         "-o",
@@ -186,6 +193,8 @@ def _run(args: argparse.Namespace) -> int:
 
     # The default output is the run's own.
     config["restart"] = args.output is None
+
+    config["truncate"] = truncates(args, run_config)
 
     num_warmups, max_warmup_len = _get_warmup_options(args, run_config)
 

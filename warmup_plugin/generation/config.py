@@ -179,6 +179,9 @@ class GenerationSection(Validatable):
     no_repeat_ngram_size: int | None = None
     """The size of the n-grams that no output holds twice; 0 for no limit."""
 
+    truncate: bool | None = None
+    """If ``True``, a text that is longer than the model reads is cut, and counted, by ``generate``, ``evaluate`` and ``score``, instead of refused, as ``--truncate`` does; encoder-decoders only."""
+
     rank_labels: bool | None = None
     """If ``True``, ``generate`` and ``evaluate`` do not search for an output but give the likeliest of ``validation.labels``: by log P(y|x), or with warmups by the mean of P(y|c,x) over warmups that are drawn. Validations search."""
 
@@ -187,7 +190,7 @@ class GenerationSection(Validatable):
         return {
             name: value
             for name, value in asdict(self).items()
-            if value is not None and name != "rank_labels"
+            if value is not None and name not in ("rank_labels", "truncate")
         }
 
     @override

@@ -30,6 +30,9 @@ class Translation:
 
     has_warmup: bool
 
+    was_cut: bool = False
+    """Whether the source was longer than the model reads, and was cut."""
+
     @property
     def output(self) -> str:
         """The best output on one line, whatever the model writes."""
@@ -49,6 +52,9 @@ class Translation:
             record[name] = self._best(name)
 
         record["hypotheses"] = self.hypotheses
+
+        if self.was_cut:
+            record["truncated"] = True
 
         return to_json_line(record)
 
@@ -126,7 +132,11 @@ class Translator:
 
         forced = [self._encode_beginning(lines[n]) for n in todo]
 
+        full_lens = sources.lens.tolist()
+
         sources = self._fit(sources, prefixes, forced, [lines[n] for n in todo])
+
+        was_cut = [a > b for a, b in zip(full_lens, sources.lens.tolist())]
 
         if on_batch is not None:
             on_batch(len(lines) - len(todo))
@@ -150,7 +160,10 @@ class Translator:
 
             for row, line, group in zip(rows, batch, groups):
                 translations[todo[row]] = Translation(
-                    line.source, [self._describe(h) for h in group], has_warmup
+                    line.source,
+                    [self._describe(h) for h in group],
+                    has_warmup,
+                    was_cut[row],
                 )
 
             if on_batch is not None:

@@ -149,6 +149,8 @@ def _create_parser() -> argparse.ArgumentParser:
 
     add_place_arguments(parser, ["hypotheses", "references", "sources"])
 
+    add_truncate_argument(parser)
+
     add_metric_arguments(parser)
 
     parser.add_argument(
@@ -168,6 +170,15 @@ def _create_parser() -> argparse.ArgumentParser:
     )
 
     return parser
+
+
+def add_truncate_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what is handed on to the translation of runs."""
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="where runs translate, cut a source that is longer than the model reads instead of refusing it; how many is said",
+    )
 
 
 def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
@@ -336,6 +347,7 @@ def _run(args: argparse.Namespace) -> None:
                     args.data,
                     args.target_lang,
                     direction,
+                    truncate=args.truncate,
                 )
                 for run_dir in args.run_dirs
             ]
@@ -647,6 +659,8 @@ def read_run(
     data_dir: Path | None,
     target_lang: str | None,
     direction: str | None = None,
+    *,
+    truncate: bool = False,
 ) -> System:
     """
     Reads what a run makes of a split, which is translated first where it is not yet.
@@ -661,7 +675,7 @@ def read_run(
     texts = read_run_texts(run_dir, split, data_dir, direction)
 
     hypotheses_file = _ensure_translations(
-        run_dir, texts.pairs, checkpoint, data_dir, texts.direction
+        run_dir, texts.pairs, checkpoint, data_dir, texts.direction, truncate
     )
 
     hypotheses = _read_outputs(hypotheses_file, texts.pairs)
@@ -728,6 +742,8 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
     outputs = []
 
+    num_cut = 0
+
     for idx, (hypothesis, line) in enumerate(zip(hypotheses, records)):
         try:
             record = json.loads(line)
@@ -753,6 +769,14 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
         outputs.append(output)
 
+        num_cut += bool(record.get("truncated"))
+
+    if num_cut > 0:
+        print(
+            f"{num_cut:,} of the {len(outputs):,} sources of {details_file} were cut, since the model reads no longer ones",
+            file=sys.stderr,
+        )
+
     return outputs
 
 
@@ -774,6 +798,7 @@ def _ensure_translations(
     checkpoint: str,
     data_dir: Path | None,
     direction: str | None,
+    truncate: bool,
 ) -> Path:
     split = pairs.split
 
@@ -792,6 +817,9 @@ def _ensure_translations(
 
         if data_dir is not None:
             args += ["--data", str(data_dir)]
+
+        if truncate:
+            args.append("--truncate")
 
         with quiet_log():
             status = generate.main(args)

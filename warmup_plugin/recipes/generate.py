@@ -66,6 +66,7 @@ from warmup_plugin.generation.adapters import (
 )
 from warmup_plugin.generation.label_ranker import LabelRanker
 from warmup_plugin.generation.translator import Translation, Translator
+from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
@@ -293,10 +294,7 @@ class TranslationGenerateRecipe(Recipe):
 
         check_vocabulary(model.num_logits, codec.layout.vocab_size)
 
-        if config.truncate and model.reads_prompts:
-            raise WarmupError(
-                "`truncate` cannot cut a prompt, which would lose its end; shorten the long lines instead."
-            )
+        refuse_to_cut_prompts(config.truncate, model)
 
         base_model.eval()
 
@@ -313,6 +311,7 @@ class TranslationGenerateRecipe(Recipe):
                 has_empty_warmup=generator.config.warmup == "empty",
                 seed=generator.config.seed,
                 max_num_tokens=config.max_num_tokens,
+                truncate=config.truncate,
             )
         else:
             translator = Translator(
@@ -349,7 +348,12 @@ class TranslationGenerateRecipe(Recipe):
             translations = translate(lines, on_batch)
 
             return [
-                Record(line.number, translation.output, translation.to_json())
+                Record(
+                    line.number,
+                    translation.output,
+                    translation.to_json(),
+                    translation.was_cut,
+                )
                 for line, translation in zip(lines, translations)
             ]
 
@@ -424,6 +428,16 @@ class TranslationGenerateRecipe(Recipe):
     @override
     def config_kls(self) -> type[object]:
         return GenerateConfig
+
+
+def refuse_to_cut_prompts(truncate: bool, model: ConditionalModel) -> None:
+    """
+    :raises WarmupError: If lines are to be cut that are prompts.
+    """
+    if truncate and model.reads_prompts:
+        raise WarmupError(
+            "`truncate` cannot cut a prompt, which would lose its end; shorten the long lines instead."
+        )
 
 
 def check_vocabulary(num_logits: int, vocab_size: int) -> None:
@@ -600,6 +614,13 @@ def create_lines_config(
         "common": {"assets": run_config["common"]["assets"]},
         "checkpoint_time": model_path.stat().st_mtime,
     }
+
+
+def truncates(args: argparse.Namespace, run_config: Mapping[str, Any]) -> bool:
+    """Tells whether lines that are too long are cut: if asked for, or as the run says."""
+    section = run_config.get("generation") or {}
+
+    return bool(args.truncate or section.get("truncate"))
 
 
 def find_labels(run_config: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
@@ -832,9 +853,8 @@ def _run(args: argparse.Namespace) -> int:
     output = args.output
 
     if output is None:
-        has_own = args.config or given or args.truncate
-
-        has_own = has_own or args.json_fields or args.columns
+        # To cut changes nothing but lines that could not be translated at all.
+        has_own = args.config or given or args.json_fields or args.columns
 
         if has_own or args.rank_labels is not None:
             raise WarmupError(
@@ -866,7 +886,7 @@ def _run(args: argparse.Namespace) -> int:
         json_output=str(jsonl_path(output)),
         # The default output is the run's own.
         restart=args.output is None,
-        truncate=args.truncate,
+        truncate=truncates(args, run_config),
     )
 
     for name in _GENERATOR_SECTIONS:
@@ -884,7 +904,7 @@ def _check_ranking(args: argparse.Namespace, labels: Sequence[str]) -> None:
     if not labels:
         return
 
-    for name in ("truncate", "target_prefix", "prefixes"):
+    for name in ("target_prefix", "prefixes"):
         if getattr(args, name, None):
             raise WarmupError(
                 f"`--{name.replace('_', '-')}` is of no use where labels are ranked; leave it out, or write outputs with `--no-rank-labels`."
@@ -952,7 +972,7 @@ def run_translate(args: argparse.Namespace) -> int:
         target_prefix=args.target_prefix,
         has_prefixes=args.prefixes,
         as_json=args.jsonl,
-        truncate=args.truncate,
+        truncate=truncates(args, run_config),
     )
 
     if output is not None:

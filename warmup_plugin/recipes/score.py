@@ -28,6 +28,7 @@ from warmup_plugin.recipes.generate import (
     describe_job,
     get_places,
     read_input,
+    refuse_to_cut_prompts,
     register_codec,
 )
 from warmup_plugin.recipes.lines import FileSink, LineTask, Record, StreamSink
@@ -55,6 +56,9 @@ class ScoreConfig(LinesConfig, Validatable):
 
     seed: int = 2
     """The seed of the draws. A line's draws depend on the seed and its number alone."""
+
+    truncate: bool = False
+    """If ``True``, sources and targets longer than the model reads are cut instead of refused."""
 
     @override
     def validate(self) -> ValidationResult:
@@ -98,6 +102,8 @@ class ScoreRecipe(Recipe):
 
         check_vocabulary(model.num_logits, codec.layout.vocab_size)
 
+        refuse_to_cut_prompts(config.truncate, model)
+
         base_model.eval()
 
         scorer = PairScorer(
@@ -109,13 +115,14 @@ class ScoreRecipe(Recipe):
             has_empty_warmup=config.has_empty_warmup,
             seed=config.seed,
             max_num_tokens=config.max_num_tokens,
+            truncate=config.truncate,
         )
 
         def process(
             lines: Sequence[Line], on_batch: Callable[[int], None]
         ) -> list[Record]:
             return [
-                Record(line.number, score.to_text(), score.to_json())
+                Record(line.number, score.to_text(), score.to_json(), score.was_cut)
                 for line, score in zip(lines, scorer(lines, on_batch))
             ]
 

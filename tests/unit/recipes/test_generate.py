@@ -438,7 +438,11 @@ class TestLongLines:
         assert not partial.exists()
 
     def test_call_cuts_when_asked_to(
-        self, tmp_path: Path, short_run: Path, text: Path
+        self,
+        tmp_path: Path,
+        short_run: Path,
+        text: Path,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
         output = tmp_path / "out.txt"
 
@@ -450,6 +454,14 @@ class TestLongLines:
 
         assert len(lines) == 6
         assert lines[2] != "" and lines[4] != ""
+
+        assert "2 of these lines were longer than" in capfd.readouterr().err
+
+        records = read_json_lines(jsonl_path(output))
+
+        assert [bool(r.get("truncated")) for r in records] == [
+            *(False, False, True, False, True)
+        ]
 
 
 def test_default_output_of_broken_job_is_begun_again(
@@ -681,7 +693,6 @@ class TestLabels:
             (["--rank-labels"], "With settings of your own"),
             (["--output", "x", "--beam-size", 3], "`--beam-size` is of no use"),
             (["--output", "x", "--warmup", "single"], "cannot rank labels"),
-            (["--output", "x", "--truncate"], "`--truncate` is of no use"),
         ],
     )
     def test_option_without_effect_is_refused(
