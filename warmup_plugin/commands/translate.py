@@ -17,7 +17,7 @@ from warmup_plugin.recipes.generate import (
 
 DESCRIPTION: Final = (
     "Translates standard input, or files, to standard output: one line for each line, in "
-    "the same order, an empty one for an empty one."
+    "the same order, an empty one for an empty one; with `--num-best N`, N lines for each."
 )
 
 

@@ -36,7 +36,13 @@ class Translation:
     @property
     def output(self) -> str:
         """The best output on one line, whatever the model writes."""
-        return " ".join(str(self._best("output") or "").splitlines())
+        return _flatten(self._best("output"))
+
+    def list_outputs(self, num: int) -> str:
+        """Returns as many outputs, one a line, empty ones where there are fewer."""
+        outputs = [_flatten(h["output"]) for h in self.hypotheses[:num]]
+
+        return "\n".join([*outputs, *[""] * (num - len(outputs))])
 
     def to_json(self) -> str:
         """Returns the best hypothesis and all of them as one line of JSON."""
@@ -60,6 +66,10 @@ class Translation:
 
     def _best(self, name: str) -> object:
         return self.hypotheses[0][name] if self.hypotheses else None
+
+
+def _flatten(output: object) -> str:
+    return " ".join(str(output or "").splitlines())
 
 
 def to_json_line(record: object) -> str:

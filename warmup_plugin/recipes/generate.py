@@ -53,7 +53,7 @@ from warmup_plugin.data.text_files import (
     add_place_arguments,
     read_place_arguments,
 )
-from warmup_plugin.data.text_pairs import read_split
+from warmup_plugin.data.text_pairs import TextPairs, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import (
     GenerationConfig,
@@ -166,6 +166,12 @@ class GenerateConfig(LinesConfig):
     truncate: bool = False
     """If ``True``, a source longer than the model reads is cut instead of refused."""
 
+    num_text_outputs: int = 1
+    """The number of lines of text for each source: its best outputs, empty lines where there are fewer."""
+
+    shows_prompt: bool = False
+    """If ``True``, standard error says when the next line is awaited."""
+
     skip_bad_lines: bool = False
     """If ``True``, a line that cannot be translated gets an empty output and a message, and the job goes on."""
 
@@ -198,15 +204,21 @@ def register_codec(
     container.register(TextCodec, create, singleton=True)
 
 
-def read_input(config: LinesConfig, *, with_target: bool) -> Iterator[Line]:
+def read_pairs(config: LinesConfig) -> TextPairs | None:
+    """Reads the split that a job is about; ``None`` if it is about no split."""
+    return None if config.split is None else read_split(config.dataset, config.split)
+
+
+def read_input(
+    config: LinesConfig, pairs: TextPairs | None, *, with_target: bool
+) -> Iterator[Line]:
     """
     Reads what a job is about.
 
+    :param pairs: As of :func:`read_pairs`.
     :param with_target: If ``True``, a split is read with its references.
     """
-    if config.split is not None:
-        pairs = read_split(config.dataset, config.split)
-
+    if pairs is not None:
         return iter_pairs(pairs, with_target=with_target)
 
     if config.input:
@@ -234,12 +246,17 @@ def set_places(config: dict[str, Any], places: TextPlaces) -> None:
     }
 
 
-def create_progress(config: LinesConfig, context: RecipeContext) -> LineProgress | None:
+def create_progress(
+    config: LinesConfig, context: RecipeContext, pairs: TextPairs | None
+) -> LineProgress | None:
     """Creates what shows how far a job is; nothing if lines are answered one by one."""
     if config.chunk_size == 1 or context.gangs.root.rank != 0:
         return None
 
-    total = count_lines(config.input) if config.input else None
+    if pairs is not None:
+        total: int | None = len(pairs)
+    else:
+        total = count_lines(config.input) if config.input else None
 
     return LineProgress(total)
 
@@ -350,21 +367,23 @@ class TranslationGenerateRecipe(Recipe):
             return [
                 Record(
                     line.number,
-                    translation.output,
+                    translation.list_outputs(config.num_text_outputs),
                     translation.to_json(),
                     translation.was_cut,
                 )
                 for line, translation in zip(lines, translations)
             ]
 
+        pairs = read_pairs(config)
+
         return LineTask(
-            self._read(config),
+            self._read(config, pairs),
             process,
             self._create_sink(config, generator),
             context.gangs,
             config.generator,
             chunk_size=config.chunk_size * context.gangs.dp.size,
-            progress=create_progress(config, context),
+            progress=create_progress(config, context, pairs),
         )
 
     @staticmethod
@@ -386,12 +405,15 @@ class TranslationGenerateRecipe(Recipe):
         )
 
     @staticmethod
-    def _read(config: GenerateConfig) -> Iterator[Line]:
+    def _read(config: GenerateConfig, pairs: TextPairs | None) -> Iterator[Line]:
         if config.input and config.has_prefixes:
             # A tab is not one of TSV.
             lines = iter_files(config.input, as_text=True)
         else:
-            lines = read_input(config, with_target=False)
+            lines = read_input(config, pairs, with_target=False)
+
+        if config.shows_prompt:
+            lines = _show_prompts(lines)
 
         for line in lines:
             if config.has_prefixes:
@@ -417,6 +439,7 @@ class TranslationGenerateRecipe(Recipe):
             target_prefix=config.target_prefix,
             has_prefixes=config.has_prefixes,
             labels=config.labels,
+            num_text_outputs=config.num_text_outputs,
             **dataclasses.asdict(generator.config),
         )
 
@@ -428,6 +451,20 @@ class TranslationGenerateRecipe(Recipe):
     @override
     def config_kls(self) -> type[object]:
         return GenerateConfig
+
+
+def _show_prompts(lines: Iterator[Line]) -> Iterator[Line]:
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+
+        line = next(lines, None)
+
+        if line is None:
+            print(file=sys.stderr)
+
+            return
+
+        yield line
 
 
 def refuse_to_cut_prompts(truncate: bool, model: ConditionalModel) -> None:
@@ -977,6 +1014,14 @@ def run_translate(args: argparse.Namespace) -> int:
 
     if output is not None:
         config["json_output" if args.jsonl else "output"] = str(output)
+
+    if not args.jsonl and not labels:
+        config["num_text_outputs"] = cast("int", options.get("num_best", 1))
+
+    if interactive and not args.files and sys.stdin.isatty():
+        print("loading the model; then type a line to translate", file=sys.stderr)
+
+        config["shows_prompt"] = True
 
     if interactive:
         # Whoever waits for an answer is not to lose all that would follow.

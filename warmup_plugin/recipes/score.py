@@ -17,6 +17,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from warmup_plugin.data.lines import Line, iter_parallel_files
+from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.pair_scorer import PairScorer
 from warmup_plugin.models.conditional import create_conditional_model
@@ -28,6 +29,7 @@ from warmup_plugin.recipes.generate import (
     describe_job,
     get_places,
     read_input,
+    read_pairs,
     refuse_to_cut_prompts,
     register_codec,
 )
@@ -147,24 +149,26 @@ class ScoreRecipe(Recipe):
             else:
                 sink = FileSink(output, None, settings, restart=config.restart)
 
+        pairs = read_pairs(config)
+
         return LineTask(
-            self._read(config),
+            self._read(config, pairs),
             process,
             sink,
             context.gangs,
             config.generator,
             chunk_size=config.chunk_size * context.gangs.dp.size,
-            progress=create_progress(config, context),
+            progress=create_progress(config, context, pairs),
         )
 
     @staticmethod
-    def _read(config: ScoreConfig) -> Iterator[Line]:
+    def _read(config: ScoreConfig, pairs: TextPairs | None) -> Iterator[Line]:
         if config.targets is not None:
             [source_file] = config.input
 
             return iter_parallel_files(source_file, config.targets, get_places(config))
 
-        return read_input(config, with_target=True)
+        return read_input(config, pairs, with_target=True)
 
     @property
     @override

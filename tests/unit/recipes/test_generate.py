@@ -21,6 +21,7 @@ from warmup_plugin.recipes.generate import (
     load_run_config,
     main,
 )
+from warmup_plugin.recipes.lines import LineProgress
 from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 
 
@@ -462,6 +463,26 @@ class TestLongLines:
         assert [bool(r.get("truncated")) for r in records] == [
             *(False, False, True, False, True)
         ]
+
+
+def test_total_of_split_is_known(
+    sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: list[int | None] = []
+
+    class Progress(LineProgress):
+        def __init__(self, total: int | None) -> None:
+            totals.append(total)
+
+            super().__init__(total)
+
+    monkeypatch.setattr("warmup_plugin.recipes.generate.LineProgress", Progress)
+
+    output = tmp_path / "out.txt"
+
+    assert run(sft_run, "--output", output) == 0
+
+    assert totals == [output.read_text().count("\n")]
 
 
 def test_default_output_of_broken_job_is_begun_again(

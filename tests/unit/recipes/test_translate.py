@@ -92,6 +92,43 @@ class TestStreams:
 
         assert json.loads(second)["hypotheses"] == []
 
+    def test_text_holds_n_best(self, sft_run: Path, translate: Translate) -> None:
+        args = ["--num-best", 2, "--beam-size", 3]
+
+        stdin = b"puke\n\nta\n"
+
+        text = translate(sft_run, *args, stdin=stdin)[1].decode().split("\n")
+
+        rows = translate(sft_run, *args, "--jsonl", stdin=stdin)[1].split(b"\n")[:-1]
+
+        expected = []
+
+        for row in rows:
+            outputs = [h["output"] for h in json.loads(row)["hypotheses"]]
+
+            expected += [*outputs, "", ""][:2]
+
+        assert text == [*expected, ""] and len(expected) == 6
+
+    def test_terminal_is_asked(
+        self,
+        sft_run: Path,
+        translate: Translate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        class Terminal(io.TextIOWrapper):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setattr(io, "TextIOWrapper", Terminal)
+
+        status, out, err = translate(sft_run, stdin=b"ta\nta\n")
+
+        assert status == 0 and out.count(b"\n") == 2
+
+        assert err.index("loading the model") < err.index("> ")
+        assert err.count("> ") == 3
+
     def test_line_that_shows_nothing_is_empty(
         self, sft_run: Path, translate: Translate
     ) -> None:
