@@ -23,6 +23,7 @@ from warmup_plugin.metrics.wins import (
 from warmup_plugin.recipes.evaluate import (
     System,
     add_metric_arguments,
+    add_names_argument,
     add_truncate_argument,
     evaluate,
     make_report,
@@ -32,6 +33,7 @@ from warmup_plugin.recipes.evaluate import (
     read_hypotheses,
     read_metric_arguments,
     read_run,
+    rename_systems,
     write_json,
 )
 
@@ -98,6 +100,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="one of the directions of runs that have several, such as `en-de`",
     )
 
+    add_names_argument(parser)
+
     add_truncate_argument(parser)
 
     add_metric_arguments(parser)
@@ -157,7 +161,7 @@ def run(args: Namespace) -> int:
 
     metrics, options = read_metric_arguments(args, run_dir)
 
-    systems = _read_systems(args)
+    systems = rename_systems(_read_systems(args), args.names)
 
     evaluation = evaluate(
         systems,

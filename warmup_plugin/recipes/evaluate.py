@@ -149,6 +149,8 @@ def _create_parser() -> argparse.ArgumentParser:
 
     add_place_arguments(parser, ["hypotheses", "references", "sources"])
 
+    add_names_argument(parser)
+
     add_truncate_argument(parser)
 
     add_metric_arguments(parser)
@@ -170,6 +172,35 @@ def _create_parser() -> argparse.ArgumentParser:
     )
 
     return parser
+
+
+def add_names_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what :func:`rename_systems` reads."""
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="what the systems are called in tables and JSON, in their order (default: their paths)",
+    )
+
+
+def rename_systems(
+    systems: Sequence[System], names: Sequence[str] | None
+) -> list[System]:
+    """
+    Gives systems the names of ``--names``, if there are any.
+
+    :raises WarmupError: If there are not as many.
+    """
+    if names is None:
+        return list(systems)
+
+    if len(names) != len(systems):
+        raise WarmupError(
+            f"`--names` has {len(names)} names for {len(systems)} systems; give one for each."
+        )
+
+    return [replace(system, name=name) for system, name in zip(systems, names)]
 
 
 def add_truncate_argument(parser: argparse.ArgumentParser) -> None:
@@ -365,7 +396,9 @@ def _run(args: argparse.Namespace) -> None:
         if len(systems) > 1:
             print(f"{direction}:\n")
 
-        reports[direction] = _evaluate(args, direction_systems, metrics, options)
+        named = rename_systems(direction_systems, args.names)
+
+        reports[direction] = _evaluate(args, named, metrics, options)
 
         if len(systems) > 1:
             print()

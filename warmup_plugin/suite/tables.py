@@ -278,9 +278,11 @@ def _make_notes(result: SuiteResult) -> Iterator[str]:
     )
 
     for task in result.tasks:
-        numbers = {info.num_sentences for info in task.metrics} - {None}
+        numbers = [info.num_sentences or 0 for info in task.metrics]
 
-        warning = warn_of_few_sentences(max(numbers)) if numbers else None
+        num_sentences = max(numbers, default=0)
+
+        warning = warn_of_few_sentences(num_sentences) if num_sentences > 0 else None
 
         if warning is not None:
             yield f"`{task.task.name}`: {warning}"

@@ -101,6 +101,23 @@ class TestFileMode:
         assert comparison["p_value"] == pytest.approx(2 / 1024, abs=0.0015)
         assert comparison["bootstrap_p_value"] is None
 
+    def test_systems_are_called_as_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        half, ref = _write(tmp_path / "h", _HALF), _write(tmp_path / "r", _REFERENCES)
+
+        args = ["--hypotheses", half, ref, "--references", ref, "--names"]
+
+        assert main([*args, "SFT", "warmup"]) == 0
+
+        out = capsys.readouterr().out
+
+        assert "against SFT" in out and half not in out
+
+        assert main([*args, "SFT"]) == 2
+
+        assert "1 names for 2 systems" in capsys.readouterr().err
+
     def test_one_sentence_has_no_p_and_no_interval(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
