@@ -413,7 +413,7 @@ def _format_scores(
 
     return (
         f"{table}\n\n"
-        "[...]: 95% bootstrap interval; p: paired bootstrap test against "
+        "[...]: 95% bootstrap interval; p: approximate randomization against "
         f"{_TITLES[_SFT]}; seconds: training on A→B, start included"
     )
 

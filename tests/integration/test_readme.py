@@ -95,7 +95,7 @@ class TestTour:
             assert process.returncode == 0, f"{command}\n{process.stdout}"
 
         # What the last one prints compares both runs.
-        assert "paired bootstrap" in process.stdout
+        assert "approximate randomization" in process.stdout
 
         for name in ("pivot_sft", "pivot_warmup"):
             run_dir = tmp_path / "runs" / name

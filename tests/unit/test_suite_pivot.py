@@ -261,7 +261,7 @@ class TestMakePlan:
 
         assert plan.compare["n20", 1, "sft"].preview()[:-4] == [
             *("compare", "out/n20/sft/seed_1", "out/n20/warmup/seed_1"),
-            *("out/n20/plain/seed_1.txt", "out/n20/cascade/seed_1.txt"),
+            *("out/n20/plain/seed_1.txt", "out/n20/cascade/seed_1.jsonl"),
             *("--split", "test", "--checkpoint", "last", "--direction", "en-de"),
         ]
 
@@ -317,13 +317,15 @@ class TestMakePlan:
         further = ["--beam-size", "2", "--checkpoint", "best", "--direction"]
 
         assert first.preview() == [
-            *("translate", "out/legs/legs/seed_1", f"{place}.sources.txt", *further),
-            *("en-fr", "--no-rich", "--output", f"{place}.en-fr.txt"),
+            *("translate", "out/legs/legs/seed_1", f"{place}.sources.jsonl"),
+            *(*further, "en-fr", "--jsonl", "--json-fields", "source", "--no-rich"),
+            *("--output", f"{place}.en-fr.jsonl"),
         ]
 
         assert second.preview() == [
-            *("translate", "out/legs/legs/seed_1", f"{place}.en-fr.txt", *further),
-            *("fr-de", "--no-rich", "--output", f"{place}.txt"),
+            *("translate", "out/legs/legs/seed_1", f"{place}.en-fr.jsonl"),
+            *(*further, "fr-de", "--jsonl", "--json-fields", "output", "--no-rich"),
+            *("--output", f"{place}.jsonl"),
         ]
 
         # Whose sources it translates.
@@ -383,6 +385,11 @@ def write_outputs(file: Path, system: str, seed: int) -> None:
 
     file.parent.mkdir(exist_ok=True)
 
+    if file.suffix == ".jsonl":
+        file.write_text("".join(f"{line}\n" for line in records))
+
+        return
+
     for path, lines in ((file, outputs), (Path(f"{file}.jsonl"), records)):
         path.write_text("".join(f"{line}\n" for line in lines))
 
@@ -425,7 +432,9 @@ class TestCollectResults:
         assert all(step.is_done() for step in plan.steps)
 
         # Of the outputs of the first direction.
-        sources = Path("out/n20/cascade/seed_1.sources.txt").read_text().splitlines()
+        lines = Path("out/n20/cascade/seed_1.sources.jsonl").read_text().splitlines()
+
+        sources = [json.loads(line)["source"] for line in lines]
 
         assert sources == [line.upper() for line in REFERENCES]
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.text_pairs import read_lines
+from warmup_plugin.data.text_files import add_place_arguments
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Evaluation
-from warmup_plugin.metrics.resampling import DEFAULT_SEED, check_num_samples
+from warmup_plugin.metrics.resampling import NUM_TRIALS, check_num_samples
 from warmup_plugin.metrics.tables import format_columns, format_number, format_score
 from warmup_plugin.metrics.wins import (
     Outcome,
@@ -23,18 +23,23 @@ from warmup_plugin.metrics.wins import (
 from warmup_plugin.recipes.evaluate import (
     System,
     add_metric_arguments,
+    add_names_argument,
+    add_truncate_argument,
     evaluate,
     make_report,
     print_notes,
+    read_file_arguments,
     read_files,
+    read_hypotheses,
     read_metric_arguments,
     read_run,
+    rename_systems,
     write_json,
 )
 
 DESCRIPTION: Final = (
-    "Tests whether systems differ from the first one, by paired bootstrap and by "
-    "approximate randomization, and shows where: sentences won and lost, by length, "
+    "Tests whether systems differ from the first one, by approximate randomization, and "
+    "shows where: sentences won and lost, by length, "
     "and examples."
 )
 
@@ -51,7 +56,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="SYSTEM",
-        help="run directories, or files of one output a line; the first one is the baseline",
+        help="run directories, or files of one output a line or of JSON lines; the first one is the baseline",
     )
 
     parser.add_argument(
@@ -67,6 +72,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="what was translated to the files, one a line (default: that of the run)",
     )
+
+    add_place_arguments(parser, ["hypotheses", "references", "sources"])
 
     parser.add_argument(
         "--split",
@@ -93,6 +100,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="one of the directions of runs that have several, such as `en-de`",
     )
 
+    add_names_argument(parser)
+
+    add_truncate_argument(parser)
+
     add_metric_arguments(parser)
 
     parser.add_argument(
@@ -100,13 +111,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=int,
         default=1000,
         metavar="N",
-        help="number of resamples (default: %(default)s)",
+        help="number of resamples behind intervals (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--paired-bootstrap",
+        action="store_true",
+        help="also show the p-value of sacreBLEU's paired bootstrap, about half of a two-sided one",
     )
 
     parser.add_argument(
         "--num-randomization",
         type=int,
-        default=10_000,
+        default=NUM_TRIALS,
         metavar="N",
         help="number of trials of the approximate randomization (default: %(default)s)",
     )
@@ -144,12 +161,13 @@ def run(args: Namespace) -> int:
 
     metrics, options = read_metric_arguments(args, run_dir)
 
-    systems = _read_systems(args)
+    systems = rename_systems(_read_systems(args), args.names)
 
     evaluation = evaluate(
         systems,
         num_bootstrap=args.num_bootstrap,
         num_randomization=args.num_randomization,
+        paired_bootstrap=args.paired_bootstrap,
         metrics=metrics,
         options=options,
     )
@@ -164,15 +182,19 @@ def run(args: Namespace) -> int:
 
     compared = _compare_sentences(evaluation, lengths, args.num_examples)
 
-    print(_format_tests(evaluation))
+    print(_format_tests(evaluation, with_bootstrap=args.paired_bootstrap))
 
     print_notes(evaluation)
 
-    print(
-        f"p: of the difference from {baseline.name}; bs: paired bootstrap, "
-        f"{args.num_bootstrap} resamples; ar: approximate randomization, "
-        f"{args.num_randomization} trials"
+    tests = (
+        f"p: of the difference from {baseline.name}, two-sided, by approximate "
+        f"randomization, {args.num_randomization} trials"
     )
+
+    if args.paired_bootstrap:
+        tests += f"; bs: paired bootstrap, {args.num_bootstrap} resamples"
+
+    print(tests)
 
     for key, by_system in compared.items():
         name = evaluation.measurements[baseline.name][key].name
@@ -188,12 +210,9 @@ def run(args: Namespace) -> int:
         _print_examples(key, by_system, systems, evaluation)
 
     if args.json is not None:
-        report = make_report(systems, evaluation, args.num_bootstrap)
-
-        report["randomization"] = {
-            "num_trials": args.num_randomization,
-            "seed": DEFAULT_SEED,
-        }
+        report = make_report(
+            systems, evaluation, args.num_bootstrap, args.num_randomization
+        )
 
         report["sentences"] = {
             "length": f"{unit} of the {side}",
@@ -227,6 +246,8 @@ def _read_systems(args: Namespace) -> list[System]:
             "`--sources` belongs to `--references FILE`; add it, or leave both out."
         )
 
+    places = read_file_arguments(args, files)
+
     if not run_dirs:
         for name in ("split", "checkpoint", "data", "direction"):
             if getattr(args, name) is not None:
@@ -241,13 +262,21 @@ def _read_systems(args: Namespace) -> list[System]:
                 "add it, or correct the path of the run."
             )
 
-        return read_files(files, args.references, args.sources, args.target_lang)
+        return read_files(
+            files, args.references, args.sources, args.target_lang, places
+        )
 
     checkpoint = args.checkpoint or "best"
 
     by_path = {
         path: read_run(
-            path, args.split, checkpoint, args.data, args.target_lang, args.direction
+            path,
+            args.split,
+            checkpoint,
+            args.data,
+            args.target_lang,
+            args.direction,
+            truncate=args.truncate,
         )
         for path in run_dirs
     }
@@ -257,7 +286,10 @@ def _read_systems(args: Namespace) -> list[System]:
 
     for file in files:
         by_path[file] = replace(
-            like, name=str(file), hypotheses_file=file, hypotheses=read_lines(file)
+            like,
+            name=str(file),
+            hypotheses_file=file,
+            hypotheses=read_hypotheses(file, places),
         )
 
     # As often as they are given, which `evaluate()` checks.
@@ -288,28 +320,37 @@ def _compare_sentences(
     return compared
 
 
-def _format_tests(evaluation: Evaluation) -> str:
-    rows = [["metric", "system", "score", "difference", "p (bs)", "p (ar)"]]
+def _format_tests(evaluation: Evaluation, *, with_bootstrap: bool) -> str:
+    rows = [["metric", "system", "score", "difference", "p"]]
+
+    if with_bootstrap:
+        rows[0].append("p (bs)")
+
+    baseline_name = next(iter(evaluation.scores))
 
     by_key = {(c.system, c.key): c for c in evaluation.comparisons}
 
     # One block a metric; all systems have the same ones.
     for row in zip(*evaluation.scores.values(), strict=True):
         for name, score in zip(evaluation.scores, row):
-            cells = [score.name, name, format_score(score), "-", "-", "-"]
+            cells = [score.name, name, format_score(score), "-", "-"]
+
+            baseline = evaluation.measurements[baseline_name].get(score.key)
+
+            if name != baseline_name and baseline and score.score is not None:
+                difference = score.score - baseline.score
+
+                cells[3] = format_number(score.key, difference, sign="+")
 
             comparison = by_key.get((name, score.key))
 
             if comparison is not None:
-                assert comparison.randomization_p_value is not None
+                cells[4] = f"{comparison.p_value:.4f}"
 
-                difference = comparison.score - comparison.baseline_score
+            if with_bootstrap:
+                p_value = comparison and comparison.bootstrap_p_value
 
-                cells[3:] = [
-                    format_number(score.key, difference, sign="+"),
-                    f"{comparison.p_value:.4f}",
-                    f"{comparison.randomization_p_value:.4f}",
-                ]
+                cells.append("-" if p_value is None else f"{p_value:.4f}")
 
             rows.append(cells)
 

@@ -12,6 +12,7 @@ from typing import Final
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.evaluate import (
     add_metric_arguments,
+    add_truncate_argument,
     evaluate,
     read_metric_arguments,
 )
@@ -78,6 +79,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="one of the directions of runs that have several, such as `en-de`",
     )
 
+    add_truncate_argument(parser)
+
     add_metric_arguments(parser)
 
     parser.add_argument(
@@ -128,6 +131,7 @@ def run(args: Namespace) -> int:
         direction=args.direction,
         translate=not args.curves_only,
         score=not args.no_score,
+        truncate=args.truncate,
     )
 
     runs = collect_runs(args.run_dirs, collect_options)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from warmup_plugin.console import claimed_stdout, quiet_log
 from warmup_plugin.data.directions import choose_direction, name_output
+from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import get_rank
 from warmup_plugin.recipes.generate import (
@@ -19,6 +20,8 @@ from warmup_plugin.recipes.generate import (
     create_lines_config,
     load_run_config,
     run_recipe,
+    set_places,
+    truncates,
 )
 from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
 from warmup_plugin.run_dir import RunDir
@@ -56,6 +59,14 @@ def create_parser() -> argparse.ArgumentParser:
 
     parser.add_argument(
         "--target", type=Path, metavar="FILE", help="the file of their targets"
+    )
+
+    add_place_arguments(parser, ["sources", "targets"])
+
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut a source or target that is longer than the model reads instead of refusing it",
     )
 
     parser.add_argument(
@@ -132,6 +143,13 @@ def _run(args: argparse.Namespace) -> int:
 
     config = create_lines_config(run_dir, args.checkpoint, run_config)
 
+    by_side = {
+        "sources": [] if args.source is None else [args.source],
+        "targets": [] if args.target is None else [args.target],
+    }
+
+    set_places(config, read_place_arguments(args, by_side))
+
     output = args.output
 
     files = []
@@ -175,6 +193,8 @@ def _run(args: argparse.Namespace) -> int:
 
     # The default output is the run's own.
     config["restart"] = args.output is None
+
+    config["truncate"] = truncates(args, run_config)
 
     num_warmups, max_warmup_len = _get_warmup_options(args, run_config)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from warmup_plugin.data.text_files import add_place_arguments
 from warmup_plugin.recipes.generate import (
     add_generation_arguments,
     add_run_arguments,
@@ -16,7 +17,7 @@ from warmup_plugin.recipes.generate import (
 
 DESCRIPTION: Final = (
     "Translates standard input, or files, to standard output: one line for each line, in "
-    "the same order, an empty one for an empty one."
+    "the same order, an empty one for an empty one; with `--num-best N`, N lines for each."
 )
 
 
@@ -33,8 +34,10 @@ def create_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="*",
         metavar="FILE",
-        help="text files, gzipped if they end in `.gz` (default: standard input)",
+        help="text files, or sources in `.jsonl` or `.tsv`, gzipped if they end in `.gz` (default: standard input)",
     )
+
+    add_place_arguments(parser, ["sources"])
 
     parser.add_argument(
         "-o",

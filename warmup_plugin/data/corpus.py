@@ -29,7 +29,7 @@ class CorpusReport:
     """The number of pairs read."""
 
     num_empty: int
-    """The number of pairs with at least one empty side."""
+    """The number of pairs with a side without text, or without tokens."""
 
     num_too_long: int
     """The number of other pairs with a side over its limit."""
@@ -198,21 +198,33 @@ class TokenSeqsBuilder:
 
 def encode_sources(
     texts: Iterable[str], codec: TextCodec
-) -> tuple[TokenSeqs, TokenSeqs]:
+) -> tuple[list[int], TokenSeqs, TokenSeqs]:
     """
-    Encodes sources as they are: none is cut and none is left out.
+    Encodes sources as they are: none is cut, and only empty ones are left out.
 
-    :returns: The sources, and the prefixes of what is written for them.
+    :returns: The places of those that are not empty, these sources, and the prefixes of
+        what is written for them.
     """
     sources, prefixes = TokenSeqsBuilder(), TokenSeqsBuilder()
 
-    for text in texts:
+    places = []
+
+    for n, text in enumerate(texts):
+        # A prompt would be some text even so.
+        if not text:
+            continue
+
         encoded = codec.encode_source(text)
+
+        if codec.is_empty_source(text, encoded):
+            continue
+
+        places.append(n)
 
         sources.append(encoded.source)
         prefixes.append(encoded.prefix)
 
-    return sources.build(), prefixes.build()
+    return places, sources.build(), prefixes.build()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,15 +309,30 @@ def tokenize_pairs(
 
     indices = array("q")
 
-    num_too_long = 0
+    num_empty = num_too_long = 0
 
     longest_source_len = longest_target_len = 0
 
     for idx in range(num_pairs):
         if empty_mask[idx]:
+            num_empty += 1
+
             continue
 
-        source, target = codec.encode_pair(pairs.source(idx), pairs.target(idx))
+        source_text, target_text = pairs.source(idx), pairs.target(idx)
+
+        encoded = codec.encode_source(source_text)
+
+        target_tokens = codec.encode_target(target_text)
+
+        if codec.is_empty_source(source_text, encoded) or codec.is_empty_target(
+            target_text, target_tokens
+        ):
+            num_empty += 1
+
+            continue
+
+        source, target = encoded.source, [*encoded.prefix, *target_tokens]
 
         longest_source_len = max(longest_source_len, len(source))
         longest_target_len = max(longest_target_len, len(target))
@@ -323,7 +350,7 @@ def tokenize_pairs(
     report = CorpusReport(
         split=pairs.split,
         num_pairs=num_pairs,
-        num_empty=int(empty_mask.sum()),
+        num_empty=num_empty,
         num_too_long=num_too_long,
         num_kept=len(indices),
         max_source_len=max_source_len,

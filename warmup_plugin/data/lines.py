@@ -13,7 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, final
 
-from warmup_plugin.data.text_pairs import TextPairs, decode_lines, iter_lines
+from warmup_plugin.data.text_files import TextPlaces, iter_plain, iter_texts
+from warmup_plugin.data.text_pairs import TextPairs, decode_lines
 from warmup_plugin.errors import WarmupError
 
 
@@ -57,16 +58,23 @@ def iter_stream(stream: BinaryIO, name: str = "standard input") -> Iterator[Line
         yield Line(number, text.strip(), origin=name)
 
 
-def iter_files(files: Sequence[Path]) -> Iterator[Line]:
+def iter_files(
+    files: Sequence[Path], places: TextPlaces = TextPlaces(), *, as_text: bool = False
+) -> Iterator[Line]:
     """
-    Reads lines of files, one file after the other, gzipped if they end in ``.gz``.
+    Reads sources of files, one file after the other, gzipped if they end in ``.gz``.
+
+    :param places: Where they are in JSON lines and TSV.
+    :param as_text: If ``True``, lines are read whole, whatever a file is called.
 
     :raises WarmupError: If a file cannot be read or a line is not UTF-8.
     """
     number = 0
 
     for file in files:
-        for text in iter_lines(file):
+        texts = iter_plain(file) if as_text else iter_texts(file, "sources", places)
+
+        for text in texts:
             # With several files the number is that of all lines together.
             origin = f"`{file}`" if len(files) == 1 else "the files together"
 
@@ -87,15 +95,23 @@ def iter_pairs(pairs: TextPairs, *, with_target: bool = False) -> Iterator[Line]
         )
 
 
-def iter_parallel_files(source_file: Path, target_file: Path) -> Iterator[Line]:
+def iter_parallel_files(
+    source_file: Path, target_file: Path, places: TextPlaces = TextPlaces()
+) -> Iterator[Line]:
     """
     Reads a file of sources and one of their targets.
+
+    :param places: Where they are in JSON lines and TSV.
 
     :raises WarmupError: If one has fewer lines than the other, behind its end.
     """
     end = object()
 
-    lines = zip_longest(iter_lines(source_file), iter_lines(target_file), fillvalue=end)
+    lines = zip_longest(
+        iter_texts(source_file, "sources", places),
+        iter_texts(target_file, "targets", places),
+        fillvalue=end,
+    )
 
     for number, (source, target) in enumerate(lines):
         if isinstance(source, str) and isinstance(target, str):

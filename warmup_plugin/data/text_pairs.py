@@ -195,11 +195,11 @@ def read_lines(path: Path) -> list[str]:
 
 def iter_lines(path: Path) -> Iterator[str]:
     """Reads a file like :func:`read_lines` without holding it in memory."""
-    for line in _iter_raw_lines(path):
+    for line in iter_raw_lines(path):
         yield line.strip()
 
 
-def _iter_raw_lines(path: Path) -> Iterator[str]:
+def iter_raw_lines(path: Path) -> Iterator[str]:
     """
     Decodes the lines of a file.
 
@@ -476,7 +476,7 @@ def _read_plain(pairs: TextPairs, source_file: Path, target_file: Path) -> None:
 def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
     num_columns = max(config.source_column, config.target_column) + 1
 
-    for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
+    for line_nr, line in enumerate(iter_raw_lines(file), start=1):
         if not line.strip():
             _append_empty_pair(pairs)
 
@@ -499,7 +499,7 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
 
 
 def _read_questions(pairs: TextPairs, file: Path) -> None:
-    for value, where in _iter_json_objects(file):
+    for value, where in iter_json_objects(file):
         if value is None:
             _append_empty_pair(pairs)
 
@@ -542,7 +542,7 @@ def iter_json_texts(
     :returns: The texts of the fields, stripped of surrounding whitespace; ``None`` for
         an empty line.
     """
-    for value, where in _iter_json_objects(file):
+    for value, where in iter_json_objects(file):
         if value is None:
             yield None
 
@@ -559,9 +559,9 @@ def iter_json_texts(
         yield texts
 
 
-def _iter_json_objects(file: Path) -> Iterator[tuple[dict[str, object] | None, str]]:
+def iter_json_objects(file: Path) -> Iterator[tuple[dict[str, object] | None, str]]:
     """Reads JSON lines; ``None`` for an empty one, and where it stands, for messages."""
-    for line_nr, line in enumerate(_iter_raw_lines(file), start=1):
+    for line_nr, line in enumerate(iter_raw_lines(file), start=1):
         where = f"Line {line_nr} of `{file}`"
 
         if not line.strip():

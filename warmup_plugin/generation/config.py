@@ -10,6 +10,8 @@ from typing import Final
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
+
 WARMUP_CHOICES: Final = ("none", "empty", "single", "greedy_then_beam", "sample")
 
 RANKINGS: Final = ("log_prob", "marginal", "mbr")
@@ -105,8 +107,10 @@ class GenerationConfig(Validatable):
         if self.max_len_b < 1:
             result.add_error("`max_len_b` must be greater than or equal to 1.")
 
-        if not 0.0 < self.temperature < math.inf:
-            result.add_error("`temperature` must be greater than 0.")
+        if not MIN_TEMPERATURE <= self.temperature < math.inf:
+            result.add_error(
+                f"`temperature` must be greater than or equal to {MIN_TEMPERATURE}, with which nearly all draws are the likeliest token."
+            )
 
         if self.top_k is not None and self.top_k < 1:
             result.add_error("`top_k` must be greater than or equal to 1.")
@@ -181,6 +185,9 @@ class GenerationSection(Validatable):
     no_repeat_ngram_size: int | None = None
     """The size of the n-grams that no output holds twice; 0 for no limit."""
 
+    truncate: bool | None = None
+    """If ``True``, a text that is longer than the model reads is cut, and counted, by ``generate``, ``evaluate`` and ``score``, instead of refused, as ``--truncate`` does; encoder-decoders only."""
+
     rank_labels: bool | None = None
     """If ``True``, ``generate`` and ``evaluate`` do not search for an output but give the likeliest of ``validation.labels``: by log P(y|x), or with warmups by the mean of P(y|c,x) over warmups that are drawn. Validations search."""
 
@@ -189,7 +196,7 @@ class GenerationSection(Validatable):
         return {
             name: value
             for name, value in asdict(self).items()
-            if value is not None and name != "rank_labels"
+            if value is not None and name not in ("rank_labels", "truncate")
         }
 
     @override

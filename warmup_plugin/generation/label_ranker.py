@@ -47,6 +47,7 @@ class LabelRanker:
         has_empty_warmup: bool,
         seed: int,
         max_num_tokens: int,
+        truncate: bool = False,
     ) -> None:
         """
         :param model: In evaluation mode.
@@ -57,6 +58,8 @@ class LabelRanker:
         :param seed: Of the draws, which depend on it and on the number of the line.
         :param max_num_tokens: The size of a batch: rows times the longer side; each
             label of each warmup is a row.
+        :param truncate: If ``True``, a source longer than the model reads is cut;
+            encoder-decoders only.
 
         :raises WarmupError: If there are not at least two labels, or two that differ by
             nothing that the tokenizer sees.
@@ -74,6 +77,7 @@ class LabelRanker:
         self._max_warmup_len = max_warmup_len
         self._has_separator = has_empty_warmup or num_warmups > 0
         self._seed = seed
+        self._truncate = truncate
 
         # y and EOS
         self._label_tokens = [codec.encode_target(label) for label in labels]
@@ -106,9 +110,16 @@ class LabelRanker:
         answers = [Translation(line.source, [], has_warmup) for line in lines]
 
         # An empty line stays one.
-        todo = [n for n, line in enumerate(lines) if line.source]
+        todo, sources, prefixes = encode_sources(
+            (line.source for line in lines), self._codec
+        )
 
-        sources, prefixes = encode_sources((lines[n].source for n in todo), self._codec)
+        full_lens = sources.lens.tolist()
+
+        if self._truncate:
+            sources = sources.truncate(self._model.max_source_len)
+
+        was_cut = [a > b for a, b in zip(full_lens, sources.lens.tolist())]
 
         for n, source_len in zip(todo, sources.lens.tolist()):
             self._check_len(lines[n], source_len)
@@ -131,7 +142,7 @@ class LabelRanker:
                 line = lines[todo[row]]
 
                 answers[todo[row]] = Translation(
-                    line.source, line_hypotheses, has_warmup
+                    line.source, line_hypotheses, has_warmup, was_cut[row]
                 )
 
             if on_batch is not None:

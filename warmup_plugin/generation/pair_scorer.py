@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeAlias, final
 
 import numpy as np
@@ -68,6 +68,9 @@ class PairScore:
     warmups: list[ScoredWarmup]
     """The distinct warmups, most weight first."""
 
+    was_cut: bool = False
+    """Whether a side was longer than the model reads, and was cut."""
+
     @property
     def gain(self) -> float | None:
         """What the warmups add to log P(y|x)."""
@@ -86,8 +89,11 @@ class PairScore:
         return "\t".join("" if v is None else f"{v:.6f}" for v in values)
 
     def to_json(self) -> str:
+        was_cut = {"truncated": True} if self.was_cut else {}
+
         return to_json_line(
             {
+                **was_cut,
                 "source": self.source,
                 "target": self.target,
                 "num_target_tokens": self.num_target_tokens,
@@ -98,6 +104,14 @@ class PairScore:
                 "warmups": [asdict(warmup) for warmup in self.warmups],
             }
         )
+
+
+def _cut(tokens: list[int], max_len: int) -> list[int]:
+    """Cuts all but the last token, which is EOS."""
+    if len(tokens) <= max_len or max_len < 2:
+        return tokens
+
+    return [*tokens[: max_len - 1], tokens[-1]]
 
 
 # Marginal, effective sample size and warmups.
@@ -119,6 +133,7 @@ class PairScorer:
         has_empty_warmup: bool,
         seed: int,
         max_num_tokens: int,
+        truncate: bool = False,
     ) -> None:
         """
         :param model: In evaluation mode.
@@ -128,7 +143,10 @@ class PairScorer:
         :param seed: Of the draws, which depend on it and on the number of the line.
         :param max_num_tokens: The size of a batch: rows times the longer side of the
             longest pair; each warmup is a row.
+        :param truncate: If ``True``, sources and targets longer than the model reads are
+            cut; encoder-decoders only.
         """
+        self._truncate = truncate
         self._model = model
         self._codec = codec
         self._device = device
@@ -152,14 +170,39 @@ class PairScorer:
             for line in lines
         ]
 
-        todo = [n for n, line in enumerate(lines) if line.source and line.target]
+        model, codec = self._model, self._codec
+
+        todo = []
 
         sources, targets = TokenSeqsBuilder(), TokenSeqsBuilder()
 
-        for n in todo:
-            line = lines[n]
+        for n, line in enumerate(lines):
+            if not line.source or not line.target:
+                continue
 
-            source, target = self._codec.encode_pair(line.source, line.target or "")
+            encoded = codec.encode_source(line.source)
+
+            tokens = codec.encode_target(line.target)
+
+            if codec.is_empty_source(line.source, encoded):
+                continue
+
+            if codec.is_empty_target(line.target, tokens):
+                continue
+
+            todo.append(n)
+
+            source, target = encoded.source, [*encoded.prefix, *tokens]
+
+            if self._truncate:
+                full_len = len(source) + len(target)
+
+                source = _cut(source, model.max_source_len)
+
+                target = _cut(target, self._get_max_target_len(len(source)) + 1)
+
+                if len(source) + len(target) < full_len:
+                    scores[n] = replace(scores[n], was_cut=True)
 
             self._check_lengths(line, len(source), len(target))
 
@@ -186,7 +229,9 @@ class PairScorer:
             )
 
             for row, score in zip(rows, batch_scores):
-                scores[todo[row]] = score
+                was_cut = scores[todo[row]].was_cut
+
+                scores[todo[row]] = replace(score, was_cut=was_cut)
 
             if on_batch is not None:
                 on_batch(len(batch))
@@ -202,19 +247,25 @@ class PairScorer:
                 f"has a source of {source_len} tokens, but the model reads at most {max_len}; split it into sentences.",
             )
 
-        max_len = self._model.get_max_target_len(source_len)
-
-        # The separator is one more, the last token is never read.
-        if self._num_warmups > 0:
-            max_len -= self._max_warmup_len + 1
-        elif self._has_empty_warmup:
-            max_len -= 1
+        max_len = self._get_max_target_len(source_len)
 
         if target_len - 1 > max_len:
             raise LineError(
                 line,
                 f"has a target of {target_len} tokens, but beside its warmup the model reads at most {max_len + 1}; split it into sentences.",
             )
+
+    def _get_max_target_len(self, source_len: int) -> int:
+        """Returns the most tokens of a target but for the last, which is never read."""
+        max_len = self._model.get_max_target_len(source_len)
+
+        # The separator is one more.
+        if self._num_warmups > 0:
+            max_len -= self._max_warmup_len + 1
+        elif self._has_empty_warmup:
+            max_len -= 1
+
+        return max_len
 
     def _score(
         self,

@@ -30,10 +30,19 @@ class Translation:
 
     has_warmup: bool
 
+    was_cut: bool = False
+    """Whether the source was longer than the model reads, and was cut."""
+
     @property
     def output(self) -> str:
         """The best output on one line, whatever the model writes."""
-        return " ".join(str(self._best("output") or "").splitlines())
+        return _flatten(self._best("output"))
+
+    def list_outputs(self, num: int) -> str:
+        """Returns as many outputs, one a line, empty ones where there are fewer."""
+        outputs = [_flatten(h["output"]) for h in self.hypotheses[:num]]
+
+        return "\n".join([*outputs, *[""] * (num - len(outputs))])
 
     def to_json(self) -> str:
         """Returns the best hypothesis and all of them as one line of JSON."""
@@ -50,10 +59,17 @@ class Translation:
 
         record["hypotheses"] = self.hypotheses
 
+        if self.was_cut:
+            record["truncated"] = True
+
         return to_json_line(record)
 
     def _best(self, name: str) -> object:
         return self.hypotheses[0][name] if self.hypotheses else None
+
+
+def _flatten(output: object) -> str:
+    return " ".join(str(output or "").splitlines())
 
 
 def to_json_line(record: object) -> str:
@@ -120,13 +136,17 @@ class Translator:
         translations = [Translation(line.source, [], has_warmup) for line in lines]
 
         # An empty line stays one.
-        todo = [n for n, line in enumerate(lines) if line.source]
-
-        sources, prefixes = encode_sources((lines[n].source for n in todo), self._codec)
+        todo, sources, prefixes = encode_sources(
+            (line.source for line in lines), self._codec
+        )
 
         forced = [self._encode_beginning(lines[n]) for n in todo]
 
+        full_lens = sources.lens.tolist()
+
         sources = self._fit(sources, prefixes, forced, [lines[n] for n in todo])
+
+        was_cut = [a > b for a, b in zip(full_lens, sources.lens.tolist())]
 
         if on_batch is not None:
             on_batch(len(lines) - len(todo))
@@ -150,7 +170,10 @@ class Translator:
 
             for row, line, group in zip(rows, batch, groups):
                 translations[todo[row]] = Translation(
-                    line.source, [self._describe(h) for h in group], has_warmup
+                    line.source,
+                    [self._describe(h) for h in group],
+                    has_warmup,
+                    was_cut[row],
                 )
 
             if on_batch is not None:

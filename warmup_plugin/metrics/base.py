@@ -76,12 +76,12 @@ class Comparison:
     baseline_score: float
 
     p_value: float
-    """Of the paired bootstrap."""
+    """Of the approximate randomization, which is two-sided."""
 
     signature: str
 
-    randomization_p_value: float | None = None
-    """Of the approximate randomization, if it was asked for."""
+    bootstrap_p_value: float | None = None
+    """Of sacreBLEU's paired bootstrap, if it was asked for."""
 
     key: str = ""
     """The metric's name in files and settings."""
@@ -100,6 +100,9 @@ class Evaluation:
 
     measurements: Mapping[str, Mapping[str, Measurement]] = field(default_factory=dict)
     """By the name of the system and the key of the score; none without a score."""
+
+    is_resampled: bool = True
+    """Whether intervals and tests were asked for."""
 
 
 @final

@@ -23,6 +23,28 @@ from warmup_plugin.metrics.base import FloatArray, Measurement
 DEFAULT_SEED: Final = 12345
 """The seed of all resampling; sacreBLEU's own default."""
 
+NUM_TRIALS: Final = 10_000
+"""The number of trials of the approximate randomization, in every command."""
+
+MIN_SENTENCES: Final = 100
+"""From so many sentences on, intervals and p-values are shown without a warning."""
+
+
+def warn_of_few_sentences(num_sentences: int) -> str | None:
+    """Returns what is to be said of resampling so many sentences; ``None`` if they are
+    enough."""
+    if num_sentences == 1:
+        return "One sentence has no interval and no p-value."
+
+    if num_sentences < MIN_SENTENCES:
+        return (
+            f"Only {num_sentences} sentences: intervals are too narrow and p-values "
+            f"uncertain with fewer than {MIN_SENTENCES}."
+        )
+
+    return None
+
+
 # The most numbers that one block of resamples holds at a time, 32 MB.
 _BLOCK_SIZE: Final = 4_000_000
 

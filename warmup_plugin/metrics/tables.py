@@ -139,7 +139,7 @@ def format_latex(
 
     if p_values:
         lines.append(
-            "% *: p < 0.05, **: p < 0.01, paired bootstrap test against the first"
+            "% *: p < 0.05, **: p < 0.01, approximate randomization against the first"
         )
 
     for system, row in scores.items():

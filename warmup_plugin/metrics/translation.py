@@ -22,6 +22,7 @@ from warmup_plugin.metrics.registry import (
 )
 from warmup_plugin.metrics.resampling import (
     DEFAULT_SEED,
+    NUM_TRIALS,
     bootstrap_interval,
     bootstrap_p_value,
     check_seed,
@@ -42,7 +43,8 @@ def evaluate_systems(
     metrics: Sequence[str] = DEFAULT_METRICS,
     options: MetricOptions = _NO_OPTIONS,
     num_bootstrap: int = 1000,
-    num_randomization: int = 0,
+    num_randomization: int = NUM_TRIALS,
+    paired_bootstrap: bool = False,
     seed: int = DEFAULT_SEED,
 ) -> Evaluation:
     """
@@ -53,10 +55,12 @@ def evaluate_systems(
     :param sources: What was translated; ``None`` if no metric needs it.
     :param metrics: Names of :data:`~warmup_plugin.metrics.registry.METRICS`.
     :param num_bootstrap: The number of resamples behind the 95% interval, whose ends
-        are the percentiles 2.5 and 97.5, and behind the paired bootstrap test. Zero
-        leaves out both, and with them all comparisons.
-    :param num_randomization: The number of trials of the approximate randomization.
-        Zero leaves it out.
+        are the percentiles 2.5 and 97.5. Zero leaves out intervals and comparisons.
+    :param num_randomization: The number of trials of the approximate randomization,
+        which gives the p-values. Zero leaves out all comparisons.
+    :param paired_bootstrap: If ``True``, sacreBLEU's test is added to the comparisons.
+
+    One sentence has no interval and no comparison.
 
     :raises WarmupError: The input is wrong. What an optional part is missing for has
         the score ``None`` and a reason instead.
@@ -83,7 +87,10 @@ def evaluate_systems(
 
     samples: dict[str, dict[str, FloatArray]] = {name: {} for name in systems}
 
-    if num_bootstrap > 0:
+    # Nothing but itself can be drawn of one sentence.
+    has_tests = num_bootstrap > 0 and len(references) > 1
+
+    if has_tests:
         samples = _resample(measured, num_bootstrap, seed)
 
     keys = {key: name for m in metrics for key, name in METRICS[m].names.items()}
@@ -105,12 +112,12 @@ def evaluate_systems(
 
     comparisons: list[Comparison] = []
 
-    if num_bootstrap > 0:
+    if has_tests and num_randomization > 0:
         comparisons = _compare(
-            measured, samples, num_bootstrap, num_randomization, seed
+            measured, samples if paired_bootstrap else None, num_randomization, seed
         )
 
-    return Evaluation(scores, comparisons, measured)
+    return Evaluation(scores, comparisons, measured, is_resampled=num_bootstrap > 0)
 
 
 def score_translations(
@@ -262,37 +269,35 @@ def _make_score(
 
 def _compare(
     measured: Mapping[str, Mapping[str, Measurement]],
-    samples: Mapping[str, Mapping[str, FloatArray]],
-    num_bootstrap: int,
+    samples: Mapping[str, Mapping[str, FloatArray]] | None,
     num_randomization: int,
     seed: int,
 ) -> list[Comparison]:
+    """:param samples: Those of the paired bootstrap; ``None`` to leave it out."""
     baseline_name, *names = measured
 
     baseline = measured[baseline_name]
 
     pairs = [(name, key) for name in names for key in measured[name]]
 
-    randomized: list[float | None] = [None] * len(pairs)
-
-    if num_randomization > 0:
-        randomized = list(
-            randomization_p_values(
-                [baseline[key] for _, key in pairs],
-                [measured[name][key] for name, key in pairs],
-                num_randomization,
-                seed=seed,
-            )
-        )
+    p_values = randomization_p_values(
+        [baseline[key] for _, key in pairs],
+        [measured[name][key] for name, key in pairs],
+        num_randomization,
+        seed=seed,
+    )
 
     comparisons = []
 
-    for (name, key), randomized_p_value in zip(pairs, randomized):
+    for (name, key), p_value in zip(pairs, p_values):
         system = measured[name][key]
 
-        p_value = bootstrap_p_value(
-            baseline[key], system, samples[baseline_name][key], samples[name][key]
-        )
+        bootstrapped = None
+
+        if samples is not None:
+            bootstrapped = bootstrap_p_value(
+                baseline[key], system, samples[baseline_name][key], samples[name][key]
+            )
 
         comparisons.append(
             Comparison(
@@ -301,8 +306,8 @@ def _compare(
                 system.score,
                 baseline[key].score,
                 p_value,
-                sign_with_test(system.signature, "bs", num_bootstrap, seed),
-                randomized_p_value,
+                sign_with_test(system.signature, "ar", num_randomization, seed),
+                bootstrapped,
                 key,
             )
         )

@@ -22,6 +22,14 @@ from warmup_plugin.data.directions import (
     name_output,
     narrow_to_direction,
 )
+from warmup_plugin.data.text_files import (
+    TextPlaces,
+    add_place_arguments,
+    is_json_lines,
+    is_tsv,
+    read_place_arguments,
+    read_texts,
+)
 from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Evaluation as Evaluation
@@ -31,14 +39,18 @@ from warmup_plugin.metrics.registry import (
     MetricOptions,
     check_metric_names,
 )
-from warmup_plugin.metrics.resampling import DEFAULT_SEED
+from warmup_plugin.metrics.resampling import (
+    DEFAULT_SEED,
+    NUM_TRIALS,
+    warn_of_few_sentences,
+)
 from warmup_plugin.metrics.tables import format_latex, format_table, to_json
 from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.run_dir import RunDir, collect_versions, write_text_atomically
 
 _DESCRIPTION: Final = (
     "Scores outputs by BLEU, chrF2++ and other metrics with 95% bootstrap intervals; of "
-    "several systems, each is tested against the first by paired bootstrap."
+    "several systems, each is tested against the first by approximate randomization."
 )
 
 
@@ -118,7 +130,7 @@ def _create_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="score these files instead, one translation a line, by `--references` or what RUN_DIR translates",
+        help="score these files instead, one translation a line, or JSON lines as `generate` writes them, by `--references` or what RUN_DIR translates",
     )
 
     parser.add_argument(
@@ -134,6 +146,12 @@ def _create_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what was translated to the files, one a line; COMET needs it",
     )
+
+    add_place_arguments(parser, ["hypotheses", "references", "sources"])
+
+    add_names_argument(parser)
+
+    add_truncate_argument(parser)
 
     add_metric_arguments(parser)
 
@@ -154,6 +172,44 @@ def _create_parser() -> argparse.ArgumentParser:
     )
 
     return parser
+
+
+def add_names_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what :func:`rename_systems` reads."""
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="what the systems are called in tables and JSON, in their order (default: their paths)",
+    )
+
+
+def rename_systems(
+    systems: Sequence[System], names: Sequence[str] | None
+) -> list[System]:
+    """
+    Gives systems the names of ``--names``, if there are any.
+
+    :raises WarmupError: If there are not as many.
+    """
+    if names is None:
+        return list(systems)
+
+    if len(names) != len(systems):
+        raise WarmupError(
+            f"`--names` has {len(names)} names for {len(systems)} systems; give one for each."
+        )
+
+    return [replace(system, name=name) for system, name in zip(systems, names)]
+
+
+def add_truncate_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what is handed on to the translation of runs."""
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="where runs translate, cut a source that is longer than the model reads instead of refusing it; how many is said",
+    )
 
 
 def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
@@ -302,10 +358,17 @@ def _run(args: argparse.Namespace) -> None:
 
         systems = {
             None: read_files(
-                args.hypotheses, args.references, args.sources, args.target_lang
+                args.hypotheses,
+                args.references,
+                args.sources,
+                args.target_lang,
+                read_file_arguments(args, args.hypotheses),
             )
         }
     elif args.run_dirs:
+        # There is no file that they could say anything of.
+        read_file_arguments(args, [])
+
         systems = {
             direction: [
                 read_run(
@@ -315,6 +378,7 @@ def _run(args: argparse.Namespace) -> None:
                     args.data,
                     args.target_lang,
                     direction,
+                    truncate=args.truncate,
                 )
                 for run_dir in args.run_dirs
             ]
@@ -332,7 +396,9 @@ def _run(args: argparse.Namespace) -> None:
         if len(systems) > 1:
             print(f"{direction}:\n")
 
-        reports[direction] = _evaluate(args, direction_systems, metrics, options)
+        named = rename_systems(direction_systems, args.names)
+
+        reports[direction] = _evaluate(args, named, metrics, options)
 
         if len(systems) > 1:
             print()
@@ -364,12 +430,29 @@ def _read_files_of_run(args: argparse.Namespace) -> list[System]:
 
     [run_dir] = args.run_dirs
 
+    places = read_file_arguments(args, args.hypotheses)
+
     texts = read_run_texts(run_dir, args.split, args.data, args.direction)
 
     return [
-        texts.make_system(str(file), file, read_lines(file), args.target_lang)
+        texts.make_system(
+            str(file), file, read_hypotheses(file, places), args.target_lang
+        )
         for file in args.hypotheses
     ]
+
+
+def read_file_arguments(args: argparse.Namespace, files: Sequence[Path]) -> TextPlaces:
+    """Reads where the texts are in files of outputs, and in those of their references
+    and sources."""
+    return read_place_arguments(
+        args,
+        {
+            "hypotheses": files,
+            "references": [] if args.references is None else [args.references],
+            "sources": [] if args.sources is None else [args.sources],
+        },
+    )
 
 
 def _list_directions(args: argparse.Namespace) -> list[str | None]:
@@ -416,7 +499,10 @@ def _evaluate(
     print_notes(evaluation)
 
     if evaluation.comparisons:
-        print(f"p: paired bootstrap test against {systems[0].name}")
+        print(
+            f"p: two-sided, by approximate randomization ({NUM_TRIALS:,} trials), "
+            f"against {systems[0].name}"
+        )
 
     if args.latex:
         print(f"\n{format_latex(evaluation.scores, evaluation.comparisons)}\n")
@@ -439,7 +525,8 @@ def evaluate(
     systems: Sequence[System],
     *,
     num_bootstrap: int = 1000,
-    num_randomization: int = 0,
+    num_randomization: int = NUM_TRIALS,
+    paired_bootstrap: bool = False,
     metrics: Sequence[str] = DEFAULT_METRICS,
     options: MetricOptions | None = None,
 ) -> Evaluation:
@@ -498,6 +585,7 @@ def evaluate(
         options=replace(options or MetricOptions(), target_lang=baseline.target_lang),
         num_bootstrap=num_bootstrap,
         num_randomization=num_randomization,
+        paired_bootstrap=paired_bootstrap,
     )
 
 
@@ -506,14 +594,15 @@ def read_files(
     references_file: Path,
     sources_file: Path | None,
     target_lang: str | None,
+    places: TextPlaces = TextPlaces(),
 ) -> list[System]:
-    """Reads outputs from plain files, one a line."""
-    references = read_lines(references_file)
+    """Reads outputs from files: text, JSON lines or TSV."""
+    references = read_texts(references_file, "references", places)
 
     sources = None
 
     if sources_file is not None:
-        sources = read_lines(sources_file)
+        sources = read_texts(sources_file, "sources", places)
 
         if len(sources) != len(references):
             raise WarmupError(
@@ -525,7 +614,7 @@ def read_files(
         System(
             str(file),
             file,
-            read_lines(file),
+            read_hypotheses(file, places),
             str(references_file),
             references,
             target_lang,
@@ -603,6 +692,8 @@ def read_run(
     data_dir: Path | None,
     target_lang: str | None,
     direction: str | None = None,
+    *,
+    truncate: bool = False,
 ) -> System:
     """
     Reads what a run makes of a split, which is translated first where it is not yet.
@@ -617,22 +708,53 @@ def read_run(
     texts = read_run_texts(run_dir, split, data_dir, direction)
 
     hypotheses_file = _ensure_translations(
-        run_dir, texts.pairs, checkpoint, data_dir, texts.direction
+        run_dir, texts.pairs, checkpoint, data_dir, texts.direction, truncate
     )
 
-    hypotheses = read_lines(hypotheses_file)
-
-    _check_order(hypotheses_file, hypotheses, texts.pairs)
+    hypotheses = _read_outputs(hypotheses_file, texts.pairs)
 
     return texts.make_system(str(run_dir), hypotheses_file, hypotheses, target_lang)
 
 
-def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> None:
+def read_hypotheses(file: Path, places: TextPlaces = TextPlaces()) -> list[str]:
     """
-    Checks that each output belongs to the source in the same line.
+    Reads a file of outputs.
+
+    Text that `generate` has written has JSON lines beside it, which alone hold the line
+    feeds inside outputs; they are read as long as they say the same.
+    """
+    hypotheses = read_texts(file, "hypotheses", places)
+
+    details_file = _details_file(file)
+
+    if is_json_lines(file) or is_tsv(file) or not details_file.is_file():
+        return hypotheses
+
+    try:
+        outputs = read_texts(details_file, "hypotheses")
+    # They are of something else.
+    except WarmupError:
+        return hypotheses
+
+    if [_flatten(output) for output in outputs] != hypotheses:
+        return hypotheses
+
+    return outputs
+
+
+def _flatten(output: str) -> str:
+    """Puts an output on one line, as `generate` writes it as text."""
+    return " ".join(output.splitlines()).strip()
+
+
+def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
+    """
+    Reads what a run made of pairs from the JSON lines, where line feeds are kept.
 
     :raises WarmupError: Lines were lost, moved or changed since they were written.
     """
+    hypotheses = read_lines(file)
+
     details_file = _details_file(file)
 
     records = read_lines(details_file)
@@ -651,11 +773,15 @@ def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> Non
             f"{len(pairs)}; {remedy}."
         )
 
+    outputs = []
+
+    num_cut = 0
+
     for idx, (hypothesis, line) in enumerate(zip(hypotheses, records)):
         try:
             record = json.loads(line)
 
-            source, output = record["source"], record["output"].splitlines()
+            source, output = record["source"], record["output"].strip()
         except (ValueError, LookupError, TypeError, AttributeError):
             raise WarmupError(
                 f"Line {idx + 1} of {details_file} is no object with `source` and "
@@ -668,12 +794,23 @@ def _check_order(file: Path, hypotheses: Sequence[str], pairs: TextPairs) -> Non
                 f"{pairs.origin}; {remedy}."
             )
 
-        # As `generate` writes it.
-        if hypothesis != " ".join(output).strip():
+        if hypothesis != _flatten(output):
             raise WarmupError(
                 f"Line {idx + 1} of {file} is not the output in that line of "
                 f"{details_file}, so that lines may have moved; {remedy}."
             )
+
+        outputs.append(output)
+
+        num_cut += bool(record.get("truncated"))
+
+    if num_cut > 0:
+        print(
+            f"{num_cut:,} of the {len(outputs):,} sources of {details_file} were cut, since the model reads no longer ones",
+            file=sys.stderr,
+        )
+
+    return outputs
 
 
 def _load_config(run_dir: Path) -> dict[str, Any]:
@@ -694,6 +831,7 @@ def _ensure_translations(
     checkpoint: str,
     data_dir: Path | None,
     direction: str | None,
+    truncate: bool,
 ) -> Path:
     split = pairs.split
 
@@ -712,6 +850,9 @@ def _ensure_translations(
 
         if data_dir is not None:
             args += ["--data", str(data_dir)]
+
+        if truncate:
+            args.append("--truncate")
 
         with quiet_log():
             status = generate.main(args)
@@ -757,8 +898,18 @@ def _read_translated_sources(details_file: Path) -> list[str] | None:
 
 
 def print_notes(evaluation: Evaluation) -> None:
-    """Prints what a table has no room for: signatures, reasons, invalid answers."""
+    """
+    Prints what a table has no room for: signatures, reasons, invalid answers, and that
+    there are few sentences.
+    """
     print()
+
+    first = next(iter(evaluation.scores.values()))
+
+    warning = warn_of_few_sentences(first[0].num_sentences)
+
+    if warning is not None and evaluation.is_resampled:
+        print(warning)
 
     for score in next(iter(evaluation.scores.values())):
         if score.reason is not None:
@@ -790,7 +941,10 @@ def _shorten(text: str, max_len: int = 40) -> str:
 
 
 def make_report(
-    systems: Sequence[System], evaluation: Evaluation, num_bootstrap: int
+    systems: Sequence[System],
+    evaluation: Evaluation,
+    num_bootstrap: int,
+    num_randomization: int = NUM_TRIALS,
 ) -> dict[str, object]:
     """Returns the scores of some systems and how they came about, as JSON."""
     names = {system.name for system in systems}
@@ -806,6 +960,7 @@ def make_report(
     report["target_lang"] = systems[0].target_lang
     report["num_sentences"] = len(systems[0].references)
     report["bootstrap"] = {"num_samples": num_bootstrap, "seed": DEFAULT_SEED}
+    report["randomization"] = {"num_trials": num_randomization, "seed": DEFAULT_SEED}
     report["versions"] = collect_versions()
 
     return report

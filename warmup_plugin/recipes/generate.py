@@ -48,7 +48,12 @@ from warmup_plugin.data.lines import (
     iter_stream,
     open_stdin,
 )
-from warmup_plugin.data.text_pairs import read_split
+from warmup_plugin.data.text_files import (
+    TextPlaces,
+    add_place_arguments,
+    read_place_arguments,
+)
+from warmup_plugin.data.text_pairs import TextPairs, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import (
     GenerationConfig,
@@ -61,6 +66,7 @@ from warmup_plugin.generation.adapters import (
 )
 from warmup_plugin.generation.label_ranker import LabelRanker
 from warmup_plugin.generation.translator import Translation, Translator
+from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
@@ -102,7 +108,7 @@ class LinesConfig:
     """The split that is read; ``None`` for ``input``."""
 
     input: list[Path] = field(default_factory=list)
-    """Plain text files, one sentence a line; none for standard input."""
+    """Text files, one sentence a line, or JSON lines or TSV, read like the data; none for standard input."""
 
     output: Path | None = None
     """The file to write; ``None`` for standard output."""
@@ -161,6 +167,12 @@ class GenerateConfig(LinesConfig):
     truncate: bool = False
     """If ``True``, a source longer than the model reads is cut instead of refused."""
 
+    num_text_outputs: int = 1
+    """The number of lines of text for each source: its best outputs, empty lines where there are fewer."""
+
+    shows_prompt: bool = False
+    """If ``True``, standard error says when the next line is awaited."""
+
     skip_bad_lines: bool = False
     """If ``True``, a line that cannot be translated gets an empty output and a message, and the job goes on."""
 
@@ -193,29 +205,59 @@ def register_codec(
     container.register(TextCodec, create, singleton=True)
 
 
-def read_input(config: LinesConfig, *, with_target: bool) -> Iterator[Line]:
+def read_pairs(config: LinesConfig) -> TextPairs | None:
+    """Reads the split that a job is about; ``None`` if it is about no split."""
+    return None if config.split is None else read_split(config.dataset, config.split)
+
+
+def read_input(
+    config: LinesConfig, pairs: TextPairs | None, *, with_target: bool
+) -> Iterator[Line]:
     """
     Reads what a job is about.
 
+    :param pairs: As of :func:`read_pairs`.
     :param with_target: If ``True``, a split is read with its references.
     """
-    if config.split is not None:
-        pairs = read_split(config.dataset, config.split)
-
+    if pairs is not None:
         return iter_pairs(pairs, with_target=with_target)
 
     if config.input:
-        return iter_files(config.input)
+        return iter_files(config.input, get_places(config))
 
     return iter_stream(open_stdin())
 
 
-def create_progress(config: LinesConfig, context: RecipeContext) -> LineProgress | None:
+def get_places(config: LinesConfig) -> TextPlaces:
+    """Returns where texts are in files of more than one a line: as in the run's data."""
+    dataset = config.dataset
+
+    return TextPlaces(
+        fields={"sources": dataset.source_field, "targets": dataset.target_field},
+        columns={"sources": dataset.source_column, "targets": dataset.target_column},
+    )
+
+
+def set_places(config: dict[str, Any], places: TextPlaces) -> None:
+    """Puts what was said of files into a config of a job."""
+    config["dataset"] = {
+        **config["dataset"],
+        **{f"{what[:-1]}_field": name for what, name in places.fields.items()},
+        **{f"{what[:-1]}_column": column for what, column in places.columns.items()},
+    }
+
+
+def create_progress(
+    config: LinesConfig, context: RecipeContext, pairs: TextPairs | None
+) -> LineProgress | None:
     """Creates what shows how far a job is; nothing if lines are answered one by one."""
     if config.chunk_size == 1 or context.gangs.root.rank != 0:
         return None
 
-    total = count_lines(config.input) if config.input else None
+    if pairs is not None:
+        total: int | None = len(pairs)
+    else:
+        total = count_lines(config.input) if config.input else None
 
     return LineProgress(total)
 
@@ -229,6 +271,7 @@ def describe_job(config: LinesConfig, **further: object) -> dict[str, object]:
         "amp": config.generator.amp,
         "split": config.split,
         "input": [str(file) for file in config.input],
+        "places": dataclasses.asdict(get_places(config)),
         "prompt": config.dataset.prompt,
         "separator": config.tokenizer.separator,
         "warmup_lang": config.tokenizer.warmup_lang,
@@ -269,10 +312,7 @@ class TranslationGenerateRecipe(Recipe):
 
         check_vocabulary(model.num_logits, codec.layout.vocab_size)
 
-        if config.truncate and model.reads_prompts:
-            raise WarmupError(
-                "`truncate` cannot cut a prompt, which would lose its end; shorten the long lines instead."
-            )
+        refuse_to_cut_prompts(config.truncate, model)
 
         base_model.eval()
 
@@ -289,6 +329,7 @@ class TranslationGenerateRecipe(Recipe):
                 has_empty_warmup=generator.config.warmup == "empty",
                 seed=generator.config.seed,
                 max_num_tokens=config.max_num_tokens,
+                truncate=config.truncate,
             )
         else:
             translator = Translator(
@@ -325,18 +366,25 @@ class TranslationGenerateRecipe(Recipe):
             translations = translate(lines, on_batch)
 
             return [
-                Record(line.number, translation.output, translation.to_json())
+                Record(
+                    line.number,
+                    translation.list_outputs(config.num_text_outputs),
+                    translation.to_json(),
+                    translation.was_cut,
+                )
                 for line, translation in zip(lines, translations)
             ]
 
+        pairs = read_pairs(config)
+
         return LineTask(
-            self._read(config),
+            self._read(config, pairs),
             process,
             self._create_sink(config, generator),
             context.gangs,
             config.generator,
             chunk_size=config.chunk_size * context.gangs.dp.size,
-            progress=create_progress(config, context),
+            progress=create_progress(config, context, pairs),
         )
 
     @staticmethod
@@ -358,8 +406,17 @@ class TranslationGenerateRecipe(Recipe):
         )
 
     @staticmethod
-    def _read(config: GenerateConfig) -> Iterator[Line]:
-        for line in read_input(config, with_target=False):
+    def _read(config: GenerateConfig, pairs: TextPairs | None) -> Iterator[Line]:
+        if config.input and config.has_prefixes:
+            # A tab is not one of TSV.
+            lines = iter_files(config.input, as_text=True)
+        else:
+            lines = read_input(config, pairs, with_target=False)
+
+        if config.shows_prompt:
+            lines = _show_prompts(lines)
+
+        for line in lines:
             if config.has_prefixes:
                 source, _, beginning = line.source.partition("\t")
 
@@ -383,6 +440,7 @@ class TranslationGenerateRecipe(Recipe):
             target_prefix=config.target_prefix,
             has_prefixes=config.has_prefixes,
             labels=config.labels,
+            num_text_outputs=config.num_text_outputs,
             **dataclasses.asdict(generator.config),
         )
 
@@ -394,6 +452,30 @@ class TranslationGenerateRecipe(Recipe):
     @override
     def config_kls(self) -> type[object]:
         return GenerateConfig
+
+
+def _show_prompts(lines: Iterator[Line]) -> Iterator[Line]:
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+
+        line = next(lines, None)
+
+        if line is None:
+            print(file=sys.stderr)
+
+            return
+
+        yield line
+
+
+def refuse_to_cut_prompts(truncate: bool, model: ConditionalModel) -> None:
+    """
+    :raises WarmupError: If lines are to be cut that are prompts.
+    """
+    if truncate and model.reads_prompts:
+        raise WarmupError(
+            "`truncate` cannot cut a prompt, which would lose its end; shorten the long lines instead."
+        )
 
 
 def check_vocabulary(num_logits: int, vocab_size: int) -> None:
@@ -572,6 +654,13 @@ def create_lines_config(
     }
 
 
+def truncates(args: argparse.Namespace, run_config: Mapping[str, Any]) -> bool:
+    """Tells whether lines that are too long are cut: if asked for, or as the run says."""
+    section = run_config.get("generation") or {}
+
+    return bool(args.truncate or section.get("truncate"))
+
+
 def find_labels(run_config: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
     """
     Returns the labels to rank; none if an output is to be written.
@@ -734,7 +823,13 @@ def create_parser() -> argparse.ArgumentParser:
         "--split", help="the split to translate (default: the run's `test_split`)"
     )
 
-    what.add_argument("--input", type=Path, help="a text file to translate instead")
+    what.add_argument(
+        "--input",
+        type=Path,
+        help="a file to translate instead: text, or sources in `.jsonl` or `.tsv`",
+    )
+
+    add_place_arguments(parser, ["sources"])
 
     parser.add_argument(
         "--output",
@@ -796,10 +891,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.input is not None and not args.input.is_file():
         raise WarmupError(f"The input file `{args.input}` does not exist.")
 
+    input_files = [] if args.input is None else [args.input]
+
+    set_places(config, read_place_arguments(args, {"sources": input_files}))
+
     output = args.output
 
     if output is None:
-        has_own = args.config or given or args.truncate
+        # To cut changes nothing but lines that could not be translated at all.
+        has_own = args.config or given or args.json_fields or args.columns
 
         if has_own or args.rank_labels is not None:
             raise WarmupError(
@@ -815,7 +915,7 @@ def _run(args: argparse.Namespace) -> int:
 
         output = run_dir.path / "generate" / f"{name}.txt"
 
-    output = check_output(output, [] if args.input is None else [args.input])
+    output = check_output(output, input_files)
 
     labels = find_labels(run_config, args)
 
@@ -831,7 +931,7 @@ def _run(args: argparse.Namespace) -> int:
         json_output=str(jsonl_path(output)),
         # The default output is the run's own.
         restart=args.output is None,
-        truncate=args.truncate,
+        truncate=truncates(args, run_config),
     )
 
     for name in _GENERATOR_SECTIONS:
@@ -858,7 +958,7 @@ def _check_ranking(args: argparse.Namespace, labels: Sequence[str]) -> None:
     if not labels:
         return
 
-    for name in ("truncate", "target_prefix", "prefixes"):
+    for name in ("target_prefix", "prefixes"):
         if getattr(args, name, None):
             raise WarmupError(
                 f"`--{name.replace('_', '-')}` is of no use where labels are ranked; leave it out, or write outputs with `--no-rank-labels`."
@@ -902,6 +1002,8 @@ def run_translate(args: argparse.Namespace) -> int:
         if not file.exists():
             raise WarmupError(f"The input file `{file}` does not exist.")
 
+    set_places(config, read_place_arguments(args, {"sources": args.files}))
+
     output = args.output
 
     if output is not None:
@@ -924,11 +1026,19 @@ def run_translate(args: argparse.Namespace) -> int:
         target_prefix=args.target_prefix,
         has_prefixes=args.prefixes,
         as_json=args.jsonl,
-        truncate=args.truncate,
+        truncate=truncates(args, run_config),
     )
 
     if output is not None:
         config["json_output" if args.jsonl else "output"] = str(output)
+
+    if not args.jsonl and not labels:
+        config["num_text_outputs"] = cast("int", options.get("num_best", 1))
+
+    if interactive and not args.files and sys.stdin.isatty():
+        print("loading the model; then type a line to translate", file=sys.stderr)
+
+        config["shows_prompt"] = True
 
     if interactive:
         # Whoever waits for an answer is not to lose all that would follow.

@@ -62,6 +62,9 @@ class Record:
     json: str
     """One line of JSON."""
 
+    was_cut: bool = False
+    """Whether text of the line was longer than the model reads, and was cut."""
+
 
 class LineSink(ABC):
     """Takes what came of the lines, in their order."""
@@ -337,6 +340,7 @@ class LineTask(Task):
         self._checksum = 0
         self._step_nr = 0
         self._stop_requested = False
+        self._num_cut = 0
 
     @override
     @torch.inference_mode()
@@ -378,6 +382,12 @@ class LineTask(Task):
 
             if is_first:
                 self._sink.finish()
+
+        if self._num_cut > 0:
+            print(
+                f"{self._num_cut:,} of these lines were longer than the model reads and were cut (`--truncate`)",
+                file=sys.stderr,
+            )
 
         self._gangs.close()
 
@@ -496,6 +506,8 @@ class LineTask(Task):
             self._add_to_checksum(line)
 
         self._sink.write(records, self._checksum)
+
+        self._num_cut += sum(record.was_cut for record in records)
 
     @override
     def request_stop(self) -> None:

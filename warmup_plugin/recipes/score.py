@@ -17,6 +17,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from warmup_plugin.data.lines import Line, iter_parallel_files
+from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.pair_scorer import PairScorer
 from warmup_plugin.models.conditional import create_conditional_model
@@ -26,7 +27,10 @@ from warmup_plugin.recipes.generate import (
     check_vocabulary,
     create_progress,
     describe_job,
+    get_places,
     read_input,
+    read_pairs,
+    refuse_to_cut_prompts,
     register_codec,
 )
 from warmup_plugin.recipes.lines import FileSink, LineTask, Record, StreamSink
@@ -54,6 +58,9 @@ class ScoreConfig(LinesConfig, Validatable):
 
     seed: int = 2
     """The seed of the draws. A line's draws depend on the seed and its number alone."""
+
+    truncate: bool = False
+    """If ``True``, sources and targets longer than the model reads are cut instead of refused."""
 
     @override
     def validate(self) -> ValidationResult:
@@ -97,6 +104,8 @@ class ScoreRecipe(Recipe):
 
         check_vocabulary(model.num_logits, codec.layout.vocab_size)
 
+        refuse_to_cut_prompts(config.truncate, model)
+
         base_model.eval()
 
         scorer = PairScorer(
@@ -108,13 +117,14 @@ class ScoreRecipe(Recipe):
             has_empty_warmup=config.has_empty_warmup,
             seed=config.seed,
             max_num_tokens=config.max_num_tokens,
+            truncate=config.truncate,
         )
 
         def process(
             lines: Sequence[Line], on_batch: Callable[[int], None]
         ) -> list[Record]:
             return [
-                Record(line.number, score.to_text(), score.to_json())
+                Record(line.number, score.to_text(), score.to_json(), score.was_cut)
                 for line, score in zip(lines, scorer(lines, on_batch))
             ]
 
@@ -139,24 +149,26 @@ class ScoreRecipe(Recipe):
             else:
                 sink = FileSink(output, None, settings, restart=config.restart)
 
+        pairs = read_pairs(config)
+
         return LineTask(
-            self._read(config),
+            self._read(config, pairs),
             process,
             sink,
             context.gangs,
             config.generator,
             chunk_size=config.chunk_size * context.gangs.dp.size,
-            progress=create_progress(config, context),
+            progress=create_progress(config, context, pairs),
         )
 
     @staticmethod
-    def _read(config: ScoreConfig) -> Iterator[Line]:
+    def _read(config: ScoreConfig, pairs: TextPairs | None) -> Iterator[Line]:
         if config.targets is not None:
             [source_file] = config.input
 
-            return iter_parallel_files(source_file, config.targets)
+            return iter_parallel_files(source_file, config.targets, get_places(config))
 
-        return read_input(config, with_target=True)
+        return read_input(config, pairs, with_target=True)
 
     @property
     @override

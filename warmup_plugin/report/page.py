@@ -20,7 +20,11 @@ from plotly.offline import get_plotlyjs
 
 from warmup_plugin import __version__
 from warmup_plugin.metrics.base import Evaluation
-from warmup_plugin.metrics.resampling import DEFAULT_SEED
+from warmup_plugin.metrics.resampling import (
+    DEFAULT_SEED,
+    NUM_TRIALS,
+    warn_of_few_sentences,
+)
 from warmup_plugin.metrics.sentence import sentence_scores
 from warmup_plugin.recipes.evaluate import System
 from warmup_plugin.report.curves import QUALITY_PANELS, WARMUP_PANELS
@@ -207,6 +211,8 @@ class _Content:
             "baseline": self._baseline,
             "test_set": self._describe_test_set(),
             "num_bootstrap": options.num_bootstrap,
+            "num_trials": NUM_TRIALS,
+            "few_sentences": self._warn_of_few_sentences(),
             "seed": DEFAULT_SEED,
             "notes": self._collect_notes(),
             "has_browser": bool(self._translated),
@@ -270,6 +276,14 @@ class _Content:
         split = self._runs[self._baseline].split
 
         return f"{split} split, {len(translations.system.references):,} sentences, checkpoint “{self._options.checkpoint}”"
+
+    def _warn_of_few_sentences(self) -> str | None:
+        if self._evaluation is None or not self._evaluation.is_resampled:
+            return None
+
+        row = next(iter(self._evaluation.scores.values()))
+
+        return warn_of_few_sentences(row[0].num_sentences)
 
     def _collect_notes(self) -> list[tuple[int, str]]:
         """Says what is missing of which run, and why."""

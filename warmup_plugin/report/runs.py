@@ -45,6 +45,9 @@ class CollectOptions:
     direction: str | None = None
     """One of the directions of runs that have several."""
 
+    truncate: bool = False
+    """If ``True``, texts longer than the model reads are cut instead of refused."""
+
     translate: bool = True
     """If ``False``, translations are left out, also those that exist."""
 
@@ -227,6 +230,7 @@ def _collect_translations(
             options.data_dir,
             options.target_lang,
             options.direction,
+            truncate=options.truncate,
         )
 
     file = system.hypotheses_file
@@ -281,6 +285,9 @@ def _collect_scores(
 
     if options.data_dir is not None:
         args += ["--data", str(options.data_dir)]
+
+    if options.truncate:
+        args.append("--truncate")
 
     if score.main(args) != 0:
         raise WarmupError(

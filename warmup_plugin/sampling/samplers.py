@@ -19,6 +19,7 @@ from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
 from warmup_plugin.sampling.base import WarmupSampler
 from warmup_plugin.sampling.draw import Candidates, draw_candidates
 from warmup_plugin.sampling.stochastic_beam import draw_distinct_candidates
+from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
 
 
 @dataclass(kw_only=True)
@@ -38,8 +39,10 @@ class IndependentConfig(Validatable):
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
-        if not 0.0 < self.temperature < math.inf:
-            result.add_error("`temperature` must be greater than 0.")
+        if not MIN_TEMPERATURE <= self.temperature < math.inf:
+            result.add_error(
+                f"`temperature` must be greater than or equal to {MIN_TEMPERATURE}, with which nearly all draws are the likeliest token."
+            )
 
         if self.top_k is not None and self.top_k < 1:
             result.add_error("`top_k` must be greater than or equal to 1.")

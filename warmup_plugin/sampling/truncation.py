@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
+
+MIN_TEMPERATURE: Final = 1e-4
+"""The least temperature of any draw: logits divided by much less are no longer finite, and
+all that is drawn is then one token, for ever."""
 
 
 def truncate_log_probs(

@@ -15,14 +15,14 @@ from typing import Any, Final, cast, final
 
 import numpy as np
 
-from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import FloatArray, Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
-from warmup_plugin.metrics.resampling import DEFAULT_SEED
+from warmup_plugin.metrics.resampling import DEFAULT_SEED, NUM_TRIALS
 from warmup_plugin.recipes.evaluate import (
     System,
     evaluate,
+    read_hypotheses,
     read_run,
     read_run_texts,
 )
@@ -35,9 +35,6 @@ from warmup_plugin.suite.steps import (
     find_like_run,
     measure_training,
 )
-
-NUM_TRIALS: Final = 10_000
-"""The trials of all tests by approximate randomization, as in `compare`."""
 
 # All signs of so many differences are tried out; of more, none.
 _MAX_SIGN_FLIPS: Final = 14
@@ -62,6 +59,9 @@ class MetricInfo:
 
     reason: str | None
     """Why some run has no score."""
+
+    num_sentences: int | None = None
+    """``None`` if no run has the score."""
 
 
 @final
@@ -88,8 +88,6 @@ class SeedDifference:
     difference: float
 
     p_randomization: float | None
-
-    p_bootstrap: float | None
 
 
 @final
@@ -279,6 +277,7 @@ def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResul
                 info,
                 signature=score["signature"],
                 higher_is_better=score["higher_is_better"],
+                num_sentences=score.get("num_sentences"),
             )
 
     return RunResult(run, time, scores, missing)
@@ -331,7 +330,7 @@ def _read_system(grid: Grid, run: Run) -> System:
 
     file = run.translations
 
-    return texts.make_system(str(file), file, read_lines(file), target_lang)
+    return texts.make_system(str(file), file, read_hypotheses(file), target_lang)
 
 
 def _compare(
@@ -374,8 +373,8 @@ def _compare(
 
             by_seed.setdefault(key, {})[run.seed] = SeedDifference(
                 result.scores[key] - base.scores[key],
-                test.get("randomization_p_value"),
-                test.get("p_value"),
+                # As earlier versions wrote it.
+                test.get("randomization_p_value", test.get("p_value")),
             )
 
             pair = _find_pair(key, measured, base.run, run) or _read_differences(
@@ -442,7 +441,8 @@ def _test_sentences(
     if len(by_seed) == 1:
         return next(iter(by_seed.values())).p_randomization
 
-    if len(pairs) < len(by_seed):
+    # One sentence has no p.
+    if len(pairs) < len(by_seed) or len(pairs[0][0].stats) < 2:
         return None
 
     return randomize_sentences([a for a, _ in pairs], [b for _, b in pairs])

@@ -86,7 +86,10 @@ class Run:
     def translations(self) -> Path:
         """Of a run with several directions, only known when it has begun."""
         if not self.is_trained:
-            return self.path.with_name(f"{self.path.name}.txt")
+            # `generate` writes JSON lines beside the text, `translate` one of both.
+            ending = "jsonl" if self.system.cascade is not None else "txt"
+
+            return self.path.with_name(f"{self.path.name}.{ending}")
 
         task = self.task
 
@@ -531,12 +534,12 @@ def _make_cascade(plan: Plan, run: Run, source: Run, like: Run) -> list[Step]:
     def name_file(ending: str) -> Path:
         return run.path.with_name(f"{run.path.name}.{ending}")
 
-    sources_file = file = name_file("sources.txt")
+    sources_file = file = name_file("sources.jsonl")
 
     for idx, direction in enumerate(directions):
         input_file = file
 
-        file = name_file(f"{direction}.txt")
+        file = name_file(f"{direction}.jsonl")
 
         if idx == len(directions) - 1:
             file = run.translations
@@ -544,6 +547,9 @@ def _make_cascade(plan: Plan, run: Run, source: Run, like: Run) -> list[Step]:
         command = ["translate", str(source.path), str(input_file), *run.system.options]
 
         command += ["--checkpoint", source.task.checkpoint, "--direction", direction]
+
+        # JSON lines keep the line feeds inside texts.
+        command += ["--jsonl", "--json-fields", "output" if idx > 0 else "source"]
 
         step = Step(
             f"translate {run.name} {direction}",
@@ -573,14 +579,13 @@ def _list_files(files: Sequence[Path]) -> Sequence[Path]:
 
 def _write_sources(like: Run, file: Path) -> None:
     """
-    Writes what a run would translate, one source a line.
+    Writes what a run would translate, as JSON lines.
 
     :raises WarmupError: It cannot be read or written.
     """
     texts = read_run_texts(like.path, like.task.split, None, like.task.direction)
 
-    # As `translate` cannot know which line feeds are within a source.
-    lines = [" ".join(source.splitlines()) for source in texts.sources]
+    lines = [json.dumps({"source": source}) for source in texts.sources]
 
     try:
         write_text_atomically(file, "".join(f"{line}\n" for line in lines))

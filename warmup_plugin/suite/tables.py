@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, final
 
-from warmup_plugin.metrics.resampling import DEFAULT_SEED
+from warmup_plugin.metrics.resampling import (
+    DEFAULT_SEED,
+    NUM_TRIALS,
+    warn_of_few_sentences,
+)
 from warmup_plugin.metrics.tables import escape_latex, format_number
 from warmup_plugin.run_dir import collect_versions
 from warmup_plugin.suite.results import (
-    NUM_TRIALS,
     Difference,
     MetricInfo,
     SuiteResult,
@@ -273,6 +276,16 @@ def _make_notes(result: SuiteResult) -> Iterator[str]:
         "sentences than those of the test set, not about other seeds, and is not "
         "corrected for the number of tests."
     )
+
+    for task in result.tasks:
+        numbers = [info.num_sentences or 0 for info in task.metrics]
+
+        num_sentences = max(numbers, default=0)
+
+        warning = warn_of_few_sentences(num_sentences) if num_sentences > 0 else None
+
+        if warning is not None:
+            yield f"`{task.task.name}`: {warning}"
 
     if num_seeds == 1:
         yield "One seed does not tell how much another one would have changed."

@@ -14,12 +14,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
 from fairseq2.data.tokenizers import TokenDecoder, Tokenizer
 from typing_extensions import override
 
+from warmup_plugin.data.blank import is_blank
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.tokenizers.base import WarmupTokenizer
@@ -71,6 +73,28 @@ class TextCodec(ABC):
         encoded = self.encode_source(source)
 
         return encoded.source, [*encoded.prefix, *self.encode_target(target)]
+
+    def is_empty_source(self, text: str, encoded: EncodedText) -> bool:
+        """
+        Tells whether nothing of a source is left to read: it shows nothing, or no token
+        stands for it.
+
+        :param encoded: What :meth:`encode_source` makes of the text.
+        """
+        return is_blank(text) or encoded == self._empty_source
+
+    def is_empty_target(self, text: str, tokens: Sequence[int]) -> bool:
+        """:param tokens: What :meth:`encode_target` makes of the text."""
+        # EOS.
+        return is_blank(text) or len(tokens) <= 1
+
+    @cached_property
+    def _empty_source(self) -> EncodedText | None:
+        try:
+            return self.encode_source("")
+        # A prompt without any text, which no source can have either.
+        except WarmupError:
+            return None
 
     def get_begin(self) -> int:
         """Returns the token that a target without warmup follows."""

@@ -63,12 +63,14 @@ _FILES = ["--references", "ref", "--sources", "src"]
 # Few, but enough to tell much from little.
 _NUMBERS = ["--num-bootstrap", "100", "--num-randomization", "200"]
 
+_BOOTSTRAP = [*_NUMBERS, "--paired-bootstrap"]
+
 
 class TestFiles:
     def test_command_tests_every_metric(
         self, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        args = ["base", "near", "good", *_FILES, *_NUMBERS]
+        args = ["base", "near", "good", *_FILES, *_BOOTSTRAP]
 
         assert (
             _run([*args, "--metrics", "bleu,chrf,ter,rouge", "--target-lang", "en"])
@@ -88,8 +90,8 @@ class TestFiles:
 
             difference, *p_values = rows[metric, "good"]
 
-            # 1 / (100 + 1) and 1 / (200 + 1).
-            assert p_values == ["0.0099", "0.0050"]
+            # 1 / (200 + 1) and 1 / (100 + 1).
+            assert p_values == ["0.0050", "0.0099"]
 
             assert difference.startswith("-" if metric == "TER" else "+")
 
@@ -126,7 +128,7 @@ class TestFiles:
 
         assert data["baseline"] == "base"
         assert data["randomization"] == {"num_trials": 200, "seed": 12345}
-        assert data["comparisons"][0]["randomization_p_value"] == pytest.approx(1 / 201)
+        assert data["comparisons"][0]["p_value"] == pytest.approx(1 / 201)
 
         sentences = data["sentences"]
 
@@ -176,7 +178,7 @@ class TestFiles:
         # To it, longer outputs are better.
         _write(folder / "long", [f"{line} {line}" for line in _BASE])
 
-        args = ["base", "long", *_FILES, *_NUMBERS, "--metrics", "comet,bleu"]
+        args = ["base", "long", *_FILES, *_BOOTSTRAP, "--metrics", "comet,bleu"]
 
         assert _run([*args, "--comet-model", write_comet_model(folder)]) == 0
 
@@ -184,7 +186,7 @@ class TestFiles:
 
         [comet] = [line for line in out.splitlines() if line.startswith("COMET   long")]
 
-        assert comet.split()[-2:] == ["0.0099", "0.0050"]
+        assert comet.split()[-2:] == ["0.0050", "0.0099"]
 
         table = out[out.index("Sentences by COMET against base") :].splitlines()
 
@@ -213,7 +215,7 @@ class TestFiles:
     ) -> None:
         _write(folder / "copy", _BASE)
 
-        assert _run(["base", "copy", *_FILES, *_NUMBERS]) == 0
+        assert _run(["base", "copy", *_FILES, *_BOOTSTRAP]) == 0
 
         lines = capsys.readouterr().out.splitlines()
 
@@ -304,7 +306,7 @@ class TestRuns:
     def test_files_are_compared_with_run(
         self, run_dir: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert _run(["good", str(run_dir), "near", *_NUMBERS]) == 0
+        assert _run(["good", str(run_dir), "near", *_BOOTSTRAP]) == 0
 
         out = capsys.readouterr().out
 
@@ -317,7 +319,7 @@ class TestRuns:
             if line.startswith("BLEU     run")
         )
 
-        assert difference.startswith("-") and p_values == ["0.0099", "0.0050"]
+        assert difference.startswith("-") and p_values == ["0.0050", "0.0099"]
 
         # Only `evaluate` writes there.
         assert not (run_dir / "evaluate").exists()

@@ -22,6 +22,7 @@ from warmup_plugin.data.corpus import (
 )
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.codec import EncodedText
 
 
 class TestTokenizePairs:
@@ -82,6 +83,25 @@ class TestTokenizePairs:
             "train: 28,991 of 29,000 pairs kept; dropped: 8 over the length limit of "
             "128 tokens (0.03%), 1 with an empty side (<0.01%)."
         )
+
+    def test_call_drops_pairs_without_tokens(self, tmp_path: Path) -> None:
+        class Codec(WordCodec):
+            """Has tokens for what shows nothing, and none for a dot."""
+
+            def encode_source(self, source: str) -> EncodedText:
+                return super().encode_source(source.replace(".", ""))
+
+            def encode_target(self, target: str) -> list[int]:
+                return super().encode_target(target.replace(".", ""))
+
+        rows = [("a", "b"), (".", "b"), ("a", "."), ("\u200b", "b"), ("a", "\u200b")]
+
+        corpus = tokenize_pairs(
+            make_pairs(tmp_path, rows), Codec(), max_source_len=4, max_target_len=4
+        )
+
+        assert corpus.indices.tolist() == [0]
+        assert corpus.report.num_empty == 4
 
     def test_call_counts_pair_once_when_it_is_empty_and_too_long(
         self, tmp_path: Path
@@ -154,21 +174,22 @@ class TestTokenizePairs:
 
 
 class TestEncodeSources:
-    def test_call_keeps_all(self) -> None:
-        seqs, prefixes = encode_sources(["a", "", "a bb"], WordCodec())
+    def test_call_keeps_all_but_empty_ones(self) -> None:
+        places, seqs, prefixes = encode_sources(["a", "", "a bb", " "], WordCodec())
 
-        assert seqs.lens.tolist() == [2, 1, 3]
-        assert [prefixes[row].tolist() for row in range(3)] == [[2]] * 3
+        assert places == [0, 2]
+        assert seqs.lens.tolist() == [2, 3]
+        assert [prefixes[row].tolist() for row in range(2)] == [[2]] * 2
 
-        padded, lens = seqs.pad(np.array([2, 1]), PAD_IDX)
+        padded, lens = seqs.pad(np.array([1, 0]), PAD_IDX)
 
-        assert padded.tolist() == [[11, 12, 3], [3, 0, 0]]
+        assert padded.tolist() == [[11, 12, 3], [11, 3, 0]]
         assert padded.dtype == torch.int64
-        assert lens == [3, 1]
+        assert lens == [3, 2]
 
     def test_digest_changes_with_tokens_and_with_lengths(self) -> None:
         digests = {
-            encode_sources(texts, WordCodec())[0].digest()
+            encode_sources(texts, WordCodec())[1].digest()
             for texts in (["a", "bb"], ["bb", "a"], ["a", "bbb"])
         }
 

@@ -74,7 +74,7 @@ class TestFormatLatex:
 
         assert format_latex(scores, comparisons).splitlines() == [
             r"% system & BLEU & COMET \\",
-            "% *: p < 0.05, **: p < 0.01, paired bootstrap test against the first",
+            "% *: p < 0.05, **: p < 0.01, approximate randomization against the first",
             r"base\_1 & 30.00 $\pm$ 1.38 & -- \\",
             r"R\&D 5\% & 30.00 $\pm$ 1.38$^{**}$ & 0.8124 \\",
             r"c & 30.00 $\pm$ 1.38$^{*}$ & $-0.5000$ $\pm$ 0.1000 \\",

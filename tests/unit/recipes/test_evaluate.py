@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -70,7 +71,11 @@ class TestFileMode:
 
         assert main([*args, "--num-bootstrap", "100"]) == 0
 
-        assert f"p: paired bootstrap test against {half}" in capsys.readouterr().out
+        out = capsys.readouterr().out
+
+        assert "p: two-sided, by approximate randomization (10,000 trials), " in out
+        assert f"against {half}" in out
+        assert "Only 20 sentences" in out
 
         data = json.loads(out_file.read_text(encoding="utf-8"))
 
@@ -91,7 +96,85 @@ class TestFileMode:
         comparison = data["comparisons"][0]
 
         assert (comparison["system"], comparison["metric"]) == (right, "BLEU")
-        assert comparison["p_value"] == pytest.approx(1 / 101)
+        # Two-sided: half of the outputs differ, and all are better. One trial in 1,024
+        # swaps all or none of these.
+        assert comparison["p_value"] == pytest.approx(2 / 1024, abs=0.0015)
+        assert comparison["bootstrap_p_value"] is None
+
+    def test_systems_are_called_as_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        half, ref = _write(tmp_path / "h", _HALF), _write(tmp_path / "r", _REFERENCES)
+
+        args = ["--hypotheses", half, ref, "--references", ref, "--names"]
+
+        assert main([*args, "SFT", "warmup"]) == 0
+
+        out = capsys.readouterr().out
+
+        assert "against SFT" in out and half not in out
+
+        assert main([*args, "SFT"]) == 2
+
+        assert "1 names for 2 systems" in capsys.readouterr().err
+
+    def test_one_sentence_has_no_p_and_no_interval(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        a = _write(tmp_path / "a", ["the cat sat on the mat"])
+        b = _write(tmp_path / "b", ["a cat sat on the mat"])
+        ref = _write(tmp_path / "ref", ["the cat sat on a mat"])
+
+        args = ["--hypotheses", a, b, "--references", ref, "--target-lang", "en"]
+
+        assert main([*args, "--latex", "--json", str(tmp_path / "x.json")]) == 0
+
+        out = capsys.readouterr().out
+
+        assert "One sentence has no interval and no p-value." in out
+
+        for mark in ("[", "$^{*", r"\pm", "p:", "p <"):
+            assert mark not in out
+
+        data = json.loads((tmp_path / "x.json").read_text())
+
+        assert data["comparisons"] == []
+        assert data["systems"][a][0]["ci_low"] is None
+
+    @pytest.mark.parametrize("gz", [False, True])
+    @pytest.mark.parametrize(
+        "further",
+        [[], ["--json-fields", "references=target"], ["--json-fields", "sum"]],
+    )
+    def test_main_reads_json_lines(
+        self, tmp_path: Path, gz: bool, further: list[str]
+    ) -> None:
+        hypotheses = [{"source": "x", "output": line} for line in _REFERENCES]
+
+        field = "sum" if further[-1:] == ["sum"] else "target"
+
+        references = [{"source": "x", field: line} for line in _REFERENCES]
+
+        files = []
+
+        for name, rows in (("h.txt.jsonl", hypotheses), ("r.jsonl", references)):
+            text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+            file = tmp_path / (f"{name}.gz" if gz else name)
+
+            file.write_bytes(gzip.compress(text) if gz else text)
+
+            files.append(str(file))
+
+        out = tmp_path / "scores.json"
+
+        args = ["--hypotheses", files[0], "--references", files[1], *further]
+
+        assert main([*args, "--json", str(out)]) == 0
+
+        bleu, _ = json.loads(out.read_text())["systems"][files[0]]
+
+        assert bleu["score"] == pytest.approx(100.0)
 
     @pytest.mark.parametrize(
         "args,message",
@@ -423,6 +506,70 @@ class TestRunMode:
 
         assert generate_calls == []
 
+    @pytest.mark.parametrize("mode", ["run", "files", "files of run", "json"])
+    def test_main_scores_line_feeds_inside_outputs(
+        self, tmp_path: Path, generate_calls: list[Sequence[str]], mode: str
+    ) -> None:
+        pytest.importorskip("rouge_score")
+
+        reference = "the cat sat here\nwe saw two dogs there"
+
+        output = "we saw two dogs there\nthe cat sat here"
+
+        _write(
+            tmp_path / "data" / "test.jsonl",
+            [json.dumps({"source": "x", "target": reference})],
+        )
+
+        run_dir = tmp_path / "run"
+
+        _write(run_dir / "run.yaml", ["dataset:", f"  path: {tmp_path / 'data'}"])
+
+        file = run_dir / "generate" / "test.best.txt"
+
+        _write(file, [output.replace("\n", " ")])
+
+        details = tmp_path / "run" / "generate" / "test.best.txt.jsonl"
+
+        _write(details, [json.dumps({"source": "x", "output": output})])
+
+        args = {
+            "run": [str(run_dir)],
+            "files": ["--hypotheses", str(file), "--references"],
+            "files of run": [str(run_dir), "--hypotheses", str(file)],
+            "json": ["--hypotheses", str(details), "--references"],
+        }[mode]
+
+        if args[-1] == "--references":
+            args.append(str(tmp_path / "data" / "test.jsonl"))
+
+        out = tmp_path / "scores.json"
+
+        args += ["--metrics", "rouge", "--target-lang", "en", "--json", str(out)]
+
+        assert main(args) == 0
+
+        [scores] = json.loads(out.read_text())["systems"].values()
+
+        by_key = {score["key"]: score["score"] for score in scores}
+
+        # Sentence by sentence, and over their border.
+        assert by_key["rougeLsum"] == pytest.approx(100.0)
+        assert by_key["rougeL"] < 60.0
+
+    def test_main_takes_text_that_was_changed_as_it_is(self, tmp_path: Path) -> None:
+        hyp, ref = _write(tmp_path / "h", ["a b c"]), _write(tmp_path / "r", ["a b c"])
+
+        _write(tmp_path / "h.jsonl", [json.dumps({"output": "x"})])
+
+        out = tmp_path / "scores.json"
+
+        args = ["--hypotheses", hyp, "--references", ref, "--json", str(out)]
+
+        assert main([*args, "--metrics", "chrf"]) == 0
+
+        assert json.loads(out.read_text())["systems"][hyp][0]["score"] == 100.0
+
     @pytest.mark.parametrize(
         "edit,message",
         [
@@ -475,7 +622,8 @@ class TestRunMode:
 
         assert system.sources == ["source"] * 20
         assert system.references == _REFERENCES
-        assert system.hypotheses == _HALF
+        # As of the JSON lines.
+        assert system.hypotheses == [line.replace(" ", "\u2028", 1) for line in _HALF]
         assert system.target_lang == "zh"
 
     def test_sources_must_agree_when_a_metric_reads_them(

@@ -21,6 +21,7 @@ from warmup_plugin.recipes.generate import (
     load_run_config,
     main,
 )
+from warmup_plugin.recipes.lines import LineProgress
 from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 
 
@@ -438,7 +439,11 @@ class TestLongLines:
         assert not partial.exists()
 
     def test_call_cuts_when_asked_to(
-        self, tmp_path: Path, short_run: Path, text: Path
+        self,
+        tmp_path: Path,
+        short_run: Path,
+        text: Path,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
         output = tmp_path / "out.txt"
 
@@ -450,6 +455,34 @@ class TestLongLines:
 
         assert len(lines) == 6
         assert lines[2] != "" and lines[4] != ""
+
+        assert "2 of these lines were longer than" in capfd.readouterr().err
+
+        records = read_json_lines(jsonl_path(output))
+
+        assert [bool(r.get("truncated")) for r in records] == [
+            *(False, False, True, False, True)
+        ]
+
+
+def test_total_of_split_is_known(
+    sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals: list[int | None] = []
+
+    class Progress(LineProgress):
+        def __init__(self, total: int | None) -> None:
+            totals.append(total)
+
+            super().__init__(total)
+
+    monkeypatch.setattr("warmup_plugin.recipes.generate.LineProgress", Progress)
+
+    output = tmp_path / "out.txt"
+
+    assert run(sft_run, "--output", output) == 0
+
+    assert totals == [output.read_text().count("\n")]
 
 
 def test_default_output_of_broken_job_is_begun_again(
@@ -681,7 +714,6 @@ class TestLabels:
             (["--rank-labels"], "With settings of your own"),
             (["--output", "x", "--beam-size", 3], "`--beam-size` is of no use"),
             (["--output", "x", "--warmup", "single"], "cannot rank labels"),
-            (["--output", "x", "--truncate"], "`--truncate` is of no use"),
         ],
     )
     def test_option_without_effect_is_refused(

@@ -336,3 +336,12 @@ class TestBadInput:
         assert f"Line 2 of `{source}` and `{target}` has a target of " in err
 
         assert score(warmup_run, "--source", target, "--target", source)[0] == 2
+
+        for pair in ((source, target), (target, source)):
+            args = ["--source", pair[0], "--target", pair[1], "--truncate"]
+
+            status, out, err = score(warmup_run, *args)
+
+            assert status == 0
+            assert out.count("\n") == 2
+            assert "1 of these lines were longer than the model reads" in err

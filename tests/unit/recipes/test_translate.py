@@ -92,6 +92,76 @@ class TestStreams:
 
         assert json.loads(second)["hypotheses"] == []
 
+    def test_text_holds_n_best(self, sft_run: Path, translate: Translate) -> None:
+        args = ["--num-best", 2, "--beam-size", 3]
+
+        stdin = b"puke\n\nta\n"
+
+        text = translate(sft_run, *args, stdin=stdin)[1].decode().split("\n")
+
+        rows = translate(sft_run, *args, "--jsonl", stdin=stdin)[1].split(b"\n")[:-1]
+
+        expected = []
+
+        for row in rows:
+            outputs = [h["output"] for h in json.loads(row)["hypotheses"]]
+
+            expected += [*outputs, "", ""][:2]
+
+        assert text == [*expected, ""] and len(expected) == 6
+
+    def test_terminal_is_asked(
+        self,
+        sft_run: Path,
+        translate: Translate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        class Terminal(io.TextIOWrapper):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setattr(io, "TextIOWrapper", Terminal)
+
+        status, out, err = translate(sft_run, stdin=b"ta\nta\n")
+
+        assert status == 0 and out.count(b"\n") == 2
+
+        assert err.index("loading the model") < err.index("> ")
+        assert err.count("> ") == 3
+
+    def test_line_that_shows_nothing_is_empty(
+        self, sft_run: Path, translate: Translate
+    ) -> None:
+        lines = ["ta", "\u200b", "\ufeff\u200b", "\u200e", "\u3000", "\x01", "ta"]
+
+        status, out, _ = translate(sft_run, stdin="\n".join(lines).encode())
+
+        assert status == 0
+
+        first, *blank, last, _ = out.decode().split("\n")
+
+        assert first == last != "" and blank == [""] * 5
+
+    def test_files_may_hold_json_lines_or_columns(
+        self, tmp_path: Path, sft_run: Path, translate: Translate
+    ) -> None:
+        expected = translate(sft_run, stdin=b"puke kuse\nta\n")[:2]
+
+        rows = [{"source": "x", "text": text} for text in ("puke kuse", "ta")]
+
+        json_file, tsv = tmp_path / "x.jsonl", tmp_path / "x.tsv"
+
+        json_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+        tsv.write_text("puke kuse\tmomu\nta\tmomu\n")
+
+        assert translate(sft_run, json_file, "--json-fields", "text")[:2] == expected
+        assert translate(sft_run, tsv)[:2] == expected
+
+        status, _, err = translate(sft_run, "--columns", 1, stdin=b"ta\n")
+
+        assert status == 2 and "`--columns 1` is no column" in err
+
     @pytest.mark.parametrize("rank_by", ["log-prob", "marginal", "mbr"])
     def test_samples_are_those_of_line(
         self, warmup_run: Path, translate: Translate, rank_by: str

@@ -138,7 +138,7 @@ class TestReport:
 
         for text in (
             "95 % interval",
-            "paired bootstrap test",
+            "approximate randomization",
             "tok:13a",
             "6 sentences",
             "0123456789",

@@ -84,9 +84,14 @@ class TestIndependentConfig:
     @pytest.mark.parametrize(
         ("field", "value", "message"),
         [
-            ("temperature", 0.0, "`temperature` must be greater than 0."),
-            ("temperature", -1.0, "`temperature` must be greater than 0."),
-            ("temperature", float("inf"), "`temperature` must be greater than 0."),
+            ("temperature", 0.0, "`temperature` must be greater than or equal to"),
+            ("temperature", 1e-40, "`temperature` must be greater than or equal to"),
+            ("temperature", -1.0, "`temperature` must be greater than or equal to"),
+            (
+                "temperature",
+                float("inf"),
+                "`temperature` must be greater than or equal to",
+            ),
             ("top_k", 0, "`top_k` must be greater than or equal to 1."),
             ("top_p", 0.0, "`top_p` must be greater than 0 and less"),
             ("top_p", 1.1, "`top_p` must be greater than 0 and less"),

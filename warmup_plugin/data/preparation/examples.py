@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
+from warmup_plugin.data.blank import is_blank
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.files import write_json_lines
 from warmup_plugin.data.preparation.held_out import HeldOutText
@@ -98,7 +99,7 @@ def _filter(
     for example in examples:
         counts["read"] += 1
 
-        if not example["source"].strip() or not example["target"].strip():
+        if is_blank(example["source"]) or is_blank(example["target"]):
             counts["dropped, an empty source or target"] += 1
 
             continue

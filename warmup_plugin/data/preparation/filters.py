@@ -11,6 +11,7 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
+from warmup_plugin.data.blank import is_blank
 from warmup_plugin.data.preparation.hash_set import HashSet, hash_text
 from warmup_plugin.data.preparation.held_out import HeldOutText
 from warmup_plugin.data.preparation.language_id import LanguageIdentifier
@@ -196,7 +197,7 @@ class PairFilter:
     def _judge(self, source: str, target: str) -> str | None:
         config = self._config
 
-        if not source or not target:
+        if is_blank(source) or is_blank(target):
             return _EMPTY
 
         lens = measure_len(source), measure_len(target)

@@ -331,6 +331,9 @@ def _parse(data: bytes, path: Path) -> list[tuple[int, str]]:
     rows = []
 
     for line_nr, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+
         try:
             row = json.loads(line)
 

@@ -8,7 +8,7 @@ from typing import final
 
 from warmup_plugin.data.preparation.hash_set import hash_text
 from warmup_plugin.data.preparation.text import make_overlap_key
-from warmup_plugin.data.text_pairs import iter_lines
+from warmup_plugin.data.text_files import iter_all_texts
 
 
 @final
@@ -34,8 +34,8 @@ class HeldOutText:
             self._keys.add(hash_text(key))
 
     def add_file(self, path: Path) -> None:
-        """Adds a file of one sentence a line."""
-        for line in iter_lines(path):
+        """Adds a file of one sentence a line, or all texts of JSON lines or TSV."""
+        for line in iter_all_texts(path):
             self.add(line)
 
     def __contains__(self, text: str) -> bool:

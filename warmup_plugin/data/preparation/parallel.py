@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, cast, final
 
 from warmup_plugin.data.preparation.files import PART_SUFFIX, write_texts
-from warmup_plugin.data.text_pairs import decode_lines, iter_lines
+from warmup_plugin.data.text_files import is_json_lines, is_tsv, iter_plain
+from warmup_plugin.data.text_pairs import decode_lines
 from warmup_plugin.errors import WarmupError
 
 
@@ -52,6 +53,12 @@ class Corpus:
                 f"`--columns` must be two different numbers from 0, but is {' '.join(map(str, columns))} instead."
             )
 
+        for file in files:
+            if is_json_lines(file) or (len(files) == 2 and is_tsv(file)):
+                raise WarmupError(
+                    f"`{file}` is no file of one sentence a line: write its two sides as text, a file each, or as one TSV file."
+                )
+
         self._files = list(files)
         self._columns = columns[0], columns[1]
 
@@ -67,7 +74,7 @@ class Corpus:
 
 
 def _iter_plain(source_file: Path, target_file: Path) -> Iterator[tuple[str, str]]:
-    pairs = zip_longest(iter_lines(source_file), iter_lines(target_file))
+    pairs = zip_longest(iter_plain(source_file), iter_plain(target_file))
 
     for line_nr, (source, target) in enumerate(pairs, start=1):
         if source is None or target is None:
@@ -82,6 +89,12 @@ def _iter_plain(source_file: Path, target_file: Path) -> Iterator[tuple[str, str
 
 def _iter_tsv(file: Path, columns: tuple[int, int]) -> Iterator[tuple[str, str]]:
     for line_nr, line in enumerate(_iter_unstripped_lines(file), start=1):
+        # An empty pair, as in training.
+        if not line.strip():
+            yield "", ""
+
+            continue
+
         cells = line.split("\t")
 
         if len(cells) <= max(columns):

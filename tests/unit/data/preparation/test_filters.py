@@ -84,6 +84,16 @@ class TestPairFilter:
         assert kept == []
         assert counts == {"pairs read": 1, f"dropped: {reason}": 1}
 
+    @pytest.mark.parametrize("blank", ["\u200b", "\ufeff\u200b", "\u200e", "\x01"])
+    def test_filter_drops_side_that_shows_nothing(self, blank: str) -> None:
+        filter_ = PairFilter(FilterConfig(), "en", "de")
+
+        pairs = [(blank, "drei Worte hier"), ("three words here", blank)]
+
+        assert list(filter_.filter(pairs)) == []
+
+        assert filter_.counts()["dropped: an empty side"] == 2
+
     def test_filter_keeps_pairs_at_the_limits(self) -> None:
         pairs = [("a " * 250, "x " * 250), ("a a a", "x")]
 

@@ -150,6 +150,24 @@ class TestPrepareFlores:
 
         assert_texts(tmp_path / "out")
 
+    def test_blank_line_counts_for_nothing(self, tmp_path: Path) -> None:
+        for lang, lines in (("eng_Latn", "\n"), ("fra_Latn", "")):
+            file = tmp_path / "in" / "dev" / f"{lang}.jsonl"
+
+            file.parent.mkdir(parents=True, exist_ok=True)
+
+            file.write_text('{"id": 0, "text": "a"}\n' + lines)
+
+        run(
+            tmp_path / "out",
+            "flores_plus",
+            ["en", "fr"],
+            splits=["dev"],
+            source=tmp_path / "in",
+        )
+
+        assert tmp_path.joinpath("out", "dev.en").read_text() == "a\n"
+
     def test_call_reads_what_it_wrote(self, tmp_path: Path) -> None:
         for split, texts in TEXTS.items():
             for lang, text in texts.items():

@@ -51,6 +51,13 @@ class TestCorpus:
         with pytest.raises(WarmupError, match=f"`{shorter}` ends after . lines"):
             list(Corpus([source, target]))
 
+    def test_iter_reads_blank_line_as_empty_pair(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.tsv"
+
+        file.write_text("a\tb\n\n \nc\td\n")
+
+        assert list(Corpus([file])) == [("a", "b"), ("", ""), ("", ""), ("c", "d")]
+
     def test_iter_reports_missing_column(self, tmp_path: Path) -> None:
         file = tmp_path / "a.tsv"
 
