@@ -204,7 +204,7 @@ def load_run_job(path: Path, num_sentences: int) -> Job:
 
     texts = [pairs.source(idx) for idx in range(min(len(pairs), num_sentences))]
 
-    sources, prefixes = encode_sources(texts, codec)
+    _, sources, prefixes = encode_sources(texts, codec)
 
     return Job(
         f"{path.name}, step {step_nr}: {pairs.origin}",

@@ -336,7 +336,7 @@ class TestExport:
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
                 max_new_tokens=60,
-                logits_processor=[WellFormed(num, separator_idx, EOS_IDX, None)],
+                logits_processor=[WellFormed(num, separator_idx, EOS_IDX, [])],
             )[0, num:].tolist()  # fmt: skip
 
             warmup, output = split(tokens, separator_idx)

@@ -10,7 +10,6 @@ limits belong to a group, so what is found does not depend on the rest of the ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final

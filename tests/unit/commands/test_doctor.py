@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from warmup_plugin.commands import doctor
-from warmup_plugin.metrics.comet import client
 from warmup_plugin.commands.doctor import CHECKS, Finding, examine, format_finding
+from warmup_plugin.metrics.comet import client
 
 
 def one(findings: Iterable[Finding]) -> Finding:

@@ -706,9 +706,7 @@ class TestSearch:
 
         model = ScriptedModel(write)
 
-        config = create_config(
-            warmup="none", beam_size=3, max_len_a=0.0, max_len_b=50
-        )
+        config = create_config(warmup="none", beam_size=3, max_len_a=0.0, max_len_b=50)
 
         [[hypothesis]] = generate(model, config, sources=[[5, EOS_IDX]])
 
