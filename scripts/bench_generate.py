@@ -84,7 +84,7 @@ from warmup_plugin.tokenizers.loading import load_tokenizer
 
 BASE: Final = "transformers"
 
-PLAIN_SYSTEMS: Final = (BASE, "ours", "ctranslate2")
+PLAIN_SYSTEMS: Final = (BASE, "ours", "full-search", "ctranslate2")
 
 WARMUP_SYSTEMS: Final = ("single", "greedy-then-beam", "sample")
 
@@ -229,7 +229,15 @@ class System(ABC):
 
 @final
 class Ours(System):
-    def __init__(self, job: Job, device: torch.device, beam: int, warmup: str) -> None:
+    def __init__(
+        self,
+        job: Job,
+        device: torch.device,
+        beam: int,
+        warmup: str,
+        *,
+        early_stopping: bool,
+    ) -> None:
         with device:
             model = create_nllb_model(job.config)
 
@@ -251,6 +259,7 @@ class Ours(System):
                 max_len_a=0.0,
                 max_len_b=job.max_len,
                 min_len_b=job.fixed_len or 0,
+                early_stopping=early_stopping,
             ),
         )
 
@@ -457,9 +466,10 @@ def create_system(
     :raises WarmupError: If the other library is not installed.
     """
     if name not in (BASE, "ctranslate2"):
-        warmup = "none" if name == "ours" else name.replace("-", "_")
+        warmup = "none" if name in PLAIN_SYSTEMS else name.replace("-", "_")
 
-        return Ours(job, device, beam, warmup)
+        # `ours` ends its search as the other libraries are asked to.
+        return Ours(job, device, beam, warmup, early_stopping=name == "ours")
 
     try:
         if name == BASE:

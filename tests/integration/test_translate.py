@@ -102,5 +102,6 @@ def test_killed_job_goes_on_in_two_processes(
 
     # Nothing is left of the job.
     assert sorted(f.name for f in tmp_path.iterdir() if f.name.startswith("out")) == [
-        "out.txt"
+        "out.txt",
+        "out.txt.origin.json",
     ]

@@ -448,7 +448,7 @@ class TestMakePlan:
 
             # What is computed later.
             if run.system.equal_time_with is not None:
-                args[-1] = "regime.num_steps=1"
+                args[-1] = "regime.num_steps=1000"
 
             with resolve_config_files(args, TrainConfig) as args:
                 status, config = dump_config(TranslationTrainRecipe(), args)

@@ -153,10 +153,12 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
         if grown_from is not None and get_rank() == 0:
             _write_growth(run_dir, config)
 
-        try:
-            make_private_log(run_dir.path, get_rank())
-        except OSError as ex:
-            raise _make_write_error(run_dir, ex) from None
+        # The folder is private, and so are the logs of the other ranks in it.
+        if get_rank() == 0:
+            try:
+                make_private_log(run_dir.path, 0)
+            except OSError as ex:
+                raise _make_write_error(run_dir, ex) from None
 
         file = Path(tmp_dir, "config.yaml")
 

@@ -354,6 +354,12 @@ class TestErrors:
 
         file.write_bytes(b"junk")
 
+        with pytest.raises(WarmupError, match="sdp_00.pt` is damaged"):
+            export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
+
+        # Of an earlier version.
+        file.with_name("sdp_00.pt.sha256").unlink()
+
         with pytest.raises(WarmupError, match="is damaged; choose another"):
             export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
 
@@ -367,6 +373,8 @@ class TestErrors:
         [file] = (tmp_path / "run").rglob("sdp_00.pt")
 
         torch.save({"x": Harm()}, file)
+
+        file.with_name("sdp_00.pt.sha256").unlink()
 
         with pytest.raises(WarmupError, match="is damaged; choose another"):
             export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")

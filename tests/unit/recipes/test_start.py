@@ -55,6 +55,15 @@ class TestFindOutputDir:
         assert find_output_dir(args) is None
 
 
+def make_checkpoint(out: Path) -> None:
+    """Makes what looks like the checkpoint of a first step."""
+    for part in ("model", "trainer", "optimizer", "data_reader"):
+        file = out / "checkpoints" / "step_1" / part / "rank_0.pt"
+
+        file.parent.mkdir(parents=True)
+        file.touch()
+
+
 def start(out: Path, options: Options, *further: object) -> dict[str, Any]:
     """Returns the config that fairseq2 would get."""
     args = to_args(out, options, *further)
@@ -234,6 +243,7 @@ class TestNewRun:
 
         assert {f.name for f in run_dir.path.iterdir()} == {
             ".lock",
+            "logs",
             "command.yaml",
             "run.yaml",
             "tokenizer.model",
@@ -504,7 +514,7 @@ class TestTask:
 
         assert first["dataset"]["prompt"].startswith("Summarize")
 
-        (tmp_path / "run" / "checkpoints" / "step_1").mkdir(parents=True)
+        make_checkpoint(tmp_path / "run")
 
         assert start(tmp_path / "run", options)["dataset"] == first["dataset"]
 
@@ -1006,8 +1016,7 @@ class TestDirections:
         assert first["de-en"]["prompt"].startswith("Translate from German to English.")
         assert first["en-de"]["prompt"].startswith("Translate from English to German.")
 
-        (tmp_path / "run" / "checkpoints" / "step_1").mkdir(parents=True)
-        (tmp_path / "run" / "checkpoints" / "step_1" / "model").mkdir()
+        make_checkpoint(tmp_path / "run")
 
         moved = tmp_path / "moved"
 
@@ -1027,7 +1036,7 @@ class TestDirections:
 
         start(out, options)
 
-        (out / "checkpoints" / "step_1" / "model").mkdir(parents=True)
+        make_checkpoint(out)
 
         # As an earlier version has written them.
         for file in (out / "command.yaml", out / "run.yaml"):
@@ -1065,7 +1074,7 @@ class TestDirections:
 
         start(tmp_path / "run", options)
 
-        (tmp_path / "run" / "checkpoints" / "step_1" / "model").mkdir(parents=True)
+        make_checkpoint(tmp_path / "run")
 
         options["dataset.directions"] = "{src-tgt: {prompt: 'x {source}'}, tgt-src: {}}"
 
@@ -1150,7 +1159,7 @@ class TestDirections:
             ),
             (
                 {"dataset.sampling_temperature": ".nan"},
-                "must be a number greater than or equal to 1",
+                "`dataset.sampling_temperature` must be a finite number",
             ),
             (
                 {"dataset.sampling_temperature": 2},

@@ -400,7 +400,11 @@ class TestFaults:
         assert seen == [4, 5, 6]
         assert output.read_bytes() == expected
 
-        assert sorted(f.name for f in tmp_path.iterdir()) == ["in.txt", "out.txt"]
+        assert sorted(f.name for f in tmp_path.iterdir()) == [
+            "in.txt",
+            "out.txt",
+            "out.txt.origin.json",
+        ]
 
     def test_output_of_other_job_is_left_alone(
         self, tmp_path: Path, sft_run: Path, translate: Translate
