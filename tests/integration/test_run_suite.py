@@ -280,9 +280,13 @@ def test_legs_are_shared_decoded_and_chained(
 
     folder = out / "n9" / "cascade"
 
-    assert (folder / "seed_1.sources.txt").read_text() == (data / "test.a").read_text()
+    sources = (folder / "seed_1.sources.jsonl").read_text().splitlines()
 
-    for name in ("seed_1.a-b.txt", "seed_1.txt"):
+    assert [json.loads(line)["source"] for line in sources] == (
+        (data / "test.a").read_text().splitlines()
+    )
+
+    for name in ("seed_1.a-b.jsonl", "seed_1.jsonl"):
         assert len((folder / name).read_text().splitlines()) == 5
 
     report = json.loads((out / "tiny.json").read_text())["tasks"]["n9"]["systems"]

@@ -360,7 +360,7 @@ class TestErrors:
         # Of an earlier version.
         file.with_name("sdp_00.pt.sha256").unlink()
 
-        with pytest.raises(WarmupError, match="is damaged; choose another"):
+        with pytest.raises(WarmupError, match="sdp_00.pt` is damaged; restore"):
             export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
 
     def test_pickled_code_in_checkpoint_is_not_run(
@@ -376,7 +376,7 @@ class TestErrors:
 
         file.with_name("sdp_00.pt.sha256").unlink()
 
-        with pytest.raises(WarmupError, match="is damaged; choose another"):
+        with pytest.raises(WarmupError, match="sdp_00.pt` is damaged; restore"):
             export_run(RunDir(tmp_path / "run"), tmp_path / "out", checkpoint="last")
 
         assert "harm" not in capfd.readouterr().out

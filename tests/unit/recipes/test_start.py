@@ -312,8 +312,8 @@ class TestNewRun:
         (tmp_path / "run" / "metrics").mkdir()
         (tmp_path / "run" / "metrics" / "train.jsonl").touch()
 
-        with pytest.raises(WarmupError, match="`regime.num_steps`"):
-            start(tmp_path / "run", {**options, "regime.num_steps": 4})
+        with pytest.raises(WarmupError, match="`criterion.label_smoothing`"):
+            start(tmp_path / "run", {**options, "criterion.label_smoothing": 0.2})
 
     def test_run_that_was_killed_early_may_change(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path

@@ -695,7 +695,10 @@ class TestReferenceModel:
 
                 return create_tiny_model(vocab_size=8)
 
-        config = TrainConfig(warmup=WarmupSection(kl_weight=0.1))
+        config = TrainConfig(
+            criterion=CriterionSection(name="warmup"),
+            warmup=WarmupSection(kl_weight=0.1),
+        )
 
         def create(vocab_size: int) -> ConditionalModel | None:
             return TranslationTrainRecipe()._create_reference(
