@@ -54,7 +54,8 @@ class LogFilter(logging.Filter):
     Rewrites log records before they reach console or file.
 
     fairseq2 writes every environment variable into its log, which is left out, and a
-    traceback for errors whose cause is the user's input. torcheval warns of metrics without values.
+    traceback for errors whose cause is the user's input. torcheval warns of metrics
+    without values.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:

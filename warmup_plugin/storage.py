@@ -126,7 +126,8 @@ class CheckedLoader(TensorFileLoader):
             options = TensorFileLoadOptions()
 
         try:
-            content = self._file_system.cat(file)
+            # Never whole in memory beside the tensors that are in it.
+            fp = self._file_system.open(file)
         except FileNotFoundError:
             if _find_step_dir(file) is None:
                 raise
@@ -135,20 +136,26 @@ class CheckedLoader(TensorFileLoader):
                 f"`{file}` is missing; start as many processes as before, or {_describe_remedy(file)}."
             ) from None
 
+        with fp:
+            return self._load(fp, file, options)
+
+    def _load(
+        self, fp: BinaryIO, file: Path, options: TensorFileLoadOptions
+    ) -> dict[str, object]:
         sum_file = file.with_name(file.name + _SUFFIX)
 
         if self._file_system.exists(sum_file):
             expected = self._file_system.cat(sum_file)[:64]
 
-            if sha256(content).hexdigest().encode() != expected:
+            if _hash(fp).encode() != expected:
                 raise WarmupError(
                     f"`{file}` is damaged, it does not hold what was written; {_describe_remedy(file)}."
                 )
 
+            fp.seek(0)
+
         try:
-            return load_tensors(
-                content, options.map_location, restrict=options.restrict
-            )
+            return load_tensors(fp, options.map_location, restrict=options.restrict)
         except _ForbiddenError as ex:
             raise WarmupError(
                 f"`{file}` would import `{ex}`, which no checkpoint needs, so it is not read; get the run from a place that you trust."
@@ -163,8 +170,17 @@ class CheckedLoader(TensorFileLoader):
             ) from None
 
 
+def _hash(fp: BinaryIO) -> str:
+    digest = sha256()
+
+    while block := fp.read(1 << 20):
+        digest.update(block)
+
+    return digest.hexdigest()
+
+
 def load_tensors(
-    content: bytes, map_location: Any = None, *, restrict: bool = True
+    stream: BinaryIO, map_location: Any = None, *, restrict: bool = True
 ) -> dict[str, object]:
     """
     Reads a file of ``torch.save``.
@@ -173,8 +189,6 @@ def load_tensors(
         of a trainer so, whose pickle is of a later protocol; of that, the same names are
         allowed.
     """
-    stream = io.BytesIO(content)
-
     if restrict:
         data = torch.load(stream, map_location, weights_only=True)
     else:

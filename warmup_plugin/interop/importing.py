@@ -269,13 +269,11 @@ def _is_own_export(folder: Path) -> bool:
     if settings.get("tokenizer_class") != "PreTrainedTokenizerFast":
         return False
 
-    added = read_settings(folder / "tokenizer.json").get("added_tokens")
+    tokenizer = read_settings(folder / "tokenizer.json")
 
-    names = [_get_content(token) for token in added or []]
+    names = [_get_content(token) for token in tokenizer.get("added_tokens") or []]
 
-    return "<extra_id_0>" not in names and SEPARATOR in str(
-        read_settings(folder / "tokenizer.json").get("model")
-    )
+    return "<extra_id_0>" not in names and SEPARATOR in str(tokenizer.get("model"))
 
 
 def _count_pieces(path: Path) -> int:
