@@ -47,6 +47,44 @@ _POINTLESS: Final = "No calls to update() have been made"
 
 _ENVIRONMENT: Final = "Environment Variables - "
 
+# Three times at each start, before there is a log file.
+_FILE_SYSTEMS: Final = "Activated FileSystem protocols"
+
+_DETAILS: Final = (
+    # Settings and surroundings.
+    *("Config: ", "Model Config: ", "Tokenizer Config: ", "Host - ", "Device - "),
+    *("Software - ", "Runtime Environment - ", "Process Ranks - ", "Tokenizer - "),
+    *("Model (rank ", "Random number generator seed ", "Number of threads used "),
+    *("Device of the process ", "Default SDPA variant ", "Log files are stored "),
+    *("No cluster detected", "torch.distributed environment variables ", "Running on "),
+    # Processes that find each other.
+    *("Creating the root gang", "Root gang created", "Creating parallel gangs"),
+    *("Parallel gangs created", "Creating data parallel ", "Data parallel gang "),
+    *("Creating tensor parallel ", "Tensor parallel gang ", "Creating pipeline "),
+    *("Pipeline parallel gang ", "Creating hybrid ", "Hybrid sharded "),
+    *("Creating inter-node ", "Creating intra-node ", "Performing a collective "),
+    *("Gangs warmed up", "Wrapping model with ", "Model wrapped with "),
+    # Parts that are ready at once; that weights are loaded, which may take minutes, is
+    # shown.
+    *(
+        "Loading tokenizer",
+        "Tokenizer loaded",
+        "Initializing model",
+        "Model initialized",
+    ),
+    *("Initializing checkpoint model", "Model loaded"),
+    *("Broadcasting model ", "Model broadcasted"),
+    # Of a restoration and a checkpoint all but beginning and end, of a validation all but
+    # the beginning, which metrics follow.
+    *("Restoring trainer state", "Trainer state restored", "Restoring model state"),
+    *("Model state restored", "Restoring optimizer state", "Optimizer state restored"),
+    *("Restoring data reader state", "Data reader state restored"),
+    *("Preparing checkpoint ", "Checkpoint prepared", "Waiting for the current "),
+    *("Deleting ", "Stale checkpoints deleted", "Non-model state of previous "),
+    *("Validating ", "Validation finished", "Running garbage collection"),
+)
+"""What fairseq2's messages begin with that belong into the log file alone."""
+
 
 @final
 class LogFilter(logging.Filter):
@@ -83,7 +121,7 @@ class LogFilter(logging.Filter):
         msg = record.getMessage()
 
         # No rule knows all secrets of an environment.
-        if msg.startswith((_POINTLESS, _ENVIRONMENT)):
+        if msg.startswith((_POINTLESS, _ENVIRONMENT, _FILE_SYSTEMS)):
             return False
 
         new_msg = msg
@@ -128,6 +166,45 @@ class LogFilter(logging.Filter):
             text = text.replace(secret, "[hidden]")
 
         return _URL_USER.sub(_hide_password, text)
+
+
+@final
+class ConsoleFilter(logging.Filter):
+    """Keeps off the console what is of interest only when something has gone wrong; the
+    log file has it."""
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            return True
+
+        return not record.getMessage().startswith(_DETAILS)
+
+
+def calm_console() -> None:
+    """
+    Limits what fairseq2 shows on the console to what people watch, without its name.
+
+    To be called when fairseq2 has configured its log: it replaces the handlers then. The
+    log file is not affected.
+    """
+    # Not for those who only want a filter.
+    from rich.logging import RichHandler
+
+    for handler in logging.getLogger().handlers:
+        if not any(isinstance(f, ConsoleFilter) for f in handler.filters):
+            handler.addFilter(ConsoleFilter())
+
+        # A subclass, such as that of a file, has its own.
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(
+                logging.Formatter(
+                    "%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S"
+                )
+            )
+        elif isinstance(handler, RichHandler):
+            # It has columns for the rest.
+            handler.setFormatter(logging.Formatter("%(message)s", "%Y-%m-%d %H:%M:%S"))
 
 
 def is_secret(name: str) -> bool:

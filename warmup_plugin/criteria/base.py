@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ class Criterion(ABC):
         return self.max_warmup_len
 
     @property
+    def smooths_loss(self) -> bool:
+        """``True`` if what training reports as its loss includes label smoothing."""
+        return False
+
+    @property
     @abstractmethod
     def draw_time(self) -> Stopwatch:
         """The time spent drawing since the last reset."""
@@ -204,13 +210,20 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
         gangs: Gangs,
         *,
         on_step: Callable[[int], None],
+        num_steps: int | None = None,
     ) -> None:
         """
         :param on_step: Called with its number when a step begins, on all ranks.
+        :param num_steps: The step that training ends with, to tell the time left.
         """
         self._criterion = criterion
         self._on_step = on_step
+        self._num_steps = num_steps
         self._step_nr = 0
+
+        # When this process began to train, and with which step.
+        self._begin: tuple[float, int] | None = None
+
         self._step_time = Stopwatch(device=gangs.device)
 
         # fairseq2 tells when a step begins, not when it ends.
@@ -229,6 +242,9 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
         self._on_step(step_nr)
 
         self._step_nr = step_nr
+
+        if self._begin is None:
+            self._begin = (time.monotonic(), step_nr)
 
         self._step_time.stop()
 
@@ -253,13 +269,38 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
         if values.get("warmup_gain") == 0.0:
             del values["warmup_gain"]
 
+        # A curve of it would not meet that of the validations.
+        if self._criterion.smooths_loss and "nll_loss" in values:
+            values["smoothed_loss"] = values.pop("nll_loss")
+
+        time_left = self._estimate_time_left()
+
+        if time_left is not None:
+            values["time_left"] = time_left
+
         step_time = self._step_time.get_elapsed_time()
 
         draw_time = self._criterion.draw_time.get_elapsed_time()
 
-        if step_time > 0.0:
+        if step_time > 0.0 and self._criterion.max_warmup_len is not None:
             values["draw_share"] = draw_time / step_time
 
         self._step_time.reset()
 
         self._criterion.draw_time.reset()
+
+    def _estimate_time_left(self) -> float | None:
+        """Estimates the seconds to the last step, validations and checkpoints included."""
+        if self._begin is None or self._num_steps is None:
+            return None
+
+        num_steps_left = self._num_steps - self._step_nr
+
+        if num_steps_left <= 0:
+            return None
+
+        begin, first_step_nr = self._begin
+
+        num_steps_done = self._step_nr - first_step_nr + 1
+
+        return num_steps_left * (time.monotonic() - begin) / num_steps_done

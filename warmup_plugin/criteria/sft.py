@@ -135,6 +135,11 @@ class SftCriterion(Criterion):
 
     @property
     @override
+    def smooths_loss(self) -> bool:
+        return self._context.label_smoothing > 0.0
+
+    @property
+    @override
     def draw_time(self) -> Stopwatch:
         return self._draw_time
 

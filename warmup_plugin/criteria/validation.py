@@ -62,7 +62,8 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
     Measures the loss of a development set, decodes it and reports BLEU and chrF++, or
     other metrics.
 
-    A few sources are logged with the warmups drawn for them and what was decoded.
+    A few sources are logged with what was decoded and, if the criterion draws some, the
+    warmups drawn for them.
 
     Of several directions each is scored by itself, as ``bleu_en-de`` and so on;
     ``bleu`` is then the mean over directions.
@@ -88,7 +89,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         :param codec: Decodes; with several directions, that of any.
         :param target_lang: The language that chooses tokenizers.
         :param num_shown: The number of sources, from the first line of the file, to
-            log with their warmups; with several directions, of each.
+            log with their outputs; with several directions, of each.
         :param metrics: The names of the metrics; see ``warmup_plugin.metrics.registry``.
         :param labels: All valid outputs, for ``accuracy`` and ``macro_f1``.
         :param directions: The directions of a run with several, by name; the batches
@@ -121,6 +122,11 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         self._scores: dict[str, float] = {}
 
+        # How scores are computed.
+        self._signatures: list[str] = []
+
+        self._told_signatures = ""
+
         # (direction, index in its text, what to log)
         self._shown: list[tuple[str, int, str]] = []
 
@@ -135,6 +141,8 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         self._outputs.clear()
 
         self._shown.clear()
+
+        self._signatures.clear()
 
     @override
     def set_train_step_nr(self, step_nr: int) -> None:
@@ -165,7 +173,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         self._outputs.extend(zip(names, indices, texts, example["targets"]))
 
-        for n, source_warmups in zip(shown, warmups):
+        for n, source_warmups in zip(shown, warmups or [[] for _ in shown]):
             text = self._describe(
                 example["sources"][n], example["targets"][n], texts[n], source_warmups
             )
@@ -244,13 +252,25 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         outputs = sorted(o for rank_outputs, _ in gathered for o in rank_outputs)
 
-        for _, _, text in sorted(s for _, rank_shown in gathered for s in rank_shown):
-            log.info("Sampled warmups at step {}:\n{}", self._step_nr, text)
+        shown = sorted(s for _, rank_shown in gathered for s in rank_shown)
+
+        if shown:
+            text = "\n\n".join(text for _, _, text in shown)
+
+            log.info("Sample outputs of {} at step {}:\n{}", self._name, self._step_nr, text)  # fmt: skip
 
         by_direction = {
             name: self._score(name, [o[2:] for o in outputs if o[0] == name])
             for name in self._target_langs
         }
+
+        signatures = ", ".join(self._signatures)
+
+        # The scores themselves are among the metrics.
+        if signatures != self._told_signatures:
+            log.info("Scores of {}: {}.", self._name, signatures)
+
+            self._told_signatures = signatures
 
         if self._directions is None:
             self._scores = by_direction[""]
@@ -286,10 +306,9 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
             labels=self._labels,
         )
 
-        what = f"{self._name} {name}".strip()
-
-        for score in scores:
-            log.info("{} {} at step {}: {:.2f} ({})", what, score.name, self._step_nr, score.score, score.signature)  # fmt: skip
+        self._signatures += [
+            f"{name} {score.name} ({score.signature})".strip() for score in scores
+        ]
 
         return {s.key: s.score for s in scores if s.score is not None}
 

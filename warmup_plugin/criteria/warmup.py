@@ -315,6 +315,14 @@ class WarmupCriterion(Criterion):
 
     @property
     @override
+    def smooths_loss(self) -> bool:
+        # That of warmups is reported without; batches of plain directions alone with.
+        context = self._context
+
+        return context.label_smoothing > 0.0 and bool(context.plain_directions)
+
+    @property
+    @override
     def draw_time(self) -> Stopwatch:
         return self._find_candidates.draw_time
 

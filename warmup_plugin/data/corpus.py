@@ -167,6 +167,10 @@ class TokenSeqs:
             np.concatenate([part._indices for part in parts]), np.concatenate(offsets)
         )
 
+    def count(self, idx: int) -> int:
+        """Counts a token in all sequences."""
+        return int(np.count_nonzero(self._indices == idx))
+
     def digest(self) -> int:
         """Returns a checksum that tells sequences from changed ones."""
         checksum = zlib.crc32(self._offsets.data)

@@ -355,6 +355,8 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
     """
     Runs fairseq2's command line with our log filter in front.
 
+    Without a terminal it writes plain lines: fairseq2 would break them at 80 columns.
+
     :returns: The exit status.
     """
     install_log_filter()
@@ -364,6 +366,10 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
     old_argv = sys.argv
 
     sys.argv = [old_argv[0], *argv]
+
+    if not sys.stderr.isatty() and "--no-rich" not in argv:
+        # In front: `--config` takes all that follows.
+        sys.argv.insert(1, "--no-rich")
 
     try:
         with hide_start_warning():

@@ -33,7 +33,12 @@ from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from typing_extensions import override
 
 from warmup_plugin.config_docs import get_field_docs
-from warmup_plugin.console import claimed_stdout, make_private_log, quiet_log
+from warmup_plugin.console import (
+    calm_console,
+    claimed_stdout,
+    make_private_log,
+    quiet_log,
+)
 from warmup_plugin.data.directions import (
     choose_direction,
     name_output,
@@ -294,6 +299,8 @@ class TranslationGenerateRecipe(Recipe):
 
     @override
     def register(self, container: DependencyContainer) -> None:
+        calm_console()
+
         register_codec(container, GenerateConfig)
 
     @override

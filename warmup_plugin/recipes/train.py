@@ -43,6 +43,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.nn import Module
 from typing_extensions import override
 
+from warmup_plugin.console import calm_console
 from warmup_plugin.criteria import (
     Criterion,
     CriterionContext,
@@ -60,6 +61,7 @@ from warmup_plugin.data.directions import (
 )
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
+from warmup_plugin.data.token_stats import measure_tokens
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import (
     GenerationSection,
@@ -72,6 +74,7 @@ from warmup_plugin.metrics.registry import (
     METRICS,
     check_metric_names,
 )
+from warmup_plugin.metrics.training import shorten_metric_lines
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     create_conditional_model,
@@ -96,6 +99,7 @@ from warmup_plugin.recipes.control import (
     StopSignal,
     TrainerControl,
 )
+from warmup_plugin.recipes.overview import describe_training
 from warmup_plugin.recipes.start import (
     SCORE_OF_TASK,
     NothingToRun,
@@ -308,6 +312,10 @@ class TranslationTrainRecipe(Recipe):
 
     @override
     def register(self, container: DependencyContainer) -> None:
+        calm_console()
+
+        shorten_metric_lines(container)
+
         # Loaded only if it is asked for.
         register_reference_model(container, _REFERENCE_MODEL)
 
@@ -331,7 +339,11 @@ class TranslationTrainRecipe(Recipe):
 
         # Read and check the data before the model is built.
         train_corpus = self._read_corpus(
-            config, config.dataset.train_split, codecs, is_training=True
+            config,
+            config.dataset.train_split,
+            codecs,
+            is_training=True,
+            is_measured=gangs.root.rank == 0,
         )
 
         valid_corpus = self._read_corpus(config, config.dataset.valid_split, codecs)
@@ -403,7 +415,11 @@ class TranslationTrainRecipe(Recipe):
             control.begin_step(step_nr)
 
         unit = CriterionTrainUnit(
-            criterion, context.get_optimizer(), gangs, on_step=on_step
+            criterion,
+            context.get_optimizer(),
+            gangs,
+            on_step=on_step,
+            num_steps=config.regime.num_steps,
         )
 
         def create_generator(max_warmup_len: int | None) -> WarmupGenerator:
@@ -462,6 +478,17 @@ class TranslationTrainRecipe(Recipe):
         control.attach(trainer, self._create_early_stopper(context, config))
 
         if is_first_rank:
+            for line in describe_training(
+                config,
+                run_dir.path,
+                base_model,
+                device=context.device,
+                num_processes=gangs.root.size,
+                num_batches=train_reader.num_batches,
+                smooths_loss=criterion.smooths_loss,
+            ):
+                log.info("{}", line)
+
             run_dir.write_versions({"num_processes": gangs.root.size})
 
             trainer.register_checkpoint_save_hook(lambda args: run_dir.write_card())
@@ -497,8 +524,12 @@ class TranslationTrainRecipe(Recipe):
         codecs: Mapping[str, TextCodec],
         *,
         is_training: bool = False,
+        is_measured: bool = False,
     ) -> Corpus:
-        """:param is_training: If ``True``, ``max_train_pairs`` counts."""
+        """
+        :param is_training: If ``True``, ``max_train_pairs`` counts.
+        :param is_measured: If ``True``, says what the tokens look like.
+        """
         section = config.dataset
 
         sections = {"dataset": asdict(section), "tokenizer": asdict(config.tokenizer)}
@@ -518,14 +549,26 @@ class TranslationTrainRecipe(Recipe):
                 ),
             )
 
-            if not section.directions:
-                log.info("{}", corpus.report.describe())
+            prefix = f"{name}, " if section.directions else ""
 
-                return corpus
+            log.info("{}{}", prefix, corpus.report.describe())
 
-            log.info("{}, {}", name, corpus.report.describe())
+            if is_measured:
+                for stats in measure_tokens(
+                    corpus,
+                    codec,
+                    name=f"{prefix}{split}",
+                    source_lang=narrowed["dataset"]["source_lang"],
+                    target_lang=narrowed["dataset"]["target_lang"],
+                ):
+                    log.info("{}", stats.describe())
 
-        return join_corpora(corpora)
+                    warning = stats.find_warning()
+
+                    if warning is not None:
+                        log.warning("{}", warning)
+
+        return join_corpora(corpora) if section.directions else corpus
 
     @staticmethod
     def _describe_directions(

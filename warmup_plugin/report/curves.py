@@ -26,6 +26,10 @@ MAX_REPETITION: Final = 0.15
 MAX_CUT: Final = 0.95
 
 LOSS: Final = "NLL Loss"
+
+# What training calls it where it includes label smoothing.
+_SMOOTHED_LOSS: Final = "Label-Smoothed Loss"
+
 NUM_WARMUPS: Final = "Warmups per Source (K)"
 
 # The time since the first start of a run in `train.jsonl`; validation has none.
@@ -64,7 +68,7 @@ QUALITY_PANELS: Final = (
     Panel(
         LOSS,
         "Loss per target token (nats)",
-        "Solid: training batches. Dashed: development set.",
+        "Solid: training batches, of SFT with label smoothing where that is set. Dashed: development set, without.",
     ),
 )
 
@@ -244,11 +248,14 @@ def _collect_curves(
     curves = {}
 
     for key in (*(panel.key for panel in PANELS), NUM_WARMUPS):
+        # A run of an earlier version that was resumed has both.
+        other = _SMOOTHED_LOSS if key == LOSS else key
+
         points = [
             (float(cast(float, row["Step"])), value)
             for row in rows
             # A loss that is no number has no place in a plot.
-            if (value := _number(row.get(key))) is not None
+            if (value := _number(row.get(key, row.get(other)))) is not None
         ]
 
         if points:
