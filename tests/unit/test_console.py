@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
+import fairseq2
 import pytest
-from fairseq2.logging import LogWriter, get_log_writer
+from fairseq2.logging import LogWriter, configure_logging, get_log_writer
+from rich.logging import RichHandler
 
+from warmup_plugin import console
 from warmup_plugin.console import (
+    ConsoleFilter,
     LogFilter,
+    calm_console,
     describe_causes,
     hide_start_warning,
     install_log_filter,
@@ -140,6 +145,73 @@ class TestSecrets:
     )
     def test_is_secret_returns_false(self, name: str) -> None:
         assert not is_secret(name)
+
+
+class TestCalmConsole:
+    def test_details_are_in_log_file_alone(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # As fairseq2 does when it starts, and when it knows the output directory.
+        configure_logging(no_rich=True)
+
+        calm_console()
+
+        log = get_log_writer("fairseq2")
+
+        file_handler = logging.FileHandler(tmp_path / "rank_0.log")
+
+        log.logger.addHandler(file_handler)
+
+        log.info("{}: {}", "Config", "{\n 'task': 1\n}")
+        log.info("Model (rank {}) - {}\n{}", 0, "Parameter Size: 9", "Module(\n)")
+        log.info("train: all 400 pairs kept.")
+        log.warning("Config: odd")
+
+        file_handler.close()
+
+        err = capsys.readouterr().err.splitlines()
+
+        assert [line[20:] for line in err] == [
+            "INFO: train: all 400 pairs kept.",
+            "WARNING: Config: odd",
+        ]
+
+        text = (tmp_path / "rank_0.log").read_text()
+
+        assert "'task': 1" in text and "Module(" in text and "400 pairs" in text
+
+    def test_call_works_with_columns_of_terminal(self) -> None:
+        configure_logging()
+
+        calm_console()
+        calm_console()
+
+        [handler] = logging.getLogger().handlers
+
+        assert isinstance(handler, RichHandler)
+
+        # Of a log file whose name is that of the package every line is.
+        assert handler.format(logging.makeLogRecord({"msg": "x"})) == "x"
+
+        assert [type(f) for f in handler.filters] == [ConsoleFilter]
+
+    def test_details_are_messages_of_fairseq2(self) -> None:
+        files = Path(str(fairseq2.__file__)).parent.rglob("*.py")
+
+        source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+        for prefix in console._DETAILS:
+            if prefix.endswith("Config: "):
+                calls = [f'log_config("{prefix[:-2]}", ']
+            else:
+                calls = [f'log.info("{prefix}', f'm = "{prefix}']
+
+            assert any(call in source for call in calls), prefix
+
+    def test_filter_drops_protocols(self, log: LogWriter, stream: StringIO) -> None:
+        log.info("Activated FileSystem protocols:\n ['file', 'local', 's3']")
+
+        assert stream.getvalue() == ""
 
 
 def raise_config_error() -> None:

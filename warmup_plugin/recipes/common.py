@@ -367,7 +367,8 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
 
     sys.argv = [old_argv[0], *argv]
 
-    if not sys.stderr.isatty() and "--no-rich" not in argv:
+    # Closed by `2>&-`, it is no terminal either.
+    if not os.isatty(2) and "--no-rich" not in argv:
         # In front: `--config` takes all that follows.
         sys.argv.insert(1, "--no-rich")
 

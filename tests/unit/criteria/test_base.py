@@ -19,7 +19,7 @@ from tests.unit.criteria.cases import (
     create_metric_bag,
     get_metric,
 )
-from warmup_plugin.criteria import Criterion, CriterionContext
+from warmup_plugin.criteria import Criterion, CriterionContext, base
 from warmup_plugin.criteria.base import CriterionTrainUnit, num_target_tokens
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
@@ -114,6 +114,104 @@ class TestCriterionTrainUnit:
         unit.process_metric_values(values)
 
         assert "draw_share" not in values
+
+    def test_sft_has_no_share_of_drawing(self) -> None:
+        model = create_tiny_model()
+
+        optimizer = SGD(model.parameters(), lr=0.1)
+
+        unit = CriterionTrainUnit(
+            create_criterion(model, create_sft_criterion),
+            optimizer,
+            create_fake_gangs(device),
+            on_step=lambda _: None,
+        )
+
+        unit.set_step_nr(1)
+
+        optimizer.step()
+
+        values: dict[str, object] = {}
+
+        unit.process_metric_values(values)
+
+        assert values == {}
+
+    @pytest.mark.parametrize(
+        "factory,smoothing,plain,name",
+        [
+            (create_sft_criterion, 0.1, False, "smoothed_loss"),
+            (create_sft_criterion, 0.0, False, "nll_loss"),
+            # That of the objective is reported without.
+            (create_warmup_criterion, 0.1, False, "nll_loss"),
+            (create_warmup_criterion, 0.1, True, "smoothed_loss"),
+        ],
+    )
+    def test_loss_with_label_smoothing_says_so(
+        self,
+        factory: Callable[[CriterionContext], Criterion],
+        smoothing: float,
+        plain: bool,
+        name: str,
+    ) -> None:
+        model = create_tiny_model()
+
+        criterion = create_criterion(
+            model,
+            factory,
+            label_smoothing=smoothing,
+            plain_directions=frozenset(["en-de"] if plain else []),
+        )
+
+        unit = CriterionTrainUnit(
+            criterion,
+            SGD(model.parameters(), lr=0.1),
+            create_fake_gangs(device),
+            on_step=lambda _: None,
+        )
+
+        values: dict[str, object] = {"nll_loss": 2.0}
+
+        unit.process_metric_values(values)
+
+        assert values == {name: 2.0}
+
+    def test_time_left_is_of_steps_of_this_process(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = create_tiny_model()
+
+        now = 100.0
+
+        monkeypatch.setattr(base.time, "monotonic", lambda: now)
+
+        unit = CriterionTrainUnit(
+            create_criterion(model, create_sft_criterion, label_smoothing=0.0),
+            SGD(model.parameters(), lr=0.1),
+            create_fake_gangs(device),
+            on_step=lambda _: None,
+            num_steps=20,
+        )
+
+        # Resumed; two steps of three seconds, validations included.
+        for step_nr in (11, 12):
+            unit.set_step_nr(step_nr)
+
+            now += 3.0
+
+        values: dict[str, object] = {}
+
+        unit.process_metric_values(values)
+
+        assert values == {"time_left": 8 * 3.0}
+
+        unit.set_step_nr(20)
+
+        values = {}
+
+        unit.process_metric_values(values)
+
+        assert values == {}
 
     def test_gain_that_was_not_measured_is_not_logged(self) -> None:
         model = create_tiny_model()

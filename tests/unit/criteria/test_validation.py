@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -258,21 +259,61 @@ class TestTranslationValidUnit:
         # The first two lines of the file are in the second batch.
         assert criterion.asked == [[], [0, 1]]
 
-        shown = [m for m in messages if m.startswith("Sampled warmups at step 7")]
+        [shown] = [m for m in messages if m.startswith("Sample outputs")]
 
-        assert shown[0].splitlines()[1:] == [
+        assert shown.splitlines()[:7] == [
+            "Sample outputs of dev at step 7:",
             "source:    source 0",
             "reference: w6",
             "warmup:    '' (weight 0.750, log P(c|x) -2.00, log P(y|c,x) -4.00)",
             "warmup:    'w5' (weight 0.250, log P(c|x) -1.00, log P(y|c,x) -3.00)",
             "output:    w5",
+            "",
         ]
 
-        assert "source 1" in shown[1]
-        assert len(shown) == 2
+        assert "source:    source 1\n" in shown
+        assert "source 2" not in shown
 
-        assert any("dev BLEU at step 7: " in m and "nrefs:1|" in m for m in messages)
-        assert any("dev chrF2++ at step 7: " in m for m in messages)
+    def test_unit_shows_outputs_of_criterion_without_warmups(
+        self, messages: list[str]
+    ) -> None:
+        class Plain(FakeCriterion):
+            @override
+            def evaluate(
+                self,
+                batch: Seq2SeqBatch,
+                metric_bag: MetricBag,
+                *,
+                step_nr: int,
+                shown: Sequence[int],
+            ) -> list[list[WeighedWarmup]]:
+                return []
+
+        run(create_unit(Plain(), num_shown=3))
+
+        [shown] = [m for m in messages if m.startswith("Sample outputs")]
+
+        assert shown.split("\n\n")[0].splitlines()[1:] == [
+            "source:    source 0",
+            "reference: w6",
+            "output:    w5",
+        ]
+
+        assert shown.count("source:    ") == shown.count("output:    ") == 3
+        assert "warmup" not in shown
+
+    def test_signatures_are_told_once(self, messages: list[str]) -> None:
+        unit = create_unit(FakeCriterion())
+
+        run(unit)
+        run(unit)
+
+        [told] = [m for m in messages if m.startswith("Scores of dev: ")]
+
+        assert "BLEU (nrefs:1|" in told and ", chrF2++ (nrefs:1|" in told
+
+        # The scores themselves are among the metrics of fairseq2's own line.
+        assert not any(" at step 7: " in m for m in messages)
 
     def test_criterion_is_told_step(self) -> None:
         criterion = FakeCriterion()
@@ -284,7 +325,7 @@ class TestTranslationValidUnit:
     def test_unit_shows_nothing_when_not_asked_to(self, messages: list[str]) -> None:
         run(create_unit(FakeCriterion(), num_shown=0))
 
-        assert not any("Sampled warmups" in m for m in messages)
+        assert not any("Sample outputs" in m for m in messages)
 
     def test_other_ranks_neither_show_nor_score(self, messages: list[str]) -> None:
         values, _ = run(create_unit(FakeCriterion(), rank=1))
@@ -330,7 +371,7 @@ def test_unit_scores_by_given_metrics(messages: list[str]) -> None:
 
     assert list(values) == ["ter", "rouge1", "rouge2", "rougeL", "rougeLsum"]
 
-    assert any("dev ROUGE-L at step 7: " in message for message in messages)
+    assert any("ROUGE-L (" in message for message in messages)
 
 
 class RecordingGenerator(FakeGenerator):
@@ -432,8 +473,10 @@ class TestDirections:
 
         assert len(values) == 6
 
-        assert any("dev de-zh BLEU at" in m and "tok:zh" in m for m in messages)
-        assert any("dev en-de BLEU at" in m and "tok:13a" in m for m in messages)
+        [told] = [m for m in messages if m.startswith("Scores of dev: ")]
+
+        assert re.search(r"de-zh BLEU \([^)]*tok:zh", told)
+        assert re.search(r"en-de BLEU \([^)]*tok:13a", told)
 
         # As the prompt of each.
         assert generator.num_template_tokens == [5, 3, 5]
@@ -503,9 +546,11 @@ class TestDirections:
     def test_first_lines_of_each_are_shown(self, messages: list[str]) -> None:
         self.run(RecordingGenerator(), num_shown=2)
 
-        shown = [m.splitlines()[1:3] for m in messages if m.startswith("Sampled")]
+        [shown] = [m for m in messages if m.startswith("Sample outputs")]
 
-        assert shown == [
+        _, _, shown = shown.partition("\n")
+
+        assert [text.splitlines()[:2] for text in shown.split("\n\n")] == [
             ["direction: de-zh", "source:    source 0"],
             ["direction: en-de", "source:    source 1"],
         ]

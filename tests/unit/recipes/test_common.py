@@ -65,7 +65,7 @@ class TestRunFairseq2:
         self, monkeypatch: pytest.MonkeyPatch, code: Any, status: int
     ) -> None:
         def fail(recipe: object) -> None:
-            assert sys.argv[1:] == ["OUT", "--x"]
+            assert sys.argv[-2:] == ["OUT", "--x"]
 
             sys.exit(code)
 
@@ -76,6 +76,35 @@ class TestRunFairseq2:
         assert run_fairseq2(TranslationTrainRecipe(), ["OUT", "--x"]) == status
 
         assert sys.argv is old_argv
+
+    @pytest.mark.parametrize(
+        "is_terminal,args,expected",
+        [
+            # fairseq2 would break lines at 80 columns.
+            (
+                False,
+                ["OUT", "--config", "a=1"],
+                ["--no-rich", "OUT", "--config", "a=1"],
+            ),
+            (False, ["OUT", "--no-rich"], ["OUT", "--no-rich"]),
+            (True, ["OUT"], ["OUT"]),
+        ],
+    )
+    def test_lines_are_plain_without_terminal(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        is_terminal: bool,
+        args: list[str],
+        expected: list[str],
+    ) -> None:
+        seen: list[list[str]] = []
+
+        monkeypatch.setattr(common, "fairseq2_main", lambda _: seen.append(sys.argv))
+        monkeypatch.setattr("os.isatty", lambda fd: is_terminal)
+
+        assert run_fairseq2(TranslationTrainRecipe(), args) == 0
+
+        assert [argv[1:] for argv in seen] == [expected]
 
     def test_call_closes_log_file_of_run(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

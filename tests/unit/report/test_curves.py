@@ -61,6 +61,15 @@ class TestReadCurves:
         assert curve.values == [0.0, 3.0, 4.0, 5.0]
         assert curve.times == [None] * 4
 
+    def test_loss_with_label_smoothing_is_a_loss(self, tmp_path: Path) -> None:
+        # Resumed with a version that tells the two apart.
+        write_train(
+            tmp_path,
+            [{"Step": 1, LOSS: 3.0}, {"Step": 2, "Label-Smoothed Loss": 2.0}],
+        )
+
+        assert read_curves(tmp_path, "dev").train[LOSS].values == [3.0, 2.0]
+
     def test_call_skips_and_counts_broken_lines(self, tmp_path: Path) -> None:
         lines = ['{"Step": 1, "NLL Loss": 2.0}', "[]", '{"Step": 2, "NLL', "{}"]
 
