@@ -107,7 +107,10 @@ def read_losses(run_dir: Path) -> dict[int, list[tuple[float, float]]]:
     for line in (run_dir / "metrics" / "train.jsonl").read_text().splitlines():
         record = json.loads(line)
 
-        values = (record["NLL Loss"], record["Gradient Norm"])
+        # SFT smooths labels.
+        loss = record.get("Label-Smoothed Loss", record.get("NLL Loss"))
+
+        values = (loss, record["Gradient Norm"])
 
         losses.setdefault(record["Step"], []).append(values)
 

@@ -101,7 +101,7 @@ def _describe_steps(config: TrainConfig, num_processes: int, num_batches: int) -
     if batches > 1:
         size = f"{batches} batches of {size}"
 
-    steps = "Steps without end"
+    steps = "steps without end"
 
     if regime.num_steps is not None:
         num_epochs = regime.num_steps * num_accumulate / num_batches

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typing_extensions import override
 
 from tests.common import UNK_IDX
-from tests.unit.data.words import EOS_IDX, WordCodec, make_pairs
+from tests.unit.data.words import WordCodec, make_pairs
 from warmup_plugin.data import token_stats
 from warmup_plugin.data.corpus import tokenize_pairs
 from warmup_plugin.data.token_stats import TokenStats, measure_tokens
@@ -167,12 +168,11 @@ class TestMeasureTokens:
         # Unknown tokens are counted in all pairs.
         assert target.unknown_share == 0.5
 
-    def test_tokenizer_that_knows_all_has_no_unknown(self, tmp_path: Path) -> None:
-        class Codec(LetterCodec):
-            @override
-            def encode_target(self, target: str) -> list[int]:
-                return [10, EOS_IDX]
+    def test_tokenizer_without_unknown_token_knows_all(self, tmp_path: Path) -> None:
+        codec = LetterCodec()
 
-        _, target = measure(tmp_path, [("z", "z")], Codec())
+        codec._layout = replace(codec.layout, unk_idx=None)
+
+        _, target = measure(tmp_path, [("z", "z")], codec)
 
         assert target.unknown_share == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from tests.tiny_runs import (
     take_snapshot,
     tiny_options,
     to_args,
+    write_tiny_text,
 )
 from warmup_plugin.criteria import CriterionSection, WarmupSection, validation
 from warmup_plugin.criteria.sft import SftCriterion
@@ -268,7 +270,7 @@ class TestBadInput:
 
         err = capfd.readouterr().err
 
-        assert "ERROR: fairseq2 - The loss is nan; lower it.\n" in err
+        assert "ERROR: The loss is nan; lower it.\n" in err
         assert "Traceback" not in err
 
 
@@ -345,15 +347,112 @@ class TestRunDirectory:
 
             assert list((run_dir / "tb" / "train").iterdir())
 
-    def test_warmups_are_shown(self, sft_run: Path, warmup_run: Path) -> None:
+    def test_outputs_are_shown(self, sft_run: Path, warmup_run: Path) -> None:
         log = (warmup_run / "logs" / "rank_0.log").read_text()
 
-        assert log.count("Sampled warmups at step 2") == 3
-        assert log.count("warmup:    ") == 6
+        assert log.count("Sample outputs of valid at step 2:") == 1
+        assert log.count("\nsource:    ") == log.count("\noutput:    ") == 3
+        assert log.count("\nwarmup:    ") == 6
         assert "(weight 0." in log
-        assert "valid chrF2++ at step 2" in log and "nrefs:1|case:mixed" in log
+        assert "chrF2++ (nrefs:1|case:mixed" in log
 
-        assert "Sampled warmups" not in (sft_run / "logs" / "rank_0.log").read_text()
+        log = (sft_run / "logs" / "rank_0.log").read_text()
+
+        # Of two validations.
+        assert log.count("\nsource:    ") == log.count("\noutput:    ") == 6
+        assert log.count("\nreference: ") == 6
+        assert "\nwarmup:    " not in log
+
+    def test_sft_has_no_figures_of_warmups(self, sft_run: Path) -> None:
+        metrics = sft_run / "metrics"
+
+        text = (sft_run / "logs" / "rank_0.log").read_text()
+
+        lines = [line for line in text.splitlines() if "Metrics (step" in line]
+
+        # Four steps, two validations.
+        assert len(lines) == 6
+
+        for line in (
+            *lines,
+            *(metrics / "train.jsonl").read_text().splitlines(),
+            *(metrics / "valid" / "valid.jsonl").read_text().splitlines(),
+        ):
+            assert "armup" not in line and "Draw" not in line, line
+
+    def test_loss_with_label_smoothing_is_named(
+        self, sft_run: Path, warmup_run: Path
+    ) -> None:
+        [sft, *_] = read_metrics(sft_run / "metrics" / "train.jsonl")
+        [warmup, *_] = read_metrics(warmup_run / "metrics" / "train.jsonl")
+        [valid, *_] = read_metrics(sft_run / "metrics" / "valid" / "valid.jsonl")
+
+        assert "Label-Smoothed Loss" in sft and "NLL Loss" not in sft
+
+        for record in (warmup, valid):
+            assert "NLL Loss" in record and "Label-Smoothed Loss" not in record
+
+    def test_console_shows_what_people_watch(
+        self, tmp_path: Path, tokenizer_file: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        text_folder = write_tiny_text(tmp_path / "text")
+
+        file = text_folder / "train.src"
+
+        file.write_text(file.read_text().replace("a", "ß"))
+
+        out = tmp_path / "run"
+
+        options = tiny_options(text_folder, tokenizer_file, regime__num_steps=4)
+
+        args = [arg for arg in to_args(out, options) if arg != "--no-rich"]
+
+        assert main(args) == 0
+
+        err = capfd.readouterr().err
+
+        assert "\x1b" not in err
+
+        begin, _, _ = err.partition("Train Metrics (step 1) - ")
+
+        # Data, tokens, model, criterion, sizes, the place of the logs, and warnings.
+        assert len(begin.splitlines()) < 15
+
+        for text in (
+            *("INFO: train: all 60 pairs kept.", "INFO: valid: all 6 pairs kept."),
+            *("train, sources (src): ", "train, targets (tgt): "),
+            "% of the tokens of train, sources (src) are unknown to the tokenizer, such as 'ß': ",
+            *(
+                "Model: nllb transformer_test; ",
+                " parameters; float32; 1 process on cpu.",
+            ),
+            "Criterion: sft; label smoothing 0.1, which the loss shown of training includes.",
+            *("Training: 4 steps (", f"Logs: {out / 'logs' / 'rank_0.log'} (with"),
+        ):
+            assert text in begin, text
+
+        assert "targets (tgt) are unknown" not in begin
+
+        # One line each, as long as it may be.
+        lines = [line for line in err.splitlines() if "Train Metrics (step" in line]
+
+        assert len(lines) == 4
+
+        for line in lines[:-1]:
+            assert " | Time Left: " in line and " | Learning Rate: " in line
+
+        log = (out / "logs" / "rank_0.log").read_text()
+
+        for text in ("'criterion': {", "Host - ", "(final_proj): "):
+            assert text in log and text not in err, text
+
+        # The name of what writes it is in no line.
+        assert "fairseq2 - " not in err
+
+        messages = re.findall(r"^[-\d]{10} [:\d]{8} (.*)", err, re.MULTILINE)
+
+        # Nothing is said twice.
+        assert len(messages) == len(set(messages)) > 10
 
     def test_dropped_pairs_are_reported(
         self,
@@ -430,8 +529,8 @@ class TestResume:
 
         repeated = read_metrics(copied_run / "metrics" / "train.jsonl")[4:]
 
-        assert [(r["Step"], r["NLL Loss"]) for r in repeated] == [
-            (r["Step"], r["NLL Loss"]) for r in metrics[2:]
+        assert [(r["Step"], r["Label-Smoothed Loss"]) for r in repeated] == [
+            (r["Step"], r["Label-Smoothed Loss"]) for r in metrics[2:]
         ]
 
     def test_run_of_several_config_files_is_resumed(
