@@ -278,7 +278,7 @@ class TestTwoProcesses:
 
             output = run(self.train(start, out, *args))
 
-            assert "Running on 2 process(es)." in output
+            assert "; 2 processes on cpu.\n" in output
 
             losses = read_losses(out)
 

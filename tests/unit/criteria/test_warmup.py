@@ -385,7 +385,7 @@ class TestMetrics:
         # What the training unit adds itself, and what a validation may score by.
         validated = {name for entry in METRICS.values() for name in entry.names}
 
-        assert known - validated == added | {"draw_share"}
+        assert known - validated == added | {"draw_share", "smoothed_loss", "time_left"}
 
 
 class TestCollapse:
