@@ -9,9 +9,7 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.commands import Command, Start, read_losses, run
 from tests.tiny_runs import (
-    ROOT,
     assert_same_weights,
-    command_environment,
     load_weights,
-    python_command,
     tiny_options,
     to_args,
 )
@@ -33,87 +29,9 @@ from warmup_plugin.run_dir import RunDir
 
 pytestmark = pytest.mark.integration
 
-TIMEOUT: Final = 400.0
-"""The seconds that a command may take, also on a machine that is busy."""
-
 NUM_STEPS: Final = 40
 
 CHECKPOINT_EVERY: Final = 10
-
-
-class Command:
-    """A command in a process of its own, with its output in a file."""
-
-    def __init__(self, log_file: Path, *args: object, **environment: str) -> None:
-        self._log_file = log_file
-
-        with log_file.open("ab") as fp:
-            self.process = subprocess.Popen(
-                python_command(*args),
-                cwd=ROOT,
-                env={**command_environment(), **environment},
-                stdout=fp,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait(self) -> int:
-        return self.process.wait(TIMEOUT)
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + TIMEOUT
-
-        while not condition():
-            assert self.process.poll() is None, self.output
-            assert time.monotonic() < end, self.output
-
-            time.sleep(0.002)
-
-    @property
-    def output(self) -> str:
-        return self._log_file.read_text(errors="replace")
-
-
-Start = Callable[..., Command]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    commands = []
-
-    def start(name: str, *args: object, **environment: str) -> Command:
-        command = Command(tmp_path / f"{name}.log", *args, **environment)
-
-        commands.append(command)
-
-        return command
-
-    yield start
-
-    # Only after a failure.
-    for command in commands:
-        if command.process.poll() is None:
-            command.process.kill()
-            command.process.wait()
-
-
-def run(command: Command) -> str:
-    assert command.wait() == 0, command.output
-
-    return command.output
-
-
-def read_losses(run_dir: Path) -> dict[int, list[tuple[float, float]]]:
-    """Returns what was logged of each step, more than once if it was repeated."""
-    losses: dict[int, list[tuple[float, float]]] = {}
-
-    for line in (run_dir / "metrics" / "train.jsonl").read_text().splitlines():
-        record = json.loads(line)
-
-        values = (record["NLL Loss"], record["Gradient Norm"])
-
-        losses.setdefault(record["Step"], []).append(values)
-
-    return losses
 
 
 def check_files(run_dir: Path, *, has_warmup: bool) -> None:
