@@ -125,7 +125,7 @@ class ValidationSection(Validatable):
     """The beam that decodes the development set; 1 is quick and ranks checkpoints well."""
 
     num_shown: int = 3
-    """The number of sources that the log shows with the warmups drawn for them."""
+    """The number of sources that the log shows with their references, outputs and the warmups drawn for them."""
 
     max_num_tokens: int = 4000
     """The size of a batch; see ``dataset.max_num_tokens``."""
