@@ -203,8 +203,8 @@ def calm_console() -> None:
                 )
             )
         elif isinstance(handler, RichHandler):
-            # It has columns for the rest.
-            handler.setFormatter(logging.Formatter("%(message)s", "%Y-%m-%d %H:%M:%S"))
+            # It has columns for the rest, which are narrow enough without the day.
+            handler.setFormatter(logging.Formatter("%(message)s", "%H:%M:%S"))
 
 
 def is_secret(name: str) -> bool:

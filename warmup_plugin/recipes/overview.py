@@ -82,7 +82,13 @@ def _describe_criterion(config: TrainConfig, smooths_loss: bool) -> str:
     smoothing = config.criterion.label_smoothing
 
     if smoothing > 0.0:
-        includes = "includes" if smooths_loss else "does not include"
+        includes = "does not include"
+
+        if smooths_loss:
+            includes = "includes"
+
+            if config.criterion.name == "warmup":
+                includes += " in batches of plain directions alone"
 
         text += f"; label smoothing {smoothing:g}, which the loss shown of training {includes}"
 

@@ -49,6 +49,10 @@ class TestDescribeTraining:
             "training does not include."
         )
 
+        assert describe(config)[1].endswith(
+            ", which the loss shown of training includes in batches of plain directions alone."
+        )
+
         config.criterion.label_smoothing = 0.0
 
         assert describe(config)[1].endswith("sampler independent.")
