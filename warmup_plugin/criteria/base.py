@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol, final, runtime_checkable
 
 from fairseq2.datasets import Seq2SeqBatch
@@ -244,7 +244,7 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
         self._step_nr = step_nr
 
         if self._begin is None:
-            self._begin = (time.monotonic(), step_nr)
+            self._begin = (monotonic(), step_nr)
 
         self._step_time.stop()
 
@@ -303,4 +303,4 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
 
         num_steps_done = self._step_nr - first_step_nr + 1
 
-        return num_steps_left * (time.monotonic() - begin) / num_steps_done
+        return num_steps_left * (monotonic() - begin) / num_steps_done

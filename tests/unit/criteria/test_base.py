@@ -160,7 +160,7 @@ class TestCriterionTrainUnit:
             model,
             factory,
             label_smoothing=smoothing,
-            plain_directions=frozenset(["en-de"] if plain else []),
+            plain_directions=["en-de"] if plain else [],
         )
 
         unit = CriterionTrainUnit(
@@ -183,7 +183,7 @@ class TestCriterionTrainUnit:
 
         now = 100.0
 
-        monkeypatch.setattr(base.time, "monotonic", lambda: now)
+        monkeypatch.setattr(base, "monotonic", lambda: now)
 
         unit = CriterionTrainUnit(
             create_criterion(model, create_sft_criterion, label_smoothing=0.0),
