@@ -72,14 +72,22 @@ def test_killed_runs_equal_uninterrupted_one(
     for round_nr in range(NUM_ROUNDS):
         name = f"killed_{round_nr}"
 
-        delays = []
+        moments = []
 
         for _ in range(NUM_KILLS):
-            delays.append(rng.uniform(0.0, duration))
-
             command = train(name)
 
-            if has_ended(command, delays[-1]):
+            # Anywhere, or soon after a step: most of the time is that of the start.
+            step = rng.choice([None, rng.randint(1, NUM_STEPS)])
+
+            seconds = rng.uniform(0.0, duration if step is None else 0.3)
+
+            moments.append(f"step {step} + {seconds:.2f} s")
+
+            if step is not None and not has_reached(command, tmp_path / name, step):
+                break
+
+            if has_ended(command, seconds):
                 break
 
             command.process.kill()
@@ -91,7 +99,7 @@ def test_killed_runs_equal_uninterrupted_one(
         assert command.wait() == 0, command.output
 
         with capfd.disabled():
-            print(f"\n{criterion}, killed after {[f'{d:.2f} s' for d in delays]}")
+            print(f"\n{name} of {criterion}: {', '.join(moments)}")
 
         assert "Traceback" not in command.output
 
@@ -103,6 +111,19 @@ def test_killed_runs_equal_uninterrupted_one(
         assert {
             step: set(values) for step, values in read_losses(tmp_path / name).items()
         } == {step: set(values) for step, values in losses.items()}
+
+
+def has_reached(command: Command, run_dir: Path, step: int) -> bool:
+    """Waits for a step; tells whether it was reached before the command ended."""
+    file = run_dir / "metrics" / "train.jsonl"
+
+    while command.process.poll() is None:
+        if file.exists() and file.read_bytes().count(b"\n") >= step:
+            return True
+
+        time.sleep(0.001)
+
+    return False
 
 
 def has_ended(command: Command, seconds: float) -> bool:
