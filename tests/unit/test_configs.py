@@ -223,7 +223,13 @@ class TestPreset:
 
     @pytest.mark.parametrize("name", [*PARTS, *PRESETS])
     def test_numbers_for_public_models_are_marked_as_ours(self, name: str) -> None:
-        from_scratch = ("demo_", "multi30k_", "pivot_", "synthetic_pair_")
+        from_scratch = (
+            "demo_",
+            "from_scratch_",
+            "multi30k_",
+            "pivot_",
+            "synthetic_pair_",
+        )
 
         if name.startswith(tuple(f"translation/{model}" for model in from_scratch)):
             return

@@ -148,12 +148,12 @@ def run(args: Namespace) -> int:
             "more."
         )
 
-    check_num_samples("num_bootstrap", args.num_bootstrap)
-    check_num_samples("num_randomization", args.num_randomization)
+    check_num_samples("--num-bootstrap", args.num_bootstrap)
+    check_num_samples("--num-randomization", args.num_randomization)
 
     if args.num_examples < 0:
         raise WarmupError(
-            "`num_examples` must be greater than or equal to 0, but is "
+            "`--num-examples` must be greater than or equal to 0, but is "
             f"{args.num_examples}."
         )
 

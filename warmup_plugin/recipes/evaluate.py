@@ -331,6 +331,12 @@ def read_metric_arguments(
 def _run(args: argparse.Namespace) -> None:
     systems: dict[str | None, list[System]]
 
+    # Before anything is translated.
+    if args.num_bootstrap < 0:
+        raise WarmupError(
+            f"`--num-bootstrap` must be greater than or equal to 0, but is {args.num_bootstrap}."
+        )
+
     metrics, options = read_metric_arguments(
         args, args.run_dirs[0] if args.run_dirs else None
     )

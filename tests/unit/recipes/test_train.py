@@ -211,21 +211,27 @@ class TestBadInput:
         assert "Traceback" not in err
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.parametrize("args", [[], ["--config", "a=b", "OUT"]])
-    def test_missing_directory_is_left_to_parser(
-        self, args: Sequence[str], capfd: pytest.CaptureFixture[str]
+    def test_wrong_path_leaves_nothing_behind(
+        self, tmp_path: Path, tokenizer_file: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        assert main(args) == 2
-        assert "error: " in capfd.readouterr().err
+        options = tiny_options(tmp_path / "nope", tokenizer_file)
 
-    def test_dump_config_and_help_need_no_directory(
+        assert main(to_args(tmp_path / "runs" / "new", options)) == 2
+
+        assert "nope` does not exist" in capfd.readouterr().err
+
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("args", [[], ["--config", "a=b", "OUT"]])
+    def test_missing_directory_is_left_to_parser(self, args: Sequence[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(args)
+
+    def test_dump_config_needs_no_directory(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:
         assert main(["--dump-config"]) == 0
         assert "criterion:" in capfd.readouterr().out
-
-        assert main(["--help"]) == 0
-        assert "output_dir" in capfd.readouterr().out
 
     def test_unexpected_error_keeps_traceback(
         self,
