@@ -27,6 +27,7 @@ from warmup_plugin.recipes.evaluate import (
     add_truncate_argument,
     evaluate,
     make_report,
+    name_systems,
     print_notes,
     read_file_arguments,
     read_files,
@@ -157,11 +158,14 @@ def run(args: Namespace) -> int:
             f"{args.num_examples}."
         )
 
+    # Before anything is translated.
+    names = name_systems(args.systems, args.names)
+
     run_dir = next((path for path in args.systems if path.is_dir()), None)
 
     metrics, options = read_metric_arguments(args, run_dir)
 
-    systems = rename_systems(_read_systems(args), args.names)
+    systems = rename_systems(_read_systems(args), names)
 
     evaluation = evaluate(
         systems,
