@@ -227,7 +227,7 @@ def read_input(
     if config.input:
         return iter_files(config.input, get_places(config))
 
-    return iter_stream(open_stdin())
+    return iter_stream(open_stdin(), at_once=config.chunk_size == 1)
 
 
 def get_places(config: LinesConfig) -> TextPlaces:
