@@ -547,7 +547,7 @@ class TestBadInput:
             (["--warmup", "single"], "The run was trained without warmups"),
             (
                 ["--config", "seq2seq_generator.config.beam_size=0"],
-                "`beam_size` must be greater than",
+                "`seq2seq_generator.config.beam_size` must be greater than",
             ),
             (
                 [

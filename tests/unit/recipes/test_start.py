@@ -1191,11 +1191,11 @@ class TestDirections:
             ),
             (
                 {"dataset.max_train_pairs": 0},
-                "`max_train_pairs` must be greater than or equal to 1",
+                "`dataset.max_train_pairs` must be greater than or equal to 1",
             ),
             (
                 {"dataset.directions": "{src-tgt: {max_train_pairs: 0}}"},
-                "`directions.src-tgt.max_train_pairs` must be greater than or equal",
+                "`dataset.directions.src-tgt.max_train_pairs` must be greater than",
             ),
         ],
     )

@@ -120,7 +120,7 @@ class TestBadInput:
             ({"nope": 1}, "extra key(s) nope"),
             ({"regime.nope": 1}, "`regime` field cannot be structured"),
             ({"regime.num_steps": "nope"}, "`num_steps` field cannot be structured"),
-            ({"regime.num_steps": 0}, "`num_steps` must be greater than"),
+            ({"regime.num_steps": 0}, "`regime.num_steps` must be greater than"),
             ({"regime.num_data_epochs": 1}, "`regime.num_data_epochs` must be null"),
             ({"regime.save_model_only": "all"}, "`regime.save_model_only` must be"),
             (
@@ -140,7 +140,7 @@ class TestBadInput:
             ({"regime.validate_every_n_steps": 1}, "must be equal, or the best score"),
             ({"common.no_sweep_dir": "false"}, "`common.no_sweep_dir` must be `true`"),
             ({"common.seed": -1}, "`common.seed` must be greater than"),
-            ({"validation.patience": 0}, "`patience` must be greater than"),
+            ({"validation.patience": 0}, "`validation.patience` must be greater than"),
             ({"dataset.max_num_tokens": 3}, "a batch may hold only 3"),
             ({"dataset.max_source_len": 1000}, "`dataset.max_source_len` is 1000"),
             ({"dataset.max_target_len": 1000}, "`dataset.max_target_len` (1000)"),
