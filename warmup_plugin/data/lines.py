@@ -64,7 +64,7 @@ def iter_stream(
     # `for line in stream` would wait for more than the next line.
     data = iter(stream.readline, b"")
 
-    texts = (text.strip() for text in decode_lines(data, name))
+    texts: Iterator[str] = (text.strip() for text in decode_lines(data, name))
 
     if not at_once:
         texts = refuse_json(

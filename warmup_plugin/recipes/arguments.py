@@ -146,7 +146,7 @@ def create_generate_parser() -> argparse.ArgumentParser:
     """Creates the parser of ``python -m recipes.generate``."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.generate",
-        description="Translates a test set or a file with a trained run, into a text file and a JSON lines file with warmups and scores.",
+        description="Translates a test set or a file with a trained run, into a text file of the best outputs and a JSON lines file of all, with warmups and scores.",
         epilog=FULL_LIST,
     )
 

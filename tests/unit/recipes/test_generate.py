@@ -34,6 +34,24 @@ def run(run_dir: Path, *args: object) -> int:
 
 
 class TestOutput:
+    def test_text_holds_the_best_of_each_alone(
+        self, tmp_path: Path, sft_run: Path
+    ) -> None:
+        output = tmp_path / "out.txt"
+
+        args = ["--num-best", 2, "--beam-size", 2, "--output", output]
+
+        assert run(sft_run, *args) == 0
+
+        records = read_json_lines(jsonl_path(output))
+
+        assert max(len(record["hypotheses"]) for record in records) == 2
+
+        # As `evaluate` reads it: a line for each source.
+        assert output.read_text() == "".join(
+            f"{record['hypotheses'][0]['output']}\n" for record in records
+        )
+
     def test_split_is_translated_line_by_line(
         self, tmp_path: Path, text_folder: Path, warmup_run: Path
     ) -> None:
