@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 # So many processes run the tests: one a core, but each takes 1 to 2 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 2)
 
-.PHONY: help install comet public-model test demo lint format doctor clean distclean
+.PHONY: help install comet public-model test kill-test demo lint format doctor clean distclean
 
 help:
 	@echo "make install      create $(VENV) and install the package into it"
@@ -26,6 +26,7 @@ help:
 	@echo "make doctor       check that training can run here"
 	@echo "make demo         show a gain of warmups on small models, about 6 minutes"
 	@echo "make test         run the tests"
+	@echo "make kill-test    kill training at random moments and compare, some 10 minutes"
 	@echo "make lint         run black, isort, flake8 and mypy"
 	@echo "make format       run black and isort and change the files"
 	@echo "make clean        remove build outputs and caches"
@@ -69,6 +70,12 @@ test: install
 	HF_HUB_OFFLINE=1 FAIRSEQ2_EXTENSION_TRACE=1 \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+# Kills training at random moments; KILL_ROUNDS=20 KILL_SEED=7 for other and more ones.
+kill-test: install
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+	KILL_ROUNDS=$${KILL_ROUNDS:-5} KILL_SEED=$${KILL_SEED:-1} \
+	$(VENV)/bin/python -m pytest --numprocesses 0 tests/integration/test_kill.py
 
 demo: install
 	$(VENV)/bin/python scripts/demo.py

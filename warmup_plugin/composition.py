@@ -57,6 +57,7 @@ from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
 from warmup_plugin.tokenizers.hugging_face import register_hugging_face_family
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
+from warmup_plugin.weights_and_biases import register_weights_and_biases
 
 ConfigT = TypeVar("ConfigT")
 
@@ -64,6 +65,8 @@ ConfigT = TypeVar("ConfigT")
 def register_warmup_plugin(container: DependencyContainer) -> None:
     """Registers our components; called by fairseq2 once for each container."""
     refuse_foreign_code()
+
+    register_weights_and_biases(container)
 
     register_storage(container)
 

@@ -121,6 +121,15 @@ class RunDir:
 
         return sorted(steps)
 
+    def take_stock(self) -> tuple[object, ...]:
+        """Returns what changes when a command trains here."""
+        try:
+            command = self.command_file.read_bytes()
+        except OSError:
+            command = None
+
+        return self.has_begun(), self.checkpoint_steps(), command
+
     def check_last_checkpoint(self) -> None:
         """
         :raises WarmupError: If a part of the last checkpoint is missing, which fairseq2

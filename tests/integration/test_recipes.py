@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.commands import Command, Start, read_losses, run
 from tests.tiny_runs import (
-    ROOT,
     assert_same_weights,
-    command_environment,
     load_weights,
-    python_command,
     tiny_options,
     to_args,
 )
@@ -31,87 +29,9 @@ from warmup_plugin.run_dir import RunDir
 
 pytestmark = pytest.mark.integration
 
-TIMEOUT: Final = 400.0
-"""The seconds that a command may take, also on a machine that is busy."""
-
 NUM_STEPS: Final = 40
 
 CHECKPOINT_EVERY: Final = 10
-
-
-class Command:
-    """A command in a process of its own, with its output in a file."""
-
-    def __init__(self, log_file: Path, *args: object) -> None:
-        self._log_file = log_file
-
-        with log_file.open("ab") as fp:
-            self.process = subprocess.Popen(
-                python_command(*args),
-                cwd=ROOT,
-                env=command_environment(),
-                stdout=fp,
-                stderr=subprocess.STDOUT,
-            )
-
-    def wait(self) -> int:
-        return self.process.wait(TIMEOUT)
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + TIMEOUT
-
-        while not condition():
-            assert self.process.poll() is None, self.output
-            assert time.monotonic() < end, self.output
-
-            time.sleep(0.002)
-
-    @property
-    def output(self) -> str:
-        return self._log_file.read_text(errors="replace")
-
-
-Start = Callable[..., Command]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    commands = []
-
-    def start(name: str, *args: object) -> Command:
-        command = Command(tmp_path / f"{name}.log", *args)
-
-        commands.append(command)
-
-        return command
-
-    yield start
-
-    # Only after a failure.
-    for command in commands:
-        if command.process.poll() is None:
-            command.process.kill()
-            command.process.wait()
-
-
-def run(command: Command) -> str:
-    assert command.wait() == 0, command.output
-
-    return command.output
-
-
-def read_losses(run_dir: Path) -> dict[int, list[tuple[float, float]]]:
-    """Returns what was logged of each step, more than once if it was repeated."""
-    losses: dict[int, list[tuple[float, float]]] = {}
-
-    for line in (run_dir / "metrics" / "train.jsonl").read_text().splitlines():
-        record = json.loads(line)
-
-        values = (record["NLL Loss"], record["Gradient Norm"])
-
-        losses.setdefault(record["Step"], []).append(values)
-
-    return losses
 
 
 def check_files(run_dir: Path, *, has_warmup: bool) -> None:
@@ -316,3 +236,79 @@ class TestTwoProcesses:
 
         for run_dir in (sft, ddp, fsdp):
             check_files(run_dir, has_warmup=run_dir is not sft)
+
+    def start_ranks(
+        self, start: Start, out: Path, options: Sequence[dict[str, object]]
+    ) -> list[Command]:
+        """Starts processes as torchrun does, but none ends the others."""
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+
+            port = sock.getsockname()[1]
+
+        return [
+            start(
+                f"rank_{rank}",
+                *("-m", "recipes.train", *to_args(out, rank_options)),
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(len(options)),
+                LOCAL_WORLD_SIZE=str(len(options)),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+            for rank, rank_options in enumerate(options)
+        ]
+
+    def test_signal_to_one_ends_all_with_checkpoint(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, start: Start
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            regime__num_steps=100_000,
+            regime__validate_every_n_steps=5,
+            regime__checkpoint_every_n_steps=5,
+        )
+
+        run_dir = RunDir(tmp_path / "run")
+
+        commands = self.start_ranks(start, run_dir.path, [options, options])
+
+        commands[1].wait_for(lambda: bool(run_dir.checkpoint_steps()))
+
+        commands[1].process.send_signal(signal.SIGTERM)
+
+        for command in commands:
+            assert command.wait() == 128 + signal.SIGTERM, command.output
+
+        log = (run_dir.path / "logs" / "rank_0.log").read_text()
+
+        assert "Another process received SIGTERM" in log
+
+        # Not only those that were due.
+        assert f"at step {run_dir.checkpoint_steps()[-1]}!" in log
+
+    def test_other_data_is_noticed(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, start: Start
+    ) -> None:
+        other_folder = tmp_path / "other"
+
+        shutil.copytree(text_folder, other_folder)
+
+        for file in other_folder.glob("train.*"):
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+
+            file.write_text("".join([lines[1], lines[0], *lines[2:]]), encoding="utf-8")
+
+        commands = self.start_ranks(
+            start,
+            tmp_path / "run",
+            [tiny_options(f, tokenizer_file) for f in (text_folder, other_folder)],
+        )
+
+        for command in commands:
+            assert command.wait() == 2, command.output
+
+        assert "Process 1 has read other pairs" in commands[0].output
+        assert "Traceback" not in commands[0].output + commands[1].output

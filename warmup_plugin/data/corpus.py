@@ -261,6 +261,10 @@ class Corpus:
     def target(self, row: int) -> str:
         return self.parts[int(self.part_indices[row])].target(int(self.indices[row]))
 
+    def digest(self) -> str:
+        """Returns a checksum that tells a corpus from one with other rows."""
+        return f"{self.sources.digest():08x}{self.targets.digest():08x}"
+
     def sizes(self) -> NDArray[np.int64]:
         """Returns the number of rows of each part. *Shape:* :math:`(D)`."""
         return np.bincount(self.part_indices, minlength=len(self.parts))

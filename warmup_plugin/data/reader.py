@@ -87,9 +87,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
 
         self._check_budget()
 
-        self._data_digest = (
-            f"{corpus.sources.digest():08x}{corpus.targets.digest():08x}"
-        )
+        self._data_digest = corpus.digest()
 
         self._epoch = 0
         self._position = 0

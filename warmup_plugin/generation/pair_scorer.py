@@ -30,6 +30,9 @@ class ScoredWarmup:
 
     warmup: str
 
+    tokens: list[int]
+    """Its token ids without the separator: different ones may read the same."""
+
     warmup_log_prob: float
     """log P(c|x)."""
 
@@ -375,6 +378,7 @@ class PairScorer:
             warmups = [
                 ScoredWarmup(
                     self._codec.decode(tokens),
+                    list(tokens),
                     row_a[ks[0]],
                     row_b[ks[0]],
                     sum(row_weights[k] for k in ks),

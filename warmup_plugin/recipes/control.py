@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, final
 
+import torch
 from fairseq2.checkpoint import CheckpointManager
 from fairseq2.early_stopper import EarlyStopper
-from fairseq2.gang import Gang, all_sum
+from fairseq2.gang import Gang, ReduceOperation
 from fairseq2.logging import log
 from fairseq2.trainer import Trainer
 from fairseq2.validator import NOOP_VALIDATOR
@@ -115,6 +116,15 @@ class StopSignal:
             for signum, handler in old_handlers.items():
                 signal.signal(signum, handler)
 
+    def adopt(self, signum: int) -> None:
+        """Takes a signal that another process has received for one's own."""
+        if self.signum is not None:
+            return
+
+        self.signum, self._time = signum, time.monotonic()
+
+        log.info("Another process received {}. Saving a checkpoint after this step and stopping.", signal.Signals(signum).name)  # fmt: skip
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
 
@@ -161,14 +171,20 @@ class TrainerControl:
         if trainer is None or self._stopping:
             return
 
-        requested = self._stop_signal.signum is not None
-
         # The ranks receive a signal at different times, and on several machines only
-        # some may; all stop at the same step, or some would wait for the others.
+        # some may; all stop at the same step, or some would wait for the others, and
+        # with the same status.
         if self._gang.size > 1:
-            requested = bool(all_sum(self._gang, int(requested)) > 0)
+            signum = torch.tensor(
+                self._stop_signal.signum or 0, device=self._gang.device
+            )
 
-        if not requested:
+            self._gang.all_reduce(signum, ReduceOperation.MAX)
+
+            if signum > 0:
+                self._stop_signal.adopt(int(signum))
+
+        if self._stop_signal.signum is None:
             return
 
         self._stopping = True

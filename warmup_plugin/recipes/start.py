@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -118,37 +118,9 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
     if config is None:
         raise NothingToRun(status)
 
-    is_new = not run_dir.has_begun()
+    stock = run_dir.take_stock()
 
-    # Every rank checks, or the others would wait for one that has ended.
-    if not is_new:
-        defaults = StandardValueConverter().unstructure(recipe.config_kls())
-
-        grown_from = _find_growth(run_dir, config)
-
-        run_dir.refuse_changed_config(
-            config,
-            defaults if isinstance(defaults, Mapping) else None,
-            ignored=[] if grown_from is None else ["regime.num_steps"],
-        )
-
-        run_dir.check_last_checkpoint()
-
-        _check_tokenizer(run_dir, config)
-
-        _check_early_stop(run_dir, config)
-
-        complete_config = _resume_config(run_dir, config)
-    else:
-        grown_from = None
-
-        run_dir.check_is_usable()
-
-        complete_config = _complete_config(run_dir, config)
-
-        _check_models(complete_config)
-
-    _check_data(complete_config)
+    start = _plan_start(recipe, run_dir, config)
 
     options = [a for a in args if a in ("--no-rich", "--no-exit-on-error")]
 
@@ -156,10 +128,14 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
         _lock(run_dir),
         tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir,
     ):
-        if is_new and get_rank() == 0:
-            _write_start(run_dir, config, complete_config)
+        # Another command may have trained here since, and ended.
+        if get_rank() == 0 and run_dir.take_stock() != stock:
+            start = _plan_start(recipe, run_dir, config)
 
-        if grown_from is not None and get_rank() == 0:
+        if start.is_new and get_rank() == 0:
+            _write_start(run_dir, config, start.complete_config)
+
+        if start.grown_from is not None and get_rank() == 0:
             _write_growth(run_dir, config)
 
         # The folder is private, and so are the logs of the other ranks in it.
@@ -172,11 +148,67 @@ def start_run(recipe: Recipe, path: Path, args: Sequence[str]) -> Iterator[list[
         file = Path(tmp_dir, "config.yaml")
 
         # Merged into the defaults, a component would keep settings of the default one.
-        text = dump_yaml({"_set_": complete_config})
+        text = dump_yaml({"_set_": start.complete_config})
 
         file.write_text(text, encoding="utf-8")
 
         yield [str(run_dir.path), "--config-file", str(file), *options]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Says how a run begins or goes on."""
+
+    is_new: bool
+    """``False`` if it goes on."""
+
+    grown_from: int | None
+    """The number of steps before, if it is to train longer."""
+
+    complete_config: dict[str, object]
+    """What fairseq2 gets."""
+
+
+def _plan_start(recipe: Recipe, run_dir: RunDir, config: dict[str, object]) -> _Start:
+    """
+    Looks at the run directory and checks the config against it; writes nothing.
+
+    :raises WarmupError: If the input is bad.
+    :raises NothingToRun: If the run has ended.
+    """
+    # Every rank checks, or the others would wait for one that has ended.
+    if not run_dir.has_begun():
+        run_dir.check_is_usable()
+
+        complete_config = _complete_config(run_dir, config)
+
+        _check_models(complete_config)
+
+        _check_data(complete_config)
+
+        return _Start(True, None, complete_config)
+
+    defaults = StandardValueConverter().unstructure(recipe.config_kls())
+
+    grown_from = _find_growth(run_dir, config)
+
+    run_dir.refuse_changed_config(
+        config,
+        defaults if isinstance(defaults, Mapping) else None,
+        ignored=[] if grown_from is None else ["regime.num_steps"],
+    )
+
+    run_dir.check_last_checkpoint()
+
+    _check_tokenizer(run_dir, config)
+
+    _check_early_stop(run_dir, config)
+
+    complete_config = _resume_config(run_dir, config)
+
+    _check_data(complete_config)
+
+    return _Start(False, grown_from, complete_config)
 
 
 def _check_models(config: dict[str, object]) -> None:

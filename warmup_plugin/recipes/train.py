@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 import torch
+from fairseq2.gang import Gang
 from fairseq2.logging import log
 from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.recipe.base import Recipe, RecipeContext
@@ -51,7 +52,11 @@ from warmup_plugin.criteria import (
     WarmupSection,
 )
 from warmup_plugin.criteria.base import CriterionTrainUnit
-from warmup_plugin.criteria.validation import TranslationValidUnit, ValidDirection
+from warmup_plugin.criteria.validation import (
+    TranslationValidUnit,
+    ValidDirection,
+    gather_objects,
+)
 from warmup_plugin.data.corpus import Corpus, join_corpora, tokenize_pairs
 from warmup_plugin.data.directions import (
     get_pairs_config,
@@ -337,6 +342,8 @@ class TranslationTrainRecipe(Recipe):
 
         valid_corpus = self._read_corpus(config, config.dataset.valid_split, codecs)
 
+        self._check_same_data(gangs.root, [train_corpus, valid_corpus])
+
         base_model = context.get_model()
 
         self._check_precision(base_model, config)
@@ -527,6 +534,25 @@ class TranslationTrainRecipe(Recipe):
             log.info("{}, {}", name, corpus.report.describe())
 
         return join_corpora(corpora)
+
+    @staticmethod
+    def _check_same_data(gang: Gang, corpora: Sequence[Corpus]) -> None:
+        """
+        :raises WarmupError: If a process has read other pairs; each takes its share of the
+            same plan of batches, so that they would train on some twice and on others
+            never, or wait for each other.
+        """
+        if gang.size == 1:
+            return
+
+        for corpus in corpora:
+            facts = gather_objects(gang, (len(corpus), corpus.digest()))
+
+            for rank, fact in enumerate(facts):
+                if fact != facts[0]:
+                    raise WarmupError(
+                        f"Process {rank} has read other pairs ({fact[0]:,}) of {corpus.origin} than process 0 ({facts[0][0]:,}); give all machines the same files."
+                    )
 
     @staticmethod
     def _describe_directions(

@@ -494,3 +494,23 @@ class TestCheckExtension:
 
         monkeypatch.setattr(fairseq2.runtime.dependency, "_resolver", None)
         monkeypatch.setattr(fairseq2, "init_fairseq2", init)
+
+
+class TestCheckWandb:
+    def test_call_logs_run_offline(self) -> None:
+        finding = one(doctor.check_wandb())
+
+        assert finding.status == "ok"
+        assert finding.detail.endswith("; a run was logged offline")
+
+    def test_call_gives_note_when_wandb_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "wandb.py").write_text("raise ImportError('too old')")
+
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+
+        finding = one(doctor.check_wandb())
+
+        assert finding.status == "note"
+        assert "too old" in finding.detail

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 from fairseq2.checkpoint import CheckpointManager
-from fairseq2.gang import FakeGang
+from fairseq2.gang import FakeGang, ReduceOperation
 from fairseq2.trainer import Trainer
 from fairseq2.validator import NOOP_VALIDATOR
+from torch import Tensor
 
 from tests.common import device
 from warmup_plugin.recipes.control import (
@@ -175,6 +177,18 @@ class FakeTrainer:
         self.stop_requested = True
 
 
+class SignalledGang:
+    """A gang another process of which has received SIGTERM."""
+
+    def __init__(self, device: torch.device, rank: int, size: int) -> None:
+        self.device, self.rank, self.size = device, rank, size
+
+    def all_reduce(self, tensor: Tensor, op: ReduceOperation) -> None:
+        assert op == ReduceOperation.MAX
+
+        tensor.fill_(signal.SIGTERM)
+
+
 class TestTrainerControl:
     def create(
         self, stop_signal: StopSignal, trainer: FakeTrainer, **kwargs: Any
@@ -226,6 +240,21 @@ class TestTrainerControl:
         assert not trainer.stop_requested
         assert trainer._max_num_steps == 25
         assert trainer._validator is trainer.validator
+
+    def test_begin_step_takes_over_signal_of_another_rank(self) -> None:
+        stop_signal, trainer = StopSignal(), FakeTrainer()
+
+        gang = SignalledGang(device, rank=0, size=2)
+
+        control = TrainerControl(stop_signal, cast(Any, gang), 10)
+
+        control.attach(cast(Trainer, trainer), None)
+
+        control.begin_step(11)
+
+        assert trainer.stop_requested
+        # What the process ends with.
+        assert stop_signal.signum == signal.SIGTERM
 
     def test_attach_replaces_early_stopper_if_there_is_one(self) -> None:
         trainer = FakeTrainer()

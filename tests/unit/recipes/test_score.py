@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from sentencepiece import SentencePieceProcessor
 
 from warmup_plugin.commands.score import _get_warmup_options, main
 from warmup_plugin.errors import WarmupError
@@ -64,6 +65,10 @@ class TestFiles:
 
         assert [r["source"] for r in records] == ["puke kuse", "", "ta momu", "ta"]
 
+        model_file = str(warmup_run / "tokenizer.model")
+
+        decoder = SentencePieceProcessor(model_file=model_file)
+
         empty = records.pop(1)
 
         assert empty["log_prob"] is empty["marginal_log_prob"] is empty["gain"] is None
@@ -74,6 +79,12 @@ class TestFiles:
 
             assert sum(w["count"] for w in warmups) == 5
             assert sum(w["weight"] for w in warmups) == pytest.approx(1.0)
+
+            # Not two of the same, which are one drawn twice.
+            assert len({tuple(w["tokens"]) for w in warmups}) == len(warmups)
+
+            for w in warmups:
+                assert decoder.decode(w["tokens"]) == w["warmup"]
 
             # log (1/K) Σ P(y|c,x)
             total = sum(w["count"] * math.exp(w["target_log_prob"]) for w in warmups)

@@ -288,6 +288,35 @@ class TestNewRun:
         # Of AdamW, the default.
         assert "betas" not in config["config"]
 
+    def test_directory_is_looked_at_again_under_the_lock(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file)
+
+        start(tmp_path / "other", {**options, "regime.num_steps": 3})
+
+        flock = fcntl.flock
+
+        # Between the look and the lock another command trains and ends.
+        def train_meanwhile(fp: Any, operation: int) -> None:
+            shutil.copytree(tmp_path / "other", tmp_path / "run", dirs_exist_ok=True)
+
+            metrics_file = tmp_path / "run" / "metrics" / "train.jsonl"
+
+            metrics_file.parent.mkdir()
+            metrics_file.touch()
+
+            flock(fp, operation)
+
+        monkeypatch.setattr(fcntl, "flock", train_meanwhile)
+
+        with pytest.raises(WarmupError, match=r"`regime\.num_steps`"):
+            start(tmp_path / "run", options)
+
     def test_second_command_is_kept_out(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:

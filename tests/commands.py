@@ -1,0 +1,71 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.tiny_runs import ROOT, command_environment, python_command
+
+TIMEOUT: Final = 400.0
+"""The seconds that a command may take, also on a machine that is busy."""
+
+
+class Command:
+    """A command in a process of its own, with its output in a file."""
+
+    def __init__(self, log_file: Path, *args: object, **environment: str) -> None:
+        self._log_file = log_file
+
+        with log_file.open("ab") as fp:
+            self.process = subprocess.Popen(
+                python_command(*args),
+                cwd=ROOT,
+                env={**command_environment(), **environment},
+                stdout=fp,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait(self) -> int:
+        return self.process.wait(TIMEOUT)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + TIMEOUT
+
+        while not condition():
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() < end, self.output
+
+            time.sleep(0.002)
+
+    @property
+    def output(self) -> str:
+        return self._log_file.read_text(errors="replace")
+
+
+Start = Callable[..., Command]
+
+
+def run(command: Command) -> str:
+    assert command.wait() == 0, command.output
+
+    return command.output
+
+
+def read_losses(run_dir: Path) -> dict[int, list[tuple[float, float]]]:
+    """Returns what was logged of each step, more than once if it was repeated."""
+    losses: dict[int, list[tuple[float, float]]] = {}
+
+    for line in (run_dir / "metrics" / "train.jsonl").read_text().splitlines():
+        record = json.loads(line)
+
+        values = (record["NLL Loss"], record["Gradient Norm"])
+
+        losses.setdefault(record["Step"], []).append(values)
+
+    return losses
