@@ -142,13 +142,14 @@ def _run_demo(out: Path) -> None:
     stages.run(
         "score",
         ["recipes.evaluate", out / _SFT, out / _WARMUP]
+        + ["--names", *_TITLES.values()]
         + ["--split", "test", "--json", scores_file],
     )
 
     report = json.loads(scores_file.read_text("utf-8"))
 
     print()
-    print(_format_scores(out, report, seconds))
+    print(_format_scores(report, seconds))
     print()
     print(_format_examples(out))
     print()
@@ -390,20 +391,13 @@ def _find_num_steps(run_dir: Path) -> int | None:
     return num_steps if isinstance(num_steps, int) else None
 
 
-def _format_scores(
-    out: Path, report: Mapping[str, Any], seconds: Mapping[str, float]
-) -> str:
-    titles = {str(out / name): title for name, title in _TITLES.items()}
-
+def _format_scores(report: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
     scores = {
-        title: [MetricScore(**score) for score in report["systems"][path]]
-        for path, title in titles.items()
+        title: [MetricScore(**score) for score in row]
+        for title, row in report["systems"].items()
     }
 
-    comparisons = [
-        Comparison(**{**comparison, "system": titles[comparison["system"]]})
-        for comparison in report["comparisons"]
-    ]
+    comparisons = [Comparison(**comparison) for comparison in report["comparisons"]]
 
     table = format_table(
         scores,
@@ -450,7 +444,7 @@ def _format_gain(out: Path, report: Mapping[str, Any]) -> str:
     bleu = next(
         c
         for c in report["comparisons"]
-        if c["system"] == str(out / _WARMUP) and c["metric"] == "BLEU"
+        if c["system"] == _TITLES[_WARMUP] and c["metric"] == "BLEU"
     )
 
     words = [word for d in _read_details(out) for word in d["warmup"].split()]

@@ -49,11 +49,11 @@ COMMANDS: Final = {
         "train a tokenizer from text files",
     ),
     "train": Command(
-        "warmup_plugin.recipes.train",
+        "warmup_plugin.commands.train",
         "train or resume a model",
     ),
     "generate": Command(
-        "warmup_plugin.recipes.generate",
+        "warmup_plugin.commands.generate",
         "translate a test set with a trained model",
     ),
     "translate": Command(

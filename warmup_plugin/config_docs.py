@@ -8,8 +8,11 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import final
 
 
 def get_field_docs(kls: type[object]) -> dict[str, str]:
@@ -24,24 +27,65 @@ def get_field_docs(kls: type[object]) -> dict[str, str]:
     for base in reversed(kls.__mro__):
         node = _parse_classes(base.__module__).get(base.__qualname__)
 
-        if node is None:
-            continue
-
-        for field, below in zip(node.body, node.body[1:]):
-            if not isinstance(field, ast.AnnAssign):
-                continue
-
-            if not isinstance(field.target, ast.Name):
-                continue
-
-            if not isinstance(below, ast.Expr):
-                continue
-
-            if isinstance(below.value, ast.Constant):
-                if isinstance(below.value.value, str):
-                    docs[field.target.id] = inspect.cleandoc(below.value.value)
+        if node is not None:
+            docs.update({n: doc for n, _, doc in _iter_fields(node) if doc})
 
     return docs
+
+
+@final
+@dataclass(frozen=True)
+class FieldSource:
+    """Holds what the source of a config class says of a field."""
+
+    name: str
+
+    type: str
+
+    default: object
+
+    doc: str
+
+
+def read_fields(module: str, kls_name: str) -> list[FieldSource]:
+    """
+    Reads the fields of a config class of ours without importing its module, whose own
+    imports take seconds.
+
+    :param kls_name: A class that has all its fields itself, with literals as defaults.
+    """
+    file = Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py")
+
+    node = _parse(file.read_text(encoding="utf-8"))[kls_name]
+
+    return [
+        FieldSource(
+            name,
+            ast.unparse(field.annotation),
+            None if field.value is None else ast.literal_eval(field.value),
+            doc,
+        )
+        for name, field, doc in _iter_fields(node)
+    ]
+
+
+def _iter_fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign, str]]:
+    """Iterates over fields and what is written below them; empty if nothing is."""
+    for idx, field in enumerate(node.body):
+        if not isinstance(field, ast.AnnAssign):
+            continue
+
+        if not isinstance(field.target, ast.Name):
+            continue
+
+        doc = ""
+
+        for below in node.body[idx + 1 : idx + 2]:
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                if isinstance(below.value.value, str):
+                    doc = inspect.cleandoc(below.value.value)
+
+        yield field.target.id, field, doc
 
 
 # `inspect.getsource` of a class parses its whole module, and again for the next class.
@@ -52,6 +96,11 @@ def _parse_classes(module: str) -> Mapping[str, ast.ClassDef]:
     except (KeyError, OSError, TypeError):
         return {}
 
+    return _parse(source)
+
+
+@cache
+def _parse(source: str) -> Mapping[str, ast.ClassDef]:
     nodes = ast.parse(source).body
 
     return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}

@@ -40,6 +40,11 @@ _NOISE: Final = re.compile(
     r"Recipe configuration cannot be structured\.|Value cannot be structured to `.*`\."
 )
 
+# What fairseq2 puts before what is wrong in a section, and what begins each sentence of it.
+_INVALID_SECTION: Final = re.compile(r"`([\w.]+)` is not valid: ")
+
+_FIRST_KEY: Final = re.compile(r"(?:^|(?<=\. ))`([\w.-]+)`")
+
 _MAX_MESSAGE_LEN: Final = 400
 
 # Of torcheval, for every metric that had nothing to count.
@@ -148,7 +153,7 @@ class LogFilter(logging.Filter):
                     logging.Formatter().formatException(record.exc_info)
                 )
 
-        new_msg = self.redact(new_msg)
+        new_msg = self.redact(name_keys(new_msg))
 
         if new_msg != msg:
             record.msg, record.args = new_msg, ()
@@ -240,6 +245,30 @@ def describe_causes(ex: BaseException) -> str:
         cause = cause.__cause__
 
     return " ".join(m if m.endswith((".", "!")) else f"{m}." for m in messages)
+
+
+def name_keys(text: str) -> str:
+    """
+    Names keys as one types them: of "`regime` is not valid: `num_steps` must be …", which
+    is how fairseq2 says it, "`regime.num_steps` must be …" is made.
+    """
+    head, *parts = _INVALID_SECTION.split(text)
+
+    for section, sentences in zip(parts[::2], parts[1::2]):
+
+        def name(match: re.Match[str]) -> str:
+            key = match[1]
+
+            # Some call themselves by the whole name.
+            is_whole = key.startswith(f"{section}.") or key == section
+
+            return f"`{key}`" if is_whole else f"`{section}.{key}`"
+
+        named, num_keys = _FIRST_KEY.subn(name, sentences)
+
+        head += named if num_keys > 0 else f"`{section}` is not valid: {sentences}"
+
+    return head
 
 
 def _shorten(text: str) -> str:

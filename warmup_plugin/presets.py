@@ -48,3 +48,20 @@ def list_presets() -> list[str]:
     files = presets_dir.rglob("*.yaml")
 
     return sorted(f.relative_to(presets_dir).with_suffix("").as_posix() for f in files)
+
+
+def describe_preset(name: str) -> str:
+    """
+    Returns what a preset is for: the sentence that its first line, a comment, begins with.
+
+    :param name: One of :func:`list_presets`.
+    """
+    with (get_presets_dir() / f"{name}.yaml").open(encoding="utf-8") as fp:
+        line = fp.readline()
+
+    if not line.startswith("#"):
+        return ""
+
+    sentence, _, _ = line.strip("# \n").partition(". ")
+
+    return sentence.removesuffix(".")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import runpy
 import shlex
@@ -17,6 +19,8 @@ from tests.hub_files import write_mt5_model
 from tests.tiny_runs import ROOT, command_environment
 
 README: Final = ROOT / "README.md"
+
+FILES: Final = ROOT / "docs" / "files.md"
 
 pytestmark = pytest.mark.skipif(
     not README.exists(), reason="needs the files of a clone"
@@ -141,6 +145,61 @@ class TestTour:
 
         assert (tmp_path / "runs" / "warmup_hf" / "README.md").is_file()
 
+    @pytest.mark.integration
+    def test_own_text_is_trained_on_from_scratch(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        data = tmp_path / "data"
+
+        data.mkdir()
+
+        for split in ("train", "valid", "test"):
+            for ours, theirs in (("src", "de"), ("tgt", "en")):
+                text = (text_folder / f"{split}.{ours}").read_text()
+
+                (data / f"{split}.{theirs}").write_text(text)
+
+        section = read_section("Your own parallel text, from scratch")
+
+        for line in read_block(section, "sh").splitlines():
+            line, _, output = line.replace("DATA", str(data)).partition(" > ")
+
+            line, _, source = line.partition(" < ")
+
+            command = shorten(shlex.split(line))
+
+            if "train-tokenizer" in command:
+                command += ["--vocab-size", "120"]
+
+            if source:
+                lines = io.TextIOWrapper(io.BytesIO(Path(source).read_bytes()))
+
+                monkeypatch.setattr(sys, "stdin", lines)
+
+            monkeypatch.setattr(sys, "argv", command[2:])
+
+            capfd.readouterr()
+
+            with pytest.raises(SystemExit) as info:
+                runpy.run_module(command[2], run_name="__main__")
+
+            assert info.value.code == 0, line
+
+        assert source and output
+
+        # Of the last one, `translate`.
+        assert capfd.readouterr().out.count("\n") == 5
+
+        report = json.loads(Path("runs/warmup/evaluate/test.best.json").read_text())
+
+        assert report["baseline"] == "sft" and list(report["systems"]) == ["warmup"]
+
     def test_tour_shows_every_step(self) -> None:
         steps = [" ".join(c[2:4]) for c in read_tour() if c[2] == "warmup_plugin"]
 
@@ -190,7 +249,7 @@ def list_tree() -> set[str]:
     """Reads the paths of the file tree; two spaces part them from their clause."""
     paths, folder = set(), ""
 
-    for line in read_block(read_section("Files"), "").splitlines():
+    for line in read_block(FILES.read_text(encoding="utf-8"), "").splitlines():
         names = re.split(r"\s{2,}", line.strip())[0]
 
         if not line.startswith(" "):
@@ -230,7 +289,7 @@ class TestReferences:
     def test_files_of_tree_exist(self) -> None:
         paths = list_tree()
 
-        assert len(paths) > 20
+        assert len(paths) > 80
 
         assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 

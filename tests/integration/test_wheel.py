@@ -98,6 +98,17 @@ def test_wheel_trains_outside_clone(
 
     assert file == str(target / "warmup_plugin" / "__init__.py")
 
+    script = target / "bin" / "warmup-plugin"
+
+    assert run(tmp_path, script, "--version", **variables).startswith("warmup_plugin ")
+
+    # Reads the sources of the package.
+    assert "--beam-size N" in run(tmp_path, script, "generate", "--help", **variables)
+
+    out = run(tmp_path, script, "train", "--list-presets", **variables)
+
+    assert "translation/from_scratch_sft " in out
+
     run(
         tmp_path,
         *("-m", "warmup_plugin", "train", "run", "--no-rich"),

@@ -65,16 +65,19 @@ class TestWarmupKeys:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("warmup.num_warmups=0", "`num_warmups` must be greater than or equal"),
-            ("warmup.keep.name=nope", "`name` must be `resample`, `top`, `mass` or"),
-            ("warmup.keep.mass=0", "`mass` must be greater than 0 and less"),
+            ("warmup.num_warmups=0", "`warmup.num_warmups` must be greater"),
+            ("warmup.keep.name=nope", "`warmup.keep.name` must be `resample`, `top`"),
+            ("warmup.keep.mass=0", "`warmup.keep.mass` must be greater than 0"),
             ("warmup.sampler.name=nope", "`warmup.sampler.name` is `nope`, which is"),
-            ("warmup.sampler.config.temperature=0", "`temperature` must be greater"),
+            (
+                "warmup.sampler.config.temperature=0",
+                "`warmup.sampler.config.temperature` must be",
+            ),
             ("warmup.sampler.config.nope=0", "extra key(s) nope"),
             ("warmup.objective.name=nope", "`warmup.objective.name` is `nope`"),
             ("warmup.objective.config.nope=0", "extra key(s) nope"),
-            ("warmup.weight_temperature=0", "`weight_temperature` must be greater"),
-            ("warmup.max_num_tokens=0", "`max_num_tokens` must be greater than or"),
+            ("warmup.weight_temperature=0", "`warmup.weight_temperature` must be"),
+            ("warmup.max_num_tokens=0", "`warmup.max_num_tokens` must be greater"),
             # Of former versions.
             ("warmup.num_kept=1", "extra key(s) num_kept"),
             ("warmup.temperature=1", "extra key(s) temperature"),
@@ -223,7 +226,13 @@ class TestPreset:
 
     @pytest.mark.parametrize("name", [*PARTS, *PRESETS])
     def test_numbers_for_public_models_are_marked_as_ours(self, name: str) -> None:
-        from_scratch = ("demo_", "multi30k_", "pivot_", "synthetic_pair_")
+        from_scratch = (
+            "demo_",
+            "from_scratch_",
+            "multi30k_",
+            "pivot_",
+            "synthetic_pair_",
+        )
 
         if name.startswith(tuple(f"translation/{model}" for model in from_scratch)):
             return

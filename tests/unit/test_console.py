@@ -24,6 +24,7 @@ from warmup_plugin.console import (
     install_log_filter,
     is_secret,
     make_private_log,
+    name_keys,
     quiet_log,
 )
 
@@ -373,6 +374,33 @@ class TestDescribeCauses:
         assert text.startswith("`layer.0.weight` has another shape. `layer.1.weight`")
         assert text.endswith("has another shape, and so on.")
         assert len(text) < 450
+
+
+class TestNameKeys:
+    @pytest.mark.parametrize(
+        "text,named",
+        [
+            (
+                "`warmup.keep` is not valid: `num` must be at least 1. `mass` must be x.",
+                "`warmup.keep.num` must be at least 1. `warmup.keep.mass` must be x.",
+            ),
+            (
+                "`a` is bad. `b` is not valid: `c` must be at most `d` (1). `e` is not valid: `f` is g; set `h`.",
+                "`a` is bad. `b.c` must be at most `d` (1). `e.f` is g; set `h`.",
+            ),
+            # That calls itself so.
+            ("`a` is not valid: `a.b` must be c.", "`a.b` must be c."),
+            ("`a` is not valid: It must be c.", "`a` is not valid: It must be c."),
+            ("Line 2 is not valid: `a`.", "Line 2 is not valid: `a`."),
+        ],
+    )
+    def test_key_is_that_of_the_config(self, text: str, named: str) -> None:
+        assert name_keys(text) == named
+
+    def test_filter_names_keys(self, log: LogWriter, stream: StringIO) -> None:
+        log.error("{}", "`regime` is not valid: `num_steps` must be at least 1.")
+
+        assert stream.getvalue() == "`regime.num_steps` must be at least 1.\n"
 
 
 def test_quiet_log_hides_what_is_no_warning(log: LogWriter, stream: StringIO) -> None:

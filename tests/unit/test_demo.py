@@ -40,7 +40,7 @@ def test_last_line_tells_gain_and_language(
 
     report = {
         "comparisons": [
-            {**comparison, "system": str(tmp_path / "warmup"), **metric}
+            {**comparison, "system": "warmup", **metric}
             for metric in (
                 {"metric": "chrF2++", "score": 99.0},
                 {"metric": "BLEU", "score": score},

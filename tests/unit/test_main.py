@@ -6,13 +6,43 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.tiny_runs import ROOT
 from warmup_plugin import __version__
 from warmup_plugin.__main__ import COMMANDS, main
 from warmup_plugin.errors import WarmupError
+
+LIGHT_SCRIPTS = [
+    *("run_suite.py", "filter_pairs.py", "demo.py"),
+    *sorted(file.name for file in (ROOT / "scripts").glob("prepare_*.py")),
+]
+
+
+def assert_light(file: Path) -> None:
+    """Asserts that the help of a program is there without what takes long to import."""
+    code = f"""if True:
+        import runpy
+        import sys
+
+        sys.argv = [{str(file)!r}, "--help"]
+
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as ex:
+            assert ex.code == 0
+
+        assert not {{"torch", "fairseq2", "transformers"}} & set(sys.modules)
+        """
+
+    process = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+
+    assert process.stdout.startswith("usage: ")
 
 
 def set_recipe(
@@ -29,11 +59,11 @@ def set_recipe(
 
         return status
 
-    module = ModuleType("warmup_plugin.recipes.train")
+    module = ModuleType("warmup_plugin.commands.train")
 
     setattr(module, "main", run)
 
-    monkeypatch.setitem(sys.modules, "warmup_plugin.recipes.train", module)
+    monkeypatch.setitem(sys.modules, "warmup_plugin.commands.train", module)
 
     return calls
 
@@ -113,21 +143,38 @@ class TestMain:
             assert find_spec(command.module) is not None, command.module
 
     def test_help_imports_nothing_heavy(self) -> None:
-        code = """if True:
+        # Seconds each. A mistyped option is answered as fast.
+        calls = [[name, "--help"] for name in COMMANDS]
+
+        calls += [[name, "--nope"] for name in COMMANDS]
+
+        calls += [["--help"], ["train", "--list-presets"]]
+
+        code = f"""if True:
             import sys
 
             from warmup_plugin.__main__ import main
 
-            for args in (["--help"], ["doctor", "--help"], ["train-tokenizer", "-h"]):
+            for args in {calls}:
                 try:
                     main(args)
                 except SystemExit as ex:
-                    assert ex.code == 0
+                    assert ex.code == (2 if "--nope" in args else 0), args
+                else:
+                    assert False, args
 
-            assert not {"torch", "fairseq2", "numpy"} & set(sys.modules)
+                assert not {{"torch", "fairseq2", "transformers"}} & set(sys.modules)
             """
 
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+    @pytest.mark.parametrize("name", ["train", "generate", "evaluate"])
+    def test_help_of_recipes_imports_nothing_heavy(self, name: str) -> None:
+        assert_light(ROOT / "recipes" / f"{name}.py")
+
+    @pytest.mark.parametrize("name", LIGHT_SCRIPTS)
+    def test_help_of_scripts_imports_nothing_heavy(self, name: str) -> None:
+        assert_light(ROOT / "scripts" / name)
 
     def test_process_is_quiet_when_reader_of_output_has_left(self) -> None:
         code = """if True:
@@ -140,9 +187,9 @@ class TestMain:
                 print("a line")
                 return 0
 
-            module = ModuleType("warmup_plugin.recipes.train")
+            module = ModuleType("warmup_plugin.commands.train")
             module.main = run
-            sys.modules["warmup_plugin.recipes.train"] = module
+            sys.modules["warmup_plugin.commands.train"] = module
 
             sys.stdin.read()
             sys.exit(main(["train"]))

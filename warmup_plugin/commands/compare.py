@@ -27,6 +27,7 @@ from warmup_plugin.recipes.evaluate import (
     add_truncate_argument,
     evaluate,
     make_report,
+    name_systems,
     print_notes,
     read_file_arguments,
     read_files,
@@ -148,20 +149,23 @@ def run(args: Namespace) -> int:
             "more."
         )
 
-    check_num_samples("num_bootstrap", args.num_bootstrap)
-    check_num_samples("num_randomization", args.num_randomization)
+    check_num_samples("--num-bootstrap", args.num_bootstrap)
+    check_num_samples("--num-randomization", args.num_randomization)
 
     if args.num_examples < 0:
         raise WarmupError(
-            "`num_examples` must be greater than or equal to 0, but is "
+            "`--num-examples` must be greater than or equal to 0, but is "
             f"{args.num_examples}."
         )
+
+    # Before anything is translated.
+    names = name_systems(args.systems, args.names)
 
     run_dir = next((path for path in args.systems if path.is_dir()), None)
 
     metrics, options = read_metric_arguments(args, run_dir)
 
-    systems = rename_systems(_read_systems(args), args.names)
+    systems = rename_systems(_read_systems(args), names)
 
     evaluation = evaluate(
         systems,

@@ -12,6 +12,7 @@ from typing import Final
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.evaluate import (
     add_metric_arguments,
+    add_names_argument,
     add_truncate_argument,
     evaluate,
     read_metric_arguments,
@@ -27,6 +28,7 @@ DESCRIPTION: Final = (
 # machine than of the runs.
 _LEFT_OUT: Final = (
     "run_dirs",
+    "names",
     "output",
     "data",
     "title",
@@ -78,6 +80,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SRC-TGT",
         help="one of the directions of runs that have several, such as `en-de`",
     )
+
+    add_names_argument(parser)
 
     add_truncate_argument(parser)
 
@@ -134,7 +138,7 @@ def run(args: Namespace) -> int:
         truncate=args.truncate,
     )
 
-    runs = collect_runs(args.run_dirs, collect_options)
+    runs = collect_runs(args.run_dirs, collect_options, args.names)
 
     systems = [run.translations.system for run in runs if run.translations is not None]
 

@@ -13,17 +13,7 @@ from warmup_plugin.console import claimed_stdout, quiet_log
 from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.common import get_rank
-from warmup_plugin.recipes.generate import (
-    add_run_arguments,
-    check_output,
-    create_lines_config,
-    load_run_config,
-    run_recipe,
-    set_places,
-    truncates,
-)
-from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
+from warmup_plugin.recipes.arguments import FULL_LIST, add_run_arguments, to_option
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.warmup_lens import has_empty_warmup
 
@@ -37,7 +27,9 @@ DESCRIPTION: Final = (
 def create_parser() -> argparse.ArgumentParser:
     """Creates the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m warmup_plugin score", description=DESCRIPTION
+        prog="python -m warmup_plugin score",
+        description=DESCRIPTION,
+        epilog=FULL_LIST,
     )
 
     add_run_arguments(parser)
@@ -130,6 +122,26 @@ def _run(args: argparse.Namespace) -> int:
         raise WarmupError(
             "`--source` and `--target` are scored instead of a split; leave out `--split` and `--data`."
         )
+
+    for name, least in (("num_warmups", 0), ("max_warmup_len", 1), ("seed", 0)):
+        value = getattr(args, name)
+
+        if value is not None and value < least:
+            raise WarmupError(
+                f"`{to_option(name)}` must be greater than or equal to {least}, but is {value}."
+            )
+
+    # fairseq2, which takes seconds; not for `--help`.
+    from warmup_plugin.recipes.common import get_rank
+    from warmup_plugin.recipes.generate import (
+        check_output,
+        create_lines_config,
+        load_run_config,
+        run_recipe,
+        set_places,
+        truncates,
+    )
+    from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
 
     run_dir = RunDir(args.run_dir)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.data.text_files import add_place_arguments
-from warmup_plugin.recipes.generate import (
+from warmup_plugin.recipes.arguments import (
+    FULL_LIST,
     add_generation_arguments,
     add_run_arguments,
-    run_translate,
 )
 
 DESCRIPTION: Final = (
@@ -24,7 +24,9 @@ DESCRIPTION: Final = (
 def create_parser() -> argparse.ArgumentParser:
     """Creates the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m warmup_plugin translate", description=DESCRIPTION
+        prog="python -m warmup_plugin translate",
+        description=DESCRIPTION,
+        epilog=FULL_LIST,
     )
 
     add_run_arguments(parser)
@@ -94,4 +96,9 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     # Files may stand behind options.
-    return run_translate(create_parser().parse_intermixed_args(argv))
+    args = create_parser().parse_intermixed_args(argv)
+
+    # fairseq2, which takes seconds; not for `--help`.
+    from warmup_plugin.recipes.generate import run_translate
+
+    return run_translate(args)

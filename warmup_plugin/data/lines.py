@@ -13,7 +13,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, final
 
-from warmup_plugin.data.text_files import TextPlaces, iter_plain, iter_texts
+from warmup_plugin.data.text_files import (
+    TextPlaces,
+    iter_plain,
+    iter_texts,
+    refuse_json,
+)
 from warmup_plugin.data.text_pairs import TextPairs, decode_lines
 from warmup_plugin.errors import WarmupError
 
@@ -45,17 +50,29 @@ class LineError(WarmupError):
         self.number = line.number
 
 
-def iter_stream(stream: BinaryIO, name: str = "standard input") -> Iterator[Line]:
+def iter_stream(
+    stream: BinaryIO, name: str = "standard input", *, at_once: bool = False
+) -> Iterator[Line]:
     """
     Reads lines of a stream, stripped of surrounding whitespace.
 
-    :raises WarmupError: If a line is not UTF-8.
+    :param at_once: If ``True``, each line is handed on before the next one is there, so
+        that it is not known whether they are JSON lines.
+
+    :raises WarmupError: If a line is not UTF-8, or the stream holds JSON lines.
     """
     # `for line in stream` would wait for more than the next line.
     data = iter(stream.readline, b"")
 
-    for number, text in enumerate(decode_lines(data, name)):
-        yield Line(number, text.strip(), origin=name)
+    texts: Iterator[str] = (text.strip() for text in decode_lines(data, name))
+
+    if not at_once:
+        texts = refuse_json(
+            texts, name, "write it to a file whose name ends in `.jsonl`, and name that"
+        )
+
+    for number, text in enumerate(texts):
+        yield Line(number, text, origin=name)
 
 
 def iter_files(

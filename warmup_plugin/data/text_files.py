@@ -99,7 +99,11 @@ def iter_plain(path: Path) -> Iterator[str]:
 
     :raises WarmupError: If it holds JSON lines.
     """
-    yield from _refuse_json(path, iter_lines(path))
+    yield from refuse_json(
+        iter_lines(path),
+        f"`{path}`",
+        "let its name end in `.jsonl` or `.jsonl.gz`, of which a field is read",
+    )
 
 
 def iter_all_texts(path: Path) -> Iterator[str]:
@@ -155,8 +159,12 @@ def _iter_cells(path: Path, what: str, places: TextPlaces) -> Iterator[str]:
         yield cells[column or 0].strip()
 
 
-def _refuse_json(path: Path, lines: Iterable[str]) -> Iterator[str]:
+def refuse_json(lines: Iterable[str], origin: str, remedy: str) -> Iterator[str]:
     """
+    Hands lines on, the first ones only when they are known to be text.
+
+    :param origin: What an error calls them.
+
     :raises WarmupError: If plain lines turn out to be JSON objects, which nobody
         translates.
     """
@@ -186,7 +194,7 @@ def _refuse_json(path: Path, lines: Iterable[str]) -> Iterator[str]:
 
     if num_objects:
         raise WarmupError(
-            f"`{path}` holds JSON lines, not text; let its name end in `.jsonl` or `.jsonl.gz`, of which a field is read."
+            f"{origin[:1].upper()}{origin[1:]} holds JSON lines, not text; {remedy}."
         )
 
     yield from held

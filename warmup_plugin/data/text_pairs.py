@@ -159,17 +159,11 @@ def read_split(config: TextPairsConfig, split: str) -> TextPairs:
     :returns: Every pair, in the order of the files, stripped of surrounding
         whitespace.
     """
-    _check_config(config)
-
-    root = _get_root(config)
-
-    format_, files = _find_files(config, root, split)
+    root, format_, files = _find_split(config, split)
 
     pairs = TextPairs(split, f"the `{split}` split of `{root}`")
 
     if format_ == "plain":
-        _check_langs(config)
-
         _read_plain(pairs, files[0], files[1])
     elif format_ == "tsv":
         _read_tsv(pairs, files[0], config)
@@ -181,6 +175,29 @@ def read_split(config: TextPairsConfig, split: str) -> TextPairs:
         _read_manifest(pairs, files[0])
 
     return pairs
+
+
+def check_split(config: TextPairsConfig, split: str) -> None:
+    """
+    Checks that a split is there, without reading it.
+
+    :raises WarmupError: If :func:`read_split` would not find it.
+    """
+    _find_split(config, split)
+
+
+def _find_split(config: TextPairsConfig, split: str) -> tuple[Path, str, list[Path]]:
+    """Returns the folder of a split, its format and its files."""
+    _check_config(config)
+
+    root = _get_root(config)
+
+    format_, files = _find_files(config, root, split)
+
+    if format_ == "plain":
+        _check_langs(config)
+
+    return root, format_, files
 
 
 def read_lines(path: Path) -> list[str]:
@@ -283,29 +300,29 @@ def _check_config(config: TextPairsConfig) -> None:
         names = ", ".join(f"`{name}`" for name in FORMATS)
 
         raise WarmupError(
-            f"`format` of the text pairs must be one of {names}, but is `{config.format}` instead."
+            f"`dataset.format` must be one of {names}, but is `{config.format}` instead."
         )
 
     if config.example not in EXAMPLES:
         names = ", ".join(f"`{name}`" for name in EXAMPLES)
 
         raise WarmupError(
-            f"`example` of the text pairs must be one of {names}, but is `{config.example}` instead."
+            f"`dataset.example` must be one of {names}, but is `{config.example}` instead."
         )
 
     if config.source_field == config.target_field:
         raise WarmupError(
-            f"`source_field` and `target_field` of the text pairs must differ, but both are `{config.source_field}`."
+            f"`dataset.source_field` and `dataset.target_field` must differ, but both are `{config.source_field}`."
         )
 
     if config.source_column == config.target_column:
         raise WarmupError(
-            f"`source_column` and `target_column` of the text pairs must differ, but both are {config.source_column}."
+            f"`dataset.source_column` and `dataset.target_column` must differ, but both are {config.source_column}."
         )
 
     if config.source_column < 0 or config.target_column < 0:
         raise WarmupError(
-            f"`source_column` and `target_column` of the text pairs count from 0, but are {config.source_column} and {config.target_column} instead."
+            f"`dataset.source_column` and `dataset.target_column` count from 0, but are {config.source_column} and {config.target_column} instead."
         )
 
 
@@ -313,7 +330,7 @@ def _check_langs(config: TextPairsConfig) -> None:
     # In other formats they tell no files apart, and paraphrases have only one.
     if config.source_lang == config.target_lang:
         raise WarmupError(
-            f"`source_lang` and `target_lang` of the text pairs must differ in the format `plain`, but both are `{config.source_lang}`."
+            f"`dataset.source_lang` and `dataset.target_lang` must differ in the format `plain`, but both are `{config.source_lang}`."
         )
 
 
@@ -373,7 +390,7 @@ def _find_files(
         formats_text = " or ".join(f"`{name}`" for name in complete)
 
         raise WarmupError(
-            f"The `{split}` split is in `{root}` more than once, as {files_text}: set `format` to {formats_text}."
+            f"The `{split}` split is in `{root}` more than once, as {files_text}: set `dataset.format` to {formats_text}."
         )
 
     if complete:
@@ -387,7 +404,7 @@ def _find_files(
         )
 
         raise WarmupError(
-            f"`{one_side[0]}` has no counterpart `{missing}` or `{missing}.gz`: add it or correct `source_lang` and `target_lang`."
+            f"`{one_side[0]}` has no counterpart `{missing}` or `{missing}.gz`: add it or correct `dataset.source_lang` and `dataset.target_lang`."
         )
 
     looked_for = " or ".join(
@@ -486,7 +503,7 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
 
         if len(columns) < num_columns:
             raise WarmupError(
-                f"Line {line_nr} of `{file}` has {_count(len(columns), 'column')}, but `source_column` {config.source_column} and `target_column` {config.target_column} (counted from 0) need {num_columns}: correct the line or the columns."
+                f"Line {line_nr} of `{file}` has {_count(len(columns), 'column')}, but `dataset.source_column` {config.source_column} and `dataset.target_column` {config.target_column} (counted from 0) need {num_columns}: correct the line or the columns."
             )
 
         for column, idx in (
@@ -517,8 +534,8 @@ def _read_questions(pairs: TextPairs, file: Path) -> None:
 
 def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
     fields = [
-        ("source_field", config.source_field),
-        ("target_field", config.target_field),
+        ("dataset.source_field", config.source_field),
+        ("dataset.target_field", config.target_field),
     ]
 
     for texts in iter_json_texts(file, fields):

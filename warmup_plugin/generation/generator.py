@@ -287,7 +287,7 @@ class WarmupGenerator:
         # A word and EOS at least.
         if min(rooms) < 2:
             raise WarmupError(
-                f"`max_warmup_len` is {max_warmup_len}, which leaves no room for an output in the {min(map(self._model.get_max_target_len, source_seq_lens))} tokens that the model reads; lower it."
+                f"Warmups of up to {max_warmup_len} tokens leave no room for an output in the {min(map(self._model.get_max_target_len, source_seq_lens))} tokens that the model reads; lower `--max-warmup-len`, or in training `warmup.max_warmup_len`."
             )
 
         limits, min_lens = [], []

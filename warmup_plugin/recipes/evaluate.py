@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -175,32 +176,62 @@ def _create_parser() -> argparse.ArgumentParser:
 
 
 def add_names_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds what :func:`rename_systems` reads."""
+    """Adds what :func:`name_systems` reads."""
     parser.add_argument(
         "--names",
         nargs="+",
         metavar="NAME",
-        help="what the systems are called in tables and JSON, in their order (default: their paths)",
+        help="what the systems are called, in their order (default: the ends of their paths that tell them apart)",
     )
 
 
-def rename_systems(
-    systems: Sequence[System], names: Sequence[str] | None
-) -> list[System]:
+def name_systems(paths: Sequence[Path], names: Sequence[str] | None) -> list[str]:
     """
-    Gives systems the names of ``--names``, if there are any.
+    Names systems as ``--names`` says, or else by the ends of their paths, as short as
+    tells them apart.
 
-    :raises WarmupError: If there are not as many.
+    :raises WarmupError: If there are not as many names, or one or a system is given
+        twice.
     """
-    if names is None:
-        return list(systems)
+    resolved = [path.expanduser().resolve() for path in paths]
 
-    if len(names) != len(systems):
-        raise WarmupError(
-            f"`--names` has {len(names)} names for {len(systems)} systems; give one for each."
-        )
+    for path, given in zip(resolved, paths):
+        if resolved.count(path) > 1:
+            raise WarmupError(f"{given} is given more than once; give it once.")
 
-    return [replace(system, name=name) for system, name in zip(systems, names)]
+    if names is not None:
+        if len(names) != len(paths):
+            raise WarmupError(
+                f"`--names` has {len(names)} names for {len(paths)} systems; give one for each."
+            )
+
+        for name in names:
+            if names.count(name) > 1:
+                raise WarmupError(
+                    f"`--names` calls more than one system `{name}`; give each a name of its own."
+                )
+
+        return list(names)
+
+    # Not resolved: a link is what the user calls it.
+    parts = [Path(os.path.abspath(path.expanduser())).parts for path in paths]
+
+    num_parts = 1
+
+    while True:
+        ends = [Path(*p[1:][-num_parts:]).as_posix() for p in parts]
+
+        if len(set(ends)) == len(ends):
+            return ends
+
+        num_parts += 1
+
+
+def rename_systems(systems: Sequence[System], names: Sequence[str]) -> list[System]:
+    """Gives systems other names than their paths."""
+    return [
+        replace(system, name=name) for system, name in zip(systems, names, strict=True)
+    ]
 
 
 def add_truncate_argument(parser: argparse.ArgumentParser) -> None:
@@ -331,6 +362,14 @@ def read_metric_arguments(
 def _run(args: argparse.Namespace) -> None:
     systems: dict[str | None, list[System]]
 
+    # Before anything is translated.
+    if args.num_bootstrap < 0:
+        raise WarmupError(
+            f"`--num-bootstrap` must be greater than or equal to 0, but is {args.num_bootstrap}."
+        )
+
+    names = name_systems(args.hypotheses or args.run_dirs, args.names)
+
     metrics, options = read_metric_arguments(
         args, args.run_dirs[0] if args.run_dirs else None
     )
@@ -396,7 +435,7 @@ def _run(args: argparse.Namespace) -> None:
         if len(systems) > 1:
             print(f"{direction}:\n")
 
-        named = rename_systems(direction_systems, args.names)
+        named = rename_systems(direction_systems, names)
 
         reports[direction] = _evaluate(args, named, metrics, options)
 

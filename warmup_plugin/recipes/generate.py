@@ -32,7 +32,6 @@ from fairseq2.task import Task
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from typing_extensions import override
 
-from warmup_plugin.config_docs import get_field_docs
 from warmup_plugin.console import (
     calm_console,
     claimed_stdout,
@@ -53,11 +52,7 @@ from warmup_plugin.data.lines import (
     iter_stream,
     open_stdin,
 )
-from warmup_plugin.data.text_files import (
-    TextPlaces,
-    add_place_arguments,
-    read_place_arguments,
-)
+from warmup_plugin.data.text_files import TextPlaces, read_place_arguments
 from warmup_plugin.data.text_pairs import TextPairs, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import (
@@ -69,9 +64,16 @@ from warmup_plugin.generation.adapters import (
     WarmupSeq2SeqGenerator,
     WarmupSequenceGenerator,
 )
+from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES
 from warmup_plugin.generation.label_ranker import LabelRanker
 from warmup_plugin.generation.translator import Translation, Translator
 from warmup_plugin.models.conditional import ConditionalModel
+from warmup_plugin.recipes.arguments import (
+    create_generate_parser,
+    get_generation_options,
+    name_options,
+    to_option,
+)
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
@@ -230,7 +232,7 @@ def read_input(
     if config.input:
         return iter_files(config.input, get_places(config))
 
-    return iter_stream(open_stdin())
+    return iter_stream(open_stdin(), at_once=config.chunk_size == 1)
 
 
 def get_places(config: LinesConfig) -> TextPlaces:
@@ -481,7 +483,7 @@ def refuse_to_cut_prompts(truncate: bool, model: ConditionalModel) -> None:
     """
     if truncate and model.reads_prompts:
         raise WarmupError(
-            "`truncate` cannot cut a prompt, which would lose its end; shorten the long lines instead."
+            "What this model reads is a prompt, which would lose its end if it were cut (`--truncate`, or `generation.truncate` of the run); shorten the long lines instead."
         )
 
 
@@ -496,96 +498,6 @@ def check_vocabulary(num_logits: int, vocab_size: int) -> None:
 
 
 _GENERATOR_SECTIONS: Final = ("seq2seq_generator", "seq_generator")
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what all commands take that run the model of a run."""
-    parser.add_argument("run_dir", type=Path, help="the directory of a training run")
-
-    parser.add_argument(
-        "--checkpoint", default="best", help="`best` (default), `last` or a step"
-    )
-
-    add_direction_argument(parser)
-
-    parser.add_argument("--no-rich", action="store_true", help="plain log lines")
-
-    parser.add_argument(
-        "--config",
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="further settings, such as `model.dtype=bfloat16 max_num_tokens=20000`",
-    )
-
-
-def add_direction_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds what chooses one of the directions of a run."""
-    parser.add_argument(
-        "--direction",
-        metavar="SRC-TGT",
-        help="one of the directions of a run that has several, such as `en-de`",
-    )
-
-
-def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for each field of :class:`GenerationConfig`."""
-    group = parser.add_argument_group("generation")
-
-    docs = get_field_docs(GenerationConfig)
-
-    for config_field in dataclasses.fields(GenerationConfig):
-        name = config_field.name
-
-        option = f"--{name.replace('_', '-')}"
-
-        help = " ".join(docs[name].replace("``", "`").split()).replace("%", "%%")
-
-        if name == "warmup":
-            help += " Default: `single`, or `none` if the run was trained without."
-        elif name != "max_warmup_len":
-            help += f" Default: {config_field.default}."
-
-        if config_field.type == "bool":
-            group.add_argument(
-                option, action=argparse.BooleanOptionalAction, default=None, help=help
-            )
-
-            continue
-
-        kind = str(config_field.type).split(" ")[0]
-
-        group.add_argument(
-            option,
-            type={"int": int, "float": float}.get(kind, str),
-            # `greedy-then-beam` is as good as `greedy_then_beam`.
-            metavar={"int": "N", "float": "X"}.get(kind, "NAME"),
-            help=help,
-        )
-
-    group.add_argument(
-        "--rank-labels",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="write no output of its own but the likeliest of the run's labels: by log P(y|x), or with warmups by the mean of P(y|c,x) over `--num-warmups` draws. Default: as the run says.",
-    )
-
-
-def get_generation_options(args: argparse.Namespace) -> dict[str, object]:
-    """Returns the options of :func:`add_generation_arguments` that were given."""
-    options = {}
-
-    for config_field in dataclasses.fields(GenerationConfig):
-        value = getattr(args, config_field.name)
-
-        if value is not None:
-            if isinstance(value, str):
-                value = value.replace("-", "_")
-
-            options[config_field.name] = value
-
-    return options
 
 
 def load_run_config(
@@ -697,6 +609,8 @@ def find_labels(run_config: Mapping[str, Any], args: argparse.Namespace) -> list
     return list(labels)
 
 
+_CHOICES: Final = (*WARMUP_CHOICES, *RANKINGS)
+
 # What choosing a label depends on.
 _OPTIONS_OF_RANKING: Final = ("warmup", "num_warmups", "max_warmup_len", "seed")
 
@@ -719,13 +633,16 @@ def create_generation_options(
 
     options = dict(given)
 
+    for name, value in given.items():
+        # What is not known is shown as it was typed.
+        if isinstance(value, str) and value.replace("-", "_") in _CHOICES:
+            options[name] = value.replace("-", "_")
+
     if ranks_labels:
         for name, value in given.items():
-            option = f"--{name.replace('_', '-')}"
-
             if name not in _OPTIONS_OF_RANKING:
                 raise WarmupError(
-                    f"`{option}` is of no use where labels are ranked, since nothing is written; leave it out, or write outputs with `--no-rank-labels`."
+                    f"`{to_option(name)}` is of no use where labels are ranked, since nothing is written; leave it out, or write outputs with `--no-rank-labels`."
                 )
 
             if name == "warmup" and value not in ("none", "empty", "sample"):
@@ -768,14 +685,15 @@ def create_generation_options(
 
 def check_generation_options(options: Mapping[str, object]) -> None:
     """
-    :raises WarmupError: If the options of a generator are not valid.
+    :raises WarmupError: If the options of a generator are not valid; it names them as
+        the command line does.
     """
     try:
         StandardObjectValidator().validate(
             GenerationConfig(**options)  # type: ignore[arg-type]
         )
     except ValidationError as ex:
-        raise WarmupError(str(ex.result)) from None
+        raise WarmupError(name_options(str(ex.result))) from None
 
 
 def run_recipe(
@@ -815,60 +733,13 @@ def run_recipe(
         return run_fairseq2(recipe, fairseq2_args)
 
 
-def create_parser() -> argparse.ArgumentParser:
-    """Creates the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.generate",
-        description="Translates a test set or a file with a trained run, into a text file and a JSON lines file with warmups and scores.",
-    )
-
-    add_run_arguments(parser)
-
-    what = parser.add_mutually_exclusive_group()
-
-    what.add_argument(
-        "--split", help="the split to translate (default: the run's `test_split`)"
-    )
-
-    what.add_argument(
-        "--input",
-        type=Path,
-        help="a file to translate instead: text, or sources in `.jsonl` or `.tsv`",
-    )
-
-    add_place_arguments(parser, ["sources"])
-
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="the file to write (default: RUN_DIR/generate/SPLIT.CHECKPOINT.txt, or input-NAME.CHECKPOINT.txt; with several directions SPLIT.DIRECTION.CHECKPOINT.txt)",
-    )
-
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="the data folder, if it is no longer where the run was trained",
-    )
-
-    parser.add_argument(
-        "--truncate",
-        action="store_true",
-        help="cut a source that is longer than the model reads instead of refusing it",
-    )
-
-    add_generation_arguments(parser)
-
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Runs the translation command.
 
     :returns: The exit status: 0, or 2 for bad input.
     """
-    args = create_parser().parse_args(argv)
+    args = create_generate_parser().parse_args(argv)
 
     try:
         return _run(args)
@@ -968,7 +839,7 @@ def _check_ranking(args: argparse.Namespace, labels: Sequence[str]) -> None:
     for name in ("target_prefix", "prefixes"):
         if getattr(args, name, None):
             raise WarmupError(
-                f"`--{name.replace('_', '-')}` is of no use where labels are ranked; leave it out, or write outputs with `--no-rank-labels`."
+                f"`{to_option(name)}` is of no use where labels are ranked; leave it out, or write outputs with `--no-rank-labels`."
             )
 
 

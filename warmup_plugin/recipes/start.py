@@ -21,7 +21,12 @@ from fairseq2.utils.structured import StandardValueConverter
 
 from warmup_plugin.components import create_component
 from warmup_plugin.console import make_private_log
-from warmup_plugin.data.directions import list_directions, narrow_to_direction
+from warmup_plugin.data.directions import (
+    get_pairs_config,
+    list_directions,
+    narrow_to_direction,
+)
+from warmup_plugin.data.text_pairs import check_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.models.families import find_family, reads_prompts
@@ -175,7 +180,13 @@ def _plan_start(recipe: Recipe, run_dir: RunDir, config: dict[str, object]) -> _
     if not run_dir.has_begun():
         run_dir.check_is_usable()
 
-        return _Start(True, None, _complete_config(run_dir, config))
+        complete_config = _complete_config(run_dir, config)
+
+        _check_models(complete_config)
+
+        _check_data(complete_config)
+
+        return _Start(True, None, complete_config)
 
     defaults = StandardValueConverter().unstructure(recipe.config_kls())
 
@@ -193,7 +204,39 @@ def _plan_start(recipe: Recipe, run_dir: RunDir, config: dict[str, object]) -> _
 
     _check_early_stop(run_dir, config)
 
-    return _Start(False, grown_from, _resume_config(run_dir, config))
+    complete_config = _resume_config(run_dir, config)
+
+    _check_data(complete_config)
+
+    return _Start(False, grown_from, complete_config)
+
+
+def _check_models(config: dict[str, object]) -> None:
+    """
+    :raises WarmupError: If a model that a config names by its path is not there.
+    """
+    for key in ("model", "reference_model"):
+        section = config[key]
+
+        path = section["path"] if isinstance(section, Mapping) else None
+
+        if path is not None and not Path(path).exists():
+            raise WarmupError(
+                f"`{key}.path` is `{path}`, which does not exist; correct it."
+            )
+
+
+def _check_data(config: dict[str, object]) -> None:
+    """
+    :raises WarmupError: If the data of a run is not there.
+    """
+    dataset = _get_section(config, "dataset")
+
+    for name in list_directions(dataset):
+        narrowed = narrow_to_direction(config, name, find_data=True)
+
+        for key in ("train_split", "valid_split"):
+            check_split(get_pairs_config(narrowed["dataset"]), dataset[key])
 
 
 @contextmanager

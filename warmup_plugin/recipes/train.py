@@ -111,6 +111,7 @@ from warmup_plugin.recipes.start import (
     find_output_dir,
     start_run,
 )
+from warmup_plugin.recipes.train_arguments import read_train_arguments
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.sampling import WarmupSampler
 from warmup_plugin.tasks.config import TaskSection
@@ -723,7 +724,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: The exit status: 0, 2 for bad input, 128 + n if signal n stopped it.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = read_train_arguments(sys.argv[1:] if argv is None else argv)
 
     stop_signal = StopSignal()
 
@@ -733,8 +734,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with resolve_config_files(args, recipe.config_kls) as args:
             path = find_output_dir(args)
 
-            # fairseq2 answers `--help`, `--dump-config` and a missing directory itself.
-            if path is None or {"-h", "--help", "--dump-config"} & set(args):
+            if path is None or "--dump-config" in args:
                 return run_fairseq2(recipe, args)
 
             with start_run(recipe, path, args) as args, stop_signal.listen():

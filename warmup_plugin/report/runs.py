@@ -114,9 +114,15 @@ def has_warmup(config: Mapping[str, Any]) -> bool:
     return isinstance(section, dict) and section.get("name") != "sft"
 
 
-def collect_runs(paths: Sequence[Path], options: CollectOptions) -> list[ReportRun]:
+def collect_runs(
+    paths: Sequence[Path],
+    options: CollectOptions,
+    names: Sequence[str] | None = None,
+) -> list[ReportRun]:
     """
     Collects all that a report shows of runs.
+
+    :param names: What they are called; ``None`` for the ends of their paths.
 
     :raises WarmupError: If one is no run, has nothing to show yet, or cannot be
         translated.
@@ -124,7 +130,7 @@ def collect_runs(paths: Sequence[Path], options: CollectOptions) -> list[ReportR
     # All of them before the first one is translated, which takes long.
     begun = [
         _collect_curves(path, name, options)
-        for path, name in zip(paths, name_runs(paths))
+        for path, name in zip(paths, evaluate.name_systems(paths, names))
     ]
 
     runs = []
@@ -136,32 +142,6 @@ def collect_runs(paths: Sequence[Path], options: CollectOptions) -> list[ReportR
         runs.append(run)
 
     return runs
-
-
-def name_runs(paths: Sequence[Path]) -> list[str]:
-    """
-    Names runs by the ends of their paths, as short as tells them apart.
-
-    :raises WarmupError: If a run is given twice.
-    """
-    resolved = [path.expanduser().resolve() for path in paths]
-
-    for path, given in zip(resolved, paths):
-        if resolved.count(path) > 1:
-            raise WarmupError(f"{given} is given more than once; give it once.")
-
-    num_parts = 1
-
-    while True:
-        names = [
-            Path(*[p for p in path.parts if p != path.anchor][-num_parts:]).as_posix()
-            for path in resolved
-        ]
-
-        if len(set(names)) == len(names):
-            return names
-
-        num_parts += 1
 
 
 def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun:

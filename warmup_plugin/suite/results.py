@@ -255,7 +255,7 @@ def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResul
     if not missing and run.system.is_scored:
         report = _read_json(run.scores)
 
-        for score in report["systems"][str(run.label)]:
+        for score in report["systems"][_get_name(report, run)]:
             info = infos[score["key"]]
 
             if score["score"] is None:
@@ -281,6 +281,16 @@ def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResul
             )
 
     return RunResult(run, time, scores, missing)
+
+
+def _get_name(report: Mapping[str, Any], run: Run) -> str:
+    """Returns what a report of `evaluate` or `compare` calls a run."""
+    for name, file in report.get("hypotheses", {}).items():
+        if Path(file) == run.translations:
+            return str(name)
+
+    # As of earlier versions.
+    return str(run.label)
 
 
 def _measure_sentences(
@@ -365,7 +375,7 @@ def _compare(
         tests = {
             entry["key"]: entry
             for entry in report.get("comparisons", [])
-            if entry["system"] == str(run.label)
+            if entry["system"] == _get_name(report, run)
         }
 
         for key in result.scores.keys() & base.scores.keys():
@@ -420,7 +430,7 @@ def _read_differences(
     """
     entry = report.get("sentences", {}).get("metrics", {}).get(key, {})
 
-    differences = entry.get(str(run.label), {}).get("differences")
+    differences = entry.get(_get_name(report, run), {}).get("differences")
 
     if not differences:
         return None

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import warmup_plugin.recipes
 from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_model
 from tests.unit.metrics.texts import make_hypotheses, make_references
 from warmup_plugin.commands import compare
@@ -261,12 +264,12 @@ class TestFiles:
                 ["base", "good", "--references", "ref", "--sources", "short"],
                 "short has 59 lines but ref has 60",
             ),
-            (["base", "good", *_FILES, "--num-bootstrap", "0"], "`num_bootstrap`"),
+            (["base", "good", *_FILES, "--num-bootstrap", "0"], "`--num-bootstrap`"),
             (
                 ["base", "good", *_FILES, "--num-randomization", "0"],
-                "`num_randomization` must be",
+                "`--num-randomization` must",
             ),
-            (["base", "good", *_FILES, "--num-examples", "-1"], "`num_examples`"),
+            (["base", "good", *_FILES, "--num-examples", "-1"], "`--num-examples`"),
             (["base", "good", *_FILES, "--metrics", "x"], "`x` is not known"),
             (["base", "good", *_FILES, "--split", "x"], "`--split` belongs to a run"),
             ([".", "good"], "is not a run directory"),
@@ -323,6 +326,52 @@ class TestRuns:
 
         # Only `evaluate` writes there.
         assert not (run_dir / "evaluate").exists()
+
+    def test_systems_are_called_by_the_ends_of_their_paths_or_as_told(
+        self, folder: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        systems = [str(folder / run_dir), str(folder / "good")]
+
+        assert _run([*systems, *_NUMBERS]) == 0
+
+        out = capsys.readouterr().out
+
+        assert "difference from run, two-sided" in out and str(folder) not in out
+
+        assert _run([*systems, *_NUMBERS, "--names", "SFT", "warmup"]) == 0
+
+        out = capsys.readouterr().out
+
+        assert "difference from SFT, two-sided" in out
+
+        assert any(line.startswith("BLEU     warmup ") for line in out.splitlines())
+
+    def test_truncate_is_handed_on_to_translation(
+        self, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[Sequence[str]] = []
+
+        def generate(argv: Sequence[str]) -> int:
+            calls.append(argv)
+
+            return 2
+
+        module = ModuleType("warmup_plugin.recipes.generate")
+
+        setattr(module, "main", generate)
+
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(warmup_plugin.recipes, "generate", module, raising=False)
+
+        (run_dir / "generate" / "test.best.txt.jsonl").unlink()
+
+        for further in ([], ["--truncate"]):
+            with pytest.raises(WarmupError, match="cannot be translated"):
+                _run([str(run_dir), "good", *_NUMBERS, *further])
+
+        args = ["run", "--split", "test", "--checkpoint", "best"]
+
+        assert calls == [args, [*args, "--truncate"]]
 
     def test_file_of_other_length_is_refused(self, run_dir: Path) -> None:
         with pytest.raises(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,32 @@ class TestTrainTokenizer:
 
             # The option that the remedy names must exist.
             assert f"`{option}`" in capsys.readouterr().err
+
+    def test_command_reads_json_lines(
+        self, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = [{"source": "x", "text": line} for line in LINES * 20]
+
+        file = tmp_path / "train.jsonl"
+
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+        args = ["--vocab-size", "30", "--input"]
+
+        assert run(tmp_path / "a.model", *args, text) == 0
+
+        further = ["--json-fields", "text"]
+
+        assert run(tmp_path / "b.model", *args, file, *further) == 0
+
+        models = [(tmp_path / name).read_bytes() for name in ("a.model", "b.model")]
+
+        assert models[0] == models[1]
+
+        # Those of the data by default.
+        assert run(tmp_path / "c.model", *args, file) == 2
+
+        assert "has no field `target`" in capsys.readouterr().err
 
     def test_command_replaces_only_when_forced(
         self, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]

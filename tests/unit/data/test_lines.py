@@ -29,6 +29,18 @@ class TestIterStream:
         assert [line.source for line in lines] == ["a", "", "b\u2028c", "d"]
         assert [line.number for line in lines] == [0, 1, 2, 3]
 
+    def test_json_lines_are_refused_unless_lines_are_awaited(self) -> None:
+        data = b'{"a": "x"}\n{"a": "y"}\n'
+
+        with pytest.raises(WarmupError, match="^Standard input holds JSON lines, not"):
+            list(iter_stream(io.BytesIO(data)))
+
+        # One after the other: whoever waits for the first answer sends no second.
+        assert len(list(iter_stream(io.BytesIO(data), at_once=True))) == 2
+
+        # Text may look like that.
+        assert len(list(iter_stream(io.BytesIO(data + b"z\n")))) == 3
+
     def test_line_that_is_not_utf8_is_named(self) -> None:
         lines = iter_stream(io.BytesIO(b"a\nb\xc3\nc\n"), "standard input")
 

@@ -393,7 +393,7 @@ class TestReadSplit:
 
         with expect_error(
             "`train.en` + `train.de` and `train.jsonl` and `train/MANIFEST`",
-            "set `format` to `plain` or `jsonl` or `manifest`",
+            "set `dataset.format` to `plain` or `jsonl` or `manifest`",
         ):
             read(tmp_path)
 
@@ -587,5 +587,5 @@ class TestQuestions:
             read(tmp_path, example="multiple_choice")
 
     def test_unknown_kind_is_named(self, tmp_path: Path) -> None:
-        with expect_error("`example`", "`multiple_choice`", "`triple`"):
+        with expect_error("`dataset.example`", "`multiple_choice`", "`triple`"):
             read(tmp_path, example="triple")

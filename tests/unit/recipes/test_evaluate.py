@@ -17,7 +17,7 @@ import pytest
 
 import warmup_plugin.recipes
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.evaluate import evaluate, main, read_run
+from warmup_plugin.recipes.evaluate import evaluate, main, name_systems, read_run
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
 
@@ -35,6 +35,40 @@ def _write(file: Path, lines: Sequence[str]) -> str:
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
     return str(file)
+
+
+class TestNameSystems:
+    def test_call_takes_shortest_ends_that_differ(self, tmp_path: Path) -> None:
+        paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "x"]
+
+        assert name_systems(paths[1:], None) == ["run", "x"]
+        assert name_systems(paths, None) == ["a/run", "b/run", "b/x"]
+
+    def test_call_names_one_path_within_the_other(self) -> None:
+        assert name_systems([Path("/x"), Path("/y/x")], None) == ["x", "y/x"]
+
+    def test_call_names_folder_that_is_given_by_dots(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "sft").mkdir()
+
+        monkeypatch.chdir(tmp_path / "sft")
+
+        assert name_systems([Path("."), Path("../warmup")], None) == ["sft", "warmup"]
+
+    def test_link_is_called_as_it_is_given(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "run")
+
+        assert name_systems([tmp_path / "link"], None) == ["link"]
+
+    @pytest.mark.parametrize("names", [None, ["a", "b"]])
+    def test_call_refuses_the_same_run_twice(
+        self, tmp_path: Path, names: list[str] | None
+    ) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "run")
+
+        with pytest.raises(WarmupError, match="run is given more than once"):
+            name_systems([tmp_path / "run", tmp_path / "link"], names)
 
 
 class TestFileMode:
@@ -74,20 +108,22 @@ class TestFileMode:
         out = capsys.readouterr().out
 
         assert "p: two-sided, by approximate randomization (10,000 trials), " in out
-        assert f"against {half}" in out
+        assert "randomization (10,000 trials), against half\n" in out
         assert "Only 20 sentences" in out
 
         data = json.loads(out_file.read_text(encoding="utf-8"))
 
-        assert list(data["systems"]) == [half, right]
-        assert data["baseline"] == half
+        # The ends of the paths that tell them apart.
+        assert list(data["systems"]) == ["half", "right"]
+        assert data["baseline"] == "half"
+        assert data["hypotheses"] == {"half": half, "right": right}
         assert data["target_lang"] == "de"
         assert data["num_sentences"] == 20
         assert data["references"] == right
         assert data["bootstrap"] == {"num_samples": 100, "seed": 12345}
         assert data["versions"]["sacrebleu"].startswith("2.")
 
-        bleu, _ = data["systems"][half]
+        bleu, _ = data["systems"]["half"]
 
         assert bleu["name"] == "BLEU"
         assert bleu["ci_low"] < bleu["score"] < bleu["ci_high"]
@@ -95,7 +131,7 @@ class TestFileMode:
 
         comparison = data["comparisons"][0]
 
-        assert (comparison["system"], comparison["metric"]) == (right, "BLEU")
+        assert (comparison["system"], comparison["metric"]) == ("right", "BLEU")
         # Two-sided: half of the outputs differ, and all are better. One trial in 1,024
         # swaps all or none of these.
         assert comparison["p_value"] == pytest.approx(2 / 1024, abs=0.0015)
@@ -118,6 +154,10 @@ class TestFileMode:
 
         assert "1 names for 2 systems" in capsys.readouterr().err
 
+        assert main([*args, "SFT", "SFT"]) == 2
+
+        assert "calls more than one system `SFT`" in capsys.readouterr().err
+
     def test_one_sentence_has_no_p_and_no_interval(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -139,7 +179,7 @@ class TestFileMode:
         data = json.loads((tmp_path / "x.json").read_text())
 
         assert data["comparisons"] == []
-        assert data["systems"][a][0]["ci_low"] is None
+        assert data["systems"]["a"][0]["ci_low"] is None
 
     @pytest.mark.parametrize("gz", [False, True])
     @pytest.mark.parametrize(
@@ -172,7 +212,7 @@ class TestFileMode:
 
         assert main([*args, "--json", str(out)]) == 0
 
-        bleu, _ = json.loads(out.read_text())["systems"][files[0]]
+        bleu, _ = json.loads(out.read_text())["systems"][Path(files[0]).name]
 
         assert bleu["score"] == pytest.approx(100.0)
 
@@ -280,11 +320,11 @@ class TestFileMode:
         assert main([*args, "--num-bootstrap", "10"]) == 0
 
         assert (
-            f"invalid answers of {hyp}: 2 of 4, such as `A man`, an empty one\n"
+            "invalid answers of h: 2 of 4, such as `A man`, an empty one\n"
             in capsys.readouterr().out
         )
 
-        accuracy, macro_f1 = json.loads(out_file.read_text())["systems"][hyp]
+        accuracy, macro_f1 = json.loads(out_file.read_text())["systems"]["h"]
 
         assert accuracy["score"] == 25.0
         assert accuracy["details"]["num_invalid"] == 2
@@ -317,7 +357,7 @@ class TestFileMode:
         assert out.splitlines()[2].split()[-1] == "-"
         assert "COMET: not computed. " in out and "/nope/python" in out
 
-        chrf, comet = json.loads(out_file.read_text())["systems"][hyp]
+        chrf, comet = json.loads(out_file.read_text())["systems"]["h"]
 
         assert chrf["score"] > 0
         assert comet["score"] is None and "/nope/python" in comet["reason"]
@@ -428,14 +468,35 @@ class TestRunMode:
 
         data = json.loads(text)
 
-        assert list(data["systems"]) == [str(run_dir)]
+        assert list(data["systems"]) == ["run"]
         assert data["target_lang"] == "zh"
-        assert "tok:zh" in data["systems"][str(run_dir)][0]["signature"]
+        assert "tok:zh" in data["systems"]["run"][0]["signature"]
         assert data["num_sentences"] == 20
         assert data["hypotheses"] == {
-            str(run_dir): str(run_dir / "generate" / "test.best.txt")
+            "run": str(run_dir / "generate" / "test.best.txt")
         }
         assert {"sacrebleu", "warmup_plugin", "git_commit"} <= set(data["versions"])
+
+    def test_truncate_is_handed_on_to_translation(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        assert main([str(run_dir), "--truncate", "--num-bootstrap", "0"]) == 0
+
+        assert generate_calls == [
+            [str(run_dir), "--split", "test", "--checkpoint", "best", "--truncate"]
+        ]
+
+    def test_main_refuses_the_same_run_before_it_translates(
+        self,
+        run_dir: Path,
+        generate_calls: list[Sequence[str]],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert main([str(run_dir), str(run_dir)]) == 2
+
+        assert "is given more than once" in capsys.readouterr().err
+
+        assert generate_calls == []
 
     def test_main_reuses_translations(
         self, run_dir: Path, generate_calls: list[Sequence[str]]
@@ -568,7 +629,7 @@ class TestRunMode:
 
         assert main([*args, "--metrics", "chrf"]) == 0
 
-        assert json.loads(out.read_text())["systems"][hyp][0]["score"] == 100.0
+        assert json.loads(out.read_text())["systems"]["h"][0]["score"] == 100.0
 
     @pytest.mark.parametrize(
         "edit,message",
@@ -692,8 +753,8 @@ class TestRunMode:
 
         data = json.loads(text)
 
-        assert list(data["systems"]) == [str(other_dir)]
-        assert data["baseline"] == str(run_dir)
+        assert list(data["systems"]) == ["other"]
+        assert data["baseline"] == "run"
         assert data["comparisons"][0]["p_value"] == 1.0
 
     def test_main_scores_files_by_what_a_run_translates(
@@ -709,7 +770,7 @@ class TestRunMode:
 
         data = json.loads((tmp_path / "o").read_text(encoding="utf-8"))
 
-        assert list(data["systems"]) == [str(file)]
+        assert list(data["systems"]) == ["other.txt"]
         assert data["target_lang"] == "zh"
         assert data["num_sentences"] == 20
 

@@ -14,9 +14,9 @@ import pytest
 from tests.tiny_runs import take_snapshot, tiny_options, to_args
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import evaluate, train
+from warmup_plugin.recipes.arguments import create_generate_parser
 from warmup_plugin.recipes.generate import (
     create_generation_options,
-    create_parser,
     jsonl_path,
     load_run_config,
     main,
@@ -34,6 +34,24 @@ def run(run_dir: Path, *args: object) -> int:
 
 
 class TestOutput:
+    def test_text_holds_the_best_of_each_alone(
+        self, tmp_path: Path, sft_run: Path
+    ) -> None:
+        output = tmp_path / "out.txt"
+
+        args = ["--num-best", 2, "--beam-size", 2, "--output", output]
+
+        assert run(sft_run, *args) == 0
+
+        records = read_json_lines(jsonl_path(output))
+
+        assert max(len(record["hypotheses"]) for record in records) == 2
+
+        # As `evaluate` reads it: a line for each source.
+        assert output.read_text() == "".join(
+            f"{record['hypotheses'][0]['output']}\n" for record in records
+        )
+
     def test_split_is_translated_line_by_line(
         self, tmp_path: Path, text_folder: Path, warmup_run: Path
     ) -> None:
@@ -167,7 +185,7 @@ class TestOutput:
 
 class TestOptions:
     def test_config_may_be_given_twice(self) -> None:
-        args = create_parser().parse_args(
+        args = create_generate_parser().parse_args(
             ["run", "--config", "a=1", "b=2", "--no-rich", "--config", "c=3"]
         )
 
@@ -530,12 +548,24 @@ class TestBadInput:
             (["--input", "nope.txt"], "The input file `nope.txt` does not exist"),
             (["--output", "/tmp"], "The output `/tmp` is a folder"),
             (["--config", "nope=1"], "extra key(s) nope"),
-            (["--beam-size", "0"], "`beam_size` must be greater than or equal to 1"),
-            (["--num-best", "9"], "`num_best` must be at most `beam_size` (5), but is"),
+            # As they were typed, not as the config calls them.
+            (["--beam-size", "0"], "`--beam-size` must be greater than or equal to 1"),
+            (
+                ["--num-best", "9"],
+                "`--num-best` must be at most `--beam-size` (5), but",
+            ),
+            (["--max-len-b", "0"], "`--max-len-b` must be greater than or equal to 1"),
+            (["--warmup", "greedy-beam"], "`--max-warmup-len`"),
+            (
+                ["--warmup", "greedy-beam", "--max-warmup-len", "3"],
+                "`--warmup` must be one of none, empty, single, greedy_then_beam, sample, but is `greedy-beam`",
+            ),
+            (["--rank-by", "mbr"], "but only `--warmup sample` has several warmups"),
+            (["--temperature", "2"], "set `--sampling`, or `--warmup` to `sample`"),
             (["--warmup", "single"], "The run was trained without warmups"),
             (
                 ["--config", "seq2seq_generator.config.beam_size=0"],
-                "`beam_size` must be greater than",
+                "`seq2seq_generator.config.beam_size` must be greater than",
             ),
             (
                 [

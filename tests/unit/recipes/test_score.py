@@ -311,8 +311,9 @@ class TestBadInput:
             (["--source", "x", "--target", "y", "--split", "z"], "instead of a split"),
             (["--source", "x", "--target", "y"], "The input file `x` does not exist"),
             (["--split", "nope"], "has no `nope` split"),
-            (["--num-warmups", "-1"], "`num_warmups` must be greater than or equal"),
-            (["--seed", "-1"], "`seed` must be greater than or equal to 0"),
+            (["--num-warmups", "-1"], "`--num-warmups` must be greater than or equal"),
+            (["--max-warmup-len", "0"], "`--max-warmup-len` must be greater than or"),
+            (["--seed", "-1"], "`--seed` must be greater than or equal to 0"),
             (["--checkpoint", "9"], "has no checkpoint `9`"),
         ],
     )

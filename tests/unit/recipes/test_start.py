@@ -84,6 +84,17 @@ def start(out: Path, options: Options, *further: object) -> dict[str, Any]:
     return complete
 
 
+def write_langs(folder: Path, *langs: str) -> Path:
+    """Writes a line in each language, for runs that are not to read it."""
+    folder.mkdir(exist_ok=True)
+
+    for lang in langs:
+        for split in ("train", "valid"):
+            (folder / f"{split}.{lang}").write_text("A\n")
+
+    return folder
+
+
 class TestNewRun:
     def test_vocabulary_fits_tokenizer(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
@@ -383,6 +394,17 @@ class TestNewRun:
             ({"tokenizer__path": __file__}, "is not a SentencePiece model"),
             ({"init_from": "nope"}, "nope` does not exist; set `init_from` .* import`"),
             ({"model__config_overrides": "3"}, "must be a mapping"),
+            ({"dataset__path": None}, "The folder of the text pairs is not given"),
+            ({"dataset__path": "nope"}, "The data folder `.*/nope` does not exist"),
+            ({"dataset__train_split": "nope"}, "has no `nope` split"),
+            ({"dataset__valid_split": "nope"}, "has no `nope` split"),
+            ({"dataset__target_lang": "nope"}, "has no counterpart `train.nope`"),
+            ({"dataset__directions": "{src-nope: {}}"}, "no data of the direction"),
+            ({"model__path": "nope"}, "`model.path` is `nope`, which does not exist"),
+            (
+                {"reference_model": "{path: nope, family: nllb}"},
+                "`reference_model.path` is `nope`, which does not exist",
+            ),
         ],
     )
     def test_bad_input_writes_nothing(
@@ -942,6 +964,8 @@ class TestWarmupLang:
             "{de-fr: {}, zh-fr: {}, de-en: {plain: true}, en-fr: {plain: true}}"
         )
 
+        options["dataset.path"] = write_langs(tmp_path / "text", "de", "en", "fr", "zh")
+
         config = start(tmp_path / "run", options)
 
         tokenizer = load_tokenizer(
@@ -1001,11 +1025,11 @@ class TestDirections:
         assert run["dataset"]["prompt"] is None
         assert run["regime"]["score_metric"] == "chrf"
 
-    def test_tokens_of_nllb_are_found(self, tmp_path: Path, text_folder: Path) -> None:
+    def test_tokens_of_nllb_are_found(self, tmp_path: Path) -> None:
         write_nllb_tokenizer(tmp_path / "tokenizer")
 
         options = tiny_options(
-            text_folder,
+            write_langs(tmp_path / "text", "en", "de", "fr", "zho_Hans"),
             tmp_path / "tokenizer" / "sentencepiece.bpe.model",
             tokenizer__family="nllb",
             tokenizer__config_overrides=NLLB_OVERRIDES,
@@ -1026,9 +1050,7 @@ class TestDirections:
         # Those of the only direction, which there is not.
         assert config["tokenizer"]["target_lang"] is None
 
-    def test_prompt_of_each_is_kept_when_run_is_resumed(
-        self, tmp_path: Path, text_folder: Path
-    ) -> None:
+    def test_prompt_of_each_is_kept_when_run_is_resumed(self, tmp_path: Path) -> None:
         write_llama_tokenizer(tmp_path / "tokenizer")
 
         def make(text: Path) -> Options:
@@ -1040,6 +1062,8 @@ class TestDirections:
                 dataset__directions=f"{{en-de: {{path: {text}}}, de-en: {{}}}}",
             )
 
+        text_folder = write_langs(tmp_path / "text", "en", "de")
+
         first = start(tmp_path / "run", make(text_folder))["dataset"]["directions"]
 
         assert first["de-en"]["prompt"].startswith("Translate from German to English.")
@@ -1047,7 +1071,7 @@ class TestDirections:
 
         make_checkpoint(tmp_path / "run")
 
-        moved = tmp_path / "moved"
+        moved = text_folder.rename(tmp_path / "moved")
 
         again = start(tmp_path / "run", make(moved))["dataset"]
 
@@ -1196,11 +1220,11 @@ class TestDirections:
             ),
             (
                 {"dataset.max_train_pairs": 0},
-                "`max_train_pairs` must be greater than or equal to 1",
+                "`dataset.max_train_pairs` must be greater than or equal to 1",
             ),
             (
                 {"dataset.directions": "{src-tgt: {max_train_pairs: 0}}"},
-                "`directions.src-tgt.max_train_pairs` must be greater than or equal",
+                "`dataset.directions.src-tgt.max_train_pairs` must be greater than",
             ),
         ],
     )

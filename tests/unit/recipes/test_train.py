@@ -122,7 +122,7 @@ class TestBadInput:
             ({"nope": 1}, "extra key(s) nope"),
             ({"regime.nope": 1}, "`regime` field cannot be structured"),
             ({"regime.num_steps": "nope"}, "`num_steps` field cannot be structured"),
-            ({"regime.num_steps": 0}, "`num_steps` must be greater than"),
+            ({"regime.num_steps": 0}, "`regime.num_steps` must be greater than"),
             ({"regime.num_data_epochs": 1}, "`regime.num_data_epochs` must be null"),
             ({"regime.save_model_only": "all"}, "`regime.save_model_only` must be"),
             (
@@ -142,7 +142,7 @@ class TestBadInput:
             ({"regime.validate_every_n_steps": 1}, "must be equal, or the best score"),
             ({"common.no_sweep_dir": "false"}, "`common.no_sweep_dir` must be `true`"),
             ({"common.seed": -1}, "`common.seed` must be greater than"),
-            ({"validation.patience": 0}, "`patience` must be greater than"),
+            ({"validation.patience": 0}, "`validation.patience` must be greater than"),
             ({"dataset.max_num_tokens": 3}, "a batch may hold only 3"),
             ({"dataset.max_source_len": 1000}, "`dataset.max_source_len` is 1000"),
             ({"dataset.max_target_len": 1000}, "`dataset.max_target_len` (1000)"),
@@ -213,21 +213,27 @@ class TestBadInput:
         assert "Traceback" not in err
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.parametrize("args", [[], ["--config", "a=b", "OUT"]])
-    def test_missing_directory_is_left_to_parser(
-        self, args: Sequence[str], capfd: pytest.CaptureFixture[str]
+    def test_wrong_path_leaves_nothing_behind(
+        self, tmp_path: Path, tokenizer_file: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        assert main(args) == 2
-        assert "error: " in capfd.readouterr().err
+        options = tiny_options(tmp_path / "nope", tokenizer_file)
 
-    def test_dump_config_and_help_need_no_directory(
+        assert main(to_args(tmp_path / "runs" / "new", options)) == 2
+
+        assert "nope` does not exist" in capfd.readouterr().err
+
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("args", [[], ["--config", "a=b", "OUT"]])
+    def test_missing_directory_is_left_to_parser(self, args: Sequence[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(args)
+
+    def test_dump_config_needs_no_directory(
         self, capfd: pytest.CaptureFixture[str]
     ) -> None:
         assert main(["--dump-config"]) == 0
         assert "criterion:" in capfd.readouterr().out
-
-        assert main(["--help"]) == 0
-        assert "output_dir" in capfd.readouterr().out
 
     def test_unexpected_error_keeps_traceback(
         self,

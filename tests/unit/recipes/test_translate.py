@@ -162,6 +162,17 @@ class TestStreams:
 
         assert status == 2 and "`--columns 1` is no column" in err
 
+    def test_json_lines_on_standard_input_are_refused(
+        self, sft_run: Path, translate: Translate
+    ) -> None:
+        stdin = b'{"source": "puke"}\n\n{"source": "ta"}\n'
+
+        status, out, err = translate(sft_run, stdin=stdin)
+
+        assert (status, out) == (2, b"")
+
+        assert "Standard input holds JSON lines, not text; write it to a file" in err
+
     @pytest.mark.parametrize("rank_by", ["log-prob", "marginal", "mbr"])
     def test_samples_are_those_of_line(
         self, warmup_run: Path, translate: Translate, rank_by: str

@@ -7,13 +7,17 @@ import base64
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import warmup_plugin.commands
+import warmup_plugin.recipes
 from tests.unit.report.cases import (
     REFERENCES,
     SOURCES,
@@ -233,6 +237,61 @@ class TestReport:
             in html
         )
 
+    def test_runs_are_called_as_told(self, tmp_path: Path, runs: list[Path]) -> None:
+        page = report(runs, "--names", "SFT", "ours & theirs")
+
+        assert "ours & theirs" in page.text
+
+        html = (tmp_path / "report.html").read_text(encoding="utf-8")
+
+        assert (
+            "python -m warmup_plugin report SFT &#39;ours &amp; theirs&#39; --num-bootstrap 20 -o report.html"
+            in html
+        )
+
+    def test_truncate_is_handed_on(
+        self,
+        tmp_path: Path,
+        data: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        calls: list[Sequence[str]] = []
+
+        def run(argv: Sequence[str]) -> int:
+            calls.append(argv)
+
+            return 2
+
+        for package, name in (
+            (warmup_plugin.recipes, "generate"),
+            (warmup_plugin.commands, "score"),
+        ):
+            module = ModuleType(f"{package.__name__}.{name}")
+
+            setattr(module, "main", run)
+
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+            monkeypatch.setattr(package, name, module, raising=False)
+
+        new = write_run(tmp_path / "new", data, has_translations=False)
+
+        translated = write_run(
+            tmp_path / "translated", data, is_warmup=True, has_scores=False
+        )
+
+        for run_dir in (new, translated):
+            args = ["report", str(run_dir), "-o", str(tmp_path / "x.html")]
+
+            assert main([*args, "--truncate"]) == 2
+
+        assert calls == [
+            [str(run_dir), "--split", "test", "--checkpoint", "best", "--truncate"]
+            for run_dir in (new, translated)
+        ]
+
+        assert not (tmp_path / "x.html").exists()
+
     def test_page_says_what_runs_lack(
         self, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -372,6 +431,7 @@ class TestCommand:
             (["run", "--metrics", "nope"], "`nope` is not known"),
             (["run", "--split", "nope"], "has no `nope` split"),
             (["run", "run"], "run is given more than once"),
+            (["run", "--names", "a", "b"], "`--names` has 2 names for 1 systems"),
             (["run", "--checkpoint", "7"], "has no checkpoint `7`"),
         ],
     )

@@ -20,7 +20,7 @@ from tests.unit.report.cases import (
     write_translations,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.report.runs import CollectOptions, collect_runs, name_runs
+from warmup_plugin.report.runs import CollectOptions, collect_runs
 
 
 @pytest.fixture
@@ -55,23 +55,6 @@ def replace_score(monkeypatch: pytest.MonkeyPatch) -> ReplaceScore:
         return calls
 
     return replace
-
-
-class TestNameRuns:
-    def test_call_takes_shortest_ends_that_differ(self, tmp_path: Path) -> None:
-        paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "x"]
-
-        assert name_runs(paths[1:]) == ["run", "x"]
-        assert name_runs(paths) == ["a/run", "b/run", "b/x"]
-
-    def test_call_names_one_path_within_the_other(self, tmp_path: Path) -> None:
-        assert name_runs([Path("/x"), Path("/y/x")]) == ["x", "y/x"]
-
-    def test_call_refuses_the_same_run_twice(self, tmp_path: Path) -> None:
-        (tmp_path / "link").symlink_to(tmp_path / "run")
-
-        with pytest.raises(WarmupError, match="link is given more than once|run is"):
-            name_runs([tmp_path / "run", tmp_path / "link"])
 
 
 class TestCollectRuns:

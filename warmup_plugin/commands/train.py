@@ -1,0 +1,21 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from warmup_plugin.recipes.train_arguments import read_train_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+
+    read_train_arguments(argv)
+
+    # fairseq2, which takes seconds; not for `--help` and mistyped options.
+    from warmup_plugin.recipes import train
+
+    return train.main(argv)

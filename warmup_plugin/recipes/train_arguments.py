@@ -1,0 +1,249 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""The command line of training: what ``--help`` says, and what fairseq2 gets of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from warmup_plugin.presets import describe_preset, find_preset, list_presets
+
+_USAGE: Final = (
+    "python -m recipes.train OUT --config-file PRESET [PRESET ...] --config KEY=VALUE ..."
+)
+
+_DESCRIPTION: Final = (
+    "Trains a model into the new directory OUT, or goes on with the run in it."
+)
+
+_EXAMPLE: Final = """\
+example, with the files train.en, train.de, valid.en and valid.de in DATA:
+  python -m warmup_plugin train-tokenizer runs/tokenizer.model --vocab-size 8000 \\
+      --input DATA/train.en DATA/train.de
+  python -m recipes.train runs/sft --config-file translation/from_scratch_sft \\
+      --config dataset.path=DATA dataset.source_lang=en dataset.target_lang=de \\
+      tokenizer.path=runs/tokenizer.model
+  python -m recipes.train runs/warmup --config-file translation/from_scratch_warmup \\
+      --config dataset.path=DATA dataset.source_lang=en dataset.target_lang=de \\
+      init_from=runs/sft
+"""
+
+_FURTHER: Final = (
+    "`--dump-config` prints every key with its value; docs/config.md describes them all, "
+    "and `python -m warmup_plugin train` is the same command where there is no clone."
+)
+
+
+@final
+@dataclass(frozen=True)
+class KeyHelp:
+    """Describes one of the most used keys."""
+
+    key: str
+
+    default: str
+    """As YAML; a test compares it with the config classes."""
+
+    meaning: str
+
+
+KEYS: Final = (
+    KeyHelp("dataset.path", "null", "the folder of the data"),
+    KeyHelp("dataset.source_lang", "en", "the language of the sources"),
+    KeyHelp("dataset.target_lang", "de", "the language of the targets"),
+    KeyHelp("dataset.format", "auto", "plain, tsv, jsonl or manifest"),
+    KeyHelp("dataset.train_split", "train", "the split to train on"),
+    KeyHelp("dataset.valid_split", "valid", "the split that validations decode"),
+    KeyHelp("dataset.max_num_tokens", "1500", "a batch: rows x longest side"),
+    KeyHelp("tokenizer.path", "null", "what train-tokenizer wrote"),
+    KeyHelp("init_from", "null", "a run whose model and tokenizer to start from"),
+    KeyHelp("task.name", "translation", "or summarization, multiple_choice"),
+    KeyHelp("model.arch", "transformer_tiny", "the size of a model from scratch"),
+    KeyHelp("criterion.name", "sft", "sft, or warmup for warmups before outputs"),
+    KeyHelp("warmup.num_warmups", "4", "K, the warmups drawn for a source"),
+    KeyHelp("warmup.max_warmup_len", "8", "the most tokens of a warmup"),
+    KeyHelp("warmup.sft_weight", "0.0", "adds the loss without a warmup"),
+    KeyHelp("regime.num_steps", "10000", "the length of the run"),
+    KeyHelp("regime.validate_every_n_steps", "500", "the rhythm of validations"),
+    KeyHelp("regime.checkpoint_every_n_steps", "500", "the same number"),
+    KeyHelp("validation.patience", "null", "validations without gain, then it stops"),
+    KeyHelp("optimizer.config.lr", "0.001", "the highest learning rate"),
+    KeyHelp(
+        "lr_scheduler.config.num_warmup_steps",
+        "1000",
+        "steps in which the learning rate rises",
+    ),
+    KeyHelp("trainer.mixed_precision.mode", "off", "auto for bfloat16 on a GPU"),
+    KeyHelp("trainer.grad_accumulation.num_batches", "1", "batches a step"),
+    KeyHelp("common.seed", "2", "the seed of all that is random"),
+)
+
+
+def read_train_arguments(argv: Sequence[str]) -> list[str]:
+    """
+    Reads the command line of training, before fairseq2 is imported.
+
+    ``--help``, ``--list-presets`` and mistakes end the process here.
+
+    :returns: The same for fairseq2: the output directory first, and each file of
+        ``--config-file`` behind an option of its own.
+    """
+    parser = _create_parser()
+
+    args = parser.parse_intermixed_args(argv)
+
+    if args.list_presets:
+        print("\n".join(format_presets()))
+
+        parser.exit()
+
+    for pair in args.config:
+        _check_pair(parser, pair)
+
+    files = list(args.config_file)
+
+    out = args.out
+
+    # Behind a file, the directory looks like another one.
+    if out is None and len(files) > 1 and not _is_config_file(files[-1]):
+        out = files.pop()
+
+    if out is None and not args.dump_config:
+        parser.error("OUT, the directory of the run, is missing; put it first.")
+
+    words = [] if out is None else [out]
+
+    for file in files:
+        words.append(f"--config-file={file}")
+
+    if args.checkpoint_dir is not None:
+        words.append(f"--checkpoint-dir={args.checkpoint_dir}")
+
+    for name in ("dump_config", "no_rich", "no_exit_on_error"):
+        if getattr(args, name):
+            words.append(f"--{name.replace('_', '-')}")
+
+    if args.config:
+        words += ["--config", *args.config]
+
+    return words
+
+
+def _create_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.train",
+        usage=_USAGE,
+        description=_DESCRIPTION,
+        epilog=_make_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    parser.add_argument(
+        "out", nargs="?", metavar="OUT", help="the directory of the run"
+    )
+
+    parser.add_argument(
+        "--config-file",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PRESET",
+        help="presets or YAML files; later ones go before earlier ones",
+    )
+
+    parser.add_argument(
+        "--config",
+        nargs="*",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further settings, which go before those of files",
+    )
+
+    parser.add_argument(
+        "--list-presets", action="store_true", help="print the presets and exit"
+    )
+
+    parser.add_argument(
+        "--dump-config",
+        action="store_true",
+        help="print the whole configuration and exit",
+    )
+
+    parser.add_argument(
+        "--no-rich",
+        action="store_true",
+        help="plain lines of the log, without colours and bars",
+    )
+
+    parser.add_argument(
+        "--no-exit-on-error",
+        action="store_true",
+        help="let errors of fairseq2 through, with their traceback",
+    )
+
+    # Refused with the reason.
+    parser.add_argument("--checkpoint-dir", help=argparse.SUPPRESS)
+
+    return parser
+
+
+def _is_config_file(name: str) -> bool:
+    return Path(name).expanduser().is_file() or find_preset(name) is not None
+
+
+def _check_pair(parser: argparse.ArgumentParser, pair: str) -> None:
+    key, equals, value = pair.strip().partition("=")
+
+    if key.startswith("del:"):
+        return
+
+    if not equals:
+        parser.error(
+            f"`{pair}` behind `--config` is no KEY=VALUE; give it a value, or, if it is the directory of the run, put it first."
+        )
+
+    try:
+        YAML(typ="safe", pure=True).load(value)
+    except (YAMLError, ValueError, RecursionError):
+        parser.error(
+            f"The value of `{key}` behind `--config` is no YAML; put it in quotes."
+        )
+
+
+def _make_epilog() -> str:
+    key_width = max(len(entry.key) for entry in KEYS)
+
+    default_width = max(len(entry.default) for entry in KEYS)
+
+    keys = [
+        f"  {entry.key:<{key_width}}  {entry.default:<{default_width}}  {entry.meaning}"
+        for entry in KEYS
+    ]
+
+    parts = [
+        _EXAMPLE.rstrip(),
+        "\n".join(["presets:", *(f"  {line}" for line in format_presets())]),
+        "\n".join(["the most used keys, and their defaults:", *keys]),
+        _FURTHER,
+    ]
+
+    return "\n\n".join(parts)
+
+
+def format_presets() -> list[str]:
+    """Returns a line for each preset: its name and what it is for."""
+    names = list_presets()
+
+    width = max(map(len, names), default=0)
+
+    return [f"{name:<{width}}  {describe_preset(name)}".rstrip() for name in names]
