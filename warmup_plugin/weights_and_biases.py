@@ -28,8 +28,10 @@ def register_weights_and_biases(container: DependencyContainer) -> None:
     if not hasattr(wandb.util, "generate_id"):
         setattr(wandb.util, "generate_id", generate_run_id)
 
-    for kls in (Error, *Error.__subclasses__()):
-        register_cli_error(container, kls, _handle_wandb_error)
+    kinds: list[type[Exception]] = [Error, *Error.__subclasses__()]
+
+    for kind in kinds:
+        register_cli_error(container, kind, _handle_wandb_error)
 
 
 def generate_run_id(length: int = 8) -> str:
