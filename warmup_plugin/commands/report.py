@@ -17,6 +17,7 @@ from warmup_plugin.recipes.evaluate import (
     read_metric_arguments,
 )
 from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.terminal import show
 
 DESCRIPTION: Final = (
     "Writes one HTML page about runs: curves, scores with intervals and tests, the words "
@@ -162,11 +163,11 @@ def run(args: Namespace) -> int:
 
     for report_run in runs:
         if report_run.no_translations:
-            print(
+            show(
                 f"{report_run.name} is shown without translations: {report_run.no_translations}"
             )
 
-    print(f"wrote {args.output} ({size / 1e6:.1f} MB)")
+    show(f"wrote {args.output} ({size / 1e6:.1f} MB)")
 
     return 0
 

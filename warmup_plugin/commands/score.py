@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +24,7 @@ from warmup_plugin.recipes.generate import (
 )
 from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
 from warmup_plugin.run_dir import RunDir
+from warmup_plugin.terminal import get_arguments, guard, show
 from warmup_plugin.warmup_lens import has_empty_warmup
 
 DESCRIPTION: Final = (
@@ -112,12 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = create_parser().parse_args(argv)
 
-    try:
-        return _run(args)
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
-
-        return 2
+    return guard(lambda: _run(args), get_arguments(argv))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -213,9 +208,9 @@ def _run(args: argparse.Namespace) -> int:
         status = run_recipe(ScoreRecipe(stream), config, args, None)
 
     if status == 0 and args.source is None and get_rank() == 0:
-        print(summarize_scores(output))
+        show(summarize_scores(output))
 
-        print(f"wrote {output}")
+        show(f"wrote {output}")
 
         run_dir.write_origin(output, origin)
 

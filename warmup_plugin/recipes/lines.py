@@ -47,6 +47,7 @@ from warmup_plugin.criteria.validation import gather_objects
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.terminal import escape_controls
 
 
 @final
@@ -102,8 +103,14 @@ class StreamSink(LineSink):
     def write(self, records: Sequence[Record], checksum: int) -> None:
         lines = [r.json if self._as_json else r.text for r in records]
 
+        text = "".join(f"{line}\n" for line in lines)
+
+        # What goes elsewhere is exact.
+        if self._stream.isatty():
+            text = escape_controls(text)
+
         try:
-            self._stream.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
+            self._stream.write(text.encode("utf-8"))
 
             self._stream.flush()
         except OSError as ex:

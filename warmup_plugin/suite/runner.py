@@ -20,6 +20,7 @@ from typing import BinaryIO, Final, final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.suite.steps import NotReady, Step
+from warmup_plugin.terminal import show
 
 _POLL_SECONDS: Final = 0.1
 
@@ -77,7 +78,7 @@ class Runner:
         *,
         num_jobs: int = 1,
         program: Sequence[str] = (sys.executable, "-m", "warmup_plugin"),
-        say: Callable[[str], None] = lambda line: print(line, flush=True),
+        say: Callable[[str], None] = lambda line: show(line),
     ) -> None:
         """
         :param num_jobs: The most commands that run at the same time.

@@ -23,6 +23,7 @@ from warmup_plugin.data.preparation.files import (
     write_text,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.terminal import show
 
 _USER_AGENT: Final = f"warmup_plugin/{__version__}"
 
@@ -111,14 +112,14 @@ class Downloader:
         if found == expected:
             return found
 
-        print(f"{path} does not match its checksum and is downloaded again")
+        show(f"{path} does not match its checksum and is downloaded again")
 
         return None
 
     def _download(self, url: str, path: Path, sha256: str | None) -> str:
         part = _Part(hide_secrets(url), path)
 
-        print(f"downloading {hide_secrets(url)}", flush=True)
+        show(f"downloading {hide_secrets(url)}")
 
         failures = 0
 
@@ -153,7 +154,7 @@ class Downloader:
 
         part.publish()
 
-        print(f"wrote {path} ({path.stat().st_size:,} bytes)", flush=True)
+        show(f"wrote {path} ({path.stat().st_size:,} bytes)")
 
         return found
 
@@ -243,7 +244,7 @@ class Downloader:
 
                     of_total = "" if total is None else f" of {total:,}"
 
-                    print(f"  {fp.tell():,}{of_total} bytes", flush=True)
+                    show(f"  {fp.tell():,}{of_total} bytes")
 
         if total is not None and part.size() != total:
             if part.size() > total:

@@ -18,6 +18,7 @@ from warmup_plugin.data.preparation.download import (
 )
 from warmup_plugin.data.preparation.files import hash_file, make_folder, write_text
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.terminal import show
 
 _WORKER: Final = Path(__file__).with_name("mtdata_worker.py")
 
@@ -230,9 +231,7 @@ class Mtdata:
 
         log_file = out / "mtdata.log"
 
-        print(
-            f"mtdata makes lines of {len(sets)} data sets (log: {log_file})", flush=True
-        )
+        show(f"mtdata makes lines of {len(sets)} data sets (log: {log_file})")
 
         with log_file.open("w", encoding="utf-8") as log:
             process = subprocess.run(
