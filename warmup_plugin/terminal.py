@@ -48,8 +48,24 @@ def get_arguments(argv: Sequence[str] | None) -> list[str]:
 
 
 def show(text: object = "", *, file: TextIO | None = None) -> None:
-    """Prints what may hold text of the data, or the name of a file."""
-    print(escape_controls(str(text)), file=file, flush=True)
+    """
+    Prints what may hold text of the data, or the name of a file.
+
+    :raises WarmupError: If there is no more room for it.
+    """
+    text = escape_controls(str(text))
+
+    if file is not None:
+        print(text, file=file, flush=True)
+
+        return
+
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as ex:
+        raise _make_stdout_error(ex) from None
 
 
 def show_error(text: object) -> None:
@@ -92,12 +108,6 @@ def guard(command: Callable[[], int], argv: Sequence[str] = ()) -> int:
 
         if sentence is None:
             raise
-
-        try:
-            _flush_stdout()
-        except (BrokenPipeError, WarmupError) as flush_ex:
-            # It was standard output, to which errors give no name.
-            sentence = str(flush_ex)
 
         show_error(sentence)
 
@@ -212,11 +222,15 @@ def _flush_stdout() -> None:
     except BrokenPipeError:
         raise
     except OSError as ex:
-        _drop_stdout()
+        raise _make_stdout_error(ex) from None
 
-        raise WarmupError(
-            f"Standard output cannot be written ({ex.strerror}); write to another place."
-        ) from None
+
+def _make_stdout_error(ex: OSError) -> WarmupError:
+    _drop_stdout()
+
+    return WarmupError(
+        f"Standard output cannot be written ({ex.strerror}); write to another place."
+    )
 
 
 def _drop_stdout() -> None:

@@ -142,7 +142,7 @@ class TestGuard:
         ],
     )
     def test_closed_streams(self, redirection: str, status: int, text: str) -> None:
-        code = "import sys; from warmup_plugin.terminal import guard; sys.exit(guard(lambda: print('a') or 0))"
+        code = "import sys; from warmup_plugin.terminal import guard, show; sys.exit(guard(lambda: show('a') or 0))"
 
         result = subprocess.run(
             ["bash", "-c", f'"$0" -c "$1" {redirection}', sys.executable, code],
