@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.suite.figure import THEMES, format_figure
 from warmup_plugin.suite.grid import Grid, load_grid
 from warmup_plugin.suite.results import collect_results

@@ -15,7 +15,6 @@ fairseq2, so that it can refuse a command at once.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -32,6 +31,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_bytes_atomically, write_text_atomically
 
 # What runs did before there were these settings, where it is not their default.
 _EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
@@ -417,29 +417,28 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
 
         if not path.is_dir():
-            tmp_file = self.tokenizer_file.with_suffix(".tmp")
-
-            shutil.copyfile(path, tmp_file)
-
-            tmp_file.replace(self.tokenizer_file)
+            write_bytes_atomically(self.tokenizer_file, path.read_bytes())
 
             return
 
         if self.tokenizer_folder.exists() and self.tokenizer_folder.samefile(path):
             return
 
-        tmp_folder = self.tokenizer_folder.with_suffix(".tmp")
+        folder = self.tokenizer_folder
 
-        shutil.rmtree(tmp_folder, ignore_errors=True)
+        tmp_folder = folder.with_name(f"{folder.name}.{token_hex(8)}.tmp")
 
         tmp_folder.mkdir()
 
-        for file in list_tokenizer_files(path):
-            shutil.copyfile(file, tmp_folder / file.name)
+        try:
+            for file in list_tokenizer_files(path):
+                shutil.copyfile(file, tmp_folder / file.name)
 
-        shutil.rmtree(self.tokenizer_folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
-        tmp_folder.replace(self.tokenizer_folder)
+            tmp_folder.replace(folder)
+        finally:
+            shutil.rmtree(tmp_folder, ignore_errors=True)
 
     def write_versions(self, extra: Mapping[str, object]) -> None:
         """
@@ -573,27 +572,6 @@ def dump_yaml(*documents: Mapping[str, object]) -> str:
     yaml.dump_all(documents, stream)
 
     return stream.getvalue()
-
-
-def write_text_atomically(file: Path, text: str) -> None:
-    """Writes a file so that a crash leaves the old or the new one, never half."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-
-    # Nobody can have put a link there, and two commands do not write the same.
-    tmp_file = file.with_name(f"{file.name}.{token_hex(8)}.tmp")
-
-    fd = os.open(tmp_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-
-    try:
-        with open(fd, "w", encoding="utf-8") as fp:
-            fp.write(text)
-
-        tmp_file.replace(file)
-    except BaseException:
-        # A full disk, for one.
-        tmp_file.unlink(missing_ok=True)
-
-        raise
 
 
 def flatten_config(config: object, prefix: str = "") -> dict[str, object]:

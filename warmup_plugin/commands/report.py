@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.recipes.evaluate import (
     add_metric_arguments,
     add_truncate_argument,
     evaluate,
     read_metric_arguments,
 )
-from warmup_plugin.run_dir import write_text_atomically
 from warmup_plugin.terminal import show
 
 DESCRIPTION: Final = (

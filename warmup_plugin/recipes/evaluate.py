@@ -32,6 +32,7 @@ from warmup_plugin.data.text_files import (
 )
 from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.metrics.base import Evaluation as Evaluation
 from warmup_plugin.metrics.registry import (
     DEFAULT_METRICS,
@@ -46,7 +47,7 @@ from warmup_plugin.metrics.resampling import (
 )
 from warmup_plugin.metrics.tables import format_latex, format_table, to_json
 from warmup_plugin.metrics.translation import evaluate_systems
-from warmup_plugin.run_dir import RunDir, collect_versions, write_text_atomically
+from warmup_plugin.run_dir import RunDir, collect_versions
 from warmup_plugin.terminal import get_arguments, guard, show
 
 _DESCRIPTION: Final = (

@@ -46,7 +46,7 @@ from typing_extensions import override
 from warmup_plugin.criteria.validation import gather_objects
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.files import open_to_append, write_text_atomically
 from warmup_plugin.terminal import escape_controls
 
 
@@ -176,7 +176,7 @@ class FileSink(LineSink):
                 file.parent.mkdir(parents=True, exist_ok=True)
 
                 # Appending leaves alone what another job may be writing.
-                stream: BinaryIO = self._partial(file).open("ab")
+                stream = open_to_append(self._partial(file))
 
                 self._streams.append(stream)
 

@@ -23,6 +23,7 @@ from warmup_plugin.components import create_component
 from warmup_plugin.console import make_private_log
 from warmup_plugin.data.directions import list_directions, narrow_to_direction
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
@@ -33,13 +34,7 @@ from warmup_plugin.recipes.common import (
     find_family_name,
     get_rank,
 )
-from warmup_plugin.run_dir import (
-    RunDir,
-    dump_yaml,
-    is_same_tokenizer,
-    load_yaml,
-    write_text_atomically,
-)
+from warmup_plugin.run_dir import RunDir, dump_yaml, is_same_tokenizer, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings, TextTask
 from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,

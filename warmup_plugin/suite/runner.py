@@ -19,6 +19,7 @@ from types import FrameType
 from typing import BinaryIO, Final, final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import open_to_append
 from warmup_plugin.suite.steps import NotReady, Step
 from warmup_plugin.terminal import show
 
@@ -179,7 +180,7 @@ class Runner:
         args = [*self._program, *command]
 
         try:
-            log = step.log_file.open("ab")
+            log = open_to_append(step.log_file)
         except OSError as ex:
             raise WarmupError(
                 f"{step.log_file} cannot be written ({ex.strerror}); choose another `out`."

@@ -23,6 +23,7 @@ from warmup_plugin.data.preparation.files import (
     write_text,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import open_to_append
 from warmup_plugin.terminal import show
 
 _USER_AGENT: Final = f"warmup_plugin/{__version__}"
@@ -306,7 +307,7 @@ class _Part:
         )
 
     def open(self, offset: int) -> BinaryIO:
-        fp = self.path.open("ab")
+        fp = open_to_append(self.path)
 
         fp.truncate(offset)
 

@@ -18,6 +18,7 @@ from warmup_plugin.data.preparation.download import (
 )
 from warmup_plugin.data.preparation.files import hash_file, make_folder, write_text
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import open_new
 from warmup_plugin.terminal import show
 
 _WORKER: Final = Path(__file__).with_name("mtdata_worker.py")
@@ -233,7 +234,10 @@ class Mtdata:
 
         show(f"mtdata makes lines of {len(sets)} data sets (log: {log_file})")
 
-        with log_file.open("w", encoding="utf-8") as log:
+        # It may be a link, which would lead elsewhere.
+        log_file.unlink(missing_ok=True)
+
+        with open_new(log_file) as log:
             process = subprocess.run(
                 [str(self._python), *args, "--fail", "--out", str(out)],
                 env=self._env(),
