@@ -46,6 +46,9 @@ _NOISE: Final = re.compile(
     r"Recipe configuration cannot be structured\.|Value cannot be structured to `.*`\."
 )
 
+# What it says of each field around that cause.
+_FIELD: Final = re.compile(r"`(\w+)` field cannot be structured\.")
+
 _MAX_MESSAGE_LEN: Final = 400
 
 # Of torcheval, for every metric that had nothing to count.
@@ -166,22 +169,45 @@ def _find_root(ex: BaseException) -> BaseException:
 
 
 def describe_causes(ex: BaseException) -> str:
-    """Joins the messages of an exception and its causes, outermost first."""
+    """
+    Joins the messages of an exception and its causes, outermost first.
+
+    Of the fields of a config in each other, of which fairseq2 gives a sentence each, one
+    name is made.
+    """
     messages: list[str] = []
 
     cause: BaseException | None = ex
 
     seen: set[int] = set()
 
+    path: list[str] = []
+
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
 
         text = " ".join(str(cause).split())
 
-        if text and text not in messages and not _NOISE.fullmatch(text):
+        if match := _FIELD.fullmatch(text):
+            path.append(match[1])
+        elif path and text and not _NOISE.fullmatch(text):
+            name = f"`{'.'.join(path)}`"
+
+            path.clear()
+
+            # As our own reader of numbers says it.
+            text = (
+                f"{name}{text[2:]}" if text.startswith("It must") else f"{name}: {text}"
+            )
+
+            messages.append(_shorten(text))
+        elif text and text not in messages and not _NOISE.fullmatch(text):
             messages.append(_shorten(text))
 
         cause = cause.__cause__
+
+    if path:
+        messages.append(f"`{'.'.join(path)}` cannot be read.")
 
     return " ".join(m if m.endswith((".", "!")) else f"{m}." for m in messages)
 

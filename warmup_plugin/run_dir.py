@@ -28,10 +28,10 @@ from secrets import token_hex
 from typing import Any, Final, cast, final
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_bytes_atomically, write_text_atomically
+from warmup_plugin.parsing import read_yaml
 
 # What runs did before there were these settings, where it is not their default.
 _EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
@@ -547,8 +547,8 @@ def load_yaml(file: Path) -> dict[str, object]:
     :raises WarmupError: If it cannot be read.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(file)
-    except (OSError, UnicodeDecodeError, YAMLError) as ex:
+        content = read_yaml(file)
+    except (OSError, ValueError) as ex:
         reason = " ".join(str(ex).split())
 
         raise WarmupError(

@@ -163,8 +163,7 @@ class TestTracebacks:
             log.exception(f"Recipe configuration cannot be parsed. {SEE_TRACE}")
 
         assert stream.getvalue() == (
-            "Recipe configuration cannot be parsed. `regime` field cannot be "
-            "structured. extra key(s) foo.\n"
+            "Recipe configuration cannot be parsed. `regime`: extra key(s) foo.\n"
         )
 
     @pytest.mark.parametrize(
