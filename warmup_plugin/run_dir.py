@@ -31,7 +31,7 @@ from ruamel.yaml import YAML
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_bytes_atomically, write_text_atomically
-from warmup_plugin.parsing import read_yaml
+from warmup_plugin.parsing import parse_json, read_yaml
 
 # What runs did before there were these settings, where it is not their default.
 _EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
@@ -240,7 +240,7 @@ class RunDir:
             return False
 
         try:
-            origin = json.loads(_find_origin_file(file).read_text(encoding="utf-8"))
+            origin = parse_json(_find_origin_file(file).read_text(encoding="utf-8"))
         except FileNotFoundError:
             # Of an earlier version: did checkpoints come or go since it was written?
             if not self.checkpoint_dir.is_dir():
@@ -355,7 +355,7 @@ class RunDir:
         the last, and counting from there would never end.
         """
         try:
-            content = json.loads(self.early_stop_file.read_text(encoding="utf-8"))
+            content = parse_json(self.early_stop_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
@@ -446,7 +446,7 @@ class RunDir:
         resumed with others.
         """
         try:
-            starts = json.loads(self.versions_file.read_text(encoding="utf-8"))
+            starts = parse_json(self.versions_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             starts = []
 

@@ -51,10 +51,7 @@ def iter_stream(stream: BinaryIO, name: str = "standard input") -> Iterator[Line
 
     :raises WarmupError: If a line is not UTF-8.
     """
-    # `for line in stream` would wait for more than the next line.
-    data = iter(stream.readline, b"")
-
-    for number, text in enumerate(decode_lines(data, name)):
+    for number, text in enumerate(decode_lines(stream, name)):
         yield Line(number, text.strip(), origin=name)
 
 

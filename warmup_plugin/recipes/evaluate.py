@@ -47,6 +47,7 @@ from warmup_plugin.metrics.resampling import (
 )
 from warmup_plugin.metrics.tables import format_latex, format_table, to_json
 from warmup_plugin.metrics.translation import evaluate_systems
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.run_dir import RunDir, collect_versions
 from warmup_plugin.terminal import get_arguments, guard, show
 
@@ -781,7 +782,7 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
     for idx, (hypothesis, line) in enumerate(zip(hypotheses, records)):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
 
             source, output = record["source"], record["output"].strip()
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -893,7 +894,7 @@ def _details_file(file: Path) -> Path:
 
 def _read_translated_sources(details_file: Path) -> list[str] | None:
     try:
-        return [json.loads(line)["source"] for line in read_lines(details_file)]
+        return [parse_json(line)["source"] for line in read_lines(details_file)]
     # Whatever is wrong with the file, it is to be written again.
     except (WarmupError, ValueError, LookupError, TypeError):
         return None

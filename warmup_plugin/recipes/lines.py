@@ -47,6 +47,7 @@ from warmup_plugin.criteria.validation import gather_objects
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_to_append, write_text_atomically
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.terminal import escape_controls
 
 
@@ -221,7 +222,7 @@ class FileSink(LineSink):
 
     def _load_state(self) -> dict[str, Any]:
         try:
-            state = json.loads(self._state_file.read_text(encoding="utf-8"))
+            state = parse_json(self._state_file.read_text(encoding="utf-8"))
 
             sizes = [self._partial(f).stat().st_size for f in self._files]
 

@@ -19,6 +19,7 @@ from warmup_plugin.data.preparation.files import (
     write_text,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 CARD_FILE: Final = "DATA.json"
 """What programs read of a data folder."""
@@ -225,7 +226,7 @@ class DataFolder:
             return {}
 
         try:
-            card = json.loads(file.read_text(encoding="utf-8"))
+            card = parse_json(file.read_text(encoding="utf-8"))
 
             if card["format"] != _FORMAT:
                 raise ValueError(f"format {card['format']}")

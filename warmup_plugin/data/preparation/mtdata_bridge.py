@@ -19,6 +19,7 @@ from warmup_plugin.data.preparation.download import (
 from warmup_plugin.data.preparation.files import hash_file, make_folder, write_text
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_new
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.terminal import show
 
 _WORKER: Final = Path(__file__).with_name("mtdata_worker.py")
@@ -278,7 +279,7 @@ class Mtdata:
                 f"mtdata failed ({_get_last_line(process.stderr)}): try `{self._python} -m mtdata list` to see why."
             )
 
-        answer = json.loads(process.stdout)
+        answer = parse_json(process.stdout)
 
         assert isinstance(answer, dict)
 
@@ -332,7 +333,7 @@ class _Set:
 
 def _read_record(record_file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(record_file.read_text(encoding="utf-8"))
+        record = parse_json(record_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
