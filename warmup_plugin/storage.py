@@ -82,6 +82,18 @@ class CheckedDumper(TensorFileDumper):
         if options is None:
             options = TensorFileDumpOptions()
 
+        try:
+            self._dump(data, file, options)
+        except OSError as ex:
+            # What a full disk says has no name of a file.
+            if ex.filename is None and ex.errno is not None:
+                ex.filename = str(file)
+
+            raise
+
+    def _dump(
+        self, data: Mapping[str, object], file: Path, options: TensorFileDumpOptions
+    ) -> None:
         with self._file_system.open(file, FileMode.WRITE) as fp:
             writer = _HashingWriter(fp)
 

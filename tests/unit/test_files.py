@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from resource import RLIM_INFINITY, RLIMIT_FSIZE, setrlimit
 
 import pytest
 
+from tests.small_disk import full_disk, small_disk
 from warmup_plugin.data.preparation.files import write_texts
 from warmup_plugin.files import (
     open_to_append,
@@ -19,17 +17,6 @@ from warmup_plugin.files import (
     write_bytes_atomically,
     write_text_atomically,
 )
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """No file may be larger, which is told like a full disk."""
-    setrlimit(RLIMIT_FSIZE, (size, RLIM_INFINITY))
-
-    try:
-        yield
-    finally:
-        setrlimit(RLIMIT_FSIZE, (RLIM_INFINITY, RLIM_INFINITY))
 
 
 class TestReplacedFiles:
@@ -72,19 +59,12 @@ class TestReplacedFiles:
         assert file.read_text() == "old"
         assert list(tmp_path.iterdir()) == [file]
 
-    def test_full_disk_of_fsync_leaves_what_was_there(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_full_disk_of_fsync_leaves_what_was_there(self, tmp_path: Path) -> None:
         file = tmp_path / "a"
 
         write_bytes_atomically(file, b"old")
 
-        def fail(fd: int) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(os, "fsync", fail)
-
-        with pytest.raises(OSError):
+        with full_disk(), pytest.raises(OSError):
             write_bytes_atomically(file, b"new")
 
         assert file.read_bytes() == b"old"

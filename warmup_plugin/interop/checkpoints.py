@@ -166,15 +166,19 @@ def new_folder(out: Path) -> Iterator[Path]:
         ) from None
     except Exception as ex:
         # What libraries make of a full disk; `torch.save` does not name it.
+        full = find_full_disk(ex)
+
         if (
-            find_full_disk(ex) is None
+            full is None
             and "PytorchStreamWriter" not in str(ex)
             and "inline_container" not in str(ex)
         ):
             raise
 
+        reason = " ".join(str(full or "as of a full disk").split())
+
         raise WarmupError(
-            f"`{out}` cannot be written; free some space or name another folder."
+            f"`{out}` cannot be written ({reason}); free some space or name another folder."
         ) from None
     finally:
         if tmp_folder is not None:
