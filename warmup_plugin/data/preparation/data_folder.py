@@ -235,10 +235,16 @@ class DataFolder:
 
             for entry in entries.values():
                 # All that is read below.
-                entry["finished"], entry["inputs"], entry["files"].items()
+                entry["finished"], entry["inputs"]
+
+                if not all(isinstance(f, dict) for f in entry["files"].values()):
+                    raise TypeError("a file without description")
+
+                if entry["finished"]:
+                    _format_entry(entry)
 
             return dict(entries)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as ex:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as ex:
             raise WarmupError(
                 f"`{file}` is not a data card of this version ({ex}): name another folder, or delete the file to prepare the data anew."
             ) from None
