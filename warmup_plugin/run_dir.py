@@ -31,7 +31,7 @@ from ruamel.yaml import YAML
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_bytes_atomically, write_text_atomically
-from warmup_plugin.parsing import parse_json, read_yaml
+from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
 
 # What runs did before there were these settings, where it is not their default.
 _EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
@@ -114,10 +114,10 @@ class RunDir:
 
         # A checkpoint being written is called `step_N.tmp`.
         for path in self.checkpoint_dir.glob("step_*"):
-            number = path.name.removeprefix("step_")
+            step = _parse_step(path.name)
 
-            if number.isdecimal() and (path / "model").is_dir():
-                steps.append(int(number))
+            if step is not None and (path / "model").is_dir():
+                steps.append(step)
 
         return sorted(steps)
 
@@ -126,16 +126,14 @@ class RunDir:
         :raises WarmupError: If a part of the last checkpoint is missing, which fairseq2
             takes for a run that has not begun.
         """
-        steps = [
-            int(path.name[5:])
-            for path in self.checkpoint_dir.glob("step_*")
-            if path.name[5:].isdecimal()
-        ]
+        steps = [_parse_step(path.name) for path in self.checkpoint_dir.glob("step_*")]
 
-        if not steps:
+        last = max((step for step in steps if step is not None), default=None)
+
+        if last is None:
             return
 
-        folder = self.checkpoint_dir / f"step_{max(steps)}"
+        folder = self.checkpoint_dir / f"step_{last}"
 
         for part in ("model", "trainer", "optimizer", "data_reader"):
             if not any(folder.joinpath(part).rglob("*.pt")):
@@ -190,11 +188,12 @@ class RunDir:
             # The first of equal scores.
             return min(scores, key=lambda step: (-scores[step], step))
 
-        if which.isdecimal() and int(which) in steps:
-            return int(which)
+        for step in steps:
+            if which == str(step):
+                return step
 
         raise WarmupError(
-            f"`{self.path}` has no checkpoint `{which}`; use `best`, `last` or one of the steps {', '.join(map(str, steps))}."
+            f"`{self.path}` has no checkpoint `{shorten_text(which)}`; use `best`, `last` or one of the steps {', '.join(map(str, steps))}."
         )
 
     def model_path(self, step: int) -> Path:
@@ -309,7 +308,10 @@ class RunDir:
             if isinstance(section, dict):
                 config[name] = {**earlier, **section}
 
-        return config
+        # It knows all of them, which takes a while to import.
+        from warmup_plugin.recipes.checks import complete_run_config
+
+        return complete_run_config(config, self.run_file)
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""
@@ -500,6 +502,16 @@ class RunDir:
             cards.append(card)
 
         write_text_atomically(self.card_file, dump_yaml(*cards))
+
+
+def _parse_step(name: str) -> int | None:
+    number = name.removeprefix("step_")
+
+    # As fairseq2 writes it; more digits are of no step.
+    if not number.isascii() or not number.isdecimal() or len(number) > 18:
+        return None
+
+    return int(number)
 
 
 def _find_origin_file(file: Path) -> Path:

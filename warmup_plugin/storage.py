@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from hashlib import sha256
@@ -342,7 +343,9 @@ def _describe_remedy(file: Path) -> str:
     others = [
         int(path.name[5:])
         for path in folder.parent.glob("step_*")
-        if path.name[5:].isdecimal() and (path / "trainer").is_dir() and path != folder
+        if re.fullmatch("[0-9]{1,18}", path.name[5:])
+        and (path / "trainer").is_dir()
+        and path != folder
     ]
 
     if not others:

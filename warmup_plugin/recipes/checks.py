@@ -10,8 +10,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast, get_type_hints
 
+from fairseq2.utils.structured import StructureError
+
+from warmup_plugin.config_values import create_value_converter
+from warmup_plugin.console import describe_causes
 from warmup_plugin.errors import WarmupError
 
 _MAX_SEED: Final = 2**32 - 1
@@ -185,6 +189,60 @@ def _check_schedule(config: Any) -> None:
         raise WarmupError(
             f"`{key}` is {num_steps}, but the run has only `regime.num_steps` = {total} steps; lower the one or raise the other."
         )
+
+
+def complete_run_config(config: Mapping[str, object], file: Path) -> dict[str, object]:
+    """
+    Checks what a run says of itself, and adds the defaults of what it does not say.
+
+    :param file: Where it says so.
+
+    :raises WarmupError: If a value is none that a run has.
+    """
+    # It imports this module.
+    from warmup_plugin.recipes.train import TrainConfig
+
+    converter = create_value_converter()
+
+    hints = get_type_hints(TrainConfig)
+
+    defaults = cast("dict[str, Any]", converter.unstructure(TrainConfig()))
+
+    complete: dict[str, Any] = {**defaults, **config}
+
+    # Of no run are the data and the tokenizer the default ones.
+    for name in ("dataset", "tokenizer"):
+        if not isinstance(config.get(name), Mapping):
+            raise WarmupError(
+                f"`{file}` has no section `{name}`; restore the file that `train` wrote."
+            )
+
+    def read(key: str, value: object, hint: object) -> object:
+        try:
+            return converter.unstructure(converter.structure(value, hint))
+        except StructureError as ex:
+            reason = describe_causes(ex).removesuffix(".")
+
+            raise WarmupError(
+                f"`{key}` in `{file}` is none that a run has ({reason}); restore the file that `train` wrote."
+            ) from None
+
+    for name, hint in hints.items():
+        value = complete[name]
+
+        if not is_dataclass(hint) or not isinstance(value, Mapping):
+            complete[name] = read(name, value, hint)
+
+            continue
+
+        # Another version may have had other keys, which stay as they are.
+        section = complete[name] = {**defaults[name], **value}
+
+        for key, key_hint in get_type_hints(hint).items():
+            if key in section:
+                section[key] = read(f"{name}.{key}", section[key], key_hint)
+
+    return complete
 
 
 def check_model(config: object) -> None:
