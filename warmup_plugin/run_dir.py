@@ -296,8 +296,14 @@ class RunDir:
                 f"`{others[0]}` is not of a run and would be replaced; move it or choose another output directory."
             )
 
-    def load_config(self) -> dict[str, object]:
-        """Loads the configuration that the run was trained with."""
+    def load_config(self, *, complete: bool = False) -> dict[str, object]:
+        """
+        Loads the configuration that the run was trained with.
+
+        :param complete: If ``True``, the defaults of what it does not say are added.
+
+        :raises WarmupError: If a value is none that a run has.
+        """
         self.check_is_run()
 
         config = load_yaml(self.run_file)
@@ -309,9 +315,9 @@ class RunDir:
                 config[name] = {**earlier, **section}
 
         # It knows all of them, which takes a while to import.
-        from warmup_plugin.recipes.checks import complete_run_config
+        from warmup_plugin.recipes.checks import check_run_config
 
-        return complete_run_config(config, self.run_file)
+        return check_run_config(config, self.run_file, complete=complete)
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""

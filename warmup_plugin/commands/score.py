@@ -160,7 +160,9 @@ def _run(args: argparse.Namespace) -> int:
                     "With settings of your own, name the file to write with `--output`: the default one is what `report` shows as the run's own scores."
                 )
 
-            direction = choose_direction(run_dir.load_config(), args.direction)
+            direction = choose_direction(
+                run_dir.load_config(complete=True), args.direction
+            )
 
             name = name_output(split, direction, args.checkpoint)
 

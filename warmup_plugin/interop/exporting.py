@@ -76,7 +76,7 @@ def export_run(
 
     step_nr = run_dir.find_checkpoint(checkpoint)
 
-    run_config = cast("dict[str, Any]", run_dir.load_config())
+    run_config = cast("dict[str, Any]", run_dir.load_config(complete=True))
 
     run_config = narrow_to_direction(
         run_config, choose_direction(run_config, direction)

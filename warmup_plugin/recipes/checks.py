@@ -191,11 +191,14 @@ def _check_schedule(config: Any) -> None:
         )
 
 
-def complete_run_config(config: Mapping[str, object], file: Path) -> dict[str, object]:
+def check_run_config(
+    config: Mapping[str, object], file: Path, *, complete: bool
+) -> dict[str, object]:
     """
-    Checks what a run says of itself, and adds the defaults of what it does not say.
+    Checks what a run says of itself.
 
     :param file: Where it says so.
+    :param complete: If ``True``, the defaults of what it does not say are added.
 
     :raises WarmupError: If a value is none that a run has.
     """
@@ -204,18 +207,16 @@ def complete_run_config(config: Mapping[str, object], file: Path) -> dict[str, o
 
     converter = create_value_converter()
 
-    hints = get_type_hints(TrainConfig)
-
     defaults = cast("dict[str, Any]", converter.unstructure(TrainConfig()))
 
-    complete: dict[str, Any] = {**defaults, **config}
-
-    # Of no run are the data and the tokenizer the default ones.
-    for name in ("dataset", "tokenizer"):
+    # Of no run are these the default ones.
+    for name in ("dataset", "tokenizer") if complete else ():
         if not isinstance(config.get(name), Mapping):
             raise WarmupError(
                 f"`{file}` has no section `{name}`; restore the file that `train` wrote."
             )
+
+    checked: dict[str, Any] = {**(defaults if complete else {}), **config}
 
     def read(key: str, value: object, hint: object) -> object:
         try:
@@ -227,22 +228,25 @@ def complete_run_config(config: Mapping[str, object], file: Path) -> dict[str, o
                 f"`{key}` in `{file}` is none that a run has ({reason}); restore the file that `train` wrote."
             ) from None
 
-    for name, hint in hints.items():
-        value = complete[name]
+    for name, hint in get_type_hints(TrainConfig).items():
+        if name not in checked:
+            continue
+
+        value = checked[name]
 
         if not is_dataclass(hint) or not isinstance(value, Mapping):
-            complete[name] = read(name, value, hint)
+            checked[name] = read(name, value, hint)
 
             continue
 
         # Another version may have had other keys, which stay as they are.
-        section = complete[name] = {**defaults[name], **value}
+        section = checked[name] = {**(defaults[name] if complete else {}), **value}
 
         for key, key_hint in get_type_hints(hint).items():
             if key in section:
                 section[key] = read(f"{name}.{key}", section[key], key_hint)
 
-    return complete
+    return checked
 
 
 def check_model(config: object) -> None:

@@ -603,7 +603,7 @@ def load_run_config(
     """
     step_nr = run_dir.find_checkpoint(checkpoint)
 
-    config = cast("dict[str, Any]", run_dir.load_config())
+    config = cast("dict[str, Any]", run_dir.load_config(complete=True))
 
     config = narrow_to_direction(
         config,
@@ -906,7 +906,7 @@ def _run(args: argparse.Namespace) -> int:
         # A file may have the name of a split.
         stem = split if args.input is None else f"input-{args.input.name}"
 
-        direction = choose_direction(run_dir.load_config(), args.direction)
+        direction = choose_direction(run_dir.load_config(complete=True), args.direction)
 
         name = name_output(stem, direction, args.checkpoint)
 

@@ -265,7 +265,7 @@ def _write_growth(run_dir: RunDir, config: dict[str, object]) -> None:
 def _resume_config(
     run_dir: RunDir, command_config: dict[str, object]
 ) -> dict[str, object]:
-    config = run_dir.load_config()
+    config = run_dir.load_config(complete=True)
 
     # The directory may have been moved since, and so may the data.
     if run_dir.tokenizer_path is not None:
@@ -656,7 +656,7 @@ def _complete_tokenizer(
     inherited: dict[str, Any] = {}
 
     if init_from is not None:
-        init_config = RunDir(Path(str(init_from))).load_config()
+        init_config = RunDir(Path(str(init_from))).load_config(complete=True)
 
         inherited = _get_section(init_config, "tokenizer")
 
@@ -719,7 +719,7 @@ def _knows_separator(config: dict[str, object], tokenizer: dict[str, Any]) -> bo
 
         return model["name"] is None and model["path"] is None
 
-    init_config = RunDir(Path(str(init_from))).load_config()
+    init_config = RunDir(Path(str(init_from))).load_config(complete=True)
 
     if _get_section(init_config, "criterion")["name"] == "sft":
         return False
@@ -762,7 +762,9 @@ def _find_tokenizer(config: dict[str, object]) -> Path | None:
 
         path = init_dir.tokenizer_path
 
-        init_name = _get_section(init_dir.load_config(), "tokenizer")["name"]
+        init_name = _get_section(init_dir.load_config(complete=True), "tokenizer")[
+            "name"
+        ]
 
         if path is None and init_name is None:
             raise WarmupError(
