@@ -31,7 +31,7 @@ from warmup_plugin.storage import load_tensors
 from warmup_plugin.suite.steps import is_finished, measure_training
 from warmup_plugin.tokenizers.loading import load_tokenizer
 
-FEW: Final = settings(max_examples=max(10, settings.default.max_examples // 8))  # type: ignore[union-attr]
+FEW: Final = settings(max_examples=max(4, settings.default.max_examples // 25))  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="session")
