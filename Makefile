@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 # So many processes run the tests: one a core, but each takes 1 to 2 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 2)
 
-.PHONY: help install comet public-model test kill-test demo lint format doctor clean distclean
+.PHONY: help install comet public-model test kill-test fuzz demo lint format doctor clean distclean
 
 help:
 	@echo "make install      create $(VENV) and install the package into it"
@@ -27,6 +27,7 @@ help:
 	@echo "make demo         show a gain of warmups on small models, about 6 minutes"
 	@echo "make test         run the tests"
 	@echo "make kill-test    kill training at random moments and compare, some 10 minutes"
+	@echo "make fuzz         look longer for input that breaks something, at random"
 	@echo "make lint         run black, isort, flake8 and mypy"
 	@echo "make format       run black and isort and change the files"
 	@echo "make clean        remove build outputs and caches"
@@ -76,6 +77,13 @@ kill-test: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	KILL_ROUNDS=$${KILL_ROUNDS:-5} KILL_SEED=$${KILL_SEED:-1} \
 	$(VENV)/bin/python -m pytest --numprocesses 0 tests/integration/test_kill.py
+# So many examples a test; `make test` tries a hundred, the same each time.
+FUZZ_EXAMPLES ?= 5000
+
+fuzz: install
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) \
+	$(VENV)/bin/python -m pytest $(PARALLEL) tests/fuzz $(PYTEST_ARGS)
 
 demo: install
 	$(VENV)/bin/python scripts/demo.py
@@ -94,7 +102,7 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/black --quiet $(SOURCES)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache
+	rm -rf build dist *.egg-info .hypothesis .pytest_cache .mypy_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

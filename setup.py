@@ -102,10 +102,12 @@ setup(
         "metrics": METRICS,
         # ctranslate2: exported models are served with it. setuptools: a test builds
         # the wheel without a network.
+        # hypothesis: input that breaks something is looked for.
         # selenium: the page of `report` is tried in Chromium where there is one.
         "test": [
             *METRICS,
             "ctranslate2>=4.6",
+            "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "selenium>=4.20",

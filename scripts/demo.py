@@ -26,6 +26,7 @@ from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import Comparison, MetricScore, format_table
 from warmup_plugin.run_dir import RunDir, flatten_config
+from warmup_plugin.terminal import get_arguments, guard, show_error
 
 _DESCRIPTION: Final = (
     "Trains and compares SFT and warmup where a detour pays: a model that knows A→P and "
@@ -68,22 +69,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args = parser.parse_args(argv)
 
-    try:
-        _run_demo(args.out.resolve())
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
+    def run() -> int:
+        try:
+            _run_demo(args.out.resolve())
+        except StageError as ex:
+            show_error(ex)
 
-        return 2
-    except StageError as ex:
-        print(f"error: {ex}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
 
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+            return 130
 
-        return 130
+        return 0
 
-    return 0
+    return guard(run, get_arguments(argv))
 
 
 def _run_demo(out: Path) -> None:

@@ -63,6 +63,7 @@ if not __package__:
 from warmup_plugin.composition import register_warmup_plugin
 from warmup_plugin.config_docs import get_class_doc, get_field_docs, get_field_owner
 from warmup_plugin.criteria.config import ObjectiveSection, SamplerSection
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.models.t5 import T5Config
 from warmup_plugin.objectives import Objective
 from warmup_plugin.recipes.generate import GenerateConfig
@@ -689,7 +690,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.check:
         return 0 if check(args.output, docs) else 1
 
-    args.output.write_text(docs, encoding="utf-8")
+    write_text_atomically(args.output, docs)
 
     return 0
 

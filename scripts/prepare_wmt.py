@@ -26,6 +26,7 @@ from warmup_plugin.data.preparation.mtdata_bridge import Mtdata
 from warmup_plugin.data.preparation.wmt import get_mtdata_recipe, prepare_wmt
 from warmup_plugin.data.preparation.wmt_recipes import WmtRecipe, get_recipe
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.terminal import show
 
 _DESCRIPTION: Final = """\
 Prepares training text of the WMT news tasks, filtered, with validation and test sets.
@@ -120,7 +121,7 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str | None:
             ("test", recipe.test),
         ):
             for name in names:
-                print(f"{part:<5}  {name}")
+                show(f"{part:<5}  {name}")
 
         return None
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from warmup_plugin.data.preparation.files import hash_file
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.checkpoints import new_folder
+from warmup_plugin.terminal import get_arguments, guard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,16 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args = parser.parse_args(argv)
 
-    try:
+    def run() -> int:
         make_model(args.out, args.wheel)
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
 
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return 0
 
-    return 0
+    return guard(run, get_arguments(argv))
 
 
 def make_model(out: Path, wheel: Path | None = None) -> None:

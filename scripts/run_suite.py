@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.suite.figure import THEMES, format_figure
 from warmup_plugin.suite.grid import Grid, load_grid
 from warmup_plugin.suite.results import collect_results
@@ -31,6 +31,7 @@ from warmup_plugin.suite.tables import (
     format_markdown,
     make_json,
 )
+from warmup_plugin.terminal import get_arguments, guard, show
 
 _DESCRIPTION: Final = (
     "Trains, translates, scores and compares all runs of a grid, goes on where it "
@@ -75,12 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     args = parser.parse_args(argv)
 
-    try:
-        return _run(args, list(sys.argv[1:] if argv is None else argv))
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
+    arguments = get_arguments(argv)
 
-        return 2
+    return guard(lambda: _run(args, arguments), arguments)
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -117,10 +115,10 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     bad = [o for o in outcomes if o.status in (Status.FAILED, Status.SKIPPED)]
 
     if bad:
-        print(f"\n{len(bad)} of {len(steps)} steps were not done:")
+        show(f"\n{len(bad)} of {len(steps)} steps were not done:")
 
         for outcome in bad:
-            print(f"  {outcome.step.key}: {outcome.status.value}, {outcome.note}")
+            show(f"  {outcome.step.key}: {outcome.status.value}, {outcome.note}")
 
     if signum is not None:
         return 128 + signum
@@ -131,7 +129,7 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 def _print_step(step: Step) -> None:
     state = "done" if step.is_done() else "to do"
 
-    print(f"# {step.key}: {state}\n{describe_command(step)}")
+    show(f"# {step.key}: {state}\n{describe_command(step)}")
 
 
 def _write_tables(grid: Grid, plan: Plan, command: str) -> None:
@@ -161,7 +159,7 @@ def _write_tables(grid: Grid, plan: Plan, command: str) -> None:
                 "write to."
             ) from None
 
-        print(f"wrote {file}")
+        show(f"wrote {file}")
 
 
 if __name__ == "__main__":

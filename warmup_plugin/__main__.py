@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Final
 
 from warmup_plugin import __version__
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.terminal import get_arguments, guard
 
 PROG: Final = "python -m warmup_plugin"
 
@@ -99,12 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: The exit status: 2 for bad input, 130 when interrupted.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = get_arguments(argv)
 
     if args and args[0] in COMMANDS:
         name, rest = args[0], args[1:]
 
-        return guard(lambda: _run(name, rest))
+        return guard(lambda: _run(name, rest), rest)
 
     parser = _create_parser()
 
@@ -117,29 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.parse_args(args)
 
     return 2
-
-
-def guard(command: Callable[[], int]) -> int:
-    """Runs ``command`` and turns what a user can cause into an exit status."""
-    try:
-        status = command()
-
-        # A closed pipe may show only now.
-        sys.stdout.flush()
-
-        return status
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
-
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader, such as `head`, has left. Python would complain once more when
-        # it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-        return 141
 
 
 def _run(name: str, args: list[str]) -> int:

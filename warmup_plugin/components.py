@@ -10,7 +10,8 @@ from fairseq2.recipe.component import (
 )
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyResolver, get_dependency_resolver
-from fairseq2.utils.structured import StandardValueConverter
+
+from warmup_plugin.config_values import create_value_converter
 
 
 def structure_component(
@@ -43,7 +44,7 @@ def create_component(kls: type[object], name: str, config: object) -> object:
     """
     # fairseq2 has a manager only within a recipe.
     manager = _StandardComponentManager(
-        get_dependency_resolver(), StandardValueConverter()
+        get_dependency_resolver(), create_value_converter()
     )
 
     structured = manager.structure_component_config(

@@ -17,6 +17,7 @@ from fairseq2.recipe.component import register_component
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from torch.nn import Module
 
+from warmup_plugin.config_values import register_config_values
 from warmup_plugin.criteria.base import CriterionFactory
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
@@ -69,6 +70,8 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     register_weights_and_biases(container)
 
     register_storage(container)
+
+    register_config_values(container)
 
     register_warmup_spm_family(container)
 

@@ -17,6 +17,12 @@ from typing import BinaryIO, Final, TextIO, final
 
 from typing_extensions import override
 
+from warmup_plugin.terminal import (
+    describe_system_error,
+    escape_controls,
+    find_full_disk,
+)
+
 # Not `TOKENIZERS_PARALLELISM` and not `GIT_AUTHOR_NAME`.
 _SECRET_NAME: Final = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|COOKIE|AUTH(?!OR(_|$))|PRIVATE|BEARER|JWT|WEBHOOK|CONNECTION_STRING|API_?KEY|ACCESS_?KEY|(^|_)(KEYS?|PASS|PAT|PWD|CREDS?|SAS)(_|\d|$)|KEY$|DSN$",
@@ -44,6 +50,8 @@ _NOISE: Final = re.compile(
 _INVALID_SECTION: Final = re.compile(r"`([\w.]+)` is not valid: ")
 
 _FIRST_KEY: Final = re.compile(r"(?:^|(?<=\. ))`([\w.-]+)`")
+# What it says of each field around that cause.
+_FIELD: Final = re.compile(r"`(\w+)` field cannot be structured\.")
 
 _MAX_MESSAGE_LEN: Final = 400
 
@@ -139,21 +147,28 @@ class LogFilter(logging.Filter):
                 text in msg for text in _KEEP_TRACE
             )
 
-            # A full disk is the user's; a broken collective call is not.
+            # What the system refused is the user's; a broken collective call is not.
             if ex is not None and "operational error" in msg:
                 is_input = isinstance(_find_root(ex), OSError)
 
-            if ex is not None and is_input:
+            # Whatever came of it, wherever it was.
+            full = None if ex is None else find_full_disk(ex)
+
+            if full is not None:
+                new_msg = str(describe_system_error(full))
+
+                record.exc_info = None
+            elif ex is not None and is_input:
                 new_msg = f"{msg.replace(_SEE_TRACE, '')} {describe_causes(ex)}"
 
                 record.exc_info = None
             else:
                 # Handlers take this text instead of making their own.
-                record.exc_text = self.redact(
-                    logging.Formatter().formatException(record.exc_info)
+                record.exc_text = escape_controls(
+                    self.redact(logging.Formatter().formatException(record.exc_info))
                 )
 
-        new_msg = self.redact(name_keys(new_msg))
+        new_msg = escape_controls(self.redact(name_keys(new_msg)))
 
         if new_msg != msg:
             record.msg, record.args = new_msg, ()
@@ -224,25 +239,56 @@ def _hide_password(match: re.Match[str]) -> str:
 
 
 def _find_root(ex: BaseException) -> BaseException:
-    while ex.__cause__ is not None:
+    seen: set[int] = set()
+
+    while ex.__cause__ is not None and id(ex) not in seen:
+        seen.add(id(ex))
+
         ex = ex.__cause__
 
     return ex
 
 
 def describe_causes(ex: BaseException) -> str:
-    """Joins the messages of an exception and its causes, outermost first."""
+    """
+    Joins the messages of an exception and its causes, outermost first.
+
+    Of the fields of a config in each other, of which fairseq2 gives a sentence each, one
+    name is made.
+    """
     messages: list[str] = []
 
     cause: BaseException | None = ex
 
-    while cause is not None:
+    seen: set[int] = set()
+
+    path: list[str] = []
+
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+
         text = " ".join(str(cause).split())
 
-        if text and text not in messages and not _NOISE.fullmatch(text):
+        if match := _FIELD.fullmatch(text):
+            path.append(match[1])
+        elif path and text and not _NOISE.fullmatch(text):
+            name = f"`{'.'.join(path)}`"
+
+            path.clear()
+
+            # As our own reader of numbers says it.
+            text = (
+                f"{name}{text[2:]}" if text.startswith("It must") else f"{name}: {text}"
+            )
+
+            messages.append(_shorten(text))
+        elif text and text not in messages and not _NOISE.fullmatch(text):
             messages.append(_shorten(text))
 
         cause = cause.__cause__
+
+    if path:
+        messages.append(f"`{'.'.join(path)}` cannot be read.")
 
     return " ".join(m if m.endswith((".", "!")) else f"{m}." for m in messages)
 

@@ -15,7 +15,6 @@ fairseq2, so that it can refuse a command at once.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -29,9 +28,10 @@ from secrets import token_hex
 from typing import Any, Final, cast, final
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_bytes_atomically, write_text_atomically
+from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
 
 # What runs did before there were these settings, where it is not their default.
 _EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
@@ -114,10 +114,10 @@ class RunDir:
 
         # A checkpoint being written is called `step_N.tmp`.
         for path in self.checkpoint_dir.glob("step_*"):
-            number = path.name.removeprefix("step_")
+            step = _parse_step(path.name)
 
-            if number.isdecimal() and (path / "model").is_dir():
-                steps.append(int(number))
+            if step is not None and (path / "model").is_dir():
+                steps.append(step)
 
         return sorted(steps)
 
@@ -135,16 +135,14 @@ class RunDir:
         :raises WarmupError: If a part of the last checkpoint is missing, which fairseq2
             takes for a run that has not begun.
         """
-        steps = [
-            int(path.name[5:])
-            for path in self.checkpoint_dir.glob("step_*")
-            if path.name[5:].isdecimal()
-        ]
+        steps = [_parse_step(path.name) for path in self.checkpoint_dir.glob("step_*")]
 
-        if not steps:
+        last = max((step for step in steps if step is not None), default=None)
+
+        if last is None:
             return
 
-        folder = self.checkpoint_dir / f"step_{max(steps)}"
+        folder = self.checkpoint_dir / f"step_{last}"
 
         for part in ("model", "trainer", "optimizer", "data_reader"):
             if not any(folder.joinpath(part).rglob("*.pt")):
@@ -199,11 +197,12 @@ class RunDir:
             # The first of equal scores.
             return min(scores, key=lambda step: (-scores[step], step))
 
-        if which.isdecimal() and int(which) in steps:
-            return int(which)
+        for step in steps:
+            if which == str(step):
+                return step
 
         raise WarmupError(
-            f"`{self.path}` has no checkpoint `{which}`; use `best`, `last` or one of the steps {', '.join(map(str, steps))}."
+            f"`{self.path}` has no checkpoint `{shorten_text(which)}`; use `best`, `last` or one of the steps {', '.join(map(str, steps))}."
         )
 
     def model_path(self, step: int) -> Path:
@@ -249,7 +248,7 @@ class RunDir:
             return False
 
         try:
-            origin = json.loads(_find_origin_file(file).read_text(encoding="utf-8"))
+            origin = parse_json(_find_origin_file(file).read_text(encoding="utf-8"))
         except FileNotFoundError:
             # Of an earlier version: did checkpoints come or go since it was written?
             if not self.checkpoint_dir.is_dir():
@@ -306,8 +305,14 @@ class RunDir:
                 f"`{others[0]}` is not of a run and would be replaced; move it or choose another output directory."
             )
 
-    def load_config(self) -> dict[str, object]:
-        """Loads the configuration that the run was trained with."""
+    def load_config(self, *, complete: bool = False) -> dict[str, object]:
+        """
+        Loads the configuration that the run was trained with.
+
+        :param complete: If ``True``, the defaults of what it does not say are added.
+
+        :raises WarmupError: If a value is none that a run has.
+        """
         self.check_is_run()
 
         config = load_yaml(self.run_file)
@@ -318,7 +323,10 @@ class RunDir:
             if isinstance(section, dict):
                 config[name] = {**earlier, **section}
 
-        return config
+        # It knows all of them, which takes a while to import.
+        from warmup_plugin.recipes.checks import check_run_config
+
+        return check_run_config(config, self.run_file, complete=complete)
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""
@@ -364,7 +372,7 @@ class RunDir:
         the last, and counting from there would never end.
         """
         try:
-            content = json.loads(self.early_stop_file.read_text(encoding="utf-8"))
+            content = parse_json(self.early_stop_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
@@ -426,29 +434,28 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
 
         if not path.is_dir():
-            tmp_file = self.tokenizer_file.with_suffix(".tmp")
-
-            shutil.copyfile(path, tmp_file)
-
-            tmp_file.replace(self.tokenizer_file)
+            write_bytes_atomically(self.tokenizer_file, path.read_bytes())
 
             return
 
         if self.tokenizer_folder.exists() and self.tokenizer_folder.samefile(path):
             return
 
-        tmp_folder = self.tokenizer_folder.with_suffix(".tmp")
+        folder = self.tokenizer_folder
 
-        shutil.rmtree(tmp_folder, ignore_errors=True)
+        tmp_folder = folder.with_name(f"{folder.name}.{token_hex(8)}.tmp")
 
         tmp_folder.mkdir()
 
-        for file in list_tokenizer_files(path):
-            shutil.copyfile(file, tmp_folder / file.name)
+        try:
+            for file in list_tokenizer_files(path):
+                shutil.copyfile(file, tmp_folder / file.name)
 
-        shutil.rmtree(self.tokenizer_folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
-        tmp_folder.replace(self.tokenizer_folder)
+            tmp_folder.replace(folder)
+        finally:
+            shutil.rmtree(tmp_folder, ignore_errors=True)
 
     def write_versions(self, extra: Mapping[str, object]) -> None:
         """
@@ -456,7 +463,7 @@ class RunDir:
         resumed with others.
         """
         try:
-            starts = json.loads(self.versions_file.read_text(encoding="utf-8"))
+            starts = parse_json(self.versions_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             starts = []
 
@@ -512,6 +519,16 @@ class RunDir:
         write_text_atomically(self.card_file, dump_yaml(*cards))
 
 
+def _parse_step(name: str) -> int | None:
+    number = name.removeprefix("step_")
+
+    # As fairseq2 writes it; more digits are of no step.
+    if not number.isascii() or not number.isdecimal() or len(number) > 18:
+        return None
+
+    return int(number)
+
+
 def _find_origin_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.origin.json")
 
@@ -557,8 +574,8 @@ def load_yaml(file: Path) -> dict[str, object]:
     :raises WarmupError: If it cannot be read.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(file)
-    except (OSError, UnicodeDecodeError, YAMLError) as ex:
+        content = read_yaml(file)
+    except (OSError, ValueError) as ex:
         reason = " ".join(str(ex).split())
 
         raise WarmupError(
@@ -582,27 +599,6 @@ def dump_yaml(*documents: Mapping[str, object]) -> str:
     yaml.dump_all(documents, stream)
 
     return stream.getvalue()
-
-
-def write_text_atomically(file: Path, text: str) -> None:
-    """Writes a file so that a crash leaves the old or the new one, never half."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-
-    # Nobody can have put a link there, and two commands do not write the same.
-    tmp_file = file.with_name(f"{file.name}.{token_hex(8)}.tmp")
-
-    fd = os.open(tmp_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-
-    try:
-        with open(fd, "w", encoding="utf-8") as fp:
-            fp.write(text)
-
-        tmp_file.replace(file)
-    except BaseException:
-        # A full disk, for one.
-        tmp_file.unlink(missing_ok=True)
-
-        raise
 
 
 def flatten_config(config: object, prefix: str = "") -> dict[str, object]:

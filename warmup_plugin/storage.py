@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from hashlib import sha256
@@ -82,6 +83,18 @@ class CheckedDumper(TensorFileDumper):
         if options is None:
             options = TensorFileDumpOptions()
 
+        try:
+            self._dump(data, file, options)
+        except OSError as ex:
+            # What a full disk says has no name of a file.
+            if ex.filename is None and ex.errno is not None:
+                ex.filename = str(file)
+
+            raise
+
+    def _dump(
+        self, data: Mapping[str, object], file: Path, options: TensorFileDumpOptions
+    ) -> None:
         with self._file_system.open(file, FileMode.WRITE) as fp:
             writer = _HashingWriter(fp)
 
@@ -330,7 +343,9 @@ def _describe_remedy(file: Path) -> str:
     others = [
         int(path.name[5:])
         for path in folder.parent.glob("step_*")
-        if path.name[5:].isdecimal() and (path / "trainer").is_dir() and path != folder
+        if re.fullmatch("[0-9]{1,18}", path.name[5:])
+        and (path / "trainer").is_dir()
+        and path != folder
     ]
 
     if not others:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import warnings
 from collections.abc import Iterator
@@ -235,8 +236,7 @@ class TestTracebacks:
             log.exception(f"Recipe configuration cannot be parsed. {SEE_TRACE}")
 
         assert stream.getvalue() == (
-            "Recipe configuration cannot be parsed. `regime` field cannot be "
-            "structured. extra key(s) foo.\n"
+            "Recipe configuration cannot be parsed. `regime`: extra key(s) foo.\n"
         )
 
     @pytest.mark.parametrize(
@@ -436,3 +436,54 @@ class TestMakePrivateLog:
             make_private_log(tmp_path, 0)
 
         assert not (tmp_path / "other").exists()
+
+
+class TestControls:
+    def test_filter_escapes_what_steers_a_terminal(
+        self, log: LogWriter, stream: StringIO
+    ) -> None:
+        log.info("{}\n{}", "a\x1b[31m\rb\u202e", "c\td")
+
+        assert stream.getvalue() == "a\\x1b[31m\\x0db\\u202e\nc\td\n"
+
+    def test_filter_escapes_traceback(self, log: LogWriter, stream: StringIO) -> None:
+        try:
+            raise ValueError("\x1b[31m")
+        except ValueError:
+            log.exception("An error of ours.")
+
+        assert "ValueError: \\x1b[31m" in stream.getvalue()
+
+
+class TestFullDisk:
+    def test_cause_of_any_error_is_told_in_a_sentence(
+        self, log: LogWriter, stream: StringIO
+    ) -> None:
+        try:
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device", "run/a.pt")
+            except OSError:
+                raise RuntimeError("unexpected pos")
+        except RuntimeError:
+            log.exception(f"Recipe failed due to an unexpected error. {SEE_TRACE}")
+
+        text = stream.getvalue()
+
+        assert text.startswith("`run/a.pt` cannot be written, since there is no more")
+        assert text.count("\n") == 1
+
+    def test_errors_that_led_to_each_other_end(
+        self, log: LogWriter, stream: StringIO
+    ) -> None:
+        first, second = ValueError("a"), ValueError("b")
+
+        first.__cause__, second.__cause__ = second, first
+
+        assert describe_causes(first) == "a. b."
+
+        try:
+            raise first
+        except ValueError as ex:
+            log.exception(f"Recipe failed due to an operational error. {SEE_TRACE}")
+
+            assert ex.__cause__ is second

@@ -221,15 +221,15 @@ class TestFilterPairs:
     def test_run_explains_what_cannot_be_written(
         self, tmp_path: Path, pairs: list[Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        # In the way of what is written first.
-        tmp_path.joinpath("out", "train.de.part").mkdir(parents=True)
+        # In the way of what is written.
+        tmp_path.joinpath("out", "train.de").mkdir(parents=True)
 
-        args = [tmp_path / "out", "--pairs", *pairs, *self.ARGS]
+        args = [tmp_path / "out", "--pairs", *pairs, *self.ARGS, "--force"]
 
         status, _, err = run(filter_pairs, args, capsys)
 
         assert status == 2
-        assert "train.de.part` cannot be read or written (Is a directory)" in err
+        assert "train.de` cannot be read or written (Is a directory)" in err
         assert err.count("\n") == 1
 
     def test_run_needs_two_languages(

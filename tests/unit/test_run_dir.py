@@ -13,13 +13,13 @@ from ruamel.yaml import YAML
 
 import warmup_plugin.run_dir
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.run_dir import (
     RunDir,
     collect_versions,
     flatten_config,
     is_same_tokenizer,
     load_yaml,
-    write_text_atomically,
 )
 
 CONFIG: dict[str, Any] = {"criterion": {"name": "sft"}, "regime": {"num_steps": 4}}

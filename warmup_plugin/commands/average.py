@@ -7,6 +7,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Final
 
+from warmup_plugin.terminal import show
+
 DESCRIPTION: Final = (
     "Averages the weights of a run's checkpoints into a run directory of its own."
 )
@@ -47,6 +49,6 @@ def run(args: Namespace) -> int:
             output=args.output,
         )
 
-    print(f"{average.path}: the mean of the steps {', '.join(map(str, average.steps))}")
+    show(f"{average.path}: the mean of the steps {', '.join(map(str, average.steps))}")
 
     return 0

@@ -37,6 +37,7 @@ from warmup_plugin.recipes.evaluate import (
     rename_systems,
     write_json,
 )
+from warmup_plugin.terminal import show
 
 DESCRIPTION: Final = (
     "Tests whether systems differ from the first one, by approximate randomization, and "
@@ -186,7 +187,7 @@ def run(args: Namespace) -> int:
 
     compared = _compare_sentences(evaluation, lengths, args.num_examples)
 
-    print(_format_tests(evaluation, with_bootstrap=args.paired_bootstrap))
+    show(_format_tests(evaluation, with_bootstrap=args.paired_bootstrap))
 
     print_notes(evaluation)
 
@@ -198,17 +199,17 @@ def run(args: Namespace) -> int:
     if args.paired_bootstrap:
         tests += f"; bs: paired bootstrap, {args.num_bootstrap} resamples"
 
-    print(tests)
+    show(tests)
 
     for key, by_system in compared.items():
         name = evaluation.measurements[baseline.name][key].name
 
-        print(
+        show(
             f"\nSentences by {name} against {baseline.name}, by {unit} of the {side}; "
             "scores are those of the sentences as a corpus\n"
         )
 
-        print(_format_outcomes(key, by_system))
+        show(_format_outcomes(key, by_system))
 
     for key, by_system in compared.items():
         _print_examples(key, by_system, systems, evaluation)
@@ -228,7 +229,7 @@ def run(args: Namespace) -> int:
 
         write_json(args.json, report)
 
-        print(f"\nwrote {args.json}")
+        show(f"\nwrote {args.json}")
 
     return 0
 
@@ -413,7 +414,7 @@ def _print_examples(
 
             metric = evaluation.measurements[system.name][key].name
 
-            print(f"\nLargest {what} of {system.name} by {metric}")
+            show(f"\nLargest {what} of {system.name} by {metric}")
 
             for idx in indices:
                 texts = {
@@ -427,7 +428,7 @@ def _print_examples(
 
                 difference = comparison.differences[idx]
 
-                print(f"\nline {idx + 1}: {format_number(key, difference, sign='+')}")
+                show(f"\nline {idx + 1}: {format_number(key, difference, sign='+')}")
 
                 width = max(map(len, texts))
 
@@ -435,4 +436,4 @@ def _print_examples(
                     # A text of JSON lines may hold line feeds.
                     line = " ".join(text.splitlines())
 
-                    print(f"  {name:<{width}}  {line}".rstrip())
+                    show(f"  {name:<{width}}  {line}".rstrip())

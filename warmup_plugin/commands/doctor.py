@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 from warmup_plugin.commands.link_libsndfile import find_libsndfile
 from warmup_plugin.metrics.comet.client import find_comet_python
+from warmup_plugin.terminal import show
 
 DESCRIPTION = "Checks that training can run here and says what to do where it cannot. Exits with 1 if training cannot run."
 
@@ -67,17 +68,17 @@ def run(args: argparse.Namespace) -> int:
 
     for finding in examine(CHECKS):
         # Importing torch and fairseq2 takes seconds: each line as soon as it is known.
-        print(format_finding(finding), flush=True)
+        show(format_finding(finding))
 
         if finding.status == "PROBLEM":
             num_problems += 1
 
     if num_problems > 0:
-        print(f"\nTraining cannot run: {num_problems} problem(s), see above.")
+        show(f"\nTraining cannot run: {num_problems} problem(s), see above.")
 
         return 1
 
-    print("\nTraining can run.")
+    show("\nTraining can run.")
 
     return 0
 

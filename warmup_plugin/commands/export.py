@@ -8,6 +8,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Final
 
+from warmup_plugin.terminal import show
+
 DESCRIPTION: Final = (
     "Writes a checkpoint of a run as transformers and CTranslate2 read it: model, "
     "tokenizer and a model card that says how to split warmup and output."
@@ -46,10 +48,10 @@ def run(args: Namespace) -> int:
             direction=args.direction,
         )
 
-    print(f"{model.path}: {model.arch} of step {model.step_nr}")
+    show(f"{model.path}: {model.arch} of step {model.step_nr}")
 
     if model.cut_share is not None and model.cut_share > HIGH_CUT_SHARE:
-        print(
+        show(
             f"warning: the limit ended {100 * model.cut_share:.0f} % of the warmups, the model itself hardly any; whoever serves it has to force the separator, as the code of its model card does",
             file=sys.stderr,
         )

@@ -8,6 +8,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Final
 
+from warmup_plugin.terminal import show
+
 DESCRIPTION: Final = (
     "Turns a Hugging Face model (T5, mT5, NLLB, Llama 3, Qwen 2 or 3) and its tokenizer "
     "into a directory that `train` takes as `init_from`, and `generate` translates with."
@@ -38,12 +40,12 @@ def run(args: Namespace) -> int:
     with quiet_log():
         model = import_model(args.source, args.out, separator=args.separator)
 
-    print(
+    show(
         f"{model.path}: family {model.family}, {model.num_parameters:,} parameters, {model.vocab_size:,} tokens, separator {model.separator}"
     )
 
     path = shlex.quote(str(model.path))
 
-    print(f"Start from it: python -m recipes.train RUN --config init_from={path}")
+    show(f"Start from it: python -m recipes.train RUN --config init_from={path}")
 
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.recipes.evaluate import (
     add_metric_arguments,
     add_names_argument,
@@ -17,7 +18,7 @@ from warmup_plugin.recipes.evaluate import (
     evaluate,
     read_metric_arguments,
 )
-from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.terminal import show
 
 DESCRIPTION: Final = (
     "Writes one HTML page about runs: curves, scores with intervals and tests, the words "
@@ -166,11 +167,11 @@ def run(args: Namespace) -> int:
 
     for report_run in runs:
         if report_run.no_translations:
-            print(
+            show(
                 f"{report_run.name} is shown without translations: {report_run.no_translations}"
             )
 
-    print(f"wrote {args.output} ({size / 1e6:.1f} MB)")
+    show(f"wrote {args.output} ({size / 1e6:.1f} MB)")
 
     return 0
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +14,7 @@ from warmup_plugin.data.text_files import add_place_arguments, read_place_argume
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.arguments import FULL_LIST, add_run_arguments, to_option
 from warmup_plugin.run_dir import RunDir
+from warmup_plugin.terminal import get_arguments, guard, show
 from warmup_plugin.warmup_lens import has_empty_warmup
 
 DESCRIPTION: Final = (
@@ -104,12 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = create_parser().parse_args(argv)
 
-    try:
-        return _run(args)
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
-
-        return 2
+    return guard(lambda: _run(args), get_arguments(argv))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -177,7 +172,9 @@ def _run(args: argparse.Namespace) -> int:
                     "With settings of your own, name the file to write with `--output`: the default one is what `report` shows as the run's own scores."
                 )
 
-            direction = choose_direction(run_dir.load_config(), args.direction)
+            direction = choose_direction(
+                run_dir.load_config(complete=True), args.direction
+            )
 
             name = name_output(split, direction, args.checkpoint)
 
@@ -225,9 +222,9 @@ def _run(args: argparse.Namespace) -> int:
         status = run_recipe(ScoreRecipe(stream), config, args, None)
 
     if status == 0 and args.source is None and get_rank() == 0:
-        print(summarize_scores(output))
+        show(summarize_scores(output))
 
-        print(f"wrote {output}")
+        show(f"wrote {output}")
 
         run_dir.write_origin(output, origin)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from warmup_plugin.data.synthetic import write_synthetic_pair
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.terminal import show
 
 DESCRIPTION = "Writes sentence pairs of an invented language and its translation."
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
 
-    print(
+    show(
         f"{folder}: {args.num_train:,} train, {args.num_valid:,} valid and {args.num_test:,} test pairs (src, tgt)"
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from warmup_plugin.commands.synthetic_pair import refuse_to_replace
 from warmup_plugin.data.synthetic_pivot import write_synthetic_pivot
+from warmup_plugin.terminal import show
 
 DESCRIPTION = "Writes sentence pairs of three invented languages, much A→P and P→B and little A→B: the text of `make demo`."
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
 
-    print(
+    show(
         f"{folder}: {args.num_leg:,} training pairs of a-p and of p-b, {args.num_direct:,} of a-b; {args.num_valid:,} valid and {args.num_test:,} test pairs of each"
     )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from warmup_plugin.terminal import show
 from warmup_plugin.tokenizers.training import (
     BYTE_BPE,
     DEFAULT_NORMALIZATION,
@@ -97,21 +98,21 @@ def run(args: argparse.Namespace) -> int:
         force=args.force,
     )
 
-    print(f"{report.path}: {report.vocab_size} tokens from {report.num_lines} lines")
+    show(f"{report.path}: {report.vocab_size} tokens from {report.num_lines} lines")
 
     if report.num_empty_lines > 0:
-        print(f"left out {report.num_empty_lines} empty lines")
+        show(f"left out {report.num_empty_lines} empty lines")
 
     if report.num_long_lines > 0:
-        print(f"left out {report.num_long_lines} lines over {MAX_LINE_BYTES} bytes")
+        show(f"left out {report.num_long_lines} lines over {MAX_LINE_BYTES} bytes")
 
     if report.num_reserved_lines > 0:
-        print(
+        show(
             f"left U+2585 and U+0000, which SentencePiece keeps for itself, out of {report.num_reserved_lines} lines; they have no token"
         )
 
     if report.num_changed_lines > 0:
-        print(
+        show(
             f"--normalization {args.normalization} changes {report.num_changed_lines} lines, which outputs will not spell as they were; `identity` does not"
         )
 

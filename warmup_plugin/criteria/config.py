@@ -14,6 +14,7 @@ from typing_extensions import override
 from warmup_plugin.components import structure_component
 from warmup_plugin.objectives import Objective
 from warmup_plugin.sampling import WarmupSampler
+from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
 
 
 @dataclass(kw_only=True)
@@ -204,8 +205,11 @@ class WarmupSection(Validatable):
         if not 0.0 <= self.sft_weight < math.inf:
             result.add_error("`sft_weight` must be greater than or equal to 0.")
 
-        if not 0.0 < self.weight_temperature < math.inf:
-            result.add_error("`weight_temperature` must be greater than 0.")
+        # Less would turn log-probabilities into infinities.
+        if not MIN_TEMPERATURE <= self.weight_temperature < math.inf:
+            result.add_error(
+                f"`weight_temperature` must be greater than or equal to {MIN_TEMPERATURE}, with which the likeliest candidate has all the weight."
+            )
 
         if not 0.0 <= self.entropy_weight < math.inf:
             result.add_error("`entropy_weight` must be greater than or equal to 0.")

@@ -61,10 +61,7 @@ def iter_stream(
 
     :raises WarmupError: If a line is not UTF-8, or the stream holds JSON lines.
     """
-    # `for line in stream` would wait for more than the next line.
-    data = iter(stream.readline, b"")
-
-    texts: Iterator[str] = (text.strip() for text in decode_lines(data, name))
+    texts: Iterator[str] = (text.strip() for text in decode_lines(stream, name))
 
     if not at_once:
         texts = refuse_json(
@@ -176,6 +173,21 @@ def count_lines(files: Sequence[Path]) -> int | None:
     return total
 
 
+def is_terminal() -> bool:
+    """Tells whether standard input is a terminal."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def open_stdin() -> BinaryIO:
-    """Returns standard input as bytes, whatever the locale says of its encoding."""
+    """
+    Returns standard input as bytes, whatever the locale says of its encoding.
+
+    :raises WarmupError: If it is closed.
+    """
+    # So it is when it was closed as Python began.
+    if sys.stdin is None:
+        raise WarmupError(
+            "Standard input is closed; send text to it, or name a file to read."
+        )
+
     return sys.stdin.buffer

@@ -11,6 +11,7 @@ from random import Random
 from typing import Final, TypeVar, final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 
 T = TypeVar("T")
 
@@ -603,11 +604,7 @@ def write_synthetic_pair(
 def write_text(file: Path, lines: Sequence[str]) -> None:
     """Writes the same bytes on every system, and the folder if there is none."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-
-        file.write_text(
-            "".join(line + "\n" for line in lines), encoding="utf-8", newline="\n"
-        )
+        write_text_atomically(file, "".join(line + "\n" for line in lines))
     except OSError as ex:
         raise WarmupError(
             f"The synthetic text cannot be written to {file.parent} ({ex.strerror}); "

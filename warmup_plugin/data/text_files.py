@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from warmup_plugin.data.text_pairs import (
     iter_raw_lines,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json_leniently
 
 DEFAULT_FIELDS: Final = {
     # As `generate` and `translate --jsonl` write it.
@@ -205,8 +205,8 @@ def _is_object(line: str) -> bool:
         return False
 
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parse_json_leniently(line), dict)
+    except ValueError:
         return False
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast, final
@@ -18,10 +18,14 @@ from numpy.typing import NDArray
 
 from warmup_plugin.data.questions import read_question
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json_leniently
 
 FORMATS: Final = ("auto", "plain", "tsv", "jsonl", "manifest")
 
 EXAMPLES: Final = ("pair", "multiple_choice")
+
+MAX_LINE_BYTES: Final = 1 << 24
+"""The length of the longest line that is read."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -244,13 +248,23 @@ def iter_raw_lines(path: Path) -> Iterator[str]:
         ) from None
 
 
-def decode_lines(fp: Iterable[bytes], origin: object) -> Iterator[str]:
+def decode_lines(fp: BinaryIO, origin: object) -> Iterator[str]:
     """
     Decodes lines, without what ends them and without the mark that may begin a file.
 
     :param origin: What errors call the file.
+
+    :raises WarmupError: If a line is not UTF-8, or so long that it is none.
     """
-    for line_nr, data in enumerate(fp, start=1):
+    # Iterating would wait for more than the next line, and take one of any length.
+    lines = iter(lambda: fp.readline(MAX_LINE_BYTES + 1), b"")
+
+    for line_nr, data in enumerate(lines, start=1):
+        if len(data) > MAX_LINE_BYTES:
+            raise WarmupError(
+                f"Line {line_nr} of `{origin}` is longer than {MAX_LINE_BYTES:,} bytes, so the file seems to hold something else than lines of text: check what it is."
+            )
+
         bom_size = 0
 
         if line_nr == 1 and data.startswith(_BOM):
@@ -587,12 +601,12 @@ def iter_json_objects(file: Path) -> Iterator[tuple[dict[str, object] | None, st
             continue
 
         try:
-            value = json.loads(line)
+            value = parse_json_leniently(line)
         except json.JSONDecodeError as ex:
             raise WarmupError(
                 f"{where} is not valid JSON ({ex.msg}, column {ex.colno}): write one object a line."
             ) from None
-        except (ValueError, RecursionError) as ex:
+        except ValueError as ex:
             raise WarmupError(
                 f"{where} is not valid JSON ({ex}): write one object a line."
             ) from None

@@ -21,8 +21,10 @@ from fairseq2.utils.structured import StructureError, ValueConverter
 from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.models.families import find_family
-from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
+from warmup_plugin.run_dir import RunDir, dump_yaml
+from warmup_plugin.terminal import find_full_disk
 
 
 def load_model_config(run_dir: RunDir) -> tuple[str, object]:
@@ -162,13 +164,21 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise WarmupError(
             f"`{out}` cannot be written ({ex.strerror or ex}); free some space or name a folder that you may write to."
         ) from None
-    except RuntimeError as ex:
-        # `torch.save` to a full disk.
-        if "PytorchStreamWriter" not in str(ex) and "inline_container" not in str(ex):
+    except Exception as ex:
+        # What libraries make of a full disk; `torch.save` does not name it.
+        full = find_full_disk(ex)
+
+        if (
+            full is None
+            and "PytorchStreamWriter" not in str(ex)
+            and "inline_container" not in str(ex)
+        ):
             raise
 
+        reason = " ".join(str(full or "as of a full disk").split())
+
         raise WarmupError(
-            f"`{out}` cannot be written; free some space or name another folder."
+            f"`{out}` cannot be written ({reason}); free some space or name another folder."
         ) from None
     finally:
         if tmp_folder is not None:

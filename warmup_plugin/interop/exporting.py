@@ -23,6 +23,7 @@ from warmup_plugin.interop.model_card import ModelCard, write_model_card
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.hugging_face.table import get_format
 from warmup_plugin.models.hugging_face.weights import write_model
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.recipes.common import get_codec_options
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.tokenizers.codec import (
@@ -75,7 +76,7 @@ def export_run(
 
     step_nr = run_dir.find_checkpoint(checkpoint)
 
-    run_config = cast("dict[str, Any]", run_dir.load_config())
+    run_config = cast("dict[str, Any]", run_dir.load_config(complete=True))
 
     run_config = narrow_to_direction(
         run_config, choose_direction(run_config, direction)
@@ -230,12 +231,12 @@ def _read_cut_share(run_dir: RunDir, step_nr: int) -> float | None:
 
     for line in lines.splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
 
             if int(row["Step"]) <= step_nr:
                 share = float(row["Cut Warmups (%)"])
         # A run without warmups, or one that broke off in a line.
-        except (KeyError, TypeError, ValueError):
+        except (ArithmeticError, KeyError, TypeError, ValueError):
             continue
 
     return share

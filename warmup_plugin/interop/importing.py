@@ -12,6 +12,7 @@ from typing import Any, Final
 from fairseq2.models.nllb.tokenizer import NllbTokenizerConfig, load_nllb_tokenizer
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.interop.checkpoints import (
     check_new_folder,
     new_folder,
@@ -31,7 +32,7 @@ from warmup_plugin.models.t5.tokenizer import (
 )
 from warmup_plugin.recipes.common import dump_config
 from warmup_plugin.recipes.train import TranslationTrainRecipe
-from warmup_plugin.run_dir import RunDir, dump_yaml, write_text_atomically
+from warmup_plugin.run_dir import RunDir, dump_yaml
 from warmup_plugin.tokenizers.codec import CodecOptions, create_codec
 from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,

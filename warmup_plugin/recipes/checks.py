@@ -6,18 +6,45 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, cast, get_type_hints
 
+from fairseq2.utils.structured import StructureError
+
+from warmup_plugin.config_values import create_value_converter
+from warmup_plugin.console import describe_causes
 from warmup_plugin.errors import WarmupError
 
 _MAX_SEED: Final = 2**32 - 1
 
-_MAX_INT: Final = 2**63 - 1
+# Of steps, tokens, minutes.
+_MAX_INT: Final = 2**31 - 1
 
-# Of `model.config_overrides`.
-_SIZES: Final = ("model_dim", "ffn_inner_dim", "vocab_size", "max_seq_len")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+# Of a model.
+_SIZES: Final = (
+    "model_dim",
+    "head_dim",
+    "ffn_inner_dim",
+    "ffn_inner_dim_multiple_of",
+    "vocab_size",
+    "max_seq_len",
+)
+
+_SCALES: Final = (
+    "ffn_inner_dim_multiplier",
+    "ffn_inner_dim_scale",
+    "init_std",
+    "norm_eps",
+    "rope_theta",
+)
+
+# No machine has room for more.
+_MAX_SIZE: Final = 2**24
 
 # In whose course the length of the run plays no part.
 OPEN_ENDED_SCHEDULERS: Final = ("myle", "noam", "passthrough")
@@ -29,7 +56,16 @@ def check_values(config: Any) -> None:
 
     :raises WarmupError: With the first that is bad.
     """
-    for key, value in _iter_numbers(config, ""):
+    for key, value in _iter_values(config, ""):
+        if isinstance(value, str):
+            # Of these no file can be named, nor a record kept.
+            if "\0" in value or _SURROGATE.search(value):
+                raise WarmupError(
+                    f"`{key}` is {value!r}, which holds a character that is none; correct it."
+                )
+
+            continue
+
         if isinstance(value, float) and not math.isfinite(value):
             raise WarmupError(
                 f"`{key}` must be a finite number, but is {value} instead."
@@ -42,6 +78,11 @@ def check_values(config: Any) -> None:
         raise WarmupError(
             f"`common.seed` must be greater than or equal to 0 and at most {_MAX_SEED}, but is {config.common.seed} instead."
         )
+
+    threads = config.common.torch.num_threads
+
+    if threads is not None:
+        _check("common.torch.num_threads", threads, threads >= 1, "at least 1")
 
     # Before fairseq2 divides by them.
     for section in ("regime", "trainer"):
@@ -71,11 +112,29 @@ def check_values(config: Any) -> None:
 
         _check(f"dataset.{name}", value, value >= 1, "at least 1")
 
+    value = config.validation.max_num_tokens
+
+    _check("validation.max_num_tokens", value, value >= 1, "at least 1")
+
+    for value in _iter_start_lrs(config.lr_scheduler.config):
+        _check(
+            "lr_scheduler.config.start_lr",
+            value,
+            value >= 0.0,
+            "greater than or equal to 0",
+        )
+
     _check_optimizer("optimizer.config", config.optimizer.config)
 
     _check_schedule(config)
 
-    _check_model(config.model.config_overrides)
+    check_model(config.model.config_overrides)
+
+
+def _iter_start_lrs(config: Any) -> Sequence[float]:
+    value = getattr(config, "start_lr", 0.0)
+
+    return value if isinstance(value, Sequence) else [value]
 
 
 def _check(key: str, value: object, is_good: bool, text: str) -> None:
@@ -132,48 +191,144 @@ def _check_schedule(config: Any) -> None:
         )
 
 
-def _check_model(overrides: object) -> None:
-    if not isinstance(overrides, Mapping):
+def check_run_config(
+    config: Mapping[str, object], file: Path, *, complete: bool
+) -> dict[str, object]:
+    """
+    Checks what a run says of itself.
+
+    :param file: Where it says so.
+    :param complete: If ``True``, the defaults of what it does not say are added.
+
+    :raises WarmupError: If a value is none that a run has.
+    """
+    # It imports this module.
+    from warmup_plugin.recipes.train import TrainConfig
+
+    converter = create_value_converter()
+
+    defaults = cast("dict[str, Any]", converter.unstructure(TrainConfig()))
+
+    # Of no run are these the default ones.
+    for name in ("dataset", "tokenizer") if complete else ():
+        if not isinstance(config.get(name), Mapping):
+            raise WarmupError(
+                f"`{file}` has no section `{name}`; restore the file that `train` wrote."
+            )
+
+    checked: dict[str, Any] = {**(defaults if complete else {}), **config}
+
+    def read(key: str, value: object, hint: object) -> object:
+        try:
+            return converter.unstructure(converter.structure(value, hint))
+        except StructureError as ex:
+            reason = describe_causes(ex).removesuffix(".")
+
+            raise WarmupError(
+                f"`{key}` in `{file}` is none that a run has ({reason}); restore the file that `train` wrote."
+            ) from None
+
+    for name, hint in get_type_hints(TrainConfig).items():
+        if name not in checked:
+            continue
+
+        value = checked[name]
+
+        if not is_dataclass(hint) or not isinstance(value, Mapping):
+            checked[name] = read(name, value, hint)
+
+            continue
+
+        # Another version may have had other keys, which stay as they are.
+        section = checked[name] = {**(defaults[name] if complete else {}), **value}
+
+        for key, key_hint in get_type_hints(hint).items():
+            if key in section:
+                section[key] = read(f"{name}.{key}", section[key], key_hint)
+
+    return checked
+
+
+def check_model(config: object) -> None:
+    """
+    Checks sizes of a model, of which fairseq2 would be told only as it builds it.
+
+    :param config: The whole configuration of the model, or what overrides its defaults.
+
+    :raises WarmupError: With the first that is bad.
+    """
+    if not isinstance(config, Mapping):
         return
 
-    for name, value in overrides.items():
+    for name, value in config.items():
         key = f"model.config_overrides.{name}"
 
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
 
-        if name in _SIZES or str(name).startswith("num_"):
-            _check(key, value, value >= 1, "at least 1")
-
         if str(name).endswith("dropout_p"):
             _check(key, value, 0.0 <= value <= 1.0, "from 0 to 1")
+        elif name == "pad_idx":
+            _check(key, value, value >= 0, "greater than or equal to 0, or null")
+        elif name in _SIZES or str(name).startswith("num_"):
+            _check(key, value, value >= 1, "at least 1")
+            _check(key, value, value <= _MAX_SIZE, f"at most {_MAX_SIZE}")
+        elif name in _SCALES:
+            _check(key, value, value > 0.0, "greater than 0")
 
-    dim = overrides.get("model_dim")
+    def get(name: str) -> int | None:
+        value = config.get(name)
 
-    for name, value in overrides.items():
-        if not isinstance(dim, int) or not isinstance(value, int):
+        return value if isinstance(value, int) else None
+
+    dim, num_kv_heads = get("model_dim"), get("num_key_value_heads")
+
+    # These heads need not be as wide as the model.
+    has_own_dim = get("head_dim") is not None
+
+    for name in config:
+        num_heads = get(name)
+
+        if dim is None or num_heads is None or not str(name).endswith("attn_heads"):
             continue
 
-        if str(name).endswith("attn_heads") and dim % value != 0:
+        if not has_own_dim and dim % num_heads != 0:
             raise WarmupError(
-                f"`model_dim` in `model.config_overrides` must be a multiple of `{name}` ({value}), but is {dim} instead."
+                f"`model_dim` in `model.config_overrides` must be a multiple of `{name}` ({num_heads}), but is {dim} instead."
+            )
+
+        if num_kv_heads is not None and num_heads % num_kv_heads != 0:
+            raise WarmupError(
+                f"`{name}` in `model.config_overrides` must be a multiple of `num_key_value_heads` ({num_kv_heads}), but is {num_heads} instead."
+            )
+
+        # Positions are encoded by pairs, of the model or of each head.
+        width = dim if num_kv_heads is None else dim // num_heads
+
+        if not has_own_dim and width % 2 != 0:
+            raise WarmupError(
+                f"`model_dim` in `model.config_overrides` must be even, in each head of a decoder-only model too, but is {dim} with `{name}` = {num_heads} instead."
             )
 
 
-def _iter_numbers(value: object, key: str) -> Iterator[tuple[str, int | float]]:
+def _iter_values(value: object, key: str) -> Iterator[tuple[str, int | float | str]]:
+    """Goes through the numbers and texts of a config."""
     if isinstance(value, bool):
         return
 
-    if isinstance(value, (int, float)):
+    if isinstance(value, Path):
+        value = str(value)
+
+    if isinstance(value, (int, float, str)):
         yield key, value
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             name = f"{key}.{field.name}" if key else field.name
 
-            yield from _iter_numbers(getattr(value, field.name), name)
+            yield from _iter_values(getattr(value, field.name), name)
     elif isinstance(value, Mapping):
         for name, item in value.items():
-            yield from _iter_numbers(item, f"{key}.{name}")
+            yield from _iter_values(item, f"{key}.{name}")
     elif isinstance(value, (list, tuple)):
         for idx, item in enumerate(value):
-            yield from _iter_numbers(item, f"{key}[{idx}]")
+            yield from _iter_values(item, f"{key}[{idx}]")

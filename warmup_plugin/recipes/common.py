@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -371,6 +372,8 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
     if not os.isatty(2) and "--no-rich" not in argv:
         # In front: `--config` takes all that follows.
         sys.argv.insert(1, "--no-rich")
+    # On a full disk each line of the log would become a traceback on the console.
+    old_raise, logging.raiseExceptions = logging.raiseExceptions, False
 
     try:
         with hide_start_warning():
@@ -383,12 +386,16 @@ def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
     finally:
         sys.argv = old_argv
 
+        logging.raiseExceptions = old_raise
+
         # The log file of this run; a second run in this process is not to write there.
         for handler in log.logger.handlers[:]:
             if handler not in old_handlers:
                 log.logger.removeHandler(handler)
 
-                handler.close()
+                # What a full disk has no room for was lost before.
+                with contextlib.suppress(OSError):
+                    handler.close()
 
     return 0
 

@@ -18,16 +18,18 @@ from fairseq2.utils.config import (
     StandardConfigProcessor,
 )
 from fairseq2.utils.structured import StandardValueConverter
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_yaml, read_yaml, shorten_text
 from warmup_plugin.presets import find_preset, list_presets
 from warmup_plugin.run_dir import dump_yaml
 
 _OPTION: Final = "--config-file"
 
 _BASE: Final = "base"
+
+# No config has sections in each other so often.
+_MAX_KEYS: Final = 20
 
 
 @contextmanager
@@ -53,6 +55,8 @@ def resolve_config_files(
     :raises WarmupError: If a file is missing or cannot be merged.
     """
     args = list(argv)
+
+    _check_settings(argv)
 
     # Where each name stands, and what stands before it in the same argument.
     places: list[tuple[int, str]] = []
@@ -96,6 +100,37 @@ def resolve_config_files(
 
         # The last one counts. Nothing is removed, or `--config` would take what follows.
         yield replace([file] * len(files))
+
+
+def _check_settings(argv: Sequence[str]) -> None:
+    """
+    :raises WarmupError: If a value behind ``--config`` is nested beyond what fairseq2 can
+        read.
+    """
+    is_setting = False
+
+    for arg in argv:
+        if arg.startswith("-"):
+            is_setting = arg == "--config"
+
+            continue
+
+        key, equals, value = arg.partition("=")
+
+        if not is_setting or not equals:
+            continue
+
+        try:
+            if key.count(".") > _MAX_KEYS:
+                raise ValueError("its name is too long")
+
+            # Anything else is one value.
+            if any(char in value for char in "[{&*:"):
+                parse_yaml(value)
+        except ValueError as ex:
+            raise WarmupError(
+                f"`--config {shorten_text(key)}` cannot be read ({ex}); correct it."
+            ) from None
 
 
 @final
@@ -168,8 +203,8 @@ def _read_parts(file: Path, users: Sequence[Path]) -> list[_Part]:
 
 def _load(file: Path) -> dict[str, object]:
     try:
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as ex:
+        content = read_yaml(file)
+    except (OSError, ValueError) as ex:
         reason = " ".join(str(ex).split())
 
         raise WarmupError(

@@ -22,7 +22,8 @@ from fairseq2.trainer import Trainer
 from fairseq2.validator import NOOP_VALIDATOR
 from typing_extensions import override
 
-from warmup_plugin.run_dir import RunDir, write_text_atomically
+from warmup_plugin.files import write_text_atomically
+from warmup_plugin.run_dir import RunDir
 
 
 @final

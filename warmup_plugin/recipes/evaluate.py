@@ -33,6 +33,7 @@ from warmup_plugin.data.text_files import (
 )
 from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.metrics.base import Evaluation as Evaluation
 from warmup_plugin.metrics.registry import (
     DEFAULT_METRICS,
@@ -47,7 +48,9 @@ from warmup_plugin.metrics.resampling import (
 )
 from warmup_plugin.metrics.tables import format_latex, format_table, to_json
 from warmup_plugin.metrics.translation import evaluate_systems
-from warmup_plugin.run_dir import RunDir, collect_versions, write_text_atomically
+from warmup_plugin.parsing import parse_json
+from warmup_plugin.run_dir import RunDir, collect_versions
+from warmup_plugin.terminal import get_arguments, guard, show
 
 _DESCRIPTION: Final = (
     "Scores outputs by BLEU, chrF2++ and other metrics with 95% bootstrap intervals; of "
@@ -78,14 +81,14 @@ class System:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program, ``python -m recipes.evaluate``, and returns its exit code."""
-    try:
-        _run(_create_parser().parse_args(argv))
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
+    args = _create_parser().parse_args(argv)
 
-        return 2
+    def run() -> int:
+        _run(args)
 
-    return 0
+        return 0
+
+    return guard(run, get_arguments(argv))
 
 
 def _create_parser() -> argparse.ArgumentParser:
@@ -433,14 +436,14 @@ def _run(args: argparse.Namespace) -> None:
 
     for direction, direction_systems in systems.items():
         if len(systems) > 1:
-            print(f"{direction}:\n")
+            show(f"{direction}:\n")
 
         named = rename_systems(direction_systems, names)
 
         reports[direction] = _evaluate(args, named, metrics, options)
 
         if len(systems) > 1:
-            print()
+            show()
 
     if args.json is not None:
         if len(reports) == 1:
@@ -450,7 +453,7 @@ def _run(args: argparse.Namespace) -> None:
 
         write_json(args.json, report)
 
-        print(f"wrote {args.json}")
+        show(f"wrote {args.json}")
 
 
 def _read_files_of_run(args: argparse.Namespace) -> list[System]:
@@ -533,18 +536,18 @@ def _evaluate(
         systems, num_bootstrap=args.num_bootstrap, metrics=metrics, options=options
     )
 
-    print(format_table(evaluation.scores, evaluation.comparisons))
+    show(format_table(evaluation.scores, evaluation.comparisons))
 
     print_notes(evaluation)
 
     if evaluation.comparisons:
-        print(
+        show(
             f"p: two-sided, by approximate randomization ({NUM_TRIALS:,} trials), "
             f"against {systems[0].name}"
         )
 
     if args.latex:
-        print(f"\n{format_latex(evaluation.scores, evaluation.comparisons)}\n")
+        show(f"\n{format_latex(evaluation.scores, evaluation.comparisons)}\n")
 
     if args.hypotheses is None:
         for system in systems:
@@ -555,7 +558,7 @@ def _evaluate(
 
             write_json(file, make_report([system], evaluation, args.num_bootstrap))
 
-            print(f"wrote {file}")
+            show(f"wrote {file}")
 
     return make_report(systems, evaluation, args.num_bootstrap)
 
@@ -818,7 +821,7 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
     for idx, (hypothesis, line) in enumerate(zip(hypotheses, records)):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
 
             source, output = record["source"], record["output"].strip()
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -844,7 +847,7 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
         num_cut += bool(record.get("truncated"))
 
     if num_cut > 0:
-        print(
+        show(
             f"{num_cut:,} of the {len(outputs):,} sources of {details_file} were cut, since the model reads no longer ones",
             file=sys.stderr,
         )
@@ -930,7 +933,7 @@ def _details_file(file: Path) -> Path:
 
 def _read_translated_sources(details_file: Path) -> list[str] | None:
     try:
-        return [json.loads(line)["source"] for line in read_lines(details_file)]
+        return [parse_json(line)["source"] for line in read_lines(details_file)]
     # Whatever is wrong with the file, it is to be written again.
     except (WarmupError, ValueError, LookupError, TypeError):
         return None
@@ -941,20 +944,20 @@ def print_notes(evaluation: Evaluation) -> None:
     Prints what a table has no room for: signatures, reasons, invalid answers, and that
     there are few sentences.
     """
-    print()
+    show()
 
     first = next(iter(evaluation.scores.values()))
 
     warning = warn_of_few_sentences(first[0].num_sentences)
 
     if warning is not None and evaluation.is_resampled:
-        print(warning)
+        show(warning)
 
     for score in next(iter(evaluation.scores.values())):
         if score.reason is not None:
-            print(f"{score.name}: not computed. {score.reason}")
+            show(f"{score.name}: not computed. {score.reason}")
         else:
-            print(f"{score.name}: {score.signature}, {score.num_sentences} sentences")
+            show(f"{score.name}: {score.signature}, {score.num_sentences} sentences")
 
     for system, row in evaluation.scores.items():
         for score in row:
@@ -966,7 +969,7 @@ def print_notes(evaluation: Evaluation) -> None:
                     for text in examples
                 ]
 
-                print(
+                show(
                     f"invalid answers of {system}: {score.details['num_invalid']} of "
                     f"{score.num_sentences}, such as {', '.join(shown)}"
                 )

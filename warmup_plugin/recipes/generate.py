@@ -47,6 +47,7 @@ from warmup_plugin.data.lines import (
     Line,
     LineError,
     count_lines,
+    is_terminal,
     iter_files,
     iter_pairs,
     iter_stream,
@@ -92,6 +93,7 @@ from warmup_plugin.recipes.lines import (
     StreamSink,
 )
 from warmup_plugin.run_dir import RunDir, dump_yaml
+from warmup_plugin.terminal import get_arguments, guard, show_error
 from warmup_plugin.tokenizers.codec import TextCodec
 from warmup_plugin.warmup_lens import get_max_warmup_len, has_empty_warmup
 
@@ -360,7 +362,7 @@ class TranslationGenerateRecipe(Recipe):
                 if len(lines) > 1:
                     return [t for line in lines for t in translate([line], on_batch)]
 
-                print(f"error: {ex}", file=sys.stderr, flush=True)
+                show_error(ex)
 
                 self.num_skipped += 1
 
@@ -520,7 +522,7 @@ def load_run_config(
     """
     step_nr = run_dir.find_checkpoint(checkpoint)
 
-    config = cast("dict[str, Any]", run_dir.load_config())
+    config = cast("dict[str, Any]", run_dir.load_config(complete=True))
 
     config = narrow_to_direction(
         config,
@@ -741,12 +743,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = create_generate_parser().parse_args(argv)
 
-    try:
-        return _run(args)
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
-
-        return 2
+    return guard(lambda: _run(args), get_arguments(argv))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -787,7 +784,7 @@ def _run(args: argparse.Namespace) -> int:
         # A file may have the name of a split.
         stem = split if args.input is None else f"input-{args.input.name}"
 
-        direction = choose_direction(run_dir.load_config(), args.direction)
+        direction = choose_direction(run_dir.load_config(complete=True), args.direction)
 
         name = name_output(stem, direction, args.checkpoint)
 
@@ -887,7 +884,7 @@ def run_translate(args: argparse.Namespace) -> int:
     if output is not None:
         output = check_output(output, args.files)
 
-    interactive = args.interactive or (not args.files and sys.stdin.isatty())
+    interactive = args.interactive or (not args.files and is_terminal())
 
     labels = find_labels(run_config, args)
 
@@ -913,7 +910,7 @@ def run_translate(args: argparse.Namespace) -> int:
     if not args.jsonl and not labels:
         config["num_text_outputs"] = cast("int", options.get("num_best", 1))
 
-    if interactive and not args.files and sys.stdin.isatty():
+    if interactive and not args.files and is_terminal():
         print("loading the model; then type a line to translate", file=sys.stderr)
 
         config["shows_prompt"] = True

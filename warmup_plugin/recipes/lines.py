@@ -46,7 +46,9 @@ from typing_extensions import override
 from warmup_plugin.criteria.validation import gather_objects
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.run_dir import write_text_atomically
+from warmup_plugin.files import open_to_append, write_text_atomically
+from warmup_plugin.parsing import parse_json
+from warmup_plugin.terminal import escape_controls
 
 
 @final
@@ -102,8 +104,14 @@ class StreamSink(LineSink):
     def write(self, records: Sequence[Record], checksum: int) -> None:
         lines = [r.json if self._as_json else r.text for r in records]
 
+        text = "".join(f"{line}\n" for line in lines)
+
+        # What goes elsewhere is exact.
+        if self._stream.isatty():
+            text = escape_controls(text)
+
         try:
-            self._stream.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
+            self._stream.write(text.encode("utf-8"))
 
             self._stream.flush()
         except OSError as ex:
@@ -169,7 +177,7 @@ class FileSink(LineSink):
                 file.parent.mkdir(parents=True, exist_ok=True)
 
                 # Appending leaves alone what another job may be writing.
-                stream: BinaryIO = self._partial(file).open("ab")
+                stream = open_to_append(self._partial(file))
 
                 self._streams.append(stream)
 
@@ -214,7 +222,7 @@ class FileSink(LineSink):
 
     def _load_state(self) -> dict[str, Any]:
         try:
-            state = json.loads(self._state_file.read_text(encoding="utf-8"))
+            state = parse_json(self._state_file.read_text(encoding="utf-8"))
 
             sizes = [self._partial(f).stat().st_size for f in self._files]
 

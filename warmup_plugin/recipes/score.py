@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.pair_scorer import PairScorer
 from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.recipes.common import refuse_float16
 from warmup_plugin.recipes.generate import (
     LinesConfig,
@@ -190,7 +190,7 @@ def summarize_scores(file: Path) -> str:
 
     with file.open(encoding="utf-8") as fp:
         for line in fp:
-            record = json.loads(line)
+            record = parse_json(line)
 
             if record["log_prob"] is None:
                 continue

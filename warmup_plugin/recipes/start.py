@@ -17,10 +17,12 @@ from typing import Any, Final, cast
 from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.recipe.base import Recipe
 from fairseq2.runtime.dependency import get_dependency_resolver
-from fairseq2.utils.structured import StandardValueConverter
+from fairseq2.utils.config import StandardConfigMerger
+from fairseq2.utils.structured import StandardValueConverter, StructureError
 
 from warmup_plugin.components import create_component
-from warmup_plugin.console import make_private_log
+from warmup_plugin.config_values import create_value_converter
+from warmup_plugin.console import describe_causes, make_private_log
 from warmup_plugin.data.directions import (
     get_pairs_config,
     list_directions,
@@ -28,23 +30,18 @@ from warmup_plugin.data.directions import (
 )
 from warmup_plugin.data.text_pairs import check_split
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
-from warmup_plugin.recipes.checks import OPEN_ENDED_SCHEDULERS
+from warmup_plugin.recipes.checks import OPEN_ENDED_SCHEDULERS, check_model
 from warmup_plugin.recipes.common import (
     create_direction_codecs,
     dump_config,
     find_family_name,
     get_rank,
 )
-from warmup_plugin.run_dir import (
-    RunDir,
-    dump_yaml,
-    is_same_tokenizer,
-    load_yaml,
-    write_text_atomically,
-)
+from warmup_plugin.run_dir import RunDir, dump_yaml, is_same_tokenizer, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings, TextTask
 from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,
@@ -337,7 +334,7 @@ def _write_growth(run_dir: RunDir, config: dict[str, object]) -> None:
 def _resume_config(
     run_dir: RunDir, command_config: dict[str, object]
 ) -> dict[str, object]:
-    config = run_dir.load_config()
+    config = run_dir.load_config(complete=True)
 
     # The directory may have been moved since, and so may the data.
     if run_dir.tokenizer_path is not None:
@@ -420,6 +417,9 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
 
         complete_model["config_overrides"] = {**fitting, **overrides}
 
+    if complete_model["name"] is None:
+        _check_model(complete_model)
+
     complete_dataset = _complete_dataset(config)
 
     task_sections = _apply_task(
@@ -492,6 +492,39 @@ def _fit_model(
     known = {field.name for field in fields(config_kls)}
 
     return {name: value for name, value in fitting.items() if name in known}
+
+
+def _check_model(section: dict[str, Any]) -> None:
+    """
+    :raises WarmupError: If the settings of the model do not fit each other.
+    """
+    family = find_family(section["family"])
+
+    config: object
+
+    if section["arch"] is None:
+        config = cast(Any, family.config_kls)()
+    else:
+        config = family.maybe_get_arch_config(section["arch"])
+
+    # fairseq2 says which there are.
+    if config is None:
+        return
+
+    converter = create_value_converter()
+
+    try:
+        merged = StandardConfigMerger().merge(
+            converter.unstructure(config), section["config_overrides"]
+        )
+
+        converter.structure(merged, type(config))
+    except (StructureError, TypeError, ValueError) as ex:
+        raise WarmupError(
+            f"`model.config_overrides` cannot be read: {describe_causes(ex)}"
+        ) from None
+
+    check_model(merged)
 
 
 def _apply_task(
@@ -692,7 +725,7 @@ def _complete_tokenizer(
     inherited: dict[str, Any] = {}
 
     if init_from is not None:
-        init_config = RunDir(Path(str(init_from))).load_config()
+        init_config = RunDir(Path(str(init_from))).load_config(complete=True)
 
         inherited = _get_section(init_config, "tokenizer")
 
@@ -755,7 +788,7 @@ def _knows_separator(config: dict[str, object], tokenizer: dict[str, Any]) -> bo
 
         return model["name"] is None and model["path"] is None
 
-    init_config = RunDir(Path(str(init_from))).load_config()
+    init_config = RunDir(Path(str(init_from))).load_config(complete=True)
 
     if _get_section(init_config, "criterion")["name"] == "sft":
         return False
@@ -798,7 +831,9 @@ def _find_tokenizer(config: dict[str, object]) -> Path | None:
 
         path = init_dir.tokenizer_path
 
-        init_name = _get_section(init_dir.load_config(), "tokenizer")["name"]
+        init_name = _get_section(init_dir.load_config(complete=True), "tokenizer")[
+            "name"
+        ]
 
         if path is None and init_name is None:
             raise WarmupError(

@@ -9,7 +9,6 @@ Trains a model: ``python -m recipes.train OUT --config-file F.yaml``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -115,6 +114,7 @@ from warmup_plugin.recipes.train_arguments import read_train_arguments
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.sampling import WarmupSampler
 from warmup_plugin.tasks.config import TaskSection
+from warmup_plugin.terminal import get_arguments, guard
 from warmup_plugin.tokenizers.codec import TextCodec
 
 
@@ -724,8 +724,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: The exit status: 0, 2 for bad input, 128 + n if signal n stopped it.
     """
-    args = read_train_arguments(sys.argv[1:] if argv is None else argv)
+    args = read_train_arguments(get_arguments(argv))
 
+    return guard(lambda: _run(args), args)
+
+
+def _run(args: Sequence[str]) -> int:
     stop_signal = StopSignal()
 
     recipe = TranslationTrainRecipe(stop_signal)
@@ -741,10 +745,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = run_fairseq2(recipe, args)
     except NothingToRun as ex:
         return ex.status
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
-
-        return 2
 
     if status == 0 and get_rank() == 0:
         # The score of the last checkpoint came after it was saved.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Final, cast, final
 import numpy as np
 
 from warmup_plugin.data.text_pairs import iter_lines
+from warmup_plugin.parsing import parse_json
 
 MAX_NUM_POINTS: Final = 1000
 """The most points of a curve; of more, neighbours are averaged."""
@@ -223,7 +223,7 @@ def _read_records(file: Path) -> _Records:
 
     for line in iter_lines(file):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
 

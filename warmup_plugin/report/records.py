@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Final, cast, final
 
 from warmup_plugin.data.text_pairs import iter_lines
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 
 @final
@@ -228,7 +228,7 @@ def _read_rows(file: Path, command: str) -> list[_Row]:
         where = f"{file}:{line_nr}"
 
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
         except ValueError:
             fields = None
 

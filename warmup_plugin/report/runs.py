@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, cast, final
 from warmup_plugin.console import quiet_log
 from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.recipes import evaluate
 from warmup_plugin.recipes.evaluate import System
 from warmup_plugin.report.curves import Curves, read_curves
@@ -313,7 +313,7 @@ def _read_model(run_dir: RunDir) -> Mapping[str, object] | None:
 
 def _read_starts(run_dir: RunDir) -> list[Mapping[str, object]]:
     try:
-        starts = json.loads(run_dir.versions_file.read_text(encoding="utf-8"))
+        starts = parse_json(run_dir.versions_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
 

@@ -23,6 +23,7 @@ from typing_extensions import override
 from warmup_plugin.data.directions import split_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import DEFAULT_METRICS, METRICS, MetricOptions
+from warmup_plugin.parsing import read_yaml
 from warmup_plugin.recipes.evaluate import add_metric_arguments, read_metric_arguments
 
 # They become the names of folders, and parts of `--only`.
@@ -245,12 +246,12 @@ def load_grid(file: Path) -> Grid:
     :raises WarmupError: It cannot be read, or says something that cannot be.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
     except FileNotFoundError:
         raise WarmupError(
             f"{file} does not exist; give the YAML file of a suite."
         ) from None
-    except (OSError, UnicodeDecodeError, YAMLError) as ex:
+    except (OSError, ValueError) as ex:
         reason = " ".join(str(ex).split())
 
         raise WarmupError(

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import FloatArray, Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.metrics.resampling import DEFAULT_SEED, NUM_TRIALS
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.recipes.evaluate import (
     System,
     evaluate,
@@ -547,7 +547,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
 
@@ -561,7 +561,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _read_starts(path: Path) -> list[Mapping[str, object]]:
     try:
-        starts = json.loads(RunDir(path).versions_file.read_text(encoding="utf-8"))
+        starts = parse_json(RunDir(path).versions_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
 

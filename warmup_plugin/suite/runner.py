@@ -19,7 +19,9 @@ from types import FrameType
 from typing import BinaryIO, Final, final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import open_to_append
 from warmup_plugin.suite.steps import NotReady, Step
+from warmup_plugin.terminal import show
 
 _POLL_SECONDS: Final = 0.1
 
@@ -77,7 +79,7 @@ class Runner:
         *,
         num_jobs: int = 1,
         program: Sequence[str] = (sys.executable, "-m", "warmup_plugin"),
-        say: Callable[[str], None] = lambda line: print(line, flush=True),
+        say: Callable[[str], None] = lambda line: show(line),
     ) -> None:
         """
         :param num_jobs: The most commands that run at the same time.
@@ -178,7 +180,7 @@ class Runner:
         args = [*self._program, *command]
 
         try:
-            log = step.log_file.open("ab")
+            log = open_to_append(step.log_file)
         except OSError as ex:
             raise WarmupError(
                 f"{step.log_file} cannot be written ({ex.strerror}); choose another `out`."

@@ -25,8 +25,10 @@ from typing import Any, Final, final
 from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_text_atomically
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.recipes.evaluate import read_run_texts
-from warmup_plugin.run_dir import RunDir, flatten_config, write_text_atomically
+from warmup_plugin.run_dir import RunDir, flatten_config
 from warmup_plugin.suite.grid import (
     Grid,
     SystemRef,
@@ -231,7 +233,7 @@ class Step:
 
     def _load_record(self) -> dict[str, Any]:
         try:
-            record = json.loads(self.record_file.read_text(encoding="utf-8"))
+            record = parse_json(self.record_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
@@ -769,13 +771,13 @@ def measure_training(path: Path) -> TrainingTime:
 
     for line in read_lines(file):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
 
             float(record["Lapse Time"])
 
             by_step[int(record["Step"])] = record
         # A run that is killed may leave half a line.
-        except (ValueError, LookupError, TypeError):
+        except (ArithmeticError, ValueError, LookupError, TypeError):
             continue
 
     seconds, num_timed, last_step = 0.0, 0, 0

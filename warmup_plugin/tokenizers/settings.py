@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     :raises WarmupError: If it is not JSON.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import write_bytes_atomically
 from warmup_plugin.tokenizers.byte_bpe import train_byte_bpe
 
 SEPARATOR: Final = "<sep>"
@@ -498,15 +499,8 @@ def _translate_error(
 
 
 def _write_atomically(output: Path, content: bytes) -> None:
-    temp = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-
     try:
-        try:
-            temp.write_bytes(content)
-
-            temp.replace(output)
-        finally:
-            temp.unlink(missing_ok=True)
+        write_bytes_atomically(output, content)
     except OSError as ex:
         raise WarmupError(
             f"The output `{output}` cannot be written ({ex.strerror}); free space or name a file in another folder."

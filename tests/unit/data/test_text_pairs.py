@@ -18,6 +18,7 @@ from warmup_plugin.data.preparation.logiqa import read_questions
 from warmup_plugin.data.text_pairs import (
     TextPairs,
     TextPairsConfig,
+    iter_json_objects,
     iter_lines,
     read_lines,
     read_split,
@@ -589,3 +590,34 @@ class TestQuestions:
     def test_unknown_kind_is_named(self, tmp_path: Path) -> None:
         with expect_error("`dataset.example`", "`multiple_choice`", "`triple`"):
             read(tmp_path, example="triple")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_line_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("warmup_plugin.data.text_pairs.MAX_LINE_BYTES", 10)
+
+    file = tmp_path / name
+
+    def write(data: bytes) -> None:
+        file.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+    write(b"a\n123456789\n0123456789")
+
+    assert read_lines(file) == ["a", "123456789", "0123456789"]
+
+    write(b"a\n01234567890")
+
+    with pytest.raises(WarmupError, match="Line 2 of .* is longer than 10 bytes"):
+        read_lines(file)
+
+
+@pytest.mark.parametrize("depth", [3000, 200])
+def test_nested_json_is_refused(tmp_path: Path, depth: int) -> None:
+    file = tmp_path / "a.jsonl"
+
+    file.write_text('{"a": ' + "[" * depth + "]" * depth + "}\n")
+
+    with pytest.raises(WarmupError, match="Line 1 of .* is nested too deeply"):
+        list(iter_json_objects(file))

@@ -272,3 +272,28 @@ class TestErrors:
         # fairseq2 would train with the defaults.
         with pytest.raises(WarmupError, match="`--config-file` is the last word"):
             resolve(["OUT", "--config-file"])
+
+    @pytest.mark.parametrize(
+        "text",
+        ["[" * 3000, "a: &a [*a]\n", 'part: {name: "\\ud800"}\n', "a: 2001-13-45\n"],
+    )
+    def test_file_that_is_no_tree_is_refused(self, folder: Path, text: str) -> None:
+        write(folder, a=text)
+
+        with pytest.raises(WarmupError, match=r"^`a.yaml` cannot be read as YAML \("):
+            merge("a.yaml")
+
+    @pytest.mark.parametrize(
+        "setting",
+        [f"a={'[' * 3000}", "a=&a [*a]", f"{'a.' * 3000}b=1", 'a=["\\ud800"]'],
+    )
+    def test_setting_that_is_no_tree_is_refused(self, setting: str) -> None:
+        args = ["out", "--config", "b=1", setting]
+
+        with pytest.raises(WarmupError, match="^`--config a.* cannot be read"):
+            with resolve_config_files(args, SmallConfig):
+                pass
+
+        # It is no setting.
+        with resolve_config_files(["out", setting], SmallConfig):
+            pass

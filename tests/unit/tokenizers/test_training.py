@@ -353,10 +353,10 @@ class TestTrainTokenizer:
     def test_call_raises_error_when_disk_is_full(
         self, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(path: Path, content: bytes) -> int:
+        def fail(fd: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_bytes", fail)
+        monkeypatch.setattr(os, "fsync", fail)
 
         with pytest.raises(WarmupError, match=r"\(No space left on device\)"):
             train_tokenizer([text], tmp_path / "t.model", vocab_size=40)

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from warmup_plugin.__main__ import guard
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.filters import DUPLICATES, FilterConfig
 from warmup_plugin.data.preparation.language_id import (
@@ -19,6 +17,7 @@ from warmup_plugin.data.preparation.language_id import (
     create_language_identifier,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.terminal import get_arguments, guard, show
 
 
 def create_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -44,7 +43,7 @@ def run_script(
 
     :returns: The exit status: 2 for bad input, 130 when interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = get_arguments(argv)
 
     args = parser.parse_args(arguments)
 
@@ -59,11 +58,11 @@ def run_script(
             ) from None
 
         if key is not None:
-            print(folder.summarize(key))
+            show(folder.summarize(key))
 
         return 0
 
-    return guard(run)
+    return guard(run, arguments)
 
 
 def add_out_arguments(parser: argparse.ArgumentParser) -> None:

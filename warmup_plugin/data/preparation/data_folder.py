@@ -19,6 +19,7 @@ from warmup_plugin.data.preparation.files import (
     write_text,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 CARD_FILE: Final = "DATA.json"
 """What programs read of a data folder."""
@@ -225,7 +226,7 @@ class DataFolder:
             return {}
 
         try:
-            card = json.loads(file.read_text(encoding="utf-8"))
+            card = parse_json(file.read_text(encoding="utf-8"))
 
             if card["format"] != _FORMAT:
                 raise ValueError(f"format {card['format']}")
@@ -234,10 +235,16 @@ class DataFolder:
 
             for entry in entries.values():
                 # All that is read below.
-                entry["finished"], entry["inputs"], entry["files"].items()
+                entry["finished"], entry["inputs"]
+
+                if not all(isinstance(f, dict) for f in entry["files"].values()):
+                    raise TypeError("a file without description")
+
+                if entry["finished"]:
+                    _format_entry(entry)
 
             return dict(entries)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as ex:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as ex:
             raise WarmupError(
                 f"`{file}` is not a data card of this version ({ex}): name another folder, or delete the file to prepare the data anew."
             ) from None

@@ -23,6 +23,9 @@ from warmup_plugin.data.preparation.files import (
     write_text,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import open_to_append
+from warmup_plugin.parsing import parse_json
+from warmup_plugin.terminal import show
 
 _USER_AGENT: Final = f"warmup_plugin/{__version__}"
 
@@ -61,6 +64,12 @@ class Downloader:
         :param wait_seconds: The pause after the first failure; each further one doubles it.
         :param timeout: The longest silence of a server, in seconds.
         """
+        # The error of the library would show it.
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise WarmupError(
+                "The token for the server holds characters that no token has, such as a line feed: set `HF_TOKEN` anew."
+            )
+
         self._token = token
         self._max_failures = max_failures
         self._wait_seconds = wait_seconds
@@ -111,14 +120,14 @@ class Downloader:
         if found == expected:
             return found
 
-        print(f"{path} does not match its checksum and is downloaded again")
+        show(f"{path} does not match its checksum and is downloaded again")
 
         return None
 
     def _download(self, url: str, path: Path, sha256: str | None) -> str:
         part = _Part(hide_secrets(url), path)
 
-        print(f"downloading {hide_secrets(url)}", flush=True)
+        show(f"downloading {hide_secrets(url)}")
 
         failures = 0
 
@@ -153,7 +162,7 @@ class Downloader:
 
         part.publish()
 
-        print(f"wrote {path} ({path.stat().st_size:,} bytes)", flush=True)
+        show(f"wrote {path} ({path.stat().st_size:,} bytes)")
 
         return found
 
@@ -169,19 +178,21 @@ class Downloader:
 
             offset = 0
 
-        request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})
-
-        if self._token is not None:
-            # Unredirected: the servers that a hub refers to are told no secrets.
-            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
-
-        if offset > 0:
-            request.add_header("Range", f"bytes={offset}-")
-
-            if validator is not None:
-                request.add_header("If-Range", validator)
-
         try:
+            request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})
+
+            if self._token is not None:
+                # Unredirected: the servers that a hub refers to are told no secrets.
+                request.add_unredirected_header(
+                    "Authorization", f"Bearer {self._token}"
+                )
+
+            if offset > 0:
+                request.add_header("Range", f"bytes={offset}-")
+
+                if validator is not None:
+                    request.add_header("If-Range", validator)
+
             # Not `urlopen`, which keeps the proxies of its first call.
             opener = urllib.request.build_opener()
 
@@ -209,6 +220,11 @@ class Downloader:
             ssl.SSLError,
         ) as ex:
             return str(ex) or type(ex).__name__
+        except ValueError as ex:
+            # Of the URL, or of one that a server refers to.
+            raise WarmupError(
+                f"`{hide_secrets(url)}` could not be downloaded, since it is no valid URL or refers to none ({ex}): correct it, give a mirror with `--url`, or the file itself with `--from`."
+            ) from None
 
     def _receive(
         self, response: http.client.HTTPResponse, part: _Part, offset: int
@@ -226,9 +242,7 @@ class Downloader:
             # All of it, from the start.
             offset = 0
 
-            length = response.headers.get("Content-Length")
-
-            total = int(length) if length is not None else None
+            total = _parse_size(response.headers.get("Content-Length"))
 
             part.start(response)
 
@@ -243,7 +257,7 @@ class Downloader:
 
                     of_total = "" if total is None else f" of {total:,}"
 
-                    print(f"  {fp.tell():,}{of_total} bytes", flush=True)
+                    show(f"  {fp.tell():,}{of_total} bytes")
 
         if total is not None and part.size() != total:
             if part.size() > total:
@@ -277,7 +291,7 @@ class _Part:
     def validator(self) -> str | None:
         """Returns what the server would have to confirm for the rest to fit."""
         try:
-            info = json.loads(self._info_file.read_text(encoding="utf-8"))
+            info = parse_json(self._info_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
@@ -305,7 +319,7 @@ class _Part:
         )
 
     def open(self, offset: int) -> BinaryIO:
-        fp = self.path.open("ab")
+        fp = open_to_append(self.path)
 
         fp.truncate(offset)
 
@@ -352,10 +366,21 @@ def _parse_content_range(value: str | None) -> tuple[int | None, int | None]:
 
     start = span.partition("-")[0]
 
-    if unit != "bytes" or not start.isdecimal():
+    if unit != "bytes":
         return None, None
 
-    return int(start), int(total) if total.isdecimal() else None
+    return _parse_size(start), _parse_size(total)
+
+
+def _parse_size(value: str | None) -> int | None:
+    """Parses a number of bytes; ``None`` if a server says nothing that is one."""
+    value = (value or "").strip()
+
+    # More digits are of no file.
+    if not value.isascii() or not value.isdecimal() or len(value) > 18:
+        return None
+
+    return int(value)
 
 
 def hide_secrets(url: str) -> str:
@@ -371,7 +396,7 @@ def hide_secrets(url: str) -> str:
 
 
 def _explain_status(url: str, error: urllib.error.HTTPError) -> str:
-    text = f"`{hide_secrets(url)}` could not be downloaded (HTTP {error.code} {error.reason})"
+    text = f"`{hide_secrets(url)}` could not be downloaded (HTTP {error.code} {' '.join(str(error.reason).split())})"
 
     if error.code in (401, 403):
         return f"{text}: accept the conditions of the data set on its page, then set the environment variable `HF_TOKEN` to a token of yours."

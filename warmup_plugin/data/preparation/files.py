@@ -3,18 +3,19 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import replaced_files
 
 PART_SUFFIX: Final = ".part"
-"""What the name of a file ends in until all of it is written."""
+"""What the name of a download ends in until all of it is there."""
 
 
 def hash_file(path: Path) -> str:
@@ -34,36 +35,15 @@ def hash_bytes(data: bytes) -> str:
 
 
 @contextmanager
-def write_texts(paths: Sequence[Path]) -> Iterator[list[TextIO]]:
+def write_texts(paths: Sequence[Path]) -> Iterator[list[codecs.StreamWriter]]:
     """
     Opens text files that appear under their names only when all of them are complete.
 
     What interrupts the block leaves the files that were there before as they were.
     """
-    parts = [path.with_name(path.name + PART_SUFFIX) for path in paths]
-
-    try:
-        with ExitStack() as stack:
-            files: list[TextIO] = [
-                # Only a line feed ends a line, on every system.
-                stack.enter_context(part.open("w", encoding="utf-8", newline="\n"))
-                for part in parts
-            ]
-
-            yield files
-
-            for file in files:
-                file.flush()
-
-                os.fsync(file.fileno())
-    except BaseException:
-        for part in parts:
-            part.unlink(missing_ok=True)
-
-        raise
-
-    for part, path in zip(parts, paths):
-        os.replace(part, path)
+    with replaced_files(paths) as streams:
+        # Line feeds stay line feeds, on every system.
+        yield [codecs.getwriter("utf-8")(stream) for stream in streams]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,6 +15,7 @@ from warmup_plugin.data.preparation.files import hash_bytes, write_texts
 from warmup_plugin.data.preparation.members import read_members
 from warmup_plugin.data.text_pairs import decode_lines
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 SPLITS: Final = ("dev", "devtest")
 
@@ -335,10 +335,10 @@ def _parse(data: bytes, path: Path) -> list[tuple[int, str]]:
             continue
 
         try:
-            row = json.loads(line)
+            row = parse_json(line)
 
             rows.append((int(row["id"]), str(row["text"]).replace("\n", " ")))
-        except (ValueError, KeyError, TypeError):
+        except (ArithmeticError, ValueError, KeyError, TypeError):
             raise WarmupError(
                 f"Line {line_nr} of `{path}` is not a JSON object with the fields `id` and `text`, as FLORES+ has them: download the file again."
             ) from None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from warmup_plugin.data.preparation.files import find_file, hash_file
 from warmup_plugin.data.questions import format_question
 from warmup_plugin.data.text_pairs import iter_lines
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 URL: Final = (
     "https://raw.githubusercontent.com/csitfun/LogiQA2.0/main/logiqa/DATA/LOGIQA"
@@ -128,7 +128,7 @@ def read_questions(file: Path) -> Iterator[Example]:
 
 def _parse(line: str, where: str) -> Example:
     try:
-        row: Any = json.loads(line)
+        row: Any = parse_json(line)
     except ValueError as ex:
         raise WarmupError(
             f"{where} is not valid JSON ({ex}): download the file again."

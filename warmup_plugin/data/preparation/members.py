@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import gzip
-import lzma
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO, Final
 
 from warmup_plugin.errors import WarmupError
+
+MAX_FILE_BYTES: Final = 1 << 26
+"""The size of the largest file that is read of an archive, a test set of which is small."""
+
+MAX_ARCHIVE_BYTES: Final = 1 << 32
+"""The size of all files of an archive that are unpacked to find those."""
 
 
 def read_members(
@@ -48,21 +53,27 @@ def read_members(
             )
 
         return dict(members)
-    except (
-        EOFError,
-        gzip.BadGzipFile,
-        lzma.LZMAError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as ex:
-        raise WarmupError(
-            f"`{source}` is damaged ({ex}): delete it and run the same command again."
-        ) from None
+    except (WarmupError, MemoryError):
+        raise
+    except (gzip.BadGzipFile, tarfile.TarError) as ex:
+        raise _make_damage_error(source, ex) from None
     except OSError as ex:
+        # Of a compressed file that is damaged, the error has no number.
+        if ex.errno is None:
+            raise _make_damage_error(source, ex) from None
+
         raise WarmupError(
             f"`{source}` cannot be read ({ex.strerror or ex}): check its permissions."
         ) from None
+    # What a damaged archive makes of its reader is not limited to some errors.
+    except Exception as ex:
+        raise _make_damage_error(source, ex) from None
+
+
+def _make_damage_error(source: Path, ex: Exception) -> WarmupError:
+    return WarmupError(
+        f"`{source}` is damaged ({str(ex) or type(ex).__name__}): delete it and run the same command again."
+    )
 
 
 def _iter_folder(
@@ -72,15 +83,26 @@ def _iter_folder(
         path = PurePosixPath(file.relative_to(source).as_posix())
 
         if select(path) and file.is_file():
-            yield path, file.read_bytes()
+            with file.open("rb") as fp:
+                yield path, _read(fp, path, source)
 
 
 def _iter_tar(
     source: Path, select: Callable[[PurePosixPath], bool]
 ) -> Iterator[tuple[PurePosixPath, bytes]]:
     with tarfile.open(source) as archive:
+        num_bytes = 0
+
         # In its own order: a compressed archive is read once, without going back.
         for member in archive:
+            # What is passed over is unpacked as well.
+            num_bytes += max(0, member.size)
+
+            if num_bytes > MAX_ARCHIVE_BYTES:
+                raise WarmupError(
+                    f"`{source}` holds more than {MAX_ARCHIVE_BYTES:,} bytes, which no release of a test set does: check where it comes from, or unpack it and give its folder."
+                )
+
             path = PurePosixPath(member.name)
 
             if not member.isfile() or not select(path):
@@ -89,7 +111,7 @@ def _iter_tar(
             fp = archive.extractfile(member)
 
             if fp is not None:
-                yield path, fp.read()
+                yield path, _read(fp, path, source)
 
 
 def _iter_zip(
@@ -105,9 +127,24 @@ def _iter_zip(
                 continue
 
             try:
-                yield path, archive.read(info, pwd=pwd)
+                with archive.open(info, pwd=pwd) as fp:
+                    data = _read(fp, path, source)
             except (NotImplementedError, RuntimeError) as ex:
                 # A method of locking that Python lacks, or a wrong password.
                 raise WarmupError(
                     f"`{info.filename}` in `{source}` cannot be unlocked ({ex}): unpack the archive and give its folder."
                 ) from None
+
+            yield path, data
+
+
+def _read(fp: IO[bytes], path: PurePosixPath, source: Path) -> bytes:
+    """Reads a file whatever an archive says of its size."""
+    data = fp.read(MAX_FILE_BYTES + 1)
+
+    if len(data) > MAX_FILE_BYTES:
+        raise WarmupError(
+            f"`{path}` in `{source}` is larger than {MAX_FILE_BYTES:,} bytes, which no file of a test set is: check where it comes from."
+        )
+
+    return data

@@ -18,6 +18,9 @@ from warmup_plugin.data.preparation.download import (
 )
 from warmup_plugin.data.preparation.files import hash_file, make_folder, write_text
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.files import open_new
+from warmup_plugin.parsing import parse_json
+from warmup_plugin.terminal import show
 
 _WORKER: Final = Path(__file__).with_name("mtdata_worker.py")
 
@@ -230,11 +233,12 @@ class Mtdata:
 
         log_file = out / "mtdata.log"
 
-        print(
-            f"mtdata makes lines of {len(sets)} data sets (log: {log_file})", flush=True
-        )
+        show(f"mtdata makes lines of {len(sets)} data sets (log: {log_file})")
 
-        with log_file.open("w", encoding="utf-8") as log:
+        # It may be a link, which would lead elsewhere.
+        log_file.unlink(missing_ok=True)
+
+        with open_new(log_file) as log:
             process = subprocess.run(
                 [str(self._python), *args, "--fail", "--out", str(out)],
                 env=self._env(),
@@ -275,7 +279,7 @@ class Mtdata:
                 f"mtdata failed ({_get_last_line(process.stderr)}): try `{self._python} -m mtdata list` to see why."
             )
 
-        answer = json.loads(process.stdout)
+        answer = parse_json(process.stdout)
 
         assert isinstance(answer, dict)
 
@@ -329,7 +333,7 @@ class _Set:
 
 def _read_record(record_file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(record_file.read_text(encoding="utf-8"))
+        record = parse_json(record_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, cast, final
 
-from warmup_plugin.data.preparation.files import PART_SUFFIX, write_texts
+from warmup_plugin.data.preparation.files import write_texts
 from warmup_plugin.data.text_files import is_json_lines, is_tsv, iter_plain
 from warmup_plugin.data.text_pairs import decode_lines
 from warmup_plugin.errors import WarmupError
@@ -148,9 +148,6 @@ def write_pairs(
     with ExitStack() as stack:
         for file in all_files:
             stack.callback(file.unlink, missing_ok=True)
-            stack.callback(
-                file.with_name(file.name + PART_SUFFIX).unlink, missing_ok=True
-            )
 
         num_pairs = _write_all(pairs, all_files[0], all_files[1])
 

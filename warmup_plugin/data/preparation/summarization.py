@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,6 +19,7 @@ from warmup_plugin.data.preparation.examples import (
 from warmup_plugin.data.preparation.files import find_file, hash_file
 from warmup_plugin.data.text_pairs import iter_lines
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ def _read_file(file: Path, data_set: SummarizationSet) -> Iterator[Example]:
         where = f"Line {line_nr} of `{file}`"
 
         try:
-            row: Any = json.loads(line)
+            row: Any = parse_json(line)
         except ValueError as ex:
             raise WarmupError(
                 f"{where} is not valid JSON ({ex}): download the file again."

@@ -290,7 +290,15 @@ def score(
 
 def find_origin(ex: BaseException) -> BaseException:
     """Returns the first of the errors that led to this one."""
+    seen: set[int] = set()
+
     while (cause := ex.__cause__ or ex.__context__) is not None:
+        # Errors may have led to each other.
+        if id(cause) in seen:
+            break
+
+        seen.add(id(cause))
+
         ex = cause
 
     return ex

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 _CONFIG_FILE: Final = "config.json"
 
@@ -305,8 +305,8 @@ def _read_json(file: Path) -> dict[str, object]:
     _read_head(file)
 
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as ex:
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as ex:
         raise WarmupError(
             f"{file} is not JSON ({_describe(ex)}); download it again."
         ) from None

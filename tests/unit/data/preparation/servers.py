@@ -41,6 +41,9 @@ class FileServer:
     cut_after: list[int] = field(default_factory=list)
     """After how many bytes the connection of each of the next answers breaks."""
 
+    headers: dict[str, str] = field(default_factory=dict)
+    """What is sent instead of the right headers."""
+
     ignores_range: bool = False
 
     requests: list[Request] = field(default_factory=list)
@@ -106,7 +109,11 @@ def serve(**options: object) -> Iterator[FileServer]:
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)
 
-            self.send_header("Content-Length", str(len(data)))
+            length = {"Content-Length": str(len(data))}
+
+            for name, value in {**length, **state.headers}.items():
+                self.send_header(name, value)
+
             self.end_headers()
 
             if status in (200, 206) and state.cut_after:

@@ -194,6 +194,56 @@ class TestDownload:
         with pytest.raises(WarmupError, match=f"`{url}` is not a URL of the web"):
             create_downloader().download(url, tmp_path / "a.bin")
 
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Content-Length": "many"},
+            {"Content-Length": "-5"},
+            {"Content-Length": "9" * 5000},
+            {"Content-Type": "text/plain; charset=\xff\x80"},
+            {"ETag": "\xff", "Last-Modified": "\x80"},
+        ],
+    )
+    def test_broken_header_is_no_obstacle(
+        self, tmp_path: Path, headers: dict[str, str]
+    ) -> None:
+        with serve(files={"/a": b"abc"}, headers=headers) as server:
+            Downloader(wait_seconds=0).download(f"{server.url}/a", tmp_path / "a")
+
+        assert (tmp_path / "a").read_bytes() == b"abc"
+
+    @pytest.mark.parametrize(
+        "target",
+        ["/loop", "http://[::1", "http://x y/\x7f", "http://h:port/", "file:///a"],
+    )
+    def test_bad_redirect_is_a_sentence(self, tmp_path: Path, target: str) -> None:
+        with serve(redirects={"/loop": target}) as server:
+            with pytest.raises(WarmupError, match="could not be downloaded") as info:
+                Downloader(wait_seconds=0, max_failures=1).download(
+                    f"{server.url}/loop", tmp_path / "a"
+                )
+
+        assert "\n" not in str(info.value)
+
+    @pytest.mark.parametrize("url", ["http://[::1", "http://h:port/", "http://h/\n"])
+    def test_bad_url_is_a_sentence(self, tmp_path: Path, url: str) -> None:
+        with pytest.raises(WarmupError, match="could not be downloaded"):
+            Downloader(wait_seconds=0, max_failures=1).download(url, tmp_path / "a")
+
+    def test_bad_token_is_not_shown(self) -> None:
+        with pytest.raises(WarmupError, match="set `HF_TOKEN` anew") as info:
+            Downloader(token="hf_abc\n")
+
+        assert "hf_abc" not in str(info.value)
+
+    def test_link_in_place_of_part_is_not_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "a.part").symlink_to(tmp_path / "other")
+
+        with serve(files={"/a": b"abc"}) as server:
+            Downloader().download(f"{server.url}/a", tmp_path / "a")
+
+        assert not (tmp_path / "other").exists()
+
     def test_call_refuses_other_checksum(self, tmp_path: Path) -> None:
         with serve(files={"/a.bin": DATA}) as server:
             with pytest.raises(WarmupError, match=f"{SHA256} instead of {'0' * 64}"):

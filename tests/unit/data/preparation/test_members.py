@@ -92,3 +92,70 @@ class TestReadMembers:
 
         with pytest.raises(WarmupError, match="does not exist"):
             read_members(tmp_path / "b", is_text)
+
+
+class TestLimits:
+    @pytest.mark.parametrize("name", ["a.tar.gz", "a.zip", "folder"])
+    def test_large_file_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(
+            "warmup_plugin.data.preparation.members.MAX_FILE_BYTES", 1000
+        )
+
+        files = {"root/a.txt": "A" * 1000}
+
+        def write(source: Path) -> None:
+            if name == "folder":
+                (source / "root").mkdir(parents=True, exist_ok=True)
+                (source / "root/a.txt").write_text(files["root/a.txt"])
+            else:
+                source.write_bytes(
+                    make_zip(files) if name == "a.zip" else make_tar(files)
+                )
+
+        source = tmp_path / name
+
+        write(source)
+
+        assert len(read_members(source, is_text)) == 1
+
+        files = {"root/a.txt": "A" * 1001}
+
+        write(source)
+
+        with pytest.raises(WarmupError, match="larger than 1,000 bytes"):
+            read_members(source, is_text)
+
+    def test_size_that_a_zip_states_is_not_believed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            "warmup_plugin.data.preparation.members.MAX_FILE_BYTES", 1000
+        )
+
+        data = bytearray(make_zip({"a.txt": "A" * 100_000}))
+
+        # The size, in the header of the file and in the directory.
+        stated = (100_000).to_bytes(4, "little")
+
+        source = tmp_path / "a.zip"
+
+        source.write_bytes(bytes(data).replace(stated, (10).to_bytes(4, "little")))
+
+        with pytest.raises(WarmupError):
+            read_members(source, is_text)
+
+    def test_large_archive_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            "warmup_plugin.data.preparation.members.MAX_ARCHIVE_BYTES", 1000
+        )
+
+        source = tmp_path / "a.tar.gz"
+
+        source.write_bytes(make_tar({"a.bin": "A" * 600, "b.bin": "B" * 600}))
+
+        with pytest.raises(WarmupError, match="more than 1,000 bytes"):
+            read_members(source, is_text)

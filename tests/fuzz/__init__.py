@@ -1,0 +1,2 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT

@@ -1,0 +1,154 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""JSON and YAML that others wrote, with limits that no honest file reaches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ruamel.yaml import YAML
+
+MAX_YAML_BYTES: Final = 1 << 24
+"""The size of the largest YAML file that is read."""
+
+_MAX_DEPTH: Final = 100
+
+_MAX_NODES: Final = 200_000
+
+# As JSON spells it.
+_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str) -> Any:
+    """
+    Parses JSON.
+
+    :raises ValueError: If it is none, is nested too deeply or holds half a surrogate pair.
+    """
+    value = parse_json_leniently(text)
+
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("it has half a surrogate pair") from None
+
+    return value
+
+
+def parse_json_leniently(text: str) -> Any:
+    """
+    Parses JSON, whose strings may hold halves of surrogate pairs.
+
+    :raises ValueError: If it is none or is nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+    # Of nearly all lines the number of brackets tells.
+    if text.count("[") + text.count("{") > _MAX_DEPTH:
+        check_depth(value)
+
+    return value
+
+
+def parse_yaml(text: str) -> object:
+    """
+    Parses a YAML document.
+
+    :raises ValueError: If it is none, is too large, or is nested too deeply or in itself;
+        with the reason in one line.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
+
+    try:
+        value: object = YAML(typ="safe", pure=True).load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    # What broken text makes of the reader is not limited to errors of YAML.
+    except Exception as ex:
+        raise ValueError(" ".join(str(ex).split()) or type(ex).__name__) from None
+
+    check_tree(value)
+
+    return value
+
+
+def read_yaml(file: Path) -> object:
+    """
+    Reads a YAML file of one document.
+
+    :raises ValueError: As of :func:`parse_yaml`, and if it is not UTF-8.
+    :raises OSError: If it cannot be read.
+    """
+    with file.open("rb") as fp:
+        data = fp.read(MAX_YAML_BYTES + 1)
+
+    return parse_yaml(data.decode("utf-8"))
+
+
+def check_depth(value: object) -> None:
+    """
+    :raises ValueError: If a value is nested too deeply.
+    """
+    level = [value]
+
+    for _ in range(_MAX_DEPTH + 1):
+        next_level: list[object] = []
+
+        for item in level:
+            if isinstance(item, Mapping):
+                next_level += item.values()
+            elif isinstance(item, (list, tuple)):
+                next_level += item
+
+        if not next_level:
+            return
+
+        level = next_level
+
+    raise ValueError("it is nested too deeply")
+
+
+def check_tree(value: object) -> None:
+    """
+    :raises ValueError: If a value from YAML, in which anchors name what is elsewhere, is
+        not a tree of some size, or holds what UTF-8 cannot spell.
+    """
+    num_nodes = 0
+
+    pending = [(value, 0)]
+
+    while pending:
+        item, depth = pending.pop()
+
+        num_nodes += 1
+
+        if depth > _MAX_DEPTH:
+            raise ValueError("it is nested too deeply, or in itself")
+
+        if num_nodes > _MAX_NODES:
+            raise ValueError("it holds too many values")
+
+        if isinstance(item, str):
+            try:
+                item.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError("it has half a surrogate pair") from None
+        elif isinstance(item, Mapping):
+            pending += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, (list, tuple, set)):
+            pending += [(part, depth + 1) for part in item]
+
+
+def shorten_text(text: str, max_len: int = 40) -> str:
+    """Cuts a text that a message is to show."""
+    return text if len(text) <= max_len else f"{text[:max_len]}…"
