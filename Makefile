@@ -71,7 +71,7 @@ test: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
-# So many examples a test; `make test` tries a hundred, the same each time.
+# So many examples a test; `make test` tries sixty, the same each time.
 FUZZ_EXAMPLES ?= 5000
 
 fuzz: install
