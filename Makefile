@@ -77,7 +77,8 @@ kill-test: install
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	KILL_ROUNDS=$${KILL_ROUNDS:-5} KILL_SEED=$${KILL_SEED:-1} \
 	$(VENV)/bin/python -m pytest --numprocesses 0 tests/integration/test_kill.py
-# So many examples a test; `make test` tries a hundred, the same each time.
+
+# So many examples a test; `make test` tries sixty, the same each time.
 FUZZ_EXAMPLES ?= 5000
 
 fuzz: install

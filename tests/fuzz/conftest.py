@@ -24,7 +24,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=100,
+    max_examples=60,
     # Whoever looks for the smallest input has `make fuzz`.
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=_SLOW,

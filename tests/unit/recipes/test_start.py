@@ -1205,7 +1205,7 @@ class TestDirections:
         "options,message",
         [
             ({"dataset.directions": "{en: {}}"}, "names `en`, which is no direction"),
-            ({"dataset.directions": "{}"}, "`directions` must not be empty"),
+            ({"dataset.directions": "{}"}, "`dataset.directions` must not be empty"),
             (
                 {"dataset.sampling_temperature": 0.5},
                 "must be a number greater than or equal to 1",
