@@ -57,7 +57,7 @@ from warmup_plugin.criteria.validation import (
     ValidDirection,
     gather_objects,
 )
-from warmup_plugin.data.corpus import Corpus, join_corpora, tokenize_pairs
+from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, tokenize_pairs
 from warmup_plugin.data.directions import (
     get_pairs_config,
     narrow_to_direction,
@@ -531,6 +531,16 @@ class TranslationTrainRecipe(Recipe):
                 return corpus
 
             log.info("{}, {}", name, corpus.report.describe())
+
+        if is_training:
+            for name, direction in section.directions.items():
+                if direction.behind:
+                    corpora[name] = put_behind(
+                        corpora[name],
+                        [corpora[other] for other in direction.behind],
+                        max_source_len=section.max_source_len,
+                        seed=config.common.seed,
+                    )
 
         return join_corpora(corpora)
 
