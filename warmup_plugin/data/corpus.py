@@ -6,7 +6,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -379,6 +379,44 @@ def tokenize_pairs(
         targets=targets.build(),
         report=report,
     )
+
+
+def put_behind(
+    corpus: Corpus, others: Sequence[Corpus], *, max_source_len: int, seed: int
+) -> Corpus:
+    """
+    Puts every second source behind a source of another direction, drawn at random.
+
+    A model that was trained so reads the last of several texts, as it has to where an
+    output follows a warmup that follows a source.
+
+    :param others: The other directions, whose sources are prompts.
+    :param max_source_len: The limit of a source in tokens; one that would be longer stays
+        alone.
+    """
+    rng = np.random.default_rng(seed)
+
+    builder = TokenSeqsBuilder()
+
+    for row in range(len(corpus)):
+        source = corpus.sources[row].tolist()
+
+        if row % 2 == 1:
+            other = others[int(rng.integers(len(others)))]
+
+            other_row = int(rng.integers(len(other)))
+
+            # The last token of a prompt begins the decoder sequence.
+            prompt_end = other.targets[other_row][:1].tolist()
+
+            joined = [*other.sources[other_row].tolist(), *prompt_end, *source]
+
+            if len(joined) <= max_source_len:
+                source = joined
+
+        builder.append(source)
+
+    return replace(corpus, sources=builder.build())
 
 
 def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:

@@ -39,6 +39,9 @@ class DirectionSection:
     plain: bool = False
     """If ``True``, ``criterion.name=warmup`` trains this direction without warmups, as `sft` does, beside the others; and so it is decoded."""
 
+    behind: list[str] | None = None
+    """The names of other directions, for decoder-only models: in training every second source stands behind one of their prompts, drawn at random. The model learns to read the last of several texts, as it has to where an output follows a warmup."""
+
     max_train_pairs: int | None = None
     """Of the training split, only so many pairs, the first ones; ``None`` for ``dataset.max_train_pairs``."""
 

@@ -117,6 +117,12 @@ class TextPairsSection(TextPairsConfig, Validatable):
                     f"`directions.{name}.max_train_pairs` must be greater than or equal to 1."
                 )
 
+            for other in direction.behind or ():
+                if other not in self.directions or other == name:
+                    result.add_error(
+                        f"`directions.{name}.behind` names `{other}`, which is no other direction of the run; name some of {', '.join(f'`{d}`' for d in self.directions if d != name)}."
+                    )
+
         return result
 
 
@@ -188,6 +194,12 @@ def create_direction_codecs(
     directions = config["dataset"]["directions"]
 
     if directions:
+        for name in codecs:
+            if directions[name].get("behind") and not reads_prompts:
+                raise WarmupError(
+                    f"`dataset.directions.{name}.behind` is for decoder-only models, which read a warmup as they read a source; leave it out."
+                )
+
         plain = {name for name in codecs if directions[name].get("plain")}
 
         if config["tokenizer"].get("warmup_lang") is not None:

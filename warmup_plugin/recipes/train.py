@@ -57,7 +57,7 @@ from warmup_plugin.criteria.validation import (
     ValidDirection,
     gather_objects,
 )
-from warmup_plugin.data.corpus import Corpus, join_corpora, tokenize_pairs
+from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, tokenize_pairs
 from warmup_plugin.data.directions import (
     get_pairs_config,
     narrow_to_direction,
@@ -576,7 +576,20 @@ class TranslationTrainRecipe(Recipe):
                     if warning is not None:
                         log.warning("{}", warning)
 
-        return join_corpora(corpora) if section.directions else corpus
+        if not section.directions:
+            return corpus
+
+        if is_training:
+            for name, direction in section.directions.items():
+                if direction.behind:
+                    corpora[name] = put_behind(
+                        corpora[name],
+                        [corpora[other] for other in direction.behind],
+                        max_source_len=section.max_source_len,
+                        seed=config.common.seed,
+                    )
+
+        return join_corpora(corpora)
 
     @staticmethod
     def _check_same_data(gang: Gang, corpora: Sequence[Corpus]) -> None:

@@ -15,9 +15,11 @@ from tests.unit.data.words import (
     make_pairs,
 )
 from warmup_plugin.data.corpus import (
+    Corpus,
     CorpusReport,
     TokenSeqs,
     encode_sources,
+    put_behind,
     tokenize_pairs,
 )
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
@@ -171,6 +173,49 @@ class TestTokenizePairs:
             WarmupError, match=r"each of its 2 has an empty side: check"
         ):
             tokenize_pairs(pairs, WordCodec(), max_source_len=9, max_target_len=9)
+
+
+class TestPutBehind:
+    def test_call_puts_every_second_source_behind_another(self, tmp_path: Path) -> None:
+        def tokenize(name: str, rows: list[tuple[str, str]]) -> Corpus:
+            folder = tmp_path / name
+
+            folder.mkdir()
+
+            return tokenize_pairs(
+                make_pairs(folder, rows),
+                WordCodec(),
+                max_source_len=9,
+                max_target_len=9,
+            )
+
+        rows = [("a", "bb"), ("a a", "bb"), ("a", "bb"), ("a a a a", "bb")]
+
+        corpus = tokenize("one", rows)
+
+        other = tokenize("other", [("ccc", "d"), ("dddd", "d")])
+
+        behind = put_behind(corpus, [other], max_source_len=6, seed=1)
+
+        a, c, d, eos, begin = 11, 13, 14, 3, 2
+
+        assert behind.sources[0].tolist() == [a, eos]
+        # The other source and what begins its target.
+        assert behind.sources[1].tolist() in (
+            [c, eos, begin, a, a, eos],
+            [d, eos, begin, a, a, eos],
+        )
+        assert behind.sources[2].tolist() == [a, eos]
+        # It would be too long.
+        assert behind.sources[3].tolist() == [a, a, a, a, eos]
+
+        for row in range(4):
+            assert behind.targets[row].tolist() == corpus.targets[row].tolist()
+
+        # A run that resumes reads the same.
+        again = put_behind(corpus, [other], max_source_len=6, seed=1)
+
+        assert again.digest() == behind.digest() != corpus.digest()
 
 
 class TestEncodeSources:

@@ -198,3 +198,38 @@ class TestDecoderFromScratch:
         exec(card.split("```python\n")[1].split("```")[0], {})
 
         assert capfd.readouterr().out.endswith("\n")
+
+
+def test_direction_is_trained_behind_sources_of_another(
+    tmp_path: Path, options: Options
+) -> None:
+    def count(name: str, behind: str) -> dict[str, int]:
+        directions = f"{{src-tgt: {{}}, tgt-src: {{{behind}}}}}"
+
+        further: Options = {
+            "dataset.directions": directions,
+            "dataset.max_num_tokens": 40_000,
+            "criterion.name": "sft",
+            # One batch, which holds all.
+            "regime.num_steps": 1,
+            "regime.validate_every_n_steps": 1,
+            "regime.checkpoint_every_n_steps": 1,
+        }
+
+        assert train.main(to_args(tmp_path / name, {**options, **further})) == 0
+
+        counts = {}
+
+        for split in ("train", "valid/valid"):
+            file = tmp_path / name / "metrics" / f"{split}.jsonl"
+
+            record = json.loads(file.read_text().splitlines()[0])
+
+            counts[split] = record["Number of Source Elements"]
+
+        return counts
+
+    alone, behind = count("alone", ""), count("behind", "behind: [src-tgt]")
+
+    assert behind["train"] > 1.2 * alone["train"]
+    assert behind["valid/valid"] == alone["valid/valid"]

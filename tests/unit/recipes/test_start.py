@@ -1182,6 +1182,16 @@ class TestDirections:
         with pytest.raises(WarmupError, match="`xx` is not a language.*`target_token`"):
             start(tmp_path / "run", options)
 
+    def test_behind_is_for_decoder_only_models(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = self.options(text_folder, tokenizer_file)
+
+        options["dataset.directions"] = "{src-tgt: {}, tgt-src: {behind: [src-tgt]}}"
+
+        with pytest.raises(WarmupError, match="`.*tgt-src.behind` is for decoder-only"):
+            start(tmp_path / "run", options)
+
     def test_task_must_be_the_same_for_all(
         self,
         tmp_path: Path,
@@ -1225,6 +1235,10 @@ class TestDirections:
             (
                 {"dataset.directions": "{src-tgt: {max_train_pairs: 0}}"},
                 "`dataset.directions.src-tgt.max_train_pairs` must be greater than",
+            ),
+            (
+                {"dataset.directions": "{src-tgt: {behind: [tgt-src]}, a-b: {}}"},
+                "`directions.src-tgt.behind` names `tgt-src`, which is no other direction of the run; name some of `a-b`",
             ),
         ],
     )

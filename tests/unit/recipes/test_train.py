@@ -399,8 +399,15 @@ class TestRunDirectory:
             assert "NLL Loss" in record and "Label-Smoothed Loss" not in record
 
     def test_console_shows_what_people_watch(
-        self, tmp_path: Path, tokenizer_file: Path, capfd: pytest.CaptureFixture[str]
+        self,
+        tmp_path: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
     ) -> None:
+        # With it fairseq2 tells each extension that it loads.
+        monkeypatch.delenv("FAIRSEQ2_EXTENSION_TRACE", raising=False)
+
         text_folder = write_tiny_text(tmp_path / "text")
 
         file = text_folder / "train.src"
