@@ -515,7 +515,7 @@ def _check_model(section: dict[str, Any]) -> None:
 
     try:
         merged = StandardConfigMerger().merge(
-            converter.unstructure(config), section["config_overrides"]
+            converter.unstructure(config), section["config_overrides"] or {}
         )
 
         converter.structure(merged, type(config))

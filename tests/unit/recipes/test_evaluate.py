@@ -401,7 +401,6 @@ def run_dir(tmp_path: Path) -> Path:
         "  format: plain",
         "  source_lang: xx",
         "  target_lang: zh",
-        "  source_field: null",
         "  max_num_tokens: 10",
     ]
 

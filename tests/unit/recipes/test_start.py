@@ -1238,7 +1238,7 @@ class TestDirections:
             ),
             (
                 {"dataset.directions": "{src-tgt: {behind: [tgt-src]}, a-b: {}}"},
-                "`directions.src-tgt.behind` names `tgt-src`, which is no other direction of the run; name some of `a-b`",
+                "`dataset.directions.src-tgt.behind` names `tgt-src`, which is no other direction of the run; name some of `a-b`",
             ),
         ],
     )

@@ -120,8 +120,8 @@ class TestBadInput:
             ({"model.config_overrides": "{nope: 1}"}, "extra key(s) nope"),
             ({"model.config_overrides": "{vocab_size: 9}"}, "The model has 9 output"),
             ({"nope": 1}, "extra key(s) nope"),
-            ({"regime.nope": 1}, "`regime` field cannot be structured"),
-            ({"regime.num_steps": "nope"}, "`num_steps` field cannot be structured"),
+            ({"regime.nope": 1}, "`regime`: Value must contain only keys"),
+            ({"regime.num_steps": "nope"}, "`regime.num_steps` must be a whole number"),
             ({"regime.num_steps": 0}, "`regime.num_steps` must be greater than"),
             ({"regime.num_data_epochs": 1}, "`regime.num_data_epochs` must be null"),
             ({"regime.save_model_only": "all"}, "`regime.save_model_only` must be"),
@@ -188,7 +188,7 @@ class TestBadInput:
             ("", "x.yaml` is empty; write settings"),
             ("base: nope", "is neither a file nor a preset; the presets are base/"),
             ("base: x.yaml", "goes round in a circle"),
-            ("criterion: {name: [sft]}", "`name` field cannot be structured"),
+            ("criterion: {name: [sft]}", "`criterion.name`: Value must be of type"),
         ],
     )
     def test_bad_config_file_is_one_sentence(

@@ -378,17 +378,6 @@ class TestReport:
         assert len(browser["sentences"]) == 2
         assert browser["total"] == 6
 
-    def test_page_holds_half_a_surrogate_pair(self, runs: list[Path]) -> None:
-        file = runs[1] / "score" / "test.best.jsonl"
-
-        text = file.read_text(encoding="utf-8")
-
-        file.write_text(text.replace('"Ein zzz"', '"\\ud800"'), encoding="utf-8")
-
-        browser = report(runs).json("browser-data")
-
-        assert browser["sentences"][0]["o"][1]["k"]["d"][0]["c"] == ["\ud800"]
-
     def test_page_of_more_runs_than_colors(self, tmp_path: Path, data: Path) -> None:
         runs = [
             write_run(tmp_path / "runs" / f"r{idx}", data, is_warmup=True)
