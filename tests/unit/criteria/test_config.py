@@ -39,7 +39,11 @@ class TestWarmupSection:
             ("sft_weight", float("inf"), "must be greater than or equal to 0."),
             ("kl_weight", float("nan"), "must be greater than or equal to 0."),
             ("entropy_weight", float("nan"), "must be greater than or equal to 0."),
-            ("weight_temperature", float("nan"), "must be greater than or equal to 0.0001"),
+            (
+                "weight_temperature",
+                float("nan"),
+                "must be greater than or equal to 0.0001",
+            ),
             ("max_num_tokens", 0, "must be greater than or equal to 1."),
             ("draft_steps", -1, "must be greater than or equal to 0."),
             ("plain_path", "none", "must be `empty` or `bare`, but is `none`."),

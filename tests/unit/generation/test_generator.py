@@ -583,7 +583,9 @@ class TestSearch:
 
         model = ScriptedModel(babble, max_target_len=12)
 
-        with pytest.raises(WarmupError, match=f"to {max_warmup_len} .*12 tokens.*lower"):
+        with pytest.raises(
+            WarmupError, match=f"to {max_warmup_len} .*12 tokens.*lower"
+        ):
             search(model, max_warmup_len=max_warmup_len)
 
         # One token less, and one word fits.
