@@ -38,6 +38,9 @@ def test_run_is_logged_offline(
 
     assert main(to_args(tmp_path / "run", options)) == 0, capfd.readouterr().err
 
+    # At the latest the end of a process does so; what is written may wait until then.
+    wandb.finish()
+
     run_id = (tmp_path / "run" / "wandb_run_id").read_text()
 
     [folder] = (tmp_path / "run" / "wandb").glob("offline-run-*")
