@@ -28,9 +28,12 @@ def register_weights_and_biases(container: DependencyContainer) -> None:
     if not hasattr(wandb.util, "generate_id"):
         setattr(wandb.util, "generate_id", generate_run_id)
 
-    kinds: list[type[Exception]] = [Error, *Error.__subclasses__()]
+    kinds: list[type[Exception]] = [Error]
 
+    # fairseq2 looks for the very class. A login that is refused is a kind of a kind.
     for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+
         register_cli_error(container, kind, _handle_wandb_error)
 
 

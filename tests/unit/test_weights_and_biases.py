@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from wandb.errors import CommError
+from wandb.errors import AuthenticationError, CommError
 
 from tests.tiny_runs import tiny_options, to_args
 from warmup_plugin.recipes.train import main
@@ -53,14 +53,16 @@ def test_run_is_logged_offline(
     assert b"valid/BLEU" in content
 
 
+@pytest.mark.parametrize("kind", [CommError, AuthenticationError])
 def test_failure_is_a_sentence(
+    kind: type[Exception],
     tmp_path: Path,
     options: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     def fail(**kwargs: object) -> None:
-        raise CommError("Timed out: no such host\nConsider increasing it")
+        raise kind("Timed out: no such host\nConsider increasing it")
 
     monkeypatch.setattr(wandb, "init", fail)
 

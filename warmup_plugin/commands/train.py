@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from warmup_plugin.recipes.train_arguments import read_train_arguments
+from warmup_plugin.terminal import get_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = get_arguments(argv)
 
     read_train_arguments(argv)
 
