@@ -65,7 +65,6 @@ from warmup_plugin.data.directions import (
 )
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
-from warmup_plugin.data.token_stats import measure_tokens
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import (
     GenerationSection,
@@ -110,6 +109,7 @@ from warmup_plugin.recipes.start import (
     find_output_dir,
     start_run,
 )
+from warmup_plugin.recipes.token_stats import measure_tokens
 from warmup_plugin.recipes.train_arguments import read_train_arguments
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.sampling import WarmupSampler

@@ -12,10 +12,10 @@ from typing_extensions import override
 
 from tests.common import UNK_IDX
 from tests.unit.data.words import WordCodec, make_pairs
-from warmup_plugin.data import token_stats
 from warmup_plugin.data.corpus import tokenize_pairs
-from warmup_plugin.data.token_stats import TokenStats, measure_tokens
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes import token_stats
+from warmup_plugin.recipes.token_stats import TokenStats, measure_tokens
 from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
 
 
