@@ -155,7 +155,7 @@ class RunDir:
         scores = {}
 
         for step in self.checkpoint_steps():
-            file = self.checkpoint_dir / "scores" / f"step_{step}.txt"
+            file = self._score_file(step)
 
             try:
                 scores[step] = float(file.read_text(encoding="utf-8"))
@@ -167,6 +167,28 @@ class RunDir:
                 ) from None
 
         return scores
+
+    def has_whole_score(self, step: int) -> bool:
+        """
+        Tells whether the validation of a checkpoint was completed.
+
+        Removes a file that holds no number, as a process killed while writing leaves.
+        """
+        file = self._score_file(step)
+
+        try:
+            float(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            file.unlink()
+
+            return False
+
+        return True
+
+    def _score_file(self, step: int) -> Path:
+        return self.checkpoint_dir / "scores" / f"step_{step}.txt"
 
     def find_checkpoint(self, which: str) -> int:
         """

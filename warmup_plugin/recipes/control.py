@@ -1,14 +1,14 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
-"""Early stopping and stopping on a signal: what fairseq2 0.8.1 leaves undone."""
+"""Early stopping, stopping on a signal, going on: what fairseq2 0.8.1 leaves undone."""
 
 from __future__ import annotations
 
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final, final
@@ -16,9 +16,9 @@ from typing import Final, final
 import torch
 from fairseq2.checkpoint import CheckpointManager
 from fairseq2.early_stopper import EarlyStopper
-from fairseq2.gang import Gang, ReduceOperation
+from fairseq2.gang import Gang, ReduceOperation, broadcast_flag
 from fairseq2.logging import log
-from fairseq2.trainer import Trainer
+from fairseq2.trainer import Trainer, _TrainerState
 from fairseq2.validator import NOOP_VALIDATOR
 from typing_extensions import override
 
@@ -147,13 +147,18 @@ class StopSignal:
 
 @final
 class TrainerControl:
-    """Stops a trainer in the places where fairseq2 0.8.1 offers no way."""
+    """Stops a trainer, and lets it go on, where fairseq2 0.8.1 offers no way."""
 
     def __init__(
-        self, stop_signal: StopSignal, gang: Gang, validate_every: int | None
+        self,
+        stop_signal: StopSignal,
+        gang: Gang,
+        run_dir: RunDir,
+        validate_every: int | None,
     ) -> None:
         self._stop_signal = stop_signal
         self._gang = gang
+        self._run_dir = run_dir
         self._validate_every = validate_every
         self._trainer: Trainer | None = None
         self._stopping = False
@@ -164,6 +169,56 @@ class TrainerControl:
         # The factory passes a stopper that never stops and offers no other.
         if early_stopper is not None:
             trainer._early_stopper = early_stopper
+
+        restore = trainer._maybe_restore_state
+
+        setattr(trainer, "_maybe_restore_state", lambda: self._restore(restore))
+
+    def _restore(self, restore: Callable[[], _TrainerState]) -> _TrainerState:
+        """Restores a trainer and makes up for a validation that was cut off.
+
+        The validation of a step completes the checkpoint that is being saved, so that a
+        run killed during it has the checkpoint, but not its score. It would never be
+        the best one.
+        """
+        trainer = self._trainer
+
+        assert trainer is not None
+
+        state = restore()
+
+        if trainer._step_nr == 0:
+            return state
+
+        is_last = state == _TrainerState.STOPPED
+
+        # What is due depends on it.
+        trainer._state = (
+            _TrainerState.END_OF_TRAINING if is_last else _TrainerState.POST_STEP
+        )
+
+        if not trainer._should_validate() or not trainer._should_save_checkpoint():
+            return state
+
+        has_score = False
+
+        if self._gang.rank == 0:
+            has_score = self._run_dir.has_whole_score(trainer._step_nr)
+
+        if broadcast_flag(self._gang, has_score):
+            return state
+
+        log.info("The validation of step {} was cut off; it is repeated.", trainer._step_nr)  # fmt: skip
+
+        score = trainer._validate()
+
+        if score is None or is_last:
+            return state
+
+        if trainer._maybe_request_early_stop(score):
+            return _TrainerState.EARLY_STOP
+
+        return state
 
     def begin_step(self, step_nr: int) -> None:
         """Called on all ranks when a step begins; makes it the last if asked to."""

@@ -408,7 +408,10 @@ class TranslationTrainRecipe(Recipe):
         )
 
         control = TrainerControl(
-            self._stop_signal, gangs.root, config.regime.validate_every_n_steps
+            self._stop_signal,
+            gangs.root,
+            run_dir,
+            config.regime.validate_every_n_steps,
         )
 
         every = config.regime.validate_every_n_steps

@@ -171,6 +171,7 @@ class FakeTrainer:
         self._validator = self.validator
         self._early_stopper = object()
         self._max_num_steps = max_num_steps
+        self._maybe_restore_state = object()
         self.stop_requested = False
 
     def request_stop(self) -> None:
@@ -193,7 +194,9 @@ class TestTrainerControl:
     def create(
         self, stop_signal: StopSignal, trainer: FakeTrainer, **kwargs: Any
     ) -> TrainerControl:
-        control = TrainerControl(stop_signal, FakeGang(device), 10, **kwargs)
+        control = TrainerControl(
+            stop_signal, FakeGang(device), RunDir(Path()), 10, **kwargs
+        )
 
         control.attach(cast(Trainer, trainer), None)
 
@@ -246,7 +249,7 @@ class TestTrainerControl:
 
         gang = SignalledGang(device, rank=0, size=2)
 
-        control = TrainerControl(stop_signal, cast(Any, gang), 10)
+        control = TrainerControl(stop_signal, cast(Any, gang), RunDir(Path()), 10)
 
         control.attach(cast(Trainer, trainer), None)
 
@@ -274,3 +277,9 @@ class TestTrainerControl:
         names = Trainer.__init__.__code__.co_names
 
         assert {"_validator", "_early_stopper", "_max_num_steps"} <= set(names)
+
+        called = (
+            Trainer.run.__code__.co_names + Trainer._run_post_step.__code__.co_names
+        )
+
+        assert {"_maybe_restore_state", "_maybe_validate"} <= set(called)

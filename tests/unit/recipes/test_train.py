@@ -546,6 +546,48 @@ class TestResume:
             (r["Step"], r["Label-Smoothed Loss"]) for r in metrics[2:]
         ]
 
+    @pytest.mark.parametrize("content", [None, ""])
+    def test_validation_that_was_cut_off_is_repeated(
+        self,
+        copied_run: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        content: str | None,
+    ) -> None:
+        scores = RunDir(copied_run).scores()
+
+        weights = load_weights(copied_run, 4)
+
+        # The validation saves the checkpoint while it runs, and its score when it ends.
+        shutil.rmtree(copied_run / "checkpoints" / "step_4")
+
+        score_file = copied_run / "checkpoints" / "scores" / "step_2.txt"
+
+        if content is None:
+            score_file.unlink()
+        else:
+            score_file.write_text(content)
+
+        assert main(self.resume_args(copied_run, text_folder, tokenizer_file)) == 0
+
+        assert RunDir(copied_run).scores() == scores
+
+        assert_same_weights(load_weights(copied_run, 4), weights)
+
+    def test_last_validation_that_was_cut_off_is_repeated(
+        self, copied_run: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        scores = RunDir(copied_run).scores()
+
+        (copied_run / "checkpoints" / "scores" / "step_4.txt").unlink()
+
+        snapshot = take_snapshot(copied_run / "checkpoints" / "step_4")
+
+        assert main(self.resume_args(copied_run, text_folder, tokenizer_file)) == 0
+
+        assert RunDir(copied_run).scores() == scores
+        assert take_snapshot(copied_run / "checkpoints" / "step_4") == snapshot
+
     def test_run_of_several_config_files_is_resumed(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:
