@@ -15,7 +15,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.arguments import FULL_LIST, add_run_arguments, to_option
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.terminal import get_arguments, guard, show
-from warmup_plugin.warmup_lens import has_empty_warmup
+from warmup_plugin.warmup_lens import has_empty_warmup, writes_warmups
 
 DESCRIPTION: Final = (
     "Computes log P(y|x) of given pairs: without warmup, and as the mean over warmups that "
@@ -236,7 +236,7 @@ def _get_warmup_options(
 ) -> tuple[int, int]:
     warmup = run_config["warmup"]
 
-    has_warmup = run_config["criterion"]["name"] != "sft"
+    has_warmup = writes_warmups(run_config)
 
     # None at the end of a curriculum.
     trained_len = int(warmup["max_warmup_len"]) if has_warmup else 0
@@ -253,7 +253,7 @@ def _get_warmup_options(
             why = "At this checkpoint all warmups are empty (`warmup.len_schedule`)"
 
             if not has_warmup:
-                why = "The run was trained without warmups (`criterion.name` is `sft`)"
+                why = f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`)"
 
             raise WarmupError(
                 f"{why}; leave out `--num-warmups`, or say how long they may be with `--max-warmup-len` to see what the model makes of them."

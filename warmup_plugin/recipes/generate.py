@@ -95,7 +95,11 @@ from warmup_plugin.recipes.lines import (
 from warmup_plugin.run_dir import RunDir, dump_yaml
 from warmup_plugin.terminal import get_arguments, guard, show_error
 from warmup_plugin.tokenizers.codec import TextCodec
-from warmup_plugin.warmup_lens import get_max_warmup_len, has_empty_warmup
+from warmup_plugin.warmup_lens import (
+    get_max_warmup_len,
+    has_empty_warmup,
+    writes_warmups,
+)
 
 
 @dataclass(kw_only=True)
@@ -631,7 +635,7 @@ def create_generation_options(
     :raises WarmupError: If they ask for warmups of a model that writes none, or have no
         effect.
     """
-    has_warmup = run_config["criterion"]["name"] != "sft"
+    has_warmup = writes_warmups(run_config)
 
     options = dict(given)
 
@@ -677,7 +681,7 @@ def create_generation_options(
             )
     elif options["warmup"] not in ("none", "empty") and "max_warmup_len" not in options:
         raise WarmupError(
-            f"The run was trained without warmups (`criterion.name` is `sft`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
+            f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
         )
 
     check_generation_options(options)

@@ -49,6 +49,7 @@ from warmup_plugin.tokenizers.hugging_face import (
 )
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
+from warmup_plugin.warmup_lens import writes_warmups
 
 SCORE_OF_TASK: Final = "task"
 """As ``regime.score_metric``: the score that the task picks the best checkpoint by."""
@@ -446,8 +447,7 @@ def _complete_config(run_dir: RunDir, config: dict[str, object]) -> dict[str, ob
     reference_model = config["reference_model"]
 
     needs_reference = (
-        _get_section(config, "criterion")["name"] != "sft"
-        and _get_section(config, "warmup")["kl_weight"] > 0.0
+        writes_warmups(config) and _get_section(config, "warmup")["kl_weight"] > 0.0
     )
 
     if reference_model is None and needs_reference:
@@ -739,7 +739,7 @@ def _complete_tokenizer(
     }
 
     # So that a baseline is one key away from a run with warmups.
-    if _get_section(config, "criterion")["name"] == "sft":
+    if not writes_warmups(config):
         complete["warmup_lang"] = None
 
     if path is None:
@@ -790,7 +790,7 @@ def _knows_separator(config: dict[str, object], tokenizer: dict[str, Any]) -> bo
 
     init_config = RunDir(Path(str(init_from))).load_config(complete=True)
 
-    if _get_section(init_config, "criterion")["name"] == "sft":
+    if not writes_warmups(init_config):
         return False
 
     init_tokenizer = _get_section(init_config, "tokenizer")
