@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from fairseq2.generation import Seq2SeqGenerator, SequenceGenerator
+from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.cli import register_cli_error
 from fairseq2.recipe.component import register_component
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
@@ -19,6 +20,7 @@ from torch.nn import Module
 from warmup_plugin.config_values import register_config_values
 from warmup_plugin.criteria.base import Criterion, CriterionContext
 from warmup_plugin.criteria.registry import register_criterion
+from warmup_plugin.criteria.setup import check_generator
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
@@ -186,6 +188,8 @@ def _register_generators(container: DependencyContainer) -> None:
     def create(
         resolver: DependencyResolver, config: GenerationConfig
     ) -> WarmupGenerator:
+        check_generator(RecipeContext(resolver), config)
+
         model = create_conditional_model(resolver.resolve(Module, key="model"))
 
         codec = find_codec(resolver, reads_prompts=model.reads_prompts)

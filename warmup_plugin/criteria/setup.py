@@ -20,6 +20,7 @@ from torch.nn import Module
 from warmup_plugin.criteria.base import Criterion, CriterionContext
 from warmup_plugin.criteria.config import CriterionSection, WarmupSection
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation import GenerationConfig
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import (
     ConditionalModel,
@@ -146,6 +147,40 @@ def create_criterion(
             ).publish_metrics_every_n_steps,
         )
     )
+
+
+def check_generator(context: RecipeContext, generation: GenerationConfig) -> None:
+    """
+    Checks that a recipe which trains decodes what it trains.
+
+    :param generation: The settings of the generator that its config chooses.
+
+    :raises WarmupError: If the generator writes other warmups.
+    """
+    config = context.get_config_as(object)
+
+    section = getattr(config, "criterion", None)
+
+    warmup = getattr(config, "warmup", None)
+
+    # It only translates.
+    if not isinstance(section, CriterionSection) or not isinstance(
+        warmup, WarmupSection
+    ):
+        return
+
+    if generation.warmup in ("none", "empty"):
+        return
+
+    if not section.create(context.resolver).writes_warmups:
+        raise WarmupError(
+            f"`criterion.name` is `{section.name}`, which teaches no warmups, but the generator writes some; set `warmup` to `none` in its config."
+        )
+
+    if generation.max_warmup_len != warmup.max_warmup_len:
+        raise WarmupError(
+            f"`warmup.max_warmup_len` is {warmup.max_warmup_len}, but the generator writes warmups of up to {generation.max_warmup_len} tokens; set `max_warmup_len` in its config to {warmup.max_warmup_len}."
+        )
 
 
 def _create_reference(
