@@ -29,12 +29,14 @@ from warmup_plugin.data.text_files import (
     is_json_lines,
     is_tsv,
     read_place_arguments,
+    read_references,
     read_texts,
 )
 from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.metrics.base import Evaluation as Evaluation
+from warmup_plugin.metrics.base import References
 from warmup_plugin.metrics.registry import (
     DEFAULT_METRICS,
     METRICS,
@@ -71,12 +73,17 @@ class System:
 
     references_name: str
 
-    references: Sequence[str]
+    references: References
 
     target_lang: str | None
 
     sources: Sequence[str] | None = None
     """``None`` if they are not known."""
+
+    @property
+    def joined_references(self) -> list[str]:
+        """All references of each sentence as one text, to be shown."""
+        return ["\n".join(texts) for texts in self.references]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,8 +147,10 @@ def _create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--references",
         type=Path,
+        nargs="+",
+        action="extend",
         metavar="FILE",
-        help="references of the files, one a line",
+        help="references of the files, one a line; of several files, each has one of every sentence or an empty line; a JSON field may hold a list",
     )
 
     parser.add_argument(
@@ -491,7 +500,7 @@ def read_file_arguments(args: argparse.Namespace, files: Sequence[Path]) -> Text
         args,
         {
             "hypotheses": files,
-            "references": [] if args.references is None else [args.references],
+            "references": args.references or [],
             "sources": [] if args.sources is None else [args.sources],
         },
     )
@@ -633,13 +642,15 @@ def evaluate(
 
 def read_files(
     hypotheses_files: Sequence[Path],
-    references_file: Path,
+    references_files: Sequence[Path],
     sources_file: Path | None,
     target_lang: str | None,
     places: TextPlaces = TextPlaces(),
 ) -> list[System]:
     """Reads outputs from files: text, JSON lines or TSV."""
-    references = read_texts(references_file, "references", places)
+    references = read_references(references_files, places)
+
+    references_name = ", ".join(map(str, references_files))
 
     sources = None
 
@@ -648,7 +659,7 @@ def read_files(
 
         if len(sources) != len(references):
             raise WarmupError(
-                f"{sources_file} has {len(sources)} lines but {references_file} has "
+                f"{sources_file} has {len(sources)} lines but {references_name} has "
                 f"{len(references)}; give the source of each reference."
             )
 
@@ -657,7 +668,7 @@ def read_files(
             str(file),
             file,
             read_hypotheses(file, places),
-            str(references_file),
+            references_name,
             references,
             target_lang,
             sources,
@@ -699,7 +710,7 @@ class RunTexts:
             file,
             hypotheses,
             self.pairs.origin,
-            [self.pairs.target(idx) for idx in range(len(self.pairs))],
+            [self.pairs.references(idx) for idx in range(len(self.pairs))],
             target_lang or self.target_lang,
             self.sources,
         )

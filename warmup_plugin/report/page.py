@@ -534,7 +534,7 @@ class _Content:
         sentences: list[object] = []
 
         if self._translated:
-            references = self._translated[self._baseline].system.references
+            references = self._translated[self._baseline].system.joined_references
 
             for line_idx, reference in enumerate(
                 references[: self._options.max_sentences]
