@@ -28,11 +28,11 @@ from tests.tiny_runs import (
     tiny_options,
     to_args,
 )
-from warmup_plugin.commands import translate
+from warmup_plugin.commands import evaluate, translate
 from warmup_plugin.config_docs import get_class_doc, get_field_docs, get_field_owner
 from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
-from warmup_plugin.recipes import evaluate, train
+from warmup_plugin.recipes import train
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,

@@ -9,8 +9,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.text_files import add_place_arguments
+from warmup_plugin.data.text_files import add_place_arguments, flatten
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.evaluation.arguments import (
+    add_metric_arguments,
+    add_names_argument,
+    add_truncate_argument,
+    read_file_arguments,
+    read_metric_arguments,
+)
+from warmup_plugin.evaluation.scores import (
+    evaluate,
+    make_report,
+    print_notes,
+    write_json,
+)
+from warmup_plugin.evaluation.systems import (
+    System,
+    name_systems,
+    read_files,
+    read_hypotheses,
+    read_run,
+    rename_systems,
+)
 from warmup_plugin.metrics.base import Evaluation
 from warmup_plugin.metrics.resampling import NUM_TRIALS, check_num_samples
 from warmup_plugin.metrics.tables import format_columns, format_number, format_score
@@ -19,23 +40,6 @@ from warmup_plugin.metrics.wins import (
     SentenceComparison,
     compare_sentences,
     measure_lengths,
-)
-from warmup_plugin.recipes.evaluate import (
-    System,
-    add_metric_arguments,
-    add_names_argument,
-    add_truncate_argument,
-    evaluate,
-    make_report,
-    name_systems,
-    print_notes,
-    read_file_arguments,
-    read_files,
-    read_hypotheses,
-    read_metric_arguments,
-    read_run,
-    rename_systems,
-    write_json,
 )
 from warmup_plugin.terminal import show
 
@@ -440,9 +444,7 @@ def _print_examples(
 
                 for name, text in texts.items():
                     # A text of JSON lines may hold line feeds.
-                    line = " ".join(text.splitlines())
-
-                    show(f"  {name:<{width}}  {line}".rstrip())
+                    show(f"  {name:<{width}}  {flatten(text)}".rstrip())
 
 
 def _name_references(texts: Sequence[str]) -> dict[str, str]:

@@ -159,6 +159,11 @@ def iter_plain(path: Path) -> Iterator[str]:
     )
 
 
+def flatten(text: str) -> str:
+    """Puts a text on one line, as `generate` writes it beside its JSON lines."""
+    return " ".join(text.splitlines())
+
+
 def iter_all_texts(path: Path) -> Iterator[str]:
     """
     Reads all lines of a file; of JSON lines, those of all strings in them, of TSV all

@@ -16,8 +16,10 @@ from types import ModuleType
 import pytest
 
 import warmup_plugin.recipes
+from warmup_plugin.commands.evaluate import main
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.evaluate import evaluate, main, name_systems, read_run
+from warmup_plugin.evaluation.scores import evaluate
+from warmup_plugin.evaluation.systems import name_systems, read_run
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
 
@@ -405,7 +407,7 @@ class TestFileMode:
 
     def test_module_imports_neither_torch_nor_fairseq2(self) -> None:
         code = (
-            "import sys, warmup_plugin.recipes.evaluate; "
+            "import sys, warmup_plugin.commands.evaluate; "
             "sys.exit(not {'torch', 'fairseq2'}.isdisjoint(sys.modules))"
         )
 
