@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from warmup_plugin.criteria import CriterionTrainUnit as CriterionTrainUnit
     from warmup_plugin.criteria import WarmupSection as WarmupSection
     from warmup_plugin.criteria import WeighedWarmup as WeighedWarmup
-    from warmup_plugin.criteria import create_criterion as create_criterion
-    from warmup_plugin.criteria import create_sft_criterion as create_sft_criterion
-    from warmup_plugin.criteria import (
-        create_warmup_criterion as create_warmup_criterion,
-    )
     from warmup_plugin.criteria import num_target_tokens as num_target_tokens
     from warmup_plugin.criteria import register_criterion as register_criterion
-    from warmup_plugin.criteria import setup_model as setup_model
     from warmup_plugin.criteria import update_loss as update_loss
+    from warmup_plugin.criteria.setup import create_criterion as create_criterion
+    from warmup_plugin.criteria.setup import setup_model as setup_model
+    from warmup_plugin.criteria.sft import create_sft_criterion as create_sft_criterion
+    from warmup_plugin.criteria.warmup import (
+        create_warmup_criterion as create_warmup_criterion,
+    )
     from warmup_plugin.errors import WarmupError as WarmupError
     from warmup_plugin.generation import GenerationConfig as GenerationConfig
     from warmup_plugin.generation import Hypothesis as Hypothesis
@@ -68,9 +68,9 @@ _PLACES: Final = {
     "CodecOptions": "tokenizers.codec",
     "ConditionalModel": "models.conditional",
     "create_codec": "tokenizers.codec",
-    "create_criterion": "criteria",
-    "create_sft_criterion": "criteria",
-    "create_warmup_criterion": "criteria",
+    "create_criterion": "criteria.setup",
+    "create_sft_criterion": "criteria.sft",
+    "create_warmup_criterion": "criteria.warmup",
     "Criterion": "criteria",
     "CriterionContext": "criteria",
     "CriterionSection": "criteria",
@@ -88,7 +88,7 @@ _PLACES: Final = {
     "plain_rows": "layout",
     "register_criterion": "criteria",
     "RowCoefs": "models.conditional",
-    "setup_model": "criteria",
+    "setup_model": "criteria.setup",
     "split_seq": "layout",
     "TaskContext": "tasks",
     "TaskSettings": "tasks",

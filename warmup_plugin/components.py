@@ -5,17 +5,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from fairseq2.recipe.component import (
-    ComponentManager,
-    ComponentNotKnownError,
-    _StandardComponentManager,
-)
+from fairseq2.recipe.component import ComponentManager, ComponentNotKnownError
 from fairseq2.recipe.config import SupportsStructure
 from fairseq2.recipe.error import RecipeError
-from fairseq2.runtime.dependency import DependencyResolver, get_dependency_resolver
+from fairseq2.runtime.dependency import DependencyResolver
 from typing_extensions import override
-
-from warmup_plugin.config_values import create_value_converter
 
 T = TypeVar("T")
 
@@ -68,21 +62,3 @@ class ComponentSection(SupportsStructure, Generic[T]):
             raise RecipeError(
                 f"`{self.key}.name` is `{self.name}`, which is not registered; use {known} or one that your own package registers."
             ) from None
-
-
-def create_component(kls: type[object], name: str, config: object) -> object:
-    """
-    Creates a component outside of a recipe, before fairseq2 starts one.
-
-    :param config: Its settings as a mapping; ``None`` for its defaults.
-    """
-    # fairseq2 has a manager only within a recipe.
-    manager = _StandardComponentManager(
-        get_dependency_resolver(), create_value_converter()
-    )
-
-    structured = manager.structure_component_config(
-        kls, name, {} if config is None else config
-    )
-
-    return manager.create_component(kls, name, structured)

@@ -15,9 +15,3 @@ from warmup_plugin.criteria.config import SamplerSection as SamplerSection
 from warmup_plugin.criteria.config import WarmupSection as WarmupSection
 from warmup_plugin.criteria.registry import CriterionFactory as CriterionFactory
 from warmup_plugin.criteria.registry import register_criterion as register_criterion
-from warmup_plugin.criteria.setup import create_criterion as create_criterion
-from warmup_plugin.criteria.setup import setup_model as setup_model
-from warmup_plugin.criteria.sft import create_sft_criterion as create_sft_criterion
-from warmup_plugin.criteria.warmup import (
-    create_warmup_criterion as create_warmup_criterion,
-)

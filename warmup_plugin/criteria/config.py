@@ -37,6 +37,13 @@ class CriterionSection(ComponentSection[CriterionFactory], Validatable):
     writes_warmups: bool | None = None
     """Whether the model learns to write warmups, which the commands that translate with it need to know; ``None`` for what the criterion says."""
 
+    @property
+    def has_warmups(self) -> bool:
+        """``True`` if the model learns to write warmups, of a structured config."""
+        return (
+            self.name != "sft" if self.writes_warmups is None else self.writes_warmups
+        )
+
     @override
     def structure(self, resolver: DependencyResolver) -> None:
         super().structure(resolver)

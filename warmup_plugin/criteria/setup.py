@@ -20,7 +20,7 @@ from torch.nn import Module
 from warmup_plugin.criteria.base import Criterion, CriterionContext
 from warmup_plugin.criteria.config import CriterionSection, WarmupSection
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import GenerationConfig
+from warmup_plugin.generation.config import GenerationConfig
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import (
     ConditionalModel,

@@ -29,6 +29,7 @@ from fairseq2.recipe.config import (
 )
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.task import Task
+from fairseq2.utils.config import StandardConfigMerger
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from typing_extensions import override
 
@@ -82,8 +83,8 @@ from warmup_plugin.recipes.common import (
     get_rank,
     is_decoder_only,
     refuse_float16,
-    run_fairseq2,
 )
+from warmup_plugin.recipes.config_files import apply_settings
 from warmup_plugin.recipes.lines import (
     FileSink,
     LineProgress,
@@ -92,7 +93,8 @@ from warmup_plugin.recipes.lines import (
     Record,
     StreamSink,
 )
-from warmup_plugin.run_dir import RunDir, dump_yaml
+from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
+from warmup_plugin.run_dir import RunDir
 from warmup_plugin.terminal import get_arguments, guard, show_error
 from warmup_plugin.tokenizers.codec import TextCodec
 from warmup_plugin.warmup_lens import (
@@ -714,11 +716,15 @@ def run_recipe(
     :param args: Those of :func:`add_run_arguments`.
     :param record_dir: Where fairseq2 keeps its own records; ``None`` for nowhere.
     """
+    runner = RecipeRunner[Any](recipe, recipe.config_kls)
+
+    defaults = unstructure_config(recipe.config_kls())
+
+    typed = runner.structure(
+        apply_settings(StandardConfigMerger().merge(defaults, config), args.config)
+    )
+
     with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:
-        file = Path(tmp_dir, "config.yaml")
-
-        file.write_text(dump_yaml(config), encoding="utf-8")
-
         out = record_dir or Path(tmp_dir, "run")
 
         try:
@@ -728,15 +734,7 @@ def run_recipe(
                 f"`{out}` cannot be written ({ex.strerror}); name an output that you may write to."
             ) from None
 
-        fairseq2_args = [str(out), "--config-file", str(file)]
-
-        if args.no_rich:
-            fairseq2_args.append("--no-rich")
-
-        if args.config:
-            fairseq2_args += ["--config", *args.config]
-
-        return run_fairseq2(recipe, fairseq2_args)
+        return runner.run(typed, out, no_rich=args.no_rich)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

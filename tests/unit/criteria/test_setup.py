@@ -49,13 +49,11 @@ from warmup_plugin.criteria import (
     ObjectiveSection,
     SamplerSection,
     WarmupSection,
-    create_criterion,
-    create_sft_criterion,
     register_criterion,
-    setup_model,
 )
 from warmup_plugin.criteria.config import KeepSection
-from warmup_plugin.criteria.sft import SftCriterion
+from warmup_plugin.criteria.setup import create_criterion, setup_model
+from warmup_plugin.criteria.sft import SftCriterion, create_sft_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.conditional import ScorableTransformer, ScorableTransformerLM
 from warmup_plugin.objectives import best_loss

@@ -1,0 +1,161 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""How a recipe gets its config, structured once, and is run with it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast, final
+
+from fairseq2.composition import _register_library
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe
+from fairseq2.recipe.cli import _handle_errors, _register_cli_errors
+from fairseq2.recipe.composition import _register_train_recipe
+from fairseq2.recipe.error import (
+    LRSchedulerNotKnownError,
+    OptimizerNotKnownError,
+    RecipeError,
+    SequenceGeneratorNotKnownError,
+)
+from fairseq2.recipe.internal.config import (
+    _RecipeConfigHolder,
+    _StandardRecipeConfigStructurer,
+)
+from fairseq2.recipe.run import run
+from fairseq2.runtime.dependency import (
+    DependencyContainer,
+    DependencyResolver,
+    wire_object,
+)
+from fairseq2.utils.structured import StructureError
+from fairseq2.utils.validation import StandardObjectValidator, ValidationError
+
+from warmup_plugin.config_values import create_value_converter
+from warmup_plugin.console import (
+    describe_causes,
+    hide_start_warning,
+    install_log_filter,
+    name_keys,
+)
+from warmup_plugin.errors import WarmupError
+
+ConfigT = TypeVar("ConfigT")
+
+
+@final
+class RecipeRunner(Generic[ConfigT]):
+    """Structures the config of a recipe before it runs, and runs it."""
+
+    def __init__(self, recipe: Recipe, config_kls: type[ConfigT]) -> None:
+        self._recipe = recipe
+        self._config_kls = config_kls
+        self._config: ConfigT | None = None
+
+        self.resolver = self._create_resolver()
+        """Knows what the recipe will know, such as the asset cards of its config."""
+
+    def _create_resolver(self) -> DependencyResolver:
+        container = DependencyContainer()
+
+        with hide_start_warning():
+            _register_library(container, no_progress=True)
+
+        # It has the components of every recipe, and optimizers besides.
+        _register_train_recipe(container, self._recipe)
+
+        _register_cli_errors(container)
+
+        container.register(
+            _RecipeConfigHolder, lambda resolver: _RecipeConfigHolder(self._config)
+        )
+
+        return container
+
+    def structure(self, config: object) -> ConfigT:
+        """
+        Turns values from YAML into a config, and checks it.
+
+        :raises WarmupError: If they are none of it.
+        """
+        structurer = wire_object(self.resolver, _StandardRecipeConfigStructurer)
+
+        try:
+            typed = cast(ConfigT, structurer.structure(self._config_kls, config))
+
+            StandardObjectValidator().validate(typed)
+        except StructureError as ex:
+            raise WarmupError(
+                f"The config cannot be read: {describe_causes(ex)}"
+            ) from None
+        except ValidationError as ex:
+            raise WarmupError(name_keys(str(ex))) from None
+        except (
+            RecipeError,
+            LRSchedulerNotKnownError,
+            OptimizerNotKnownError,
+            SequenceGeneratorNotKnownError,
+        ) as ex:
+            raise WarmupError(describe_causes(ex)) from None
+
+        self._config = typed
+
+        return typed
+
+    def run(
+        self,
+        config: ConfigT,
+        out: Path,
+        *,
+        no_rich: bool = False,
+        no_exit_on_error: bool = False,
+    ) -> int:
+        """
+        Runs the recipe as fairseq2's command line would, with our log filter in front.
+
+        Without a terminal it writes plain lines: fairseq2 would break them at 80 columns.
+
+        :param no_exit_on_error: If ``True``, lets errors through.
+
+        :returns: The exit status.
+        """
+        install_log_filter()
+
+        old_handlers = list(log.logger.handlers)
+
+        # On a full disk each line of the log would become a traceback on the console.
+        old_raise, logging.raiseExceptions = logging.raiseExceptions, False
+
+        try:
+            with hide_start_warning(), _handle_errors(self.resolver, no_exit_on_error):
+                # Closed by `2>&-`, it is no terminal either.
+                run(self._recipe, config, out, no_rich=no_rich or not os.isatty(2))
+        except SystemExit as ex:
+            return ex.code if isinstance(ex.code, int) else 1
+        finally:
+            logging.raiseExceptions = old_raise
+
+            # The log file of this run; a second run in this process is not to write there.
+            for handler in log.logger.handlers[:]:
+                if handler not in old_handlers:
+                    log.logger.removeHandler(handler)
+
+                    # What a full disk has no room for was lost before.
+                    with contextlib.suppress(OSError):
+                        handler.close()
+
+        return 0
+
+
+def unstructure_config(config: object) -> dict[str, Any]:
+    """Turns a config into values for YAML."""
+    values = create_value_converter().unstructure(config)
+
+    assert isinstance(values, Mapping)
+
+    return dict(values)
