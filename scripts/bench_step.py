@@ -346,7 +346,8 @@ def create_step(
 
     module = create_model(setting, device)
 
-    if name in WARMUP_VARIANTS:
+    # As it comes from fairseq2.
+    if name != _PLAIN:
         make_scorable(module)
 
     model = create_conditional_model(module)

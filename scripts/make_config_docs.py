@@ -102,11 +102,7 @@ REFUSED: Final[Sequence[Mapping[str, object]]] = (
     {"regime.score_metric": "ter", "validation.metrics": ["bleu"]},
     {"regime.save_model_only": True},
     {"validation.patience": 5, "regime.score_metric": None},
-    {
-        "criterion.name": "warmup",
-        "trainer.data_parallelism": "fsdp",
-        "trainer.fsdp.version": "v1",
-    },
+    {"trainer.data_parallelism": "fsdp", "trainer.fsdp.version": "v1"},
     {
         "criterion.name": "warmup",
         "trainer.mixed_precision.mode": "static",

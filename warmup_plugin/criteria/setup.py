@@ -49,21 +49,16 @@ def setup_model(
     """
     section = _get_section(context, "criterion", CriterionSection)
 
-    is_decoder_only = isinstance(model, TransformerLM)
-
-    # Plain fine-tuning of a decoder-only model takes the same way as warmups: its loss
-    # begins behind the prompt.
-    if section.name == "sft" and not is_decoder_only:
-        return model
-
     trainer = context.resolver.resolve(TrainerSection)
 
-    for error in find_trainer_errors(trainer, section.name):
+    for error in find_trainer_errors(trainer, section):
         raise WarmupError(error)
 
     # A checkpoint has the separator that was learned.
     if not context.get_checkpoint_manager().has_checkpoint():
         if section.create(context.resolver).writes_warmups:
+            is_decoder_only = isinstance(model, TransformerLM)
+
             codecs = codecs or [_find_codec(context, is_decoder_only)]
 
             _prepare_separator(context, model, codecs)
@@ -74,19 +69,19 @@ def setup_model(
     return model
 
 
-def find_trainer_errors(trainer: TrainerSection, criterion: str) -> Iterator[str]:
-    """
-    Says why a trainer cannot train decoder rows.
-
-    :param criterion: The name of the criterion.
-    """
+def find_trainer_errors(
+    trainer: TrainerSection, criterion: CriterionSection
+) -> Iterator[str]:
+    """Says why a trainer cannot train decoder rows."""
     if trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2":
-        yield "`trainer.fsdp.version` must be `v2`; neither warmups nor decoder-only models are trained with another one."
+        # Its modules have no parameters of their own, of which the output projection is
+        # differentiated.
+        yield "`trainer.fsdp.version` must be `v2`; no other one is trained with."
 
     precision = trainer.mixed_precision
 
     if precision.mode != "off" and precision.dtype == torch.float16:
-        if criterion != "sft":
+        if criterion.name != "sft":
             yield "`trainer.mixed_precision.dtype` must be `bfloat16`; warmups are not trained in float16, whose scaled losses they do not know."
 
 

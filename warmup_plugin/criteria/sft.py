@@ -10,7 +10,6 @@ import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics import MetricBag
 from torch import Tensor
-from torch.nn import Module
 from typing_extensions import override
 
 from warmup_plugin.criteria.base import (
@@ -26,7 +25,11 @@ from warmup_plugin.models.conditional import RowCoefs
 
 @final
 class SftCriterion(Criterion):
-    """Minimises -log P(y|x) without warmup: the baseline."""
+    """
+    Minimises -log P(y|x) without warmup: the baseline.
+
+    Its loss is that of decoder rows, as with warmups, one a source and without separator.
+    """
 
     def __init__(self, context: CriterionContext) -> None:
         self._context = context
@@ -37,10 +40,18 @@ class SftCriterion(Criterion):
     ) -> Tensor:
         context = self._context
 
-        if context.model.reads_prompts:
-            loss = self._continue_prompts(batch)
-        else:
-            loss = self._forward(context.dp_model, batch, context.label_smoothing)
+        rows = self._build_rows(batch)
+
+        # (N)
+        ones = torch.ones(batch.num_examples, device=rows.seqs.device)
+
+        loss: Tensor = context.dp_model(
+            *batch.as_source_input(),
+            rows=rows,
+            coefs=RowCoefs(warmup=torch.zeros_like(ones), target=-ones),
+            excluded=ExcludedTokens.none(rows.seqs.device),
+            label_smoothing=context.label_smoothing,
+        )
 
         update_loss(loss, num_target_tokens(batch), metric_bag)
 
@@ -58,59 +69,19 @@ class SftCriterion(Criterion):
         # The bare model: ranks may have different numbers of validation batches.
         model = self._context.model
 
-        if model.reads_prompts:
-            loss = -model.score(
-                model.encode(*batch.as_source_input()),
-                self._build_rows(batch),
-                ExcludedTokens.none(batch.target_seqs.device),
-            ).target_log_probs.sum()
-        else:
-            loss = self._forward(model.module, batch, 0.0)
+        rows = self._build_rows(batch)
+
+        scores = model.score(
+            model.encode(*batch.as_source_input()),
+            rows,
+            ExcludedTokens.none(rows.seqs.device),
+        )
+
+        loss = -scores.target_log_probs.sum()
 
         update_loss(loss, num_target_tokens(batch), metric_bag)
 
         return []
-
-    def _forward(
-        self, model: Module, batch: Seq2SeqBatch, label_smoothing: float
-    ) -> Tensor:
-        inputs, targets = batch.as_auto_regressive()
-
-        source_seqs, source_layout = batch.as_source_input()
-
-        loss: Tensor = model(
-            source_seqs,
-            source_layout,
-            *inputs.as_target_input(),
-            targets=targets.seqs,
-            label_smoothing=label_smoothing,
-            reduction="sum",
-        )
-
-        return loss
-
-    def _continue_prompts(self, batch: Seq2SeqBatch) -> Tensor:
-        """
-        Computes the loss of targets behind prompts.
-
-        fairseq2's decoder-only models know no prompt: their own loss would count it.
-        """
-        context = self._context
-
-        rows = self._build_rows(batch)
-
-        # (N)
-        ones = batch.target_seqs.new_ones(batch.num_examples, dtype=torch.float32)
-
-        loss: Tensor = context.dp_model(
-            *batch.as_source_input(),
-            rows=rows,
-            coefs=RowCoefs(warmup=torch.zeros_like(ones), target=-ones),
-            excluded=ExcludedTokens.none(batch.target_seqs.device),
-            label_smoothing=context.label_smoothing,
-        )
-
-        return loss
 
     def _build_rows(self, batch: Seq2SeqBatch) -> DecoderRows:
         target_seqs, target_layout = batch.as_target_input()

@@ -196,9 +196,8 @@ class TrainConfig(Validatable):
                     "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
                 )
 
-        if self.criterion.name != "sft":
-            for error in find_trainer_errors(self.trainer, self.criterion.name):
-                result.add_error(error)
+        for error in find_trainer_errors(self.trainer, self.criterion):
+            result.add_error(error)
 
         if regime.save_model_only in (True, "all"):
             result.add_error(

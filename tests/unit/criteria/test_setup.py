@@ -200,20 +200,24 @@ class TestSetupModel:
 
         assert isinstance(model, ScorableTransformer)
 
-    def test_decoder_only_model_without_warmups_may_score_rows(self) -> None:
-        model = create_tiny_lm()
+    @pytest.mark.parametrize(
+        "model,kls",
+        [
+            (create_tiny_model(), ScorableTransformer),
+            (create_tiny_lm(), ScorableTransformerLM),
+        ],
+        ids=["encoder-decoder", "decoder-only"],
+    )
+    def test_plain_training_scores_rows(self, model: Module, kls: type[Module]) -> None:
+        setup_model(create_context(criterion=CriterionSection(name="sft")), model)
 
-        context = create_context(criterion=CriterionSection(name="sft"))
-
-        setup_model(context, model)
-
-        assert isinstance(model, ScorableTransformerLM)
+        assert isinstance(model, kls)
 
     @pytest.mark.parametrize(
         "criterion,trainer,message",
         [
             (
-                "warmup",
+                "sft",
                 TrainerSection(data_parallelism="fsdp", fsdp=FSDPConfig(version="v1")),
                 "`trainer.fsdp.version` must be `v2`",
             ),
