@@ -15,6 +15,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.hugging_face.nllb import to_hg_token_idx
 from warmup_plugin.models.t5.tokenizer import T5TokenizerConfig, load_t5_tokenizer
 from warmup_plugin.run_dir import list_tokenizer_files
+from warmup_plugin.transformers_doors import convert_spm
 
 
 def write_hub_tokenizer(
@@ -115,7 +116,7 @@ def _write_nllb(
     # Without PAD, so that unknown, BOS and EOS are the first three pieces.
     first_tokens = ["<s>", "<pad>", "</s>", "<unk>"]
 
-    tokenizer = _convert_spm(path, lambda pieces: first_tokens + pieces[3:])
+    tokenizer = convert_spm(path, lambda pieces: first_tokens + pieces[3:])
 
     # As in the public checkpoints; transformers itself would put `<mask>` first.
     tokenizer.add_special_tokens([*langs, "<mask>"])
@@ -142,7 +143,7 @@ def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> No
             for _, piece in sorted((to_hub_idx(i), p) for i, p in enumerate(pieces))
         ]
 
-    tokenizer = _convert_spm(path, sort)
+    tokenizer = convert_spm(path, sort)
 
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>",
@@ -159,34 +160,3 @@ def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> No
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     ).save_pretrained(str(folder))
-
-
-def _convert_spm(path: Path, arrange: Callable[[list[str]], list[str]]) -> Any:
-    """
-    Turns a SentencePiece model into a fast tokenizer.
-
-    :param arrange: Makes the vocabulary from the pieces of the model.
-    """
-    from transformers.convert_slow_tokenizer import SpmConverter
-
-    class Slow:
-        """What the converter wants to know of a tokenizer that is not fast."""
-
-        vocab_file = str(path)
-        add_prefix_space = True
-        legacy = True
-
-    class Converter(SpmConverter):
-        def vocab(self, proto: Any) -> list[tuple[str, float]]:
-            scores = {piece.piece: piece.score for piece in proto.pieces}
-
-            tokens = arrange([piece.piece for piece in proto.pieces])
-
-            return [(token, scores.get(token, 0.0)) for token in tokens]
-
-        def unk_id(self, proto: Any) -> int:
-            return arrange([piece.piece for piece in proto.pieces]).index("<unk>")
-
-    converter: Any = Converter
-
-    return converter(Slow()).converted()

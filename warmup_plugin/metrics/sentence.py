@@ -13,6 +13,7 @@ from sacrebleu.metrics.base import Metric
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import MetricUnavailable
 from warmup_plugin.metrics.overlap import create_bleu, create_chrf
+from warmup_plugin.metrics.sacrebleu_doors import read_references, score_sentence
 
 _FACTORIES: Final[dict[str, Callable[[str | None], Metric]]] = {
     "bleu": lambda target_lang: create_bleu(target_lang, effective_order=True),
@@ -65,14 +66,8 @@ def sentence_scores(
         info = known.get(reference)
 
         if info is None:
-            text = scorer._preprocess_segment(reference)
+            info = known[reference] = read_references(scorer, [reference])
 
-            info = known[reference] = scorer._extract_reference_info([text])
-
-        stats = scorer._compute_segment_statistics(
-            scorer._preprocess_segment(hypothesis), info
-        )
-
-        scores.append(float(scorer._compute_score_from_stats(stats).score))
+        scores.append(score_sentence(scorer, hypothesis, info))
 
     return scores

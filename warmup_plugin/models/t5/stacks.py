@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import Dropout, ModuleList
 from typing_extensions import override
 
+from warmup_plugin.fairseq2_doors import call_layer_hooks
 from warmup_plugin.models.t5.attention import T5BiasCache, T5PositionBias
 
 
@@ -66,14 +67,10 @@ class T5Encoder(TransformerEncoder):
 
         bias_cache = T5BiasCache(attn_bias)
 
-        num_layers = len(self.layers)
-
         for layer_idx, layer in enumerate(self.layers):
             seqs = layer(seqs, seqs_layout, bias_cache)
 
-            for hook in self._layer_hooks.values():
-                if not hook(layer_idx, seqs, seqs_layout, num_layers):
-                    break
+            call_layer_hooks(self, layer_idx, seqs, seqs_layout)
 
         seqs = self.layer_norm(seqs)
 
@@ -129,8 +126,6 @@ class T5Decoder(TransformerDecoder):
 
         bias_cache = T5BiasCache(attn_bias)
 
-        num_layers = len(self.layers)
-
         for layer_idx, layer in enumerate(self.layers):
             seqs = layer(
                 seqs,
@@ -141,9 +136,7 @@ class T5Decoder(TransformerDecoder):
                 state_bag=state_bag,
             )
 
-            for hook in self._layer_hooks.values():
-                if not hook(layer_idx, seqs, seqs_layout, num_layers):
-                    break
+            call_layer_hooks(self, layer_idx, seqs, seqs_layout)
 
         seqs = self.layer_norm(seqs)
 
