@@ -109,6 +109,7 @@ def _write_nllb(
     source_lang: str,
     target_lang: str,
 ) -> None:
+    from tokenizers import models
     from transformers import NllbTokenizerFast
 
     langs = list(overrides["langs"])
@@ -121,21 +122,27 @@ def _write_nllb(
     # As in the public checkpoints; transformers itself would put `<mask>` first.
     tokenizer.add_special_tokens([*langs, "<mask>"])
 
-    # It puts the language of its sources before a text, and that of their translations.
-    NllbTokenizerFast(
-        tokenizer_object=tokenizer,
-        src_lang=source_lang,
-        tgt_lang=target_lang,
-        additional_special_tokens=langs,
-    ).save_pretrained(str(folder))
+    # transformers 5 makes a BPE, as the public one is, of all that is called NLLB: of
+    # another model, single characters.
+    if isinstance(tokenizer.model, models.BPE):
+        # It puts the language of its sources before a text, and that of their
+        # translations.
+        NllbTokenizerFast(
+            tokenizer_object=tokenizer,
+            src_lang=source_lang,
+            tgt_lang=target_lang,
+            additional_special_tokens=langs,
+        ).save_pretrained(str(folder))
+    else:
+        _save_fast(
+            tokenizer, source_lang, folder, additional_special_tokens=[*langs, "<mask>"]
+        )
 
     shutil.copyfile(path, folder / "sentencepiece.bpe.model")
 
 
 def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> None:
     """Writes a ``warmup_spm`` tokenizer, in the order of the model's rows."""
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
 
     def sort(pieces: list[str]) -> list[str]:
         return [
@@ -143,12 +150,28 @@ def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> No
             for _, piece in sorted((to_hub_idx(i), p) for i, p in enumerate(pieces))
         ]
 
-    tokenizer = convert_spm(path, sort)
+    _save_fast(convert_spm(path, sort), None, folder)
+
+
+def _save_fast(
+    tokenizer: Any, first: str | None, folder: Path, **options: object
+) -> None:
+    """
+    Writes a tokenizer of the ``tokenizers`` library as it is.
+
+    :param first: The token that begins a text, if one does; EOS ends it.
+    """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["</s>"] if first is None else [first, "</s>"]
+
+    begin = "" if first is None else f"{first} "
 
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>",
-        pair="$A $B </s>",
-        special_tokens=[("</s>", tokenizer.token_to_id("</s>"))],
+        single=f"{begin}$A </s>",
+        pair=f"{begin}$A $B </s>",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
     )
 
     PreTrainedTokenizerFast(
@@ -159,4 +182,5 @@ def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> No
         pad_token="<pad>",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        **options,
     ).save_pretrained(str(folder))

@@ -13,7 +13,7 @@ activation checkpointing, ``torch.compile``) and checkpoints see nothing new.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeAlias, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from fairseq2.models.transformer import (
@@ -42,12 +42,7 @@ from warmup_plugin.fairseq2_doors import (
     project_queries,
 )
 from warmup_plugin.models.rows import Folding, RowCache, SourceMemory
-from warmup_plugin.models.t5.attention import T5SDPA
-from warmup_plugin.models.t5.stacks import T5Decoder
-
-PositionBias: TypeAlias = Callable[[Tensor], Tensor]
-"""Maps the positions of keys minus those of queries, *Shape:* :math:`(*,Q,L)`, to what
-they add to attention logits, *Shape:* :math:`(*,H,Q,L)`."""
+from warmup_plugin.models.traits import BiasedDecoder, BiasedSDPA, PositionBias
 
 
 class SelfAttention(Protocol):
@@ -187,8 +182,8 @@ def adapt_attention(decoder: Module) -> None:
         )
 
         # A bias of positions comes from the decoder as a whole.
-        if isinstance(module.sdpa, T5SDPA):
-            known = known and isinstance(decoder, T5Decoder)
+        if isinstance(module.sdpa, BiasedSDPA):
+            known = known and isinstance(decoder, BiasedDecoder)
         else:
             known = known and isinstance(module.sdpa, _KNOWN_SDPAS)
 

@@ -33,7 +33,6 @@ from warmup_plugin.fairseq2_doors import change_class
 from warmup_plugin.layout import DecoderRows, ExcludedTokens
 from warmup_plugin.models.attention import (
     ContinuedRows,
-    PositionBias,
     PromptedRows,
     RowLayout,
     SelfAttention,
@@ -45,6 +44,7 @@ from warmup_plugin.models.attention import (
 )
 from warmup_plugin.models.rows import Folding, RowCache, SourceMemory, select_items
 from warmup_plugin.models.token_loss import compute_log_probs, compute_token_loss
+from warmup_plugin.models.traits import PositionBias, find_position_bias
 
 
 @final
@@ -600,7 +600,7 @@ class TransformerConditional(_RowModel):
     @property
     @override
     def position_bias(self) -> PositionBias | None:
-        return getattr(self._model.decoder, "position_bias", None)
+        return find_position_bias(self._model.decoder)
 
     @property
     @override

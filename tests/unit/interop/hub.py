@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import cached_property
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any, Final
@@ -84,22 +85,31 @@ class Hub:
         """
         :param langs: All languages of an NLLB.
         """
-        kls = AutoModelForCausalLM if is_decoder_only else AutoModelForSeq2SeqLM
-
-        # Typed as the model alone.
-        loaded: Any = kls.from_pretrained(folder, output_loading_info=True)
-
-        self.model, info = loaded
-
-        assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))  # fmt: skip
-
-        self.model.eval()
-
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.folder = Path(folder)
         self.is_decoder_only = is_decoder_only
         self.langs = langs
-        self.settings = json.loads(Path(folder, "generation_config.json").read_text())
+
+    @cached_property
+    def model(self) -> Any:
+        kls = AutoModelForCausalLM if self.is_decoder_only else AutoModelForSeq2SeqLM
+
+        # Typed as the model alone.
+        loaded: Any = kls.from_pretrained(str(self.folder), output_loading_info=True)
+
+        model, info = loaded
+
+        assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))  # fmt: skip
+
+        return model.eval()
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        text = self.folder.joinpath("generation_config.json").read_text()
+
+        settings: dict[str, Any] = json.loads(text)
+
+        return settings
 
     def encode(self, source: str) -> list[int]:
         text = f"{source}\n" if self.is_decoder_only else source

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import ctranslate2
@@ -25,10 +23,9 @@ from fairseq2.nn import BatchLayout
 from torch import Tensor
 
 from tests.common import assert_close
-from tests.doors import ROOT
 from tests.hub_files import NLLB_LANGS
 from tests.unit.interop.conftest import NUM_STEPS, Case
-from tests.unit.interop.hub import MAX_WARMUP_LEN, Hub, RemoteHub, start_process
+from tests.unit.interop.hub import MAX_WARMUP_LEN, Hub, RemoteHub
 from warmup_plugin.__main__ import main as run_command
 from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run
@@ -91,20 +88,6 @@ def exported(
     return case, criterion, run_dir, folder
 
 
-@pytest.fixture(scope="session")
-def process() -> Iterator[Popen[str]]:
-    """Transformers 5, where `make test-transformers5` was run."""
-    python = ROOT / ".venv-transformers5" / "bin" / "python"
-
-    if not python.exists():
-        pytest.skip("needs `make test-transformers5`, which makes its environment")
-
-    with start_process(python, ROOT) as process:
-        yield process
-
-        process.terminate()
-
-
 @pytest.fixture(params=["installed", "5"])
 def hub(
     request: pytest.FixtureRequest, exported: tuple[Case, str, Path, Path]
@@ -117,7 +100,12 @@ def hub(
     if request.param == "installed":
         return Hub(*args)
 
-    return RemoteHub(request.getfixturevalue("process"), *args)
+    process = request.getfixturevalue("transformers5")
+
+    if process is None:
+        pytest.skip("needs `make test-transformers5`, which makes its environment")
+
+    return RemoteHub(process, *args)
 
 
 class TestTransformers:

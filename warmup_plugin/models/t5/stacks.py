@@ -32,6 +32,7 @@ from typing_extensions import override
 
 from warmup_plugin.fairseq2_doors import call_layer_hooks
 from warmup_plugin.models.t5.attention import T5BiasCache, T5PositionBias
+from warmup_plugin.models.traits import BiasedDecoder
 
 
 @final
@@ -80,8 +81,14 @@ class T5Encoder(TransformerEncoder):
 
 
 @final
-class T5Decoder(TransformerDecoder):
+class T5Decoder(TransformerDecoder, BiasedDecoder):
     """Represents the decoder of a T5 model."""
+
+    position_bias: T5PositionBias
+
+    float16_fault: Final = (
+        "T5 and mT5 overflow in float16: their hidden states exceed its largest number, 65,504, and the loss becomes NaN"
+    )
 
     MASK_BIAS: Final = CausalAttentionBias()
     """The kind of mask that its layers have."""
