@@ -57,9 +57,9 @@ from warmup_plugin.tasks.multiple_choice import (
 from warmup_plugin.tasks.summarization import SummarizationConfig, SummarizationTask
 from warmup_plugin.tasks.translation import TranslationConfig, TranslationTask
 from warmup_plugin.tokenizers.codec import find_codec
-from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
 from warmup_plugin.tokenizers.hugging_face import register_hugging_face_family
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
+from warmup_plugin.transformers_doors import refuse_foreign_code
 from warmup_plugin.weights_and_biases import register_weights_and_biases
 
 ConfigT = TypeVar("ConfigT")

@@ -29,7 +29,7 @@ from tests.unit.criteria.cases import (
     create_sharp_model,
 )
 from warmup_plugin import Criterion, CriterionContext, create_sft_criterion
-from warmup_plugin.recipes.generate import main as generate
+from warmup_plugin.commands.generate import main as generate
 from warmup_plugin.recipes.train import main as train
 from warmup_plugin.run_dir import load_yaml
 

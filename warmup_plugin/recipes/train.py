@@ -138,6 +138,7 @@ class TranslationTrainRecipe(Recipe):
 
         check_lengths(
             model,
+            layout,
             config.dataset.max_source_len,
             config.dataset.max_target_len,
             criterion.max_warmup_len,

@@ -18,16 +18,15 @@ from warmup_plugin.data.directions import (
     choose_direction,
     get_pairs_config,
     list_directions,
-    name_output,
     narrow_to_direction,
     split_direction,
 )
 from warmup_plugin.data.text_pairs import TextPairs, TextPairsConfig, read_split
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import create_direction_codecs
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
-from warmup_plugin.tokenizers.training import train_tokenizer
 
 OPEN = {"path": None, "prompt": None, "source_token": None, "target_token": None}
 
@@ -81,10 +80,6 @@ class TestNames:
     def test_call_raises_error_when_there_are_not_two(self, name: str) -> None:
         with pytest.raises(WarmupError, match=f"names `{name}`, which is no direction"):
             split_direction(name)
-
-    def test_outputs_of_directions_stand_beside_each_other(self) -> None:
-        assert name_output("test", None, "best") == "test.best"
-        assert name_output("test", "en-de", "best") == "test.en-de.best"
 
     def test_order_is_that_of_the_names(self) -> None:
         # As a YAML file that was written and read.
@@ -148,6 +143,7 @@ class TestPlain:
         assert narrow_to_direction(config, "de-en")["criterion"] == {
             "name": "sft",
             "label_smoothing": 0.2,
+            "writes_warmups": None,
         }
 
         # What is given is left as it is.

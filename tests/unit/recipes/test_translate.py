@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from warmup_plugin.__main__ import main
+from warmup_plugin.commands import generate
 from warmup_plugin.generation.translator import Translator, to_json_line
-from warmup_plugin.recipes import generate
 
 Translate: TypeAlias = Callable[..., tuple[int, bytes, str]]
 
@@ -240,7 +240,7 @@ class TestStreams:
 
                 return self.lines.pop(0)
 
-        monkeypatch.setattr(generate, "open_stdin", Asking)
+        monkeypatch.setattr("warmup_plugin.recipes.translate.open_stdin", Asking)
 
         class Out:
             buffer = stream
