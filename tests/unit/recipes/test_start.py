@@ -543,7 +543,7 @@ class TestTask:
             model__family=None,
             model__arch=None,
             task__name="summarization",
-            dataset__target_lang="src",
+            task__config="{cross_lingual: true}",
             **write_card(tmp_path, "llama"),
         )
 
