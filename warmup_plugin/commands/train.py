@@ -11,11 +11,9 @@ from warmup_plugin.terminal import get_arguments
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    argv = get_arguments(argv)
-
-    read_train_arguments(argv)
+    args = read_train_arguments(get_arguments(argv))
 
     # fairseq2, which takes seconds; not for `--help` and mistyped options.
-    from warmup_plugin.recipes import train
+    from warmup_plugin.recipes.train import train
 
-    return train.main(argv)
+    return train(args)

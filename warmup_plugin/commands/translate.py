@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.text_files import add_place_arguments
+from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
     add_generation_arguments,
     add_run_arguments,
+    read_generation_arguments,
 )
 
 DESCRIPTION: Final = (
@@ -99,6 +100,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = create_parser().parse_intermixed_args(argv)
 
     # fairseq2, which takes seconds; not for `--help`.
-    from warmup_plugin.recipes.generate import run_translate
+    from warmup_plugin.recipes.jobs import TranslateOptions, translate
 
-    return run_translate(args)
+    return translate(
+        TranslateOptions(
+            **read_generation_arguments(args),
+            places=read_place_arguments(args, {"sources": args.files}),
+            truncate=args.truncate,
+            files=args.files,
+            output=args.output,
+            as_json=args.jsonl,
+            interactive=args.interactive,
+            target_prefix=args.target_prefix,
+            has_prefixes=args.prefixes,
+            chunk_size=args.chunk_size,
+        )
+    )

@@ -239,6 +239,8 @@ def _find_data(dataset: Mapping[str, Any], name: str) -> dict[str, Any]:
             "path": str(reversed_folder),
             "source_field": dataset["target_field"],
             "target_field": dataset["source_field"],
+            # They are those of the other direction.
+            "references_field": "",
             "source_column": dataset["target_column"],
             "target_column": dataset["source_column"],
         }
@@ -276,15 +278,3 @@ def get_pairs_config(dataset: Mapping[str, Any]) -> TextPairsConfig:
             setattr(config, field.name, Path(value) if field.name == "path" else value)
 
     return config
-
-
-def name_output(split: str, direction: str | None, checkpoint: str) -> str:
-    """
-    Returns what the output of a run for a split is called, without its ending.
-
-    :param direction: As of :func:`choose_direction`: its output stands beside that of
-        the other directions.
-    """
-    parts = [split, checkpoint] if direction is None else [split, direction, checkpoint]
-
-    return ".".join(parts)

@@ -30,8 +30,8 @@ from warmup_plugin.models.t5.tokenizer import (
     T5_TOKENIZER_FAMILY,
     load_t5_tokenizer,
 )
-from warmup_plugin.recipes.common import dump_config
-from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.recipes.running import unstructure_config
+from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.run_dir import RunDir, dump_yaml
 from warmup_plugin.tokenizers.codec import CodecOptions, create_codec
 from warmup_plugin.tokenizers.hugging_face import (
@@ -374,30 +374,16 @@ def _create_run_config(
     family: str, tokenizer: _ImportedTokenizer, separator: str | None
 ) -> dict[str, object]:
     """Creates the config of a run that has not trained, for those that start from it."""
-    status, config = dump_config(
-        TranslationTrainRecipe(),
-        ["--config", f"model.family={family}", "criterion.name=sft"],
-    )
+    config = TrainConfig()
 
-    if config is None:
-        raise WarmupError(
-            f"The default config of a run could not be made (exit status {status}); check `python -m warmup_plugin doctor`."
-        )
+    config.criterion.name = "sft"
 
-    def change(name: str, **values: object) -> None:
-        section = config[name]
+    config.model.family, config.model.arch = family, None
 
-        assert isinstance(section, dict)
+    config.tokenizer.family = tokenizer.family
 
-        config[name] = {**section, **values}
+    config.tokenizer.config_overrides = tokenizer.config_overrides
 
-    change("model", arch=None)
+    config.tokenizer.separator = separator
 
-    change(
-        "tokenizer",
-        family=tokenizer.family,
-        config_overrides=tokenizer.config_overrides,
-        separator=separator,
-    )
-
-    return config
+    return unstructure_config(config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Final, cast, final
 
 import numpy as np
@@ -22,6 +23,7 @@ from warmup_plugin.metrics.base import (
     Measurement,
     Metric,
     MetricUnavailable,
+    References,
     ScoreFn,
 )
 from warmup_plugin.metrics.languages import UNSPACED, get_written_language
@@ -156,10 +158,11 @@ class OverlapMetric(Metric):
     def measure(
         self,
         systems: Sequence[Sequence[str]],
-        references: Sequence[str],
+        references: References,
         sources: Sequence[str] | None,
     ) -> list[list[Measurement]]:
-        with cached_references(self._metric, [references]):
+        # sacreBLEU wants the first ones of all sentences, the second ones and so on.
+        with cached_references(self._metric, list(zip_longest(*references))):
             return [[self._measure_one(hypotheses)] for hypotheses in systems]
 
     def _measure_one(self, hypotheses: Sequence[str]) -> Measurement:

@@ -203,7 +203,7 @@ def check_run_config(
     :raises WarmupError: If a value is none that a run has.
     """
     # It imports this module.
-    from warmup_plugin.recipes.train import TrainConfig
+    from warmup_plugin.recipes.train_config import TrainConfig
 
     converter = create_value_converter()
 

@@ -5,23 +5,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import os
-import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass
-from io import StringIO
-from typing import Any, cast
+from typing import Any
 
 import torch
 from fairseq2.assets import AssetStore
 from fairseq2.assets.store import AssetNotFoundError
 from fairseq2.data.tokenizers import Tokenizer
-from fairseq2.logging import log
-from fairseq2.recipe.base import Recipe, RecipeContext
-from fairseq2.recipe.cli import main as fairseq2_main
+from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.config import (
     ModelSection,
     ReferenceModelSection,
@@ -29,11 +23,9 @@ from fairseq2.recipe.config import (
 )
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
-from ruamel.yaml import YAML
 from torch.nn import Module
 from typing_extensions import override
 
-from warmup_plugin.console import hide_start_warning, install_log_filter
 from warmup_plugin.data.directions import (
     DirectionSection,
     list_directions,
@@ -359,78 +351,6 @@ def check_lengths(
         raise WarmupError(
             f"`dataset.max_target_len` ({max_target_len}) and `warmup.max_warmup_len` ({max_warmup_len}) make decoder sequences longer than the {model_target_len} tokens of the model; lower one of them or raise `max_seq_len` in `model.config_overrides`."
         )
-
-
-def run_fairseq2(recipe: Recipe, argv: Sequence[str]) -> int:
-    """
-    Runs fairseq2's command line with our log filter in front.
-
-    Without a terminal it writes plain lines: fairseq2 would break them at 80 columns.
-
-    :returns: The exit status.
-    """
-    install_log_filter()
-
-    old_handlers = list(log.logger.handlers)
-
-    old_argv = sys.argv
-
-    sys.argv = [old_argv[0], *argv]
-
-    # Closed by `2>&-`, it is no terminal either.
-    if not os.isatty(2) and "--no-rich" not in argv:
-        # In front: `--config` takes all that follows.
-        sys.argv.insert(1, "--no-rich")
-    # On a full disk each line of the log would become a traceback on the console.
-    old_raise, logging.raiseExceptions = logging.raiseExceptions, False
-
-    try:
-        with hide_start_warning():
-            fairseq2_main(recipe)
-    except SystemExit as ex:
-        if ex.code is None:
-            return 0
-
-        return ex.code if isinstance(ex.code, int) else 1
-    finally:
-        sys.argv = old_argv
-
-        logging.raiseExceptions = old_raise
-
-        # The log file of this run; a second run in this process is not to write there.
-        for handler in log.logger.handlers[:]:
-            if handler not in old_handlers:
-                log.logger.removeHandler(handler)
-
-                # What a full disk has no room for was lost before.
-                with contextlib.suppress(OSError):
-                    handler.close()
-
-    return 0
-
-
-def dump_config(
-    recipe: Recipe, argv: Sequence[str]
-) -> tuple[int, dict[str, object] | None]:
-    """
-    Resolves the configuration of a command without running it.
-
-    :returns: The exit status and, if it is 0, the configuration.
-    """
-    stream = StringIO()
-
-    with contextlib.redirect_stdout(stream):
-        status = run_fairseq2(recipe, [*argv, "--dump-config"])
-
-    if status != 0:
-        # fairseq2 logs to a console created for the redirected stream.
-        sys.stderr.write(stream.getvalue())
-
-        return status, None
-
-    config = YAML(typ="safe", pure=True).load(stream.getvalue())
-
-    return 0, cast("dict[str, object]", config)
 
 
 def get_rank() -> int:

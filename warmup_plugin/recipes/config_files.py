@@ -1,30 +1,29 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
-"""What stands behind ``--config-file``: files and presets, merged into one file."""
+"""What stands behind ``--config-file`` and ``--config``, merged."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from argparse import ArgumentError, ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
+from fairseq2.utils.argparse import ConfigAction
 from fairseq2.utils.config import (
+    ReplaceEnvDirective,
     ReplacePathDirective,
     StandardConfigMerger,
     StandardConfigProcessor,
 )
+from fairseq2.utils.env import StandardEnvironment
 from fairseq2.utils.structured import StandardValueConverter
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_yaml, read_yaml, shorten_text
 from warmup_plugin.presets import find_preset, list_presets
-from warmup_plugin.run_dir import dump_yaml
-
-_OPTION: Final = "--config-file"
 
 _BASE: Final = "base"
 
@@ -32,93 +31,41 @@ _BASE: Final = "base"
 _MAX_KEYS: Final = 20
 
 
-@contextmanager
-def resolve_config_files(
-    argv: Sequence[str], config_kls: type[object]
-) -> Iterator[list[str]]:
+def read_config(
+    config_kls: type[object], files: Sequence[str], settings: Sequence[str]
+) -> object:
     """
-    Replaces what stands behind ``--config-file`` by one file, as fairseq2 wants it.
+    Reads what stands behind ``--config-file`` and ``--config``.
 
-    The option may be given several times; later files go before earlier ones. A file
-    that begins with ``base``, a preset or file or a list of them, comes after those.
-    Mappings are merged key by key, anything else is replaced. A component, which has
-    ``name`` and ``config``, loses its earlier ``config`` when a file changes its name.
+    Later files go before earlier ones, and settings before files. A file that begins
+    with ``base``, a preset or file or a list of them, comes after those. Mappings are
+    merged key by key, anything else is replaced. A component, which has ``name`` and
+    ``config``, loses its earlier ``config`` when a file changes its name.
 
-    A single file without ``base`` is not touched. Otherwise the merged file lives as
-    long as the context.
-
-    :param argv: The command line, without the name of the program.
     :param config_kls: The class of the configuration, whose defaults are merged into.
+    :param files: Files and presets.
+    :param settings: Pairs such as ``a.b=c``, whose values are YAML.
 
-    :returns: The command line for fairseq2.
+    :returns: The values of the configuration, which have not been structured yet.
 
-    :raises WarmupError: If a file is missing or cannot be merged.
+    :raises WarmupError: If a file is missing or cannot be merged, or a pair is none.
     """
-    args = list(argv)
+    parts: list[_Part] = []
 
-    _check_settings(argv)
+    for name in files:
+        parts += _read_parts(_find_file(name, Path(), f"`--config-file {name}`"), [])
 
-    # Where each name stands, and what stands before it in the same argument.
-    places: list[tuple[int, str]] = []
-
-    files: list[Path] = []
-
-    for idx, arg in enumerate(argv):
-        option, equals, name = arg.partition("=")
-
-        if option != _OPTION:
-            continue
-
-        if equals:
-            places.append((idx, f"{_OPTION}="))
-        elif idx + 1 < len(argv):
-            places.append((idx + 1, ""))
-
-            name = argv[idx + 1]
-        else:
-            raise WarmupError(f"`{_OPTION}` is the last word; put a file behind it.")
-
-        files.append(_find_file(name, Path(), f"`{_OPTION} {name}`"))
-
-    parts = [part for file in files for part in _read_parts(file, [])]
-
-    def replace(new_files: Sequence[Path]) -> list[str]:
-        for (idx, prefix), file in zip(places, new_files, strict=True):
-            args[idx] = f"{prefix}{file}"
-
-        return args
-
-    if len(parts) == len(files) <= 1:
-        yield replace(files)
-
-        return
-
-    with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as tmp_dir:
-        file = Path(tmp_dir, "config.yaml")
-
-        file.write_text(_merge(parts, config_kls), encoding="utf-8")
-
-        # The last one counts. Nothing is removed, or `--config` would take what follows.
-        yield replace([file] * len(files))
+    return apply_settings(_merge(parts, config_kls), settings)
 
 
-def _check_settings(argv: Sequence[str]) -> None:
+def apply_settings(config: object, settings: Sequence[str]) -> object:
     """
-    :raises WarmupError: If a value behind ``--config`` is nested beyond what fairseq2 can
-        read.
+    Sets what stands behind ``--config``, as fairseq2 does.
+
+    :raises WarmupError: If a pair is none, or its value is nested beyond what can be read.
     """
-    is_setting = False
-
-    for arg in argv:
-        if arg.startswith("-"):
-            is_setting = arg == "--config"
-
-            continue
-
-        key, equals, value = arg.partition("=")
-
-        if not is_setting or not equals:
-            continue
+    for setting in settings:
+        key, _, value = setting.partition("=")
 
         try:
             if key.count(".") > _MAX_KEYS:
@@ -131,6 +78,23 @@ def _check_settings(argv: Sequence[str]) -> None:
             raise WarmupError(
                 f"`--config {shorten_text(key)}` cannot be read ({ex}); correct it."
             ) from None
+
+    namespace = Namespace()
+
+    try:
+        ConfigAction(["--config"], "config")(ArgumentParser(), namespace, settings)
+    except (ArgumentError, ValueError) as ex:
+        raise WarmupError(f"A pair behind `--config` is none ({ex}).") from None
+
+    merger = StandardConfigMerger()
+
+    for overrides in namespace.config:
+        try:
+            config = merger.merge(config, overrides)
+        except (TypeError, ValueError) as ex:
+            raise WarmupError(f"`--config` cannot be applied ({ex}).") from None
+
+    return config
 
 
 @final
@@ -222,13 +186,11 @@ def _load(file: Path) -> dict[str, object]:
     return content
 
 
-def _merge(parts: Sequence[_Part], config_kls: type[object]) -> str:
-    """
-    Merges config files.
-
-    :returns: YAML. It is complete, since `_del_` may take out what is a default.
-    """
+def _merge(parts: Sequence[_Part], config_kls: type[object]) -> object:
+    """Merges config files into the defaults."""
     merger = StandardConfigMerger()
+
+    processor = StandardConfigProcessor([ReplaceEnvDirective(StandardEnvironment())])
 
     config = StandardValueConverter().unstructure(config_kls())
 
@@ -236,8 +198,8 @@ def _merge(parts: Sequence[_Part], config_kls: type[object]) -> str:
     earlier: object = {}
 
     for part in parts:
-        # Each file has its own folder, which fairseq2 would replace by that of the last.
-        settings = StandardConfigProcessor([]).process(
+        # Each file has its own folder.
+        settings = processor.process(
             dict(part.settings), [ReplacePathDirective(part.file.resolve().parent)]
         )
 
@@ -252,7 +214,7 @@ def _merge(parts: Sequence[_Part], config_kls: type[object]) -> str:
                 f"`{part.file}` cannot be merged ({ex}); correct it."
             ) from None
 
-    return dump_yaml({"_set_": config})
+    return config
 
 
 def _drop_old_config(settings: object, earlier: object, config: object) -> object:

@@ -12,7 +12,7 @@ from torch import device
 from torch.nn import Module
 
 if TYPE_CHECKING:
-    from warmup_plugin.recipes.train import TrainConfig
+    from warmup_plugin.recipes.train_config import TrainConfig
 
 
 def describe_training(

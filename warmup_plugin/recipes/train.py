@@ -9,48 +9,28 @@ Trains a model: ``python -m recipes.train OUT --config-file F.yaml``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Final, cast, final
 
-import torch
 from fairseq2.gang import Gang
 from fairseq2.logging import log
 from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.component import ComponentManager
 from fairseq2.recipe.composition import register_reference_model
-from fairseq2.recipe.config import (
-    AdamWConfig,
-    CommonSection,
-    GangSection,
-    LRSchedulerSection,
-    MixedPrecisionConfig,
-    ModelSection,
-    MyleLRConfig,
-    OptimizerSection,
-    ReferenceModelSection,
-    RegimeSection,
-    TrainerSection,
-)
 from fairseq2.runtime.dependency import (
     DependencyContainer,
     DependencyNotFoundError,
 )
 from fairseq2.task import Task
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.yaml import YamlDumper
 from torch.nn import Module
 from typing_extensions import override
 
 from warmup_plugin.console import calm_console
-from warmup_plugin.criteria import (
-    Criterion,
-    CriterionContext,
-    CriterionFactory,
-    CriterionSection,
-    WarmupSection,
-)
+from warmup_plugin.criteria import Criterion, CriterionContext, CriterionFactory
 from warmup_plugin.criteria.base import CriterionTrainUnit
 from warmup_plugin.criteria.validation import (
     TranslationValidUnit,
@@ -66,17 +46,9 @@ from warmup_plugin.data.directions import (
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import (
-    GenerationSection,
-    WarmupGenerator,
-    create_generation_config,
-)
+from warmup_plugin.generation import WarmupGenerator, create_generation_config
 from warmup_plugin.layout import DecoderLayout
-from warmup_plugin.metrics.registry import (
-    DEFAULT_METRICS,
-    METRICS,
-    check_metric_names,
-)
+from warmup_plugin.metrics.registry import DEFAULT_METRICS
 from warmup_plugin.metrics.training import shorten_metric_lines
 from warmup_plugin.models.conditional import (
     ConditionalModel,
@@ -85,226 +57,29 @@ from warmup_plugin.models.conditional import (
 )
 from warmup_plugin.models.separator import prepare_separator
 from warmup_plugin.objectives import Objective
-from warmup_plugin.recipes.checks import check_values
 from warmup_plugin.recipes.common import (
-    RunTokenizerSection,
-    TextPairsSection,
     check_lengths,
     create_direction_codecs,
     get_rank,
     is_decoder_only,
     refuse_float16,
-    run_fairseq2,
 )
-from warmup_plugin.recipes.config_files import resolve_config_files
+from warmup_plugin.recipes.config_files import read_config
 from warmup_plugin.recipes.control import (
     PatienceEarlyStopper,
     StopSignal,
     TrainerControl,
 )
 from warmup_plugin.recipes.overview import describe_training
-from warmup_plugin.recipes.start import (
-    SCORE_OF_TASK,
-    NothingToRun,
-    find_output_dir,
-    start_run,
-)
+from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
+from warmup_plugin.recipes.start import NothingToRun, start_run
 from warmup_plugin.recipes.token_stats import measure_tokens
-from warmup_plugin.recipes.train_arguments import read_train_arguments
+from warmup_plugin.recipes.train_arguments import TrainArguments, read_train_arguments
+from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.sampling import WarmupSampler
-from warmup_plugin.tasks.config import TaskSection
 from warmup_plugin.terminal import get_arguments, guard
 from warmup_plugin.tokenizers.codec import TextCodec
-
-
-@dataclass(kw_only=True)
-class ValidationSection(Validatable):
-    """Configures what a validation decodes and shows."""
-
-    beam_size: int = 1
-    """The beam that decodes the development set; 1 is quick and ranks checkpoints well."""
-
-    num_shown: int = 3
-    """The number of sources that the log shows with their references, outputs and the warmups drawn for them."""
-
-    max_num_tokens: int = 4000
-    """The size of a batch; see ``dataset.max_num_tokens``."""
-
-    metrics: list[str] | None = None
-    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `rouge`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
-
-    labels: list[str] | None = None
-    """All valid outputs, for `accuracy` and `macro_f1`; ``None`` for those of the task."""
-
-    patience: int | None = None
-    """The number of validations without improvement after which training stops; ``None`` never stops early."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
-        if self.beam_size < 1:
-            result.add_error("`beam_size` must be greater than or equal to 1.")
-
-        if self.num_shown < 0:
-            result.add_error("`num_shown` must be greater than or equal to 0.")
-
-        if self.metrics is not None:
-            try:
-                check_metric_names(self.metrics, in_validation=True)
-            except WarmupError as ex:
-                result.add_error(str(ex))
-
-        if self.patience is not None and self.patience < 1:
-            result.add_error("`patience` must be greater than or equal to 1.")
-
-        return result
-
-
-@dataclass(kw_only=True)
-class TrainConfig(Validatable):
-    """Describes a training run."""
-
-    task: TaskSection = field(default_factory=lambda: TaskSection())
-
-    model: ModelSection = field(
-        default_factory=lambda: ModelSection(family="nllb", arch="transformer_tiny")
-    )
-    """The model to train from scratch; with ``init_from`` that of the run is taken."""
-
-    init_from: Path | None = None
-    """The directory of a run whose model and tokenizer to start from."""
-
-    init_checkpoint: str | int = "best"
-    """Which of its checkpoints: ``best``, ``last`` or a step."""
-
-    reference_model: ReferenceModelSection | None = None
-    """The frozen model of ``warmup.kl_weight``; ``None`` for that of ``init_from``. Every process holds a whole copy."""
-
-    dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
-
-    tokenizer: RunTokenizerSection = field(
-        default_factory=lambda: RunTokenizerSection()
-    )
-
-    criterion: CriterionSection = field(default_factory=lambda: CriterionSection())
-
-    warmup: WarmupSection = field(default_factory=lambda: WarmupSection())
-
-    validation: ValidationSection = field(default_factory=lambda: ValidationSection())
-
-    generation: GenerationSection = field(default_factory=lambda: GenerationSection())
-
-    gang: GangSection = field(default_factory=lambda: GangSection())
-
-    trainer: TrainerSection = field(
-        default_factory=lambda: TrainerSection(
-            mixed_precision=MixedPrecisionConfig(mode="off"), max_grad_norm=1.0
-        )
-    )
-
-    optimizer: OptimizerSection = field(
-        default_factory=lambda: OptimizerSection(
-            config=AdamWConfig(lr=0.001, betas=(0.9, 0.98))
-        )
-    )
-
-    lr_scheduler: LRSchedulerSection = field(
-        default_factory=lambda: LRSchedulerSection(
-            name="myle", config=MyleLRConfig(num_warmup_steps=1000)
-        )
-    )
-
-    regime: RegimeSection = field(
-        default_factory=lambda: RegimeSection(
-            num_steps=10_000,
-            validate_every_n_steps=500,
-            checkpoint_every_n_steps=500,
-            publish_metrics_every_n_steps=100,
-            keep_last_n_checkpoints=1,
-            keep_best_n_checkpoints=1,
-            score_metric=SCORE_OF_TASK,
-        )
-    )
-
-    common: CommonSection = field(
-        default_factory=lambda: CommonSection(no_sweep_dir=True)
-    )
-
-    @override
-    def validate(self) -> ValidationResult:
-        check_values(self)
-
-        result = ValidationResult()
-
-        regime = self.regime
-
-        if regime.num_data_epochs is not None:
-            # Resuming inside the last epoch ends at once, resuming at the end of one
-            # adds another.
-            result.add_error(
-                "`regime.num_data_epochs` must be null, since fairseq2 0.8.1 cannot resume such a run; set `regime.num_steps`."
-            )
-
-        if regime.score_metric is not None:
-            if regime.validate_every_n_steps != regime.checkpoint_every_n_steps:
-                result.add_error(
-                    "`regime.validate_every_n_steps` and `regime.checkpoint_every_n_steps` must be equal, or the best score would belong to no checkpoint."
-                )
-
-            validation = self.validation
-
-            metrics = validation.metrics
-
-            # Those of the task are not known before it has been asked.
-            if metrics is None:
-                metrics = list(METRICS)
-
-            computed = [METRICS[m].names for m in metrics if m in METRICS]
-
-            known = {name for entry in METRICS.values() for name in entry.names}
-
-            if regime.score_metric in known.difference(*computed):
-                result.add_error(
-                    f"`regime.score_metric` is `{regime.score_metric}`, which `validation.metrics` does not compute; add it there."
-                )
-
-        if self.validation.patience is not None:
-            if regime.score_metric is None or regime.validate_every_n_steps is None:
-                result.add_error(
-                    "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
-                )
-
-        trainer = self.trainer
-
-        uses_fsdp1 = trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2"
-
-        if uses_fsdp1 and self.criterion.name != "sft":
-            result.add_error(
-                "`trainer.fsdp.version` must be `v2`; warmups are not trained with another one."
-            )
-
-        precision = trainer.mixed_precision
-
-        if precision.mode != "off" and precision.dtype == torch.float16:
-            if self.criterion.name != "sft":
-                result.add_error(
-                    "`trainer.mixed_precision.dtype` must be `bfloat16`; warmups are not trained in float16, whose scaled losses they do not know."
-                )
-
-        if regime.save_model_only in (True, "all"):
-            result.add_error(
-                "`regime.save_model_only` must be `false` or `all_but_last`, since nothing else can be resumed."
-            )
-
-        if not self.common.no_sweep_dir:
-            result.add_error(
-                "`common.no_sweep_dir` must be `true`, since the output directory is that of one run."
-            )
-
-        return result
-
 
 _REFERENCE_MODEL: Final = "reference_model"
 
@@ -741,31 +516,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     :returns: The exit status: 0, 2 for bad input, 128 + n if signal n stopped it.
     """
-    args = read_train_arguments(get_arguments(argv))
+    argv = get_arguments(argv)
 
-    return guard(lambda: _run(args), args)
+    args = read_train_arguments(argv)
+
+    return guard(lambda: train(args), argv)
 
 
-def _run(args: Sequence[str]) -> int:
+def train(args: TrainArguments) -> int:
+    """
+    Trains into a run directory.
+
+    :returns: The exit status, as of :func:`main`.
+
+    :raises WarmupError: If the input is bad.
+    """
     stop_signal = StopSignal()
 
     recipe = TranslationTrainRecipe(stop_signal)
 
+    runner = RecipeRunner(recipe, TrainConfig)
+
+    config = runner.structure(
+        read_config(TrainConfig, args.config_files, args.settings)
+    )
+
+    if args.out is None or args.dump_config:
+        runner.resolver.resolve(YamlDumper).dump(unstructure_config(config), sys.stdout)
+
+        return 0
+
+    run_dir = RunDir(args.out)
+
     try:
-        with resolve_config_files(args, recipe.config_kls) as args:
-            path = find_output_dir(args)
-
-            if path is None or "--dump-config" in args:
-                return run_fairseq2(recipe, args)
-
-            with start_run(recipe, path, args) as args, stop_signal.listen():
-                status = run_fairseq2(recipe, args)
-    except NothingToRun as ex:
-        return ex.status
+        with start_run(runner, run_dir, config) as config, stop_signal.listen():
+            status = runner.run(
+                config,
+                run_dir.path,
+                no_rich=args.no_rich,
+                no_exit_on_error=args.no_exit_on_error,
+            )
+    except NothingToRun:
+        return 0
 
     if status == 0 and get_rank() == 0:
         # The score of the last checkpoint came after it was saved.
-        RunDir(path).write_card()
+        run_dir.write_card()
 
     if status == 0 and stop_signal.signum is not None:
         return 128 + stop_signal.signum

@@ -87,14 +87,30 @@ KEYS: Final = (
 )
 
 
-def read_train_arguments(argv: Sequence[str]) -> list[str]:
+@final
+@dataclass(frozen=True)
+class TrainArguments:
+    """Holds what the command line of training says."""
+
+    out: Path | None
+
+    config_files: Sequence[str] = ()
+
+    settings: Sequence[str] = ()
+    """Pairs such as ``a.b=c``."""
+
+    dump_config: bool = False
+
+    no_rich: bool = False
+
+    no_exit_on_error: bool = False
+
+
+def read_train_arguments(argv: Sequence[str]) -> TrainArguments:
     """
     Reads the command line of training, before fairseq2 is imported.
 
     ``--help``, ``--list-presets`` and mistakes end the process here.
-
-    :returns: The same for fairseq2: the output directory first, and each file of
-        ``--config-file`` behind an option of its own.
     """
     parser = _create_parser()
 
@@ -104,6 +120,11 @@ def read_train_arguments(argv: Sequence[str]) -> list[str]:
         print("\n".join(format_presets()))
 
         parser.exit()
+
+    if args.checkpoint_dir is not None:
+        parser.error(
+            "`--checkpoint-dir` is not supported, since a run directory holds its own checkpoints; leave it out."
+        )
 
     for pair in args.config:
         _check_pair(parser, pair)
@@ -119,22 +140,14 @@ def read_train_arguments(argv: Sequence[str]) -> list[str]:
     if out is None and not args.dump_config:
         parser.error("OUT, the directory of the run, is missing; put it first.")
 
-    words = [] if out is None else [out]
-
-    for file in files:
-        words.append(f"--config-file={file}")
-
-    if args.checkpoint_dir is not None:
-        words.append(f"--checkpoint-dir={args.checkpoint_dir}")
-
-    for name in ("dump_config", "no_rich", "no_exit_on_error"):
-        if getattr(args, name):
-            words.append(f"--{name.replace('_', '-')}")
-
-    if args.config:
-        words += ["--config", *args.config]
-
-    return words
+    return TrainArguments(
+        None if out is None else Path(out),
+        files,
+        args.config,
+        args.dump_config,
+        args.no_rich,
+        args.no_exit_on_error,
+    )
 
 
 def _create_parser() -> argparse.ArgumentParser:

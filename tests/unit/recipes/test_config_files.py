@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.presets import find_preset
-from warmup_plugin.recipes.config_files import resolve_config_files
-from warmup_plugin.run_dir import load_yaml
+from warmup_plugin.recipes.config_files import read_config
 
 
 @dataclass(kw_only=True)
@@ -51,77 +49,60 @@ def write(folder: Path, **texts: str) -> None:
         (folder / f"{name}.yaml").write_text(text)
 
 
-def merge(*names: str) -> Any:
-    """Merges files and returns what replaces the defaults."""
-    args = [word for name in names for word in ("--config-file", name)]
-
-    with resolve_config_files(args, SmallConfig) as args:
-        [file] = set(args[1::2])
-
-        content: Mapping[str, Any] = load_yaml(Path(file))
-
-    assert content.keys() == {"_set_"}
-
-    return content["_set_"]
+def merge(*names: str, settings: Sequence[str] = ()) -> Any:
+    """Merges files and settings into the defaults."""
+    return read_config(SmallConfig, names, settings)
 
 
-def resolve(args: Sequence[str]) -> list[str]:
-    with resolve_config_files(args, SmallConfig) as new_args:
-        return new_args
-
-
-class TestArguments:
+class TestFiles:
     def test_preset_is_found(self) -> None:
-        preset = find_preset("translation/synthetic_pair_sft")
-
-        for name in (
-            "translation/synthetic_pair_sft",
-            "translation/synthetic_pair_sft.yaml",
-        ):
-            args = ["OUT", "--config-file", name, "--config", "a=b"]
-
-            assert resolve(args) == [*args[:2], str(preset), *args[3:]]
-
-            assert resolve([f"--config-file={name}"]) == [f"--config-file={preset}"]
+        for name in ("directions/en_zh", "directions/en_zh.yaml"):
+            assert merge(name)["dataset"]["target_lang"] == "zh"
 
     def test_file_goes_before_preset(self, folder: Path) -> None:
-        file = folder / "translation" / "synthetic_pair_sft"
+        file = folder / "directions" / "en_zh"
 
         file.parent.mkdir()
         file.write_text("named: {size: 1}")
 
-        args = ["--config-file", "translation/synthetic_pair_sft"]
+        assert merge("directions/en_zh")["named"]["size"] == 1
 
-        assert resolve(args) == args
+    def test_no_file_leaves_the_defaults(self) -> None:
+        assert merge() == {
+            "part": {"name": "default", "config": {"d": 0}},
+            "named": {"name": "default", "size": 0},
+            "values": {"old": 1},
+        }
 
-    def test_single_file_is_not_touched(self, folder: Path) -> None:
-        # Only fairseq2 knows what they mean.
-        write(folder, a="_set_: {values: {x: '${dir}'}}\n_del_: [part]\n")
 
-        args = ["--config-file", "a.yaml"]
+class TestSettings:
+    def test_settings_go_before_files(self, folder: Path) -> None:
+        write(folder, a="named: {size: 1, name: a}\nvalues: {x: 1}")
 
-        assert resolve(args) == args
+        config = merge(
+            "a.yaml", settings=["named.size=2", " set:values.y = {z: [1]}", "del:part"]
+        )
 
-    def test_no_file_is_not_touched(self) -> None:
-        assert resolve(["OUT", "--config", "a=b"]) == ["OUT", "--config", "a=b"]
+        assert config == {
+            "named": {"name": "a", "size": 2},
+            "values": {"old": 1, "x": 1, "y": {"z": [1]}},
+        }
 
-    def test_all_files_are_replaced_where_they_stand(self, folder: Path) -> None:
-        write(folder, a="named: {size: 1}", b="named: {size: 2}")
+    def test_value_is_replaced_as_a_whole(self) -> None:
+        assert merge(settings=["values={x: 1}"])["values"] == {"x": 1}
 
-        args = ["--config-file=a.yaml", "--config", "x=y", "--config-file", "b.yaml"]
+    @pytest.mark.parametrize("setting", ["a", "a=[", "del:a=b"])
+    def test_what_is_no_pair_is_refused(self, setting: str) -> None:
+        with pytest.raises(WarmupError, match="`--config|behind `--config`"):
+            merge(settings=[setting])
 
-        with resolve_config_files([*args, "OUT"], SmallConfig) as new_args:
-            file = Path(new_args[4])
-
-            # `--config` would take OUT if an option less stood before it.
-            assert new_args == [
-                *(f"--config-file={file}", "--config", "x=y"),
-                *("--config-file", str(file), "OUT"),
-            ]
-
-            assert file.is_file()
-
-        assert not file.exists()
+    @pytest.mark.parametrize(
+        "setting",
+        [f"a={'[' * 3000}", "a=&a [*a]", f"{'a.' * 3000}b=1", 'a=["\\ud800"]'],
+    )
+    def test_setting_that_is_no_tree_is_refused(self, setting: str) -> None:
+        with pytest.raises(WarmupError, match="^`--config a.* cannot be read"):
+            merge(settings=["b=1", setting])
 
 
 class TestMerging:
@@ -203,7 +184,7 @@ class TestMerging:
         write(folder, a="values: {_del_: [old], x: '${dir}', m: {y: 1}}")
         write(folder / "sub", b="values: {w: ['${dir}'], _set_: {m: {z: 1}}}")
 
-        # The folder of each file, not that of the merged one.
+        # The folder of each file.
         assert merge("a.yaml", "sub/b.yaml")["values"] == {
             **{"x": str(folder), "w": [str(folder / "sub")]},
             "m": {"z": 1},
@@ -233,13 +214,13 @@ class TestErrors:
         write(folder, a=text, c="named: {size: 1}")
 
         with pytest.raises(WarmupError, match=message):
-            resolve(["--config-file", "a.yaml"])
+            merge("a.yaml")
 
     def test_text_in_other_encoding_is_refused(self, folder: Path) -> None:
         (folder / "a.yaml").write_bytes(b"values: {x: \xe9}")
 
         with pytest.raises(WarmupError, match="`a.yaml` cannot be read as YAML"):
-            resolve(["--config-file", "a.yaml"])
+            merge("a.yaml")
 
     def test_circle_is_refused(self, folder: Path) -> None:
         write(folder, a="base: b.yaml", b="base: [c.yaml]", c="base: b.yaml")
@@ -247,7 +228,7 @@ class TestErrors:
         b, c = folder / "b.yaml", folder / "c.yaml"
 
         with pytest.raises(WarmupError) as info:
-            resolve(["--config-file", "a.yaml"])
+            merge("a.yaml")
 
         assert f"circle, `{b}` to `{c}` to `{b}`; take one" in str(info.value)
 
@@ -260,18 +241,13 @@ class TestErrors:
         with pytest.raises(
             WarmupError, match="`--config-file nope` .*synthetic_pair_sft, "
         ):
-            resolve(["--config-file", "nope"])
+            merge("nope")
 
     def test_presets_of_same_kind_are_listed(self) -> None:
         message = "the presets are hardware/eight_gpus, hardware/one_gpu.$"
 
         with pytest.raises(WarmupError, match=message):
-            resolve(["--config-file", "hardware/two_gpus"])
-
-    def test_missing_name_is_refused(self) -> None:
-        # fairseq2 would train with the defaults.
-        with pytest.raises(WarmupError, match="`--config-file` is the last word"):
-            resolve(["OUT", "--config-file"])
+            merge("hardware/two_gpus")
 
     @pytest.mark.parametrize(
         "text",
@@ -282,18 +258,3 @@ class TestErrors:
 
         with pytest.raises(WarmupError, match=r"^`a.yaml` cannot be read as YAML \("):
             merge("a.yaml")
-
-    @pytest.mark.parametrize(
-        "setting",
-        [f"a={'[' * 3000}", "a=&a [*a]", f"{'a.' * 3000}b=1", 'a=["\\ud800"]'],
-    )
-    def test_setting_that_is_no_tree_is_refused(self, setting: str) -> None:
-        args = ["out", "--config", "b=1", setting]
-
-        with pytest.raises(WarmupError, match="^`--config a.* cannot be read"):
-            with resolve_config_files(args, SmallConfig):
-                pass
-
-        # It is no setting.
-        with resolve_config_files(["out", setting], SmallConfig):
-            pass

@@ -9,7 +9,7 @@ import torch
 
 from tests.common import create_tiny_model
 from warmup_plugin.recipes.overview import describe_training
-from warmup_plugin.recipes.train import TrainConfig
+from warmup_plugin.recipes.train_config import TrainConfig
 
 
 def describe(

@@ -6,12 +6,12 @@ from __future__ import annotations
 import fcntl
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.configs import create_runner
 from tests.hub_files import (
     NLLB_LANGS,
     write_llama_tokenizer,
@@ -22,37 +22,16 @@ from tests.tiny_runs import Options, take_snapshot, tiny_options, to_args
 from warmup_plugin.data.directions import narrow_to_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import create_direction_codecs
-from warmup_plugin.recipes.start import NothingToRun, find_output_dir, start_run
-from warmup_plugin.recipes.train import TranslationTrainRecipe, main
+from warmup_plugin.recipes.config_files import read_config
+from warmup_plugin.recipes.running import unstructure_config
+from warmup_plugin.recipes.start import NothingToRun, start_run
+from warmup_plugin.recipes.train import main
+from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings
 from warmup_plugin.tasks.translation import TranslationTask
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.training import train_tokenizer
-
-
-class TestFindOutputDir:
-    @pytest.mark.parametrize(
-        "args",
-        [
-            ["OUT"],
-            ["OUT", "--config-file", "F", "--config", "a=b", "c=d"],
-            ["--config-file", "F", "OUT"],
-            ["--config-file=F", "--no-rich", "OUT", "--config", "a=b"],
-            ["--config", "a=b", "c=d", "--no-rich", "OUT"],
-            ["--config=a=b", "OUT"],
-        ],
-    )
-    def test_call_finds_directory_wherever_it_stands(self, args: Sequence[str]) -> None:
-        assert find_output_dir(args) == Path("OUT")
-
-    @pytest.mark.parametrize(
-        "args",
-        # Of these, fairseq2 takes the last for a pair.
-        [[], ["--config-file", "F"], ["--no-rich"], ["--config", "a=b", "OUT"]],
-    )
-    def test_call_returns_none_when_there_is_none(self, args: Sequence[str]) -> None:
-        assert find_output_dir(args) is None
 
 
 def make_checkpoint(out: Path) -> None:
@@ -64,24 +43,23 @@ def make_checkpoint(out: Path) -> None:
         file.touch()
 
 
-def start(out: Path, options: Options, *further: object) -> dict[str, Any]:
-    """Returns the config that fairseq2 would get."""
-    args = to_args(out, options, *further)
+def start(out: Path, options: Options) -> dict[str, Any]:
+    """Returns the config that the recipe would get, as values for YAML."""
+    runner = create_runner()
 
-    with start_run(TranslationTrainRecipe(), out, args) as fairseq2_args:
-        assert fairseq2_args[0] == str(out.resolve())
-        assert fairseq2_args[1] == "--config-file"
-        assert fairseq2_args[3:] == ["--no-rich"]
+    values = read_config(TrainConfig, [], to_args(out, options)[3:])
 
-        config: dict[str, Any] = load_yaml(Path(fairseq2_args[2]))
+    with start_run(runner, RunDir(out), runner.structure(values)) as config:
+        return unstructure_config(config)
 
-    assert not Path(fairseq2_args[2]).exists()
 
-    assert config.keys() == {"_set_"}
+def write_card(folder: Path, family: str) -> dict[str, object]:
+    """Writes a card of a model; returns the options that choose it."""
+    file = folder / "cards.yaml"
 
-    complete: dict[str, Any] = config["_set_"]
+    file.write_text(f"name: public\nmodel_family: {family}\ncheckpoint: nope\n")
 
-    return complete
+    return {"common__assets__extra_paths": f"[{file}]", "model__name": "public"}
 
 
 def write_langs(folder: Path, *langs: str) -> Path:
@@ -440,21 +418,6 @@ class TestNewRun:
         with pytest.raises(WarmupError, match="file/run` cannot be written"):
             start(tmp_path / "file" / "run", tiny_options(text_folder, tokenizer_file))
 
-    @pytest.mark.parametrize(
-        "option", [["--checkpoint-dir", "x"], ["--checkpoint-dir=x"]]
-    )
-    def test_other_checkpoint_directory_is_refused(
-        self, tmp_path: Path, option: list[str]
-    ) -> None:
-        with pytest.raises(WarmupError, match="`--checkpoint-dir` is not supported"):
-            start(tmp_path / "run", {}, *option)
-
-    def test_bad_config_ends_with_status_of_fairseq2(self, tmp_path: Path) -> None:
-        with pytest.raises(NothingToRun) as exc_info:
-            start(tmp_path / "run", {"foo": 1})
-
-        assert exc_info.value.status == 2
-
 
 class TestTask:
     """What a config leaves open follows from its task."""
@@ -569,12 +532,40 @@ class TestTask:
 
         assert start(tmp_path / "run", options)["dataset"] == first["dataset"]
 
-    def test_call_ends_when_task_is_not_registered(
+    def test_prompt_is_that_of_the_family_of_a_card(
+        self, tmp_path: Path, text_folder: Path
+    ) -> None:
+        write_llama_tokenizer(tmp_path / "tokenizer")
+
+        options = tiny_options(
+            text_folder,
+            tmp_path / "tokenizer",
+            model__family=None,
+            model__arch=None,
+            task__name="summarization",
+            **write_card(tmp_path, "llama"),
+        )
+
+        prompt = start(tmp_path / "run", options)["dataset"]["prompt"]
+
+        assert prompt.startswith("Summarize")
+
+    def test_model_of_no_card_is_refused_before_anything_is_written(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file, model__name="nope")
+
+        with pytest.raises(WarmupError, match="`nope`, which no asset card describes"):
+            start(tmp_path / "run", options)
+
+        assert not (tmp_path / "run").exists()
+
+    def test_task_that_is_not_registered_is_refused(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:
         options = tiny_options(text_folder, tokenizer_file, task__name="nope")
 
-        with pytest.raises(NothingToRun):
+        with pytest.raises(WarmupError, match="`task.name` is `nope`, which is not"):
             start(tmp_path / "run", options)
 
 
@@ -702,8 +693,8 @@ class TestSeparator:
             text_folder,
             tokenizer_file,
             criterion__name="warmup",
-            model__name="public",
             model__arch=None,
+            **write_card(tmp_path, "nllb"),
         )
 
         assert self.get_init(tmp_path / "run", options) == "eos"
@@ -884,10 +875,8 @@ class TestResumedRun:
 
         (out / "early_stop.json").write_text('{"stopped_at": 4}')
 
-        with pytest.raises(NothingToRun) as exc_info:
+        with pytest.raises(NothingToRun):
             start(out, options)
-
-        assert exc_info.value.status == 0
 
         text = capsys.readouterr().out
 

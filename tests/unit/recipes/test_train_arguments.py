@@ -4,58 +4,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fairseq2.utils.structured import StandardValueConverter
 from ruamel.yaml import YAML
 
 from warmup_plugin.presets import list_presets
-from warmup_plugin.recipes.train import TrainConfig
 from warmup_plugin.recipes.train_arguments import KEYS, read_train_arguments
+from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.run_dir import flatten_config
 
 
 class TestReadTrainArguments:
     @pytest.mark.parametrize(
-        "argv,words",
+        "argv,expected",
         [
-            (["OUT"], ["OUT"]),
+            (["OUT"], {}),
             (
                 ["OUT", "--config-file", "a", "b", "--config", "x=1", "y=2"],
-                "OUT --config-file=a --config-file=b --config x=1 y=2".split(),
+                {"config_files": ["a", "b"], "settings": ["x=1", "y=2"]},
             ),
             (
                 ["--config-file", "a", "--no-rich", "OUT", "--config-file=b"],
-                "OUT --config-file=a --config-file=b --no-rich".split(),
+                {"config_files": ["a", "b"], "no_rich": True},
             ),
             # The directory behind a file, as was always possible.
-            (["--config-file", "F", "OUT"], ["OUT", "--config-file=F"]),
+            (["--config-file", "F", "OUT"], {"config_files": ["F"]}),
             (
                 ["--config-file", "F", "--no-rich", "OUT"],
-                "OUT --config-file=F --no-rich".split(),
+                {"config_files": ["F"], "no_rich": True},
             ),
             (
                 ["--config", "a=b", "--no-rich", "OUT"],
-                "OUT --no-rich --config a=b".split(),
+                {"settings": ["a=b"], "no_rich": True},
             ),
             (
                 ["OUT", "--config", "a=1", "--config", "b=2"],
-                "OUT --config a=1 b=2".split(),
+                {"settings": ["a=1", "b=2"]},
             ),
             (
                 ["OUT", "--config", "del:a.b", "set:c={d: -1}"],
-                ["OUT", "--config", "del:a.b", "set:c={d: -1}"],
+                {"settings": ["del:a.b", "set:c={d: -1}"]},
             ),
-            (["--dump-config"], ["--dump-config"]),
-            (["OUT", "--checkpoint-dir", "x"], ["OUT", "--checkpoint-dir=x"]),
-            (["OUT", "--no-exit-on-error"], ["OUT", "--no-exit-on-error"]),
+            (["--dump-config"], {"out": None, "dump_config": True}),
+            (["OUT", "--no-exit-on-error"], {"no_exit_on_error": True}),
         ],
     )
-    def test_words_are_those_of_fairseq2(
-        self, argv: Sequence[str], words: Sequence[str]
+    def test_call_tells_directory_files_and_settings(
+        self, argv: Sequence[str], expected: dict[str, Any]
     ) -> None:
-        assert read_train_arguments(argv) == words
+        defaults: dict[str, Any] = {
+            **{"out": Path("OUT"), "config_files": [], "settings": []},
+            **{"dump_config": False, "no_rich": False, "no_exit_on_error": False},
+        }
+
+        assert asdict(read_train_arguments(argv)) == {**defaults, **expected}
 
     def test_last_preset_is_no_directory(
         self, capsys: pytest.CaptureFixture[str]
@@ -87,6 +93,7 @@ class TestReadTrainArguments:
                 ["OUT", "--config", "a=["],
                 "The value of `a` behind `--config` is no YAML;",
             ),
+            (["OUT", "--checkpoint-dir", "x"], "`--checkpoint-dir` is not supported"),
             (["OUT", "--nope"], "unrecognized arguments: --nope"),
             (["OUT", "--config-file"], "argument --config-file: expected at least one"),
         ],

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairseq2.runtime.dependency import DependencyContainer
+from fairseq2.recipe.component import ComponentManager
 
+from tests.configs import create_runner
 from tests.tiny_runs import ROOT
-from warmup_plugin import components
-from warmup_plugin.components import create_component
+from warmup_plugin.recipes.running import unstructure_config
+from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.tasks import TaskContext, TextTask
 
 
@@ -35,15 +37,23 @@ class TestDocs:
     def test_example_is_a_task(
         self, example: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        container = DependencyContainer()
+        monkeypatch.setattr(
+            TranslationTrainRecipe, "register", lambda _, c: example.setup(c)
+        )
 
-        example.setup(container)
+        values = unstructure_config(TrainConfig())
 
-        monkeypatch.setattr(components, "get_dependency_resolver", lambda: container)
+        values["task"] = {"name": "simplification", "config": {"audience": "doctors"}}
+
+        runner = create_runner()
+
+        section = runner.structure(values).task
 
         kls: Any = TextTask
 
-        task: Any = create_component(kls, "simplification", {"audience": "doctors"})
+        task: Any = runner.resolver.resolve(ComponentManager).create_component(
+            kls, section.name, section.config
+        )
 
         settings = task.get_settings(
             TaskContext(

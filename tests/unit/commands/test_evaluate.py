@@ -11,13 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-import warmup_plugin.recipes
+from warmup_plugin.commands.evaluate import main
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.evaluate import evaluate, main, name_systems, read_run
+from warmup_plugin.evaluation.scores import evaluate
+from warmup_plugin.evaluation.systems import name_systems, read_run
+from warmup_plugin.recipes import jobs
+from warmup_plugin.recipes.jobs import GenerateOptions
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
 
@@ -216,6 +218,33 @@ class TestFileMode:
 
         assert bleu["score"] == pytest.approx(100.0)
 
+    @pytest.mark.parametrize("as_list", [False, True])
+    def test_main_takes_several_references(self, tmp_path: Path, as_list: bool) -> None:
+        other = ["an other text"] * len(_REFERENCES)
+
+        hypotheses = _write(tmp_path / "h", _REFERENCES)
+
+        files = [_write(tmp_path / "r1", other), _write(tmp_path / "r2", _REFERENCES)]
+
+        if as_list:
+            rows = [json.dumps({"targets": row}) for row in zip(other, _REFERENCES)]
+
+            files = [_write(tmp_path / "r.jsonl", rows)]
+
+        out = tmp_path / "scores.json"
+
+        args = ["--hypotheses", hypotheses, "--json", str(out)]
+
+        assert main([*args, "--references", *files]) == 0
+
+        report = json.loads(out.read_text())
+
+        [bleu, chrf] = report["systems"]["h"]
+
+        assert (bleu["score"], chrf["score"]) == (pytest.approx(100), 100)
+        assert bleu["signature"].startswith("nrefs:2|")
+        assert report["references"] == ", ".join(files)
+
     @pytest.mark.parametrize(
         "args,message",
         [
@@ -378,7 +407,7 @@ class TestFileMode:
 
     def test_module_imports_neither_torch_nor_fairseq2(self) -> None:
         code = (
-            "import sys, warmup_plugin.recipes.evaluate; "
+            "import sys, warmup_plugin.commands.evaluate; "
             "sys.exit(not {'torch', 'fairseq2'}.isdisjoint(sys.modules))"
         )
 
@@ -410,28 +439,21 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
-    """Replaces the `generate` recipe by one that records its arguments."""
-    calls: list[Sequence[str]] = []
+def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[GenerateOptions]:
+    """Replaces the job that translates by one that records its options."""
+    calls: list[GenerateOptions] = []
 
-    def generate(argv: Sequence[str]) -> int:
-        calls.append(argv)
+    def generate(options: GenerateOptions) -> int:
+        calls.append(options)
 
-        run_dir, _, split, _, checkpoint, *_ = argv
-
-        if split == "short":
+        if options.split == "short":
             return 2
 
-        _write_translations(Path(run_dir), f"{split}.{checkpoint}")
+        _write_translations(options.run_dir, f"{options.split}.{options.checkpoint}")
 
         return 0
 
-    module = ModuleType("warmup_plugin.recipes.generate")
-
-    setattr(module, "main", generate)
-
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(warmup_plugin.recipes, "generate", module, raising=False)
+    monkeypatch.setattr(jobs, "generate", generate)
 
     return calls
 
@@ -454,14 +476,38 @@ def _write_translations(
 
 
 class TestRunMode:
+    def test_run_is_scored_by_all_its_references(
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
+    ) -> None:
+        data = run_dir.parent / "data"
+
+        rows = [
+            json.dumps(
+                {"source": "source", "target": "x", "targets": ["x", half, "no"]}
+            )
+            for half in _HALF
+        ]
+
+        _write(data / "more.jsonl", rows)
+
+        text = (run_dir / "run.yaml").read_text().replace("plain", "jsonl")
+
+        (run_dir / "run.yaml").write_text(text)
+
+        assert main([str(run_dir), "--split", "more", "--num-bootstrap", "0"]) == 0
+
+        report = json.loads((run_dir / "evaluate" / "more.best.json").read_text())
+
+        [bleu, chrf] = report["systems"]["run"]
+
+        assert chrf["score"] == 100 and "nrefs:3" in chrf["signature"]
+
     def test_main_generates_and_writes_scores(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         assert main([str(run_dir), "--num-bootstrap", "10"]) == 0
 
-        assert generate_calls == [
-            [str(run_dir), "--split", "test", "--checkpoint", "best"]
-        ]
+        assert generate_calls == [GenerateOptions(run_dir=run_dir, split="test")]
 
         text = (run_dir / "evaluate" / "test.best.json").read_text(encoding="utf-8")
 
@@ -477,18 +523,18 @@ class TestRunMode:
         assert {"sacrebleu", "warmup_plugin", "git_commit"} <= set(data["versions"])
 
     def test_truncate_is_handed_on_to_translation(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         assert main([str(run_dir), "--truncate", "--num-bootstrap", "0"]) == 0
 
         assert generate_calls == [
-            [str(run_dir), "--split", "test", "--checkpoint", "best", "--truncate"]
+            GenerateOptions(run_dir=run_dir, split="test", truncate=True)
         ]
 
     def test_main_refuses_the_same_run_before_it_translates(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         assert main([str(run_dir), str(run_dir)]) == 2
@@ -498,7 +544,7 @@ class TestRunMode:
         assert generate_calls == []
 
     def test_main_reuses_translations(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         _write_translations(run_dir, "test.last")
 
@@ -511,7 +557,7 @@ class TestRunMode:
         assert (run_dir / "evaluate" / "test.last.json").is_file()
 
     def test_main_generates_again_when_checkpoints_are_newer(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         file = _write_translations(run_dir, "test.best")
 
@@ -525,7 +571,7 @@ class TestRunMode:
 
     @pytest.mark.parametrize("idx", [0, 19])
     def test_main_generates_again_when_sources_differ(
-        self, run_dir: Path, generate_calls: list[Sequence[str]], idx: int
+        self, run_dir: Path, generate_calls: list[GenerateOptions], idx: int
     ) -> None:
         sources = ["source"] * 20
 
@@ -539,7 +585,7 @@ class TestRunMode:
 
     @pytest.mark.parametrize("line", ["{", "[]", "{}", "1"])
     def test_main_generates_again_when_details_are_broken(
-        self, run_dir: Path, generate_calls: list[Sequence[str]], line: str
+        self, run_dir: Path, generate_calls: list[GenerateOptions], line: str
     ) -> None:
         file = _write_translations(run_dir, "test.best")
 
@@ -550,7 +596,7 @@ class TestRunMode:
         assert len(generate_calls) == 1
 
     def test_main_reuses_translations_of_sources_with_line_feeds(
-        self, tmp_path: Path, generate_calls: list[Sequence[str]]
+        self, tmp_path: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         rows = [{"source": "a\n\nb\u2028c", "target": line} for line in _REFERENCES]
 
@@ -568,7 +614,7 @@ class TestRunMode:
 
     @pytest.mark.parametrize("mode", ["run", "files", "files of run", "json"])
     def test_main_scores_line_feeds_inside_outputs(
-        self, tmp_path: Path, generate_calls: list[Sequence[str]], mode: str
+        self, tmp_path: Path, generate_calls: list[GenerateOptions], mode: str
     ) -> None:
         pytest.importorskip("rouge_score")
 
@@ -642,7 +688,7 @@ class TestRunMode:
     def test_main_refuses_translations_that_were_changed(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
         edit: Callable[[list[str]], list[str]],
         message: str,
@@ -664,7 +710,7 @@ class TestRunMode:
     def test_main_refuses_details_without_outputs(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         file = _write_translations(run_dir, "test.best")
@@ -676,18 +722,18 @@ class TestRunMode:
         assert "test.best.txt.jsonl is no object with" in capsys.readouterr().err
 
     def test_run_has_sources(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         system = read_run(run_dir, "test", "best", None, None)
 
         assert system.sources == ["source"] * 20
-        assert system.references == _REFERENCES
+        assert system.references == [[line] for line in _REFERENCES]
         # As of the JSON lines.
         assert system.hypotheses == [line.replace(" ", "\u2028", 1) for line in _HALF]
         assert system.target_lang == "zh"
 
     def test_sources_must_agree_when_a_metric_reads_them(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         system = read_run(run_dir, "test", "best", None, None)
 
@@ -699,7 +745,7 @@ class TestRunMode:
             evaluate([system, other], num_bootstrap=0, metrics=["comet"])
 
     def test_main_reads_data_where_told(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         data, moved = run_dir.parent / "data", run_dir.parent / "moved"
 
@@ -712,8 +758,7 @@ class TestRunMode:
         assert main([*args, "--data", str(moved)]) == 0
 
         assert generate_calls == [
-            [str(run_dir), "--split", "test", "--checkpoint", "best"]
-            + ["--data", str(moved)]
+            GenerateOptions(run_dir=run_dir, split="test", data_dir=moved)
         ]
 
         text = (run_dir / "evaluate" / "test.best.json").read_text(encoding="utf-8")
@@ -721,19 +766,19 @@ class TestRunMode:
         assert str(moved) in json.loads(text)["references"]
 
     def test_main_takes_split_from_config(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         with (run_dir / "run.yaml").open("a") as fp:
             fp.write("  test_split: short\n")
 
         assert main([str(run_dir)]) == 2
 
-        assert generate_calls[0][2] == "short"
+        assert generate_calls[0].split == "short"
 
     def test_main_compares_runs(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         other_dir = run_dir.with_name("other")
@@ -757,7 +802,7 @@ class TestRunMode:
         assert data["comparisons"][0]["p_value"] == 1.0
 
     def test_main_scores_files_by_what_a_run_translates(
-        self, run_dir: Path, generate_calls: list[Sequence[str]], tmp_path: Path
+        self, run_dir: Path, generate_calls: list[GenerateOptions], tmp_path: Path
     ) -> None:
         file = tmp_path / "other.txt"
 
@@ -787,7 +832,7 @@ class TestRunMode:
     def test_main_reports_bad_split(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
         args: Sequence[str],
         message: str,

@@ -1,0 +1,148 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairseq2.assets import AssetStore
+from fairseq2.logging import log
+from fairseq2.recipe.error import RecipeError
+from fairseq2.task import TaskStopException
+
+from tests.configs import create_runner, read_train_config, type_config
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes import running
+from warmup_plugin.recipes.running import unstructure_config
+from warmup_plugin.recipes.train_config import TrainConfig
+from warmup_plugin.run_dir import dump_yaml, load_yaml
+
+
+class TestStructure:
+    def test_components_get_their_settings(self) -> None:
+        config = type_config(["OUT", "--config", "optimizer.config.lr=1"])
+
+        assert config.optimizer.config.lr == 1.0  # type: ignore[attr-defined]
+        assert config.warmup.sampler.config is not None
+
+    @pytest.mark.parametrize(
+        "setting,message",
+        [
+            ("foo=1", r"^The config cannot be read: .* extra key\(s\) foo\."),
+            ("regime.num_steps=x", "`regime.num_steps`.* must be a whole number"),
+            ("regime.num_steps=0", "^`regime.num_steps` must be greater than"),
+            ("task.name=nope", "^`task.name` is `nope`, which is not registered"),
+            ("optimizer.name=nope", "^nope is not a known optimizer"),
+            ("lr_scheduler.name=nope", "^nope is not a known learning rate"),
+            ("common.seed=-1", "^`common.seed` must be"),
+        ],
+    )
+    def test_bad_value_is_one_sentence(self, setting: str, message: str) -> None:
+        with pytest.raises(WarmupError, match=message) as info:
+            type_config(["OUT", "--config", setting])
+
+        assert "\n" not in str(info.value)
+
+    def test_values_can_be_written_and_structured_again(self, tmp_path: Path) -> None:
+        values = read_train_config(
+            ["OUT", "--config", "init_from=x", "dataset.path='é: #'"]
+        )
+
+        (tmp_path / "x.yaml").write_text(dump_yaml(values), encoding="utf-8")
+
+        content = load_yaml(tmp_path / "x.yaml")
+
+        assert unstructure_config(create_runner().structure(content)) == values
+
+    def test_cards_of_the_config_are_known(self, tmp_path: Path) -> None:
+        file = tmp_path / "cards.yaml"
+
+        file.write_text("name: mine\nmodel_family: t5\n")
+
+        runner = create_runner()
+
+        values = unstructure_config(TrainConfig())
+
+        values["common"]["assets"]["extra_paths"] = [str(file)]
+
+        runner.structure(values)
+
+        card = runner.resolver.resolve(AssetStore).retrieve_card("mine")
+
+        assert card.field("model_family").as_(str) == "t5"
+
+
+class TestRun:
+    @staticmethod
+    def run(tmp_path: Path, **options: bool) -> int:
+        return create_runner().run(TrainConfig(), tmp_path, **options)
+
+    @pytest.mark.parametrize(
+        "error,status",
+        [
+            (TaskStopException(), 0),
+            (WarmupError("a"), 2),
+            (RecipeError("a"), 2),
+            (ValueError("a"), 1),
+        ],
+    )
+    def test_call_returns_exit_status(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        error: Exception,
+        status: int,
+    ) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr(running, "run", fail)
+
+        assert self.run(tmp_path) == status
+
+        if status == 2:
+            assert [record.getMessage() for record in caplog.records] == ["a"]
+
+        if status != 0:
+            with pytest.raises(type(error)):
+                self.run(tmp_path, no_exit_on_error=True)
+
+    @pytest.mark.parametrize(
+        "is_terminal,no_rich,expected",
+        # fairseq2 would break lines at 80 columns.
+        [(False, False, True), (True, False, False), (True, True, True)],
+    )
+    def test_lines_are_plain_without_terminal(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        is_terminal: bool,
+        no_rich: bool,
+        expected: bool,
+    ) -> None:
+        seen: list[Any] = []
+
+        monkeypatch.setattr(running, "run", lambda *a, no_rich: seen.append(no_rich))
+        monkeypatch.setattr("os.isatty", lambda fd: is_terminal)
+
+        assert self.run(tmp_path, no_rich=no_rich) == 0
+
+        assert seen == [expected]
+
+    def test_call_closes_log_file_of_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def log_to_file(*args: object, **kwargs: object) -> None:
+            log.logger.addHandler(logging.FileHandler(tmp_path / "rank_0.log"))
+
+        monkeypatch.setattr(running, "run", log_to_file)
+
+        old_handlers = list(log.logger.handlers)
+
+        assert self.run(tmp_path) == 0
+
+        assert log.logger.handlers == old_handlers

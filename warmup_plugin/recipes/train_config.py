@@ -1,0 +1,226 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""What a training run is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+from fairseq2.recipe.config import (
+    AdamWConfig,
+    CommonSection,
+    GangSection,
+    LRSchedulerSection,
+    MixedPrecisionConfig,
+    ModelSection,
+    MyleLRConfig,
+    OptimizerSection,
+    ReferenceModelSection,
+    RegimeSection,
+    TrainerSection,
+)
+from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
+
+from warmup_plugin.criteria.config import CriterionSection, WarmupSection
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation.config import GenerationSection
+from warmup_plugin.metrics.registry import METRICS, check_metric_names
+from warmup_plugin.recipes.checks import check_values
+from warmup_plugin.recipes.common import RunTokenizerSection, TextPairsSection
+from warmup_plugin.tasks.config import TaskSection
+
+SCORE_OF_TASK: Final = "task"
+"""As ``regime.score_metric``: the score that the task picks the best checkpoint by."""
+
+
+@dataclass(kw_only=True)
+class ValidationSection(Validatable):
+    """Configures what a validation decodes and shows."""
+
+    beam_size: int = 1
+    """The beam that decodes the development set; 1 is quick and ranks checkpoints well."""
+
+    num_shown: int = 3
+    """The number of sources that the log shows with their references, outputs and the warmups drawn for them."""
+
+    max_num_tokens: int = 4000
+    """The size of a batch; see ``dataset.max_num_tokens``."""
+
+    metrics: list[str] | None = None
+    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `rouge`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
+
+    labels: list[str] | None = None
+    """All valid outputs, for `accuracy` and `macro_f1`; ``None`` for those of the task."""
+
+    patience: int | None = None
+    """The number of validations without improvement after which training stops; ``None`` never stops early."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.beam_size < 1:
+            result.add_error("`beam_size` must be greater than or equal to 1.")
+
+        if self.num_shown < 0:
+            result.add_error("`num_shown` must be greater than or equal to 0.")
+
+        if self.metrics is not None:
+            try:
+                check_metric_names(self.metrics, in_validation=True)
+            except WarmupError as ex:
+                result.add_error(str(ex))
+
+        if self.patience is not None and self.patience < 1:
+            result.add_error("`patience` must be greater than or equal to 1.")
+
+        return result
+
+
+@dataclass(kw_only=True)
+class TrainConfig(Validatable):
+    """Describes a training run."""
+
+    task: TaskSection = field(default_factory=lambda: TaskSection())
+
+    model: ModelSection = field(
+        default_factory=lambda: ModelSection(family="nllb", arch="transformer_tiny")
+    )
+    """The model to train from scratch; with ``init_from`` that of the run is taken."""
+
+    init_from: Path | None = None
+    """The directory of a run whose model and tokenizer to start from."""
+
+    init_checkpoint: str | int = "best"
+    """Which of its checkpoints: ``best``, ``last`` or a step."""
+
+    reference_model: ReferenceModelSection | None = None
+    """The frozen model of ``warmup.kl_weight``; ``None`` for that of ``init_from``. Every process holds a whole copy."""
+
+    dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
+
+    tokenizer: RunTokenizerSection = field(
+        default_factory=lambda: RunTokenizerSection()
+    )
+
+    criterion: CriterionSection = field(default_factory=lambda: CriterionSection())
+
+    warmup: WarmupSection = field(default_factory=lambda: WarmupSection())
+
+    validation: ValidationSection = field(default_factory=lambda: ValidationSection())
+
+    generation: GenerationSection = field(default_factory=lambda: GenerationSection())
+
+    gang: GangSection = field(default_factory=lambda: GangSection())
+
+    trainer: TrainerSection = field(
+        default_factory=lambda: TrainerSection(
+            mixed_precision=MixedPrecisionConfig(mode="off"), max_grad_norm=1.0
+        )
+    )
+
+    optimizer: OptimizerSection = field(
+        default_factory=lambda: OptimizerSection(
+            config=AdamWConfig(lr=0.001, betas=(0.9, 0.98))
+        )
+    )
+
+    lr_scheduler: LRSchedulerSection = field(
+        default_factory=lambda: LRSchedulerSection(
+            name="myle", config=MyleLRConfig(num_warmup_steps=1000)
+        )
+    )
+
+    regime: RegimeSection = field(
+        default_factory=lambda: RegimeSection(
+            num_steps=10_000,
+            validate_every_n_steps=500,
+            checkpoint_every_n_steps=500,
+            publish_metrics_every_n_steps=100,
+            keep_last_n_checkpoints=1,
+            keep_best_n_checkpoints=1,
+            score_metric=SCORE_OF_TASK,
+        )
+    )
+
+    common: CommonSection = field(
+        default_factory=lambda: CommonSection(no_sweep_dir=True)
+    )
+
+    @override
+    def validate(self) -> ValidationResult:
+        check_values(self)
+
+        result = ValidationResult()
+
+        regime = self.regime
+
+        if regime.num_data_epochs is not None:
+            # Resuming inside the last epoch ends at once, resuming at the end of one
+            # adds another.
+            result.add_error(
+                "`regime.num_data_epochs` must be null, since fairseq2 0.8.1 cannot resume such a run; set `regime.num_steps`."
+            )
+
+        if regime.score_metric is not None:
+            if regime.validate_every_n_steps != regime.checkpoint_every_n_steps:
+                result.add_error(
+                    "`regime.validate_every_n_steps` and `regime.checkpoint_every_n_steps` must be equal, or the best score would belong to no checkpoint."
+                )
+
+            validation = self.validation
+
+            metrics = validation.metrics
+
+            # Those of the task are not known before it has been asked.
+            if metrics is None:
+                metrics = list(METRICS)
+
+            computed = [METRICS[m].names for m in metrics if m in METRICS]
+
+            known = {name for entry in METRICS.values() for name in entry.names}
+
+            if regime.score_metric in known.difference(*computed):
+                result.add_error(
+                    f"`regime.score_metric` is `{regime.score_metric}`, which `validation.metrics` does not compute; add it there."
+                )
+
+        if self.validation.patience is not None:
+            if regime.score_metric is None or regime.validate_every_n_steps is None:
+                result.add_error(
+                    "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
+                )
+
+        trainer = self.trainer
+
+        uses_fsdp1 = trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2"
+
+        if uses_fsdp1 and self.criterion.name != "sft":
+            result.add_error(
+                "`trainer.fsdp.version` must be `v2`; warmups are not trained with another one."
+            )
+
+        precision = trainer.mixed_precision
+
+        if precision.mode != "off" and precision.dtype == torch.float16:
+            if self.criterion.name != "sft":
+                result.add_error(
+                    "`trainer.mixed_precision.dtype` must be `bfloat16`; warmups are not trained in float16, whose scaled losses they do not know."
+                )
+
+        if regime.save_model_only in (True, "all"):
+            result.add_error(
+                "`regime.save_model_only` must be `false` or `all_but_last`, since nothing else can be resumed."
+            )
+
+        if not self.common.no_sweep_dir:
+            result.add_error(
+                "`common.no_sweep_dir` must be `true`, since the output directory is that of one run."
+            )
+
+        return result
