@@ -59,7 +59,12 @@ if not __package__:
 
 from warmup_plugin.composition import register_warmup_plugin
 from warmup_plugin.config_docs import get_class_doc, get_field_docs, get_field_owner
-from warmup_plugin.criteria.config import ObjectiveSection, SamplerSection
+from warmup_plugin.criteria import (
+    CriterionFactory,
+    CriterionSection,
+    ObjectiveSection,
+    SamplerSection,
+)
 from warmup_plugin.fairseq2_doors import list_components, register_optimizers
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.models.t5 import T5Config
@@ -77,6 +82,7 @@ COMMAND: Final = "python scripts/make_config_docs.py"
 
 # The sections that choose a component by name, and the interface it implements.
 COMPONENTS: Final[dict[type[object], object]] = {
+    CriterionSection: CriterionFactory,
     ObjectiveSection: Objective,
     SamplerSection: WarmupSampler,
     TaskSection: TextTask,

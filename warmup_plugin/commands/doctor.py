@@ -35,8 +35,7 @@ PYTHON_VERSIONS: Final = ((3, 10), (3, 11), (3, 12))
 # key. Modules are named, not imported, since they may fail to be.
 REGISTRATIONS: Final = (
     ("fairseq2.data.tokenizers", "TokenizerFamily", "warmup_spm"),
-    ("warmup_plugin.criteria.base", "CriterionFactory", "sft"),
-    ("warmup_plugin.criteria.base", "CriterionFactory", "warmup"),
+    ("fairseq2.models.family", "ModelFamily", "t5"),
 )
 
 COMET_PYTHON_VARIABLE: Final = "WARMUP_COMET_PYTHON"

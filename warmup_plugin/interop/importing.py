@@ -39,7 +39,7 @@ from warmup_plugin.tokenizers.hugging_face import (
     load_hugging_face_tokenizer,
 )
 from warmup_plugin.tokenizers.settings import read_settings
-from warmup_plugin.tokenizers.training import SEPARATOR
+from warmup_plugin.tokenizers.special import SEPARATOR
 from warmup_plugin.transformers_doors import get_nllb_languages
 
 # Of `org/name` on the Hub; a path has more parts, or a dot before them.

@@ -162,7 +162,9 @@ class OverlapMetric(Metric):
         sources: Sequence[str] | None,
     ) -> list[list[Measurement]]:
         # sacreBLEU wants the first ones of all sentences, the second ones and so on.
-        with cached_references(self._metric, list(zip_longest(*references))):
+        streams = list(zip_longest(*references))
+
+        with cached_references(self._metric, streams):
             return [[self._measure_one(hypotheses)] for hypotheses in systems]
 
     def _measure_one(self, hypotheses: Sequence[str]) -> Measurement:

@@ -31,7 +31,7 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.tokenizers.base import WarmupTokenizer
-from warmup_plugin.tokenizers.training import SEPARATOR
+from warmup_plugin.tokenizers.special import SEPARATOR
 
 WARMUP_SPM_FAMILY: Final = "warmup_spm"
 
