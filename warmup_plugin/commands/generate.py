@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.recipes.arguments import create_generate_parser
 from warmup_plugin.terminal import get_arguments
 
@@ -15,7 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     create_generate_parser().parse_args(argv)
 
-    # fairseq2, which takes seconds; not for `--help` and mistyped options.
+    # fairseq2 takes seconds; not for `--help` and mistyped options.
+    import_fairseq2()
+
     from warmup_plugin.recipes import generate
 
     return generate.main(argv)

@@ -12,6 +12,7 @@ from warmup_plugin.console import claimed_stdout, quiet_log
 from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.recipes.arguments import FULL_LIST, add_run_arguments, to_option
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.terminal import get_arguments, guard, show
@@ -126,7 +127,9 @@ def _run(args: argparse.Namespace) -> int:
                 f"`{to_option(name)}` must be greater than or equal to {least}, but is {value}."
             )
 
-    # fairseq2, which takes seconds; not for `--help`.
+    # fairseq2 takes seconds; not for `--help`.
+    import_fairseq2()
+
     from warmup_plugin.recipes.common import get_rank
     from warmup_plugin.recipes.generate import (
         check_output,

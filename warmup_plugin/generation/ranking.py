@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 
 from warmup_plugin.layout import DecoderLayout, join_rows
@@ -154,6 +153,9 @@ def rank_by_mbr(
     :returns: The distinct outputs; ``score`` is the mean chrF++, from 0 to 100,
         ``weight`` the share of the warmups with this output.
     """
+    # Its import takes a while, and few rank by it.
+    from sacrebleu.metrics.chrf import CHRF
+
     metric = CHRF(word_order=2)
 
     texts = [decode(candidate.target) for candidate in candidates]

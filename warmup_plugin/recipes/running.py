@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
@@ -125,6 +126,12 @@ class RecipeRunner(Generic[ConfigT]):
         :returns: The exit status.
         """
         install_log_filter()
+
+        if cast(Any, config).common.metric_recorders.wandb.enabled:
+            # It is put off till now, and so are its errors.
+            import_module("wandb")
+
+            self.resolver = self._create_resolver()
 
         old_handlers = list(log.logger.handlers)
 
