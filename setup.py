@@ -90,7 +90,6 @@ setup(
         "protobuf",
         "ruamel.yaml>=0.18",
         "sacrebleu>=2.4,<3",
-        "scikit-learn>=1.5",
         "sentencepiece>=0.2.0",
         # For the libsndfile it bundles: fairseq2 does not start without one.
         "soundfile>=0.12",
@@ -102,6 +101,7 @@ setup(
         "metrics": METRICS,
         # ctranslate2: exported models are served with it. setuptools: a test builds
         # the wheel without a network.
+        # scikit-learn: macro-F1 is compared with its own.
         # hypothesis: input that breaks something is looked for.
         # selenium: the page of `report` is tried in Chromium where there is one.
         "test": [
@@ -110,6 +110,7 @@ setup(
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "scikit-learn>=1.5",
             "selenium>=4.20",
             "setuptools>=70.1",
         ],

@@ -64,7 +64,7 @@ COMMANDS: Final = {
         "compute log P(y|x) of given pairs, with and without warmups",
     ),
     "evaluate": Command(
-        "warmup_plugin.recipes.evaluate",
+        "warmup_plugin.commands.evaluate",
         "score translations by BLEU, chrF++, COMET and others",
     ),
     "compare": Command(

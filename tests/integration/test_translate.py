@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -23,6 +24,19 @@ from warmup_plugin.recipes import generate, train
 pytestmark = pytest.mark.integration
 
 TIMEOUT: Final = 400.0
+
+
+@pytest.fixture(scope="module")
+def sft_run(
+    tmp_path_factory: pytest.TempPathFactory, text_folder: Path, tokenizer_file: Path
+) -> Path:
+    run_dir = tmp_path_factory.mktemp("sft") / "run"
+
+    options = tiny_options(text_folder, tokenizer_file)
+
+    assert train.main(to_args(run_dir, options)) == 0
+
+    return run_dir
 
 
 def test_killed_job_goes_on_in_two_processes(
@@ -105,3 +119,78 @@ def test_killed_job_goes_on_in_two_processes(
         "out.txt",
         "out.txt.origin.json",
     ]
+
+
+@pytest.mark.parametrize(
+    "redirection,message",
+    [("<&-", "Standard input is closed"), (">&- < /dev/null", "Standard output")],
+)
+def test_closed_stream_is_one_sentence(
+    sft_run: Path, redirection: str, message: str
+) -> None:
+    args = python_command("-m", "warmup_plugin", "translate", str(sft_run))
+
+    result = subprocess.run(
+        ["sh", "-c", f'"$@" {redirection}', "sh", *args],
+        cwd=ROOT,
+        env=command_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_terminal_is_asked_line_by_line(sft_run: Path) -> None:
+    leader, follower = os.openpty()
+
+    process = subprocess.Popen(
+        python_command("-m", "warmup_plugin", "translate", str(sft_run)),
+        cwd=ROOT,
+        env={**command_environment(), "TERM": "xterm"},
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+
+    os.close(follower)
+
+    output = b""
+
+    def read_prompt() -> bytes:
+        """Returns what stands before the next one."""
+        nonlocal output
+
+        end = time.monotonic() + TIMEOUT
+
+        while b"> " not in output:
+            assert time.monotonic() < end, output
+
+            output += os.read(leader, 4096)
+
+        text, _, output = output.partition(b"> ")
+
+        return text
+
+    assert b"loading the model" in read_prompt()
+
+    os.write(leader, b"puke kuse\n")
+
+    echo, _, answer = read_prompt().partition(b"\r\n")
+
+    assert echo == b"puke kuse"
+    assert len(answer.splitlines()) == 1
+
+    # A line that cannot be translated is told, and does not end it.
+    os.write(leader, b"ta " * 600 + b"\n")
+
+    assert b"error: Line 2 of standard input has " in read_prompt()
+
+    os.write(leader, b"\x04")
+
+    assert process.wait(TIMEOUT) == 2
+
+    os.close(leader)

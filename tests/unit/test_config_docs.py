@@ -29,12 +29,12 @@ from tests.tiny_runs import (
     tiny_options,
     to_args,
 )
-from warmup_plugin.commands import translate
+from warmup_plugin.commands import evaluate, translate
 from warmup_plugin.config_docs import get_class_doc, get_field_docs, get_field_owner
 from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes import evaluate, train
+from warmup_plugin.recipes import train
 from warmup_plugin.recipes.common import RunTokenizerSection, TextPairsSection
 from warmup_plugin.recipes.generate import TranslationGenerateRecipe
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config

@@ -9,8 +9,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.text_files import add_place_arguments
+from warmup_plugin.data.text_files import add_place_arguments, flatten
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.evaluation.arguments import (
+    add_metric_arguments,
+    add_names_argument,
+    add_truncate_argument,
+    read_file_arguments,
+    read_metric_arguments,
+)
+from warmup_plugin.evaluation.scores import (
+    evaluate,
+    make_report,
+    print_notes,
+    write_json,
+)
+from warmup_plugin.evaluation.systems import (
+    System,
+    name_systems,
+    read_files,
+    read_hypotheses,
+    read_run,
+    rename_systems,
+)
 from warmup_plugin.metrics.base import Evaluation
 from warmup_plugin.metrics.resampling import NUM_TRIALS, check_num_samples
 from warmup_plugin.metrics.tables import format_columns, format_number, format_score
@@ -19,23 +40,6 @@ from warmup_plugin.metrics.wins import (
     SentenceComparison,
     compare_sentences,
     measure_lengths,
-)
-from warmup_plugin.recipes.evaluate import (
-    System,
-    add_metric_arguments,
-    add_names_argument,
-    add_truncate_argument,
-    evaluate,
-    make_report,
-    name_systems,
-    print_notes,
-    read_file_arguments,
-    read_files,
-    read_hypotheses,
-    read_metric_arguments,
-    read_run,
-    rename_systems,
-    write_json,
 )
 from warmup_plugin.terminal import show
 
@@ -56,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "systems",
         type=Path,
-        nargs="+",
+        nargs="*",
         metavar="SYSTEM",
         help="run directories, or files of one output a line or of JSON lines; the first one is the baseline",
     )
@@ -64,8 +68,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--references",
         type=Path,
+        nargs="+",
+        action="extend",
         metavar="FILE",
-        help="references of files, one a line (default: those of the run, if there is one)",
+        help="references of files, one a line; several files give several of each sentence; a JSON field may hold a list (default: those of the run, if there is one)",
     )
 
     parser.add_argument(
@@ -144,10 +150,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    # `--references FILE SYSTEM...`: what follows the first file can only be systems.
+    if not args.systems and args.references:
+        args.references, args.systems = args.references[:1], args.references[1:]
+
     if len(args.systems) < 2:
         raise WarmupError(
-            f"There is nothing to compare {args.systems[0]} with; give two systems or "
-            "more."
+            f"There is nothing to compare{''.join(f' {path} with' for path in args.systems)}; give two systems or more."
         )
 
     check_num_samples("--num-bootstrap", args.num_bootstrap)
@@ -179,7 +188,8 @@ def run(args: Namespace) -> int:
 
     baseline = systems[0]
 
-    texts = baseline.references if baseline.sources is None else baseline.sources
+    # Of several references the first.
+    texts = baseline.sources or [texts[0] for texts in baseline.references]
 
     unit, lengths = measure_lengths(texts)
 
@@ -418,7 +428,7 @@ def _print_examples(
 
             for idx in indices:
                 texts = {
-                    "reference": baseline.references[idx],
+                    **_name_references(baseline.references[idx]),
                     baseline.name: baseline.hypotheses[idx],
                     system.name: system.hypotheses[idx],
                 }
@@ -434,6 +444,11 @@ def _print_examples(
 
                 for name, text in texts.items():
                     # A text of JSON lines may hold line feeds.
-                    line = " ".join(text.splitlines())
+                    show(f"  {name:<{width}}  {flatten(text)}".rstrip())
 
-                    show(f"  {name:<{width}}  {line}".rstrip())
+
+def _name_references(texts: Sequence[str]) -> dict[str, str]:
+    if len(texts) == 1:
+        return {"reference": texts[0]}
+
+    return {f"reference {idx}": text for idx, text in enumerate(texts, start=1)}

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.files import write_text_atomically
-from warmup_plugin.recipes.evaluate import (
+from warmup_plugin.evaluation.arguments import (
     add_metric_arguments,
     add_names_argument,
     add_truncate_argument,
-    evaluate,
     read_metric_arguments,
 )
+from warmup_plugin.evaluation.scores import evaluate
+from warmup_plugin.files import write_text_atomically
 from warmup_plugin.terminal import show
 
 DESCRIPTION: Final = (

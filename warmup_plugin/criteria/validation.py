@@ -117,8 +117,8 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         self._labels = labels
         self._step_nr = 0
 
-        # (direction, index in its text, hypothesis, reference)
-        self._outputs: list[tuple[str, int, str, str]] = []
+        # (direction, index in its text, hypothesis, references)
+        self._outputs: list[tuple[str, int, str, list[str]]] = []
 
         self._scores: dict[str, float] = {}
 
@@ -171,11 +171,14 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         texts = self._decode(batch, names)
 
-        self._outputs.extend(zip(names, indices, texts, example["targets"]))
+        self._outputs.extend(zip(names, indices, texts, example["references"]))
 
         for n, source_warmups in zip(shown, warmups or [[] for _ in shown]):
             text = self._describe(
-                example["sources"][n], example["targets"][n], texts[n], source_warmups
+                example["sources"][n],
+                example["references"][n],
+                texts[n],
+                source_warmups,
             )
 
             if names[n]:
@@ -228,9 +231,15 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         return texts
 
     def _describe(
-        self, source: str, reference: str, output: str, warmups: list[WeighedWarmup]
+        self,
+        source: str,
+        references: Sequence[str],
+        output: str,
+        warmups: list[WeighedWarmup],
     ) -> str:
-        lines = [f"source:    {source}", f"reference: {reference}"]
+        lines = [f"source:    {source}"]
+
+        lines += [f"reference: {reference}" for reference in references]
 
         for warmup in sorted(warmups, key=lambda w: -w.weight):
             text = self._codec.decode(warmup.tokens)
@@ -289,7 +298,9 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
                 # fairseq2 does not know how to shorten what it does not know.
                 self._scores[f"{key}_{name}"] = round(value, 4)
 
-    def _score(self, name: str, outputs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    def _score(
+        self, name: str, outputs: Sequence[tuple[str, list[str]]]
+    ) -> dict[str, float]:
         """
         Scores the outputs of a direction.
 
@@ -299,7 +310,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         """
         scores = score_translations(
             [hypothesis for hypothesis, _ in outputs],
-            [reference for _, reference in outputs],
+            [references for _, references in outputs],
             target_lang=self._target_langs[name],
             num_bootstrap=0,
             metrics=self._metrics,

@@ -265,6 +265,11 @@ class Corpus:
     def target(self, row: int) -> str:
         return self.parts[int(self.part_indices[row])].target(int(self.indices[row]))
 
+    def references(self, row: int) -> list[str]:
+        part = self.parts[int(self.part_indices[row])]
+
+        return part.references(int(self.indices[row]))
+
     def digest(self) -> str:
         """Returns a checksum that tells a corpus from one with other rows."""
         return f"{self.sources.digest():08x}{self.targets.digest():08x}"

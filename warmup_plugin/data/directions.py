@@ -239,6 +239,8 @@ def _find_data(dataset: Mapping[str, Any], name: str) -> dict[str, Any]:
             "path": str(reversed_folder),
             "source_field": dataset["target_field"],
             "target_field": dataset["source_field"],
+            # They are those of the other direction.
+            "references_field": "",
             "source_column": dataset["target_column"],
             "target_column": dataset["source_column"],
         }

@@ -198,7 +198,7 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         example = {
             "indices": indices,
             "sources": [corpus.source(row) for row in rows],
-            "targets": [corpus.target(row) for row in rows],
+            "references": [corpus.references(row) for row in rows],
         }
 
         if corpus.directions:

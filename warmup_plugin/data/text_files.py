@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Final, final
 
 from warmup_plugin.data.text_pairs import (
+    get_json_list,
+    has_json_field,
     iter_json_objects,
     iter_json_texts,
     iter_lines,
@@ -93,6 +95,57 @@ def iter_texts(path: Path, what: str, places: TextPlaces = _NO_PLACES) -> Iterat
         yield from iter_plain(path)
 
 
+def read_references(
+    paths: Sequence[Path], places: TextPlaces = _NO_PLACES
+) -> list[list[str]]:
+    """
+    Reads the references of each sentence.
+
+    :param paths: Files of as many lines each. A field of JSON lines may hold a list;
+        without a name for it that is ``targets``, or ``target`` where there is none.
+
+    :returns: What the files have in a line, one after another. An empty line of one file
+        stands for a reference that is missing, of all files for an empty text.
+
+    :raises WarmupError: See :func:`read_texts`; or if the files do not have as many
+        lines.
+    """
+    columns = [list(_iter_references(path, places)) for path in paths]
+
+    for path, column in zip(paths, columns):
+        if len(column) != len(columns[0]):
+            raise WarmupError(
+                f"`{path}` has {len(column)} lines but `{paths[0]}` has {len(columns[0])}; each file must have a reference of each sentence, or an empty line."
+            )
+
+    return [
+        [text for texts in row for text in texts if text] or [""]
+        for row in zip(*columns)
+    ]
+
+
+def _iter_references(path: Path, places: TextPlaces) -> Iterator[list[str]]:
+    if not is_json_lines(path):
+        for text in iter_texts(path, "references", places):
+            yield [text]
+
+        return
+
+    name = places.fields.get("references")
+
+    default = DEFAULT_FIELDS["references"]
+
+    for value, where in iter_json_objects(path):
+        if value is None:
+            yield []
+
+            continue
+
+        field = name or (f"{default}s" if f"{default}s" in value else default)
+
+        yield get_json_list(value, field, where)
+
+
 def iter_plain(path: Path) -> Iterator[str]:
     """
     Reads a file of one text a line, whatever its name is.
@@ -104,6 +157,11 @@ def iter_plain(path: Path) -> Iterator[str]:
         f"`{path}`",
         "let its name end in `.jsonl` or `.jsonl.gz`, of which a field is read",
     )
+
+
+def flatten(text: str) -> str:
+    """Puts a text on one line, as `generate` writes it beside its JSON lines."""
+    return " ".join(text.splitlines())
 
 
 def iter_all_texts(path: Path) -> Iterator[str]:
@@ -316,8 +374,8 @@ def _find_owners(name: str, files: Mapping[str, Sequence[Path]]) -> list[str]:
 def _has_field(path: Path, name: str) -> bool:
     try:
         return any(
-            texts is not None
-            for texts in iter_json_texts(path, [("--json-fields", name)])
+            value is not None and has_json_field(value, name)
+            for value, _ in iter_json_objects(path)
         )
     # What else is wrong is said where the file is read.
     except WarmupError:

@@ -62,6 +62,14 @@ class TextPairsConfig:
     target_field: str = "target"
     """The JSON field of the target, read like ``source_field``."""
 
+    references_field: str = "targets"
+    """
+    The JSON field of all that is right for a source, a list of strings, read like
+    ``source_field``. Outputs are scored against them; training reads the target alone.
+    Where an object has no such field, or if it is empty, the target is the only
+    reference.
+    """
+
     example: str = "pair"
     """
     What a JSON object is. If ``pair``, it has ``source_field`` and ``target_field``; if
@@ -97,6 +105,8 @@ class TextPairs:
         self._origin = origin
         self._sources = _TextColumn()
         self._targets = _TextColumn()
+        # Of the few sources with several.
+        self._references: dict[int, list[str]] = {}
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -106,6 +116,12 @@ class TextPairs:
 
     def target(self, idx: int) -> str:
         return self._targets.get(idx)
+
+    def references(self, idx: int) -> list[str]:
+        """Returns all that is right for a source; the target alone unless there is more."""
+        references = self._references.get(idx)
+
+        return [self.target(idx)] if references is None else list(references)
 
     def empty_mask(self) -> NDArray[np.bool_]:
         """Returns ``True`` for each pair with at least one empty side."""
@@ -552,12 +568,24 @@ def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
         ("dataset.target_field", config.target_field),
     ]
 
-    for texts in iter_json_texts(file, fields):
-        if texts is None:
+    for value, where in iter_json_objects(file):
+        if value is None:
             _append_empty_pair(pairs)
-        else:
-            pairs._sources.append(texts[0].encode("utf-8"))
-            pairs._targets.append(texts[1].encode("utf-8"))
+
+            continue
+
+        source, target = _get_fields(value, fields, where)
+
+        pairs._sources.append(source.encode("utf-8"))
+        pairs._targets.append(target.encode("utf-8"))
+
+        if has_json_field(value, config.references_field):
+            references = get_json_list(
+                value, config.references_field, where, "dataset.references_field"
+            )
+
+            if references:
+                pairs._references[len(pairs) - 1] = references
 
     _check_not_empty(pairs, file)
 
@@ -579,15 +607,57 @@ def iter_json_texts(
 
             continue
 
-        texts = [
-            _get_json_text(value, field, option, where).strip()
-            for option, field in fields
-        ]
+        yield _get_fields(value, fields, where)
 
-        for (_, field), text in zip(fields, texts):
-            _check_encodable(text, f"{where}, field `{field}`,")
 
-        yield texts
+def _get_fields(
+    value: dict[str, object], fields: Sequence[tuple[str, str]], where: str
+) -> list[str]:
+    texts = [
+        _get_json_text(value, field, option, where).strip() for option, field in fields
+    ]
+
+    for (_, field), text in zip(fields, texts):
+        _check_encodable(text, f"{where}, field `{field}`,")
+
+    return texts
+
+
+def get_json_list(
+    obj: dict[str, object], field: str, where: str, option: str = "--json-fields"
+) -> list[str]:
+    """
+    Returns the text of a field, or those of a list in it, without empty ones.
+
+    :param field: Dots descend.
+    :param where: The line, for messages.
+    :param option: What names the field.
+
+    :raises WarmupError: If there is no such field, or it holds something else.
+    """
+    value = _get_json_value(obj, field, option, where)
+
+    texts = [value] if isinstance(value, str) else value
+
+    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+        raise WarmupError(
+            f"{where} has {_name_json_type(value)} in field `{field}` (`{option}`): it must be a string or a list of strings."
+        )
+
+    for text in texts:
+        _check_encodable(text, f"{where}, field `{field}`,")
+
+    return [text.strip() for text in texts if text.strip()]
+
+
+def has_json_field(obj: dict[str, object], field: str) -> bool:
+    """Tells whether an object has a field that is not null; dots descend."""
+    value: object = obj
+
+    for part in [field] if field in obj else field.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+
+    return value is not None
 
 
 def iter_json_objects(file: Path) -> Iterator[tuple[dict[str, object] | None, str]]:
@@ -636,6 +706,19 @@ def _append_empty_pair(pairs: TextPairs) -> None:
 
 
 def _get_json_text(obj: dict[str, object], field: str, option: str, where: str) -> str:
+    value = _get_json_value(obj, field, option, where)
+
+    if not isinstance(value, str):
+        raise WarmupError(
+            f"{where} has {_name_json_type(value)} in field `{field}` (`{option}`): it must be a string."
+        )
+
+    return value
+
+
+def _get_json_value(
+    obj: dict[str, object], field: str, option: str, where: str
+) -> object:
     value: object = obj
 
     parts = [field] if field in obj else field.split(".")
@@ -651,11 +734,6 @@ def _get_json_text(obj: dict[str, object], field: str, option: str, where: str) 
             )
 
         value = value[part]
-
-    if not isinstance(value, str):
-        raise WarmupError(
-            f"{where} has {_name_json_type(value)} in field `{field}` (`{option}`): it must be a string."
-        )
 
     return value
 

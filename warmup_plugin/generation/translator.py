@@ -13,6 +13,7 @@ import torch
 from warmup_plugin.data.batching import sorted_batches
 from warmup_plugin.data.corpus import TokenSeqs, encode_sources
 from warmup_plugin.data.lines import Line, LineError
+from warmup_plugin.data.text_files import flatten
 from warmup_plugin.generation.generator import Hypothesis, WarmupGenerator
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.tokenizers.codec import TextCodec
@@ -36,11 +37,11 @@ class Translation:
     @property
     def output(self) -> str:
         """The best output on one line, whatever the model writes."""
-        return _flatten(self._best("output"))
+        return flatten(str(self._best("output") or ""))
 
     def list_outputs(self, num: int) -> str:
         """Returns as many outputs, one a line, empty ones where there are fewer."""
-        outputs = [_flatten(h["output"]) for h in self.hypotheses[:num]]
+        outputs = [flatten(str(h["output"] or "")) for h in self.hypotheses[:num]]
 
         return "\n".join([*outputs, *[""] * (num - len(outputs))])
 
@@ -66,10 +67,6 @@ class Translation:
 
     def _best(self, name: str) -> object:
         return self.hypotheses[0][name] if self.hypotheses else None
-
-
-def _flatten(output: object) -> str:
-    return " ".join(str(output or "").splitlines())
 
 
 def to_json_line(record: object) -> str:

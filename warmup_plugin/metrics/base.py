@@ -14,6 +14,10 @@ from typing_extensions import override
 
 FloatArray = NDArray[np.float64]
 
+References = Sequence[Sequence[str]]
+"""All right translations of each sentence, at least one; not all sentences need have as
+many."""
+
 ScoreFn = Callable[[FloatArray], FloatArray]
 """Maps statistics, one row a corpus, to one score a row."""
 
@@ -148,6 +152,13 @@ class Measurement:
         return float(self.score_sums(sums)[0])
 
 
+def sign_num_references(references: References) -> str:
+    """Returns how many references there are, as sacreBLEU's signatures say it."""
+    numbers = {len(texts) for texts in references}
+
+    return f"nrefs:{numbers.pop() if len(numbers) == 1 else 'var'}"
+
+
 def measure_mean(
     key: str,
     name: str,
@@ -185,14 +196,14 @@ class Metric(ABC):
     def measure(
         self,
         systems: Sequence[Sequence[str]],
-        references: Sequence[str],
+        references: References,
         sources: Sequence[str] | None,
     ) -> list[list[Measurement]]:
         """
         Measures all systems at once, so that what they share is computed once.
 
         :param systems: The hypotheses of each system.
-        :param references: One a sentence; as many as each system has hypotheses.
+        :param references: Those of each sentence; as many as each system has hypotheses.
         :param sources: ``None`` only if the metric does not need them.
 
         :returns: For each system, one measurement for each score of the metric.
@@ -208,12 +219,12 @@ class SystemwiseMetric(Metric):
     def measure(
         self,
         systems: Sequence[Sequence[str]],
-        references: Sequence[str],
+        references: References,
         sources: Sequence[str] | None,
     ) -> list[list[Measurement]]:
         return [self.measure_one(hypotheses, references) for hypotheses in systems]
 
     @abstractmethod
     def measure_one(
-        self, hypotheses: Sequence[str], references: Sequence[str]
+        self, hypotheses: Sequence[str], references: References
     ) -> list[Measurement]: ...

@@ -18,7 +18,9 @@ from warmup_plugin.metrics.base import (
     Measurement,
     Metric,
     MetricUnavailable,
+    References,
     measure_mean,
+    sign_num_references,
 )
 from warmup_plugin.metrics.languages import get_language
 from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
@@ -32,7 +34,8 @@ class BertScoreMetric(Metric):
     """
     Computes the mean F1 of BERTScore, from 0 to 100.
 
-    Neither weighted by idf nor rescaled by a baseline. Text beyond what the model
+    Of several references the one that gives the most, as in ``bert-score``. Neither
+    weighted by idf nor rescaled by a baseline. Text beyond what the model
     reads is cut by ``bert-score``.
     """
 
@@ -104,7 +107,7 @@ class BertScoreMetric(Metric):
         self._model = model
 
         self._signature = (
-            f"nrefs:1|model:{Path(model).name}|layer:{num_layers}|idf:no|rescaled:no|"
+            f"model:{Path(model).name}|layer:{num_layers}|idf:no|rescaled:no|"
             f"version:bert-score-{version('bert-score')}"
         )
 
@@ -112,7 +115,7 @@ class BertScoreMetric(Metric):
     def measure(
         self,
         systems: Sequence[Sequence[str]],
-        references: Sequence[str],
+        references: References,
         sources: Sequence[str] | None,
     ) -> list[list[Measurement]]:
         # (precision, recall, F1) of each sentence, by system
@@ -125,7 +128,7 @@ class BertScoreMetric(Metric):
             # once.
             hypotheses = [line for system in systems for line in system[block]]
 
-            block_references = list(references[block])
+            block_references = [list(texts) for texts in references[block]]
 
             try:
                 columns = self._scorer.score(
@@ -146,20 +149,25 @@ class BertScoreMetric(Metric):
             for idx, system_scores in enumerate(scores):
                 system_scores += rows[idx * size : (idx + 1) * size]
 
-        return [[self._summarize(rows)] for rows in scores]
+        signature = f"{sign_num_references(references)}|{self._signature}"
 
-    def _summarize(self, rows: Sequence[tuple[float, float, float]]) -> Measurement:
-        precision, recall, f1 = (
-            [100.0 * value for value in column] for column in zip(*rows)
-        )
+        return [[_summarize(rows, signature)] for rows in scores]
 
-        return measure_mean(
-            "bertscore",
-            "BERTScore",
-            f1,
-            self._signature,
-            details={
-                "precision": sum(precision) / len(precision),
-                "recall": sum(recall) / len(recall),
-            },
-        )
+
+def _summarize(
+    rows: Sequence[tuple[float, float, float]], signature: str
+) -> Measurement:
+    precision, recall, f1 = (
+        [100.0 * value for value in column] for column in zip(*rows)
+    )
+
+    return measure_mean(
+        "bertscore",
+        "BERTScore",
+        f1,
+        signature,
+        details={
+            "precision": sum(precision) / len(precision),
+            "recall": sum(recall) / len(recall),
+        },
+    )

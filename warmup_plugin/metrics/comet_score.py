@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
+import numpy as np
 from typing_extensions import override
 
 from warmup_plugin.metrics.base import (
     Measurement,
     Metric,
     MetricUnavailable,
+    References,
     measure_mean,
+    sign_num_references,
 )
 from warmup_plugin.metrics.comet import (
     CometClient,
@@ -25,7 +28,11 @@ from warmup_plugin.metrics.comet import (
 
 @final
 class CometMetric(Metric):
-    """Computes the mean score of a COMET model, in the model's own range."""
+    """
+    Computes the mean score of a COMET model, in the model's own range.
+
+    COMET reads one reference. Of several the score of a sentence is the mean.
+    """
 
     def __init__(self, model: str, *, gpus: int = 0) -> None:
         """
@@ -50,17 +57,27 @@ class CometMetric(Metric):
     def measure(
         self,
         systems: Sequence[Sequence[str]],
-        references: Sequence[str],
+        references: References,
         sources: Sequence[str] | None,
     ) -> list[list[Measurement]]:
         assert sources is not None
+
+        num_references = [len(texts) for texts in references]
+
+        flat = [text for texts in references for text in texts]
+
+        # Where the references of each sentence begin in it.
+        starts = np.cumsum([0, *num_references[:-1]])
+
+        def repeat(lines: Sequence[str]) -> list[str]:
+            return [line for line, n in zip(lines, num_references) for _ in range(n)]
 
         try:
             # One worker, which loads the model once, for all systems.
             with CometClient(self._python, self._model, gpus=self._gpus) as client:
                 # Some models read references that they do not require.
                 scores = [
-                    client.score(sources, hypotheses, references)
+                    client.score(repeat(sources), repeat(hypotheses), flat)
                     for hypotheses in systems
                 ]
 
@@ -70,13 +87,16 @@ class CometMetric(Metric):
             raise MetricUnavailable(str(ex)) from None
 
         signature = (
-            f"nrefs:1|model:{_name_model(self._model)}|precision:fp32|"
+            f"{sign_num_references(references)}|model:{_name_model(self._model)}|precision:fp32|"
             f"version:{_format_versions(versions)}"
         )
 
         return [
-            [measure_mean("comet", "COMET", system_scores, signature)]
-            for system_scores in scores
+            [measure_mean("comet", "COMET", means.tolist(), signature)]
+            for means in (
+                np.add.reduceat(system_scores, starts) / num_references
+                for system_scores in scores
+            )
         ]
 
 

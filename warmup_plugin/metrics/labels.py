@@ -9,7 +9,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Final, final
 
 import numpy as np
@@ -19,8 +18,10 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import (
     FloatArray,
     Measurement,
+    References,
     SystemwiseMetric,
     measure_mean,
+    sign_num_references,
 )
 
 _MAX_EXAMPLES: Final = 3
@@ -118,22 +119,24 @@ class _LabelMetric(SystemwiseMetric):
 
         self._labels = labels
 
-        self._signature = (
-            f"nrefs:1|labels:{','.join(labels)}|answer:leading|invalid:wrong"
-        )
+        self._signature = f"labels:{','.join(labels)}|answer:leading|invalid:wrong"
 
     def _read_answers(
-        self, hypotheses: Sequence[str], references: Sequence[str]
-    ) -> tuple[list[str], list[str], dict[str, object]]:
-        """Returns gold labels, answers, and what is to be known of invalid ones."""
-        gold = [line.strip() for line in references]
+        self, hypotheses: Sequence[str], references: References
+    ) -> tuple[list[list[str]], list[str], dict[str, object]]:
+        """
+        Returns the gold labels of each question, answers, and what is to be known of
+        invalid ones.
+        """
+        gold = [[text.strip() for text in texts] for texts in references]
 
-        for line_nr, label in enumerate(gold, start=1):
-            if label not in self._labels:
-                raise WarmupError(
-                    f"Reference {line_nr} is `{label}`, which is none of the labels "
-                    f"{', '.join(self._labels)}; correct the reference or `--labels`."
-                )
+        for line_nr, labels in enumerate(gold, start=1):
+            for label in labels:
+                if label not in self._labels:
+                    raise WarmupError(
+                        f"Reference {line_nr} is `{label}`, which is none of the labels "
+                        f"{', '.join(self._labels)}; correct the reference or `--labels`."
+                    )
 
         read = [read_label(line, self._labels) for line in hypotheses]
 
@@ -157,20 +160,23 @@ class _LabelMetric(SystemwiseMetric):
 
 @final
 class AccuracyMetric(_LabelMetric):
-    """Computes the share of right answers, from 0 to 100."""
+    """
+    Computes the share of right answers, from 0 to 100; of several references, any is
+    right.
+    """
 
     @override
     def measure_one(
-        self, hypotheses: Sequence[str], references: Sequence[str]
+        self, hypotheses: Sequence[str], references: References
     ) -> list[Measurement]:
         gold, answers, details = self._read_answers(hypotheses, references)
 
-        scores = [100.0 * (a == g) for a, g in zip(answers, gold)]
+        scores = [100.0 * (a in labels) for a, labels in zip(answers, gold)]
+
+        signature = f"{sign_num_references(references)}|{self._signature}"
 
         return [
-            measure_mean(
-                "accuracy", "accuracy", scores, self._signature, details=details
-            )
+            measure_mean("accuracy", "accuracy", scores, signature, details=details)
         ]
 
 
@@ -184,19 +190,18 @@ class MacroF1Metric(_LabelMetric):
 
     @override
     def measure_one(
-        self, hypotheses: Sequence[str], references: Sequence[str]
+        self, hypotheses: Sequence[str], references: References
     ) -> list[Measurement]:
-        # Takes a second to import.
-        from sklearn.metrics import f1_score
-
         gold, answers, details = self._read_answers(hypotheses, references)
 
-        score = f1_score(
-            gold, answers, labels=self._labels, average="macro", zero_division=0
-        )
+        for line_nr, labels in enumerate(gold, start=1):
+            if len(set(labels)) > 1:
+                raise WarmupError(
+                    f"Reference {line_nr} is one of {', '.join(labels)}, but macro-F1 is defined for one right answer; leave the others out, or the metric."
+                )
 
         # (N, L)
-        is_gold = np.array(gold)[:, None] == np.array(self._labels)
+        is_gold = np.array([labels[:1] for labels in gold]) == np.array(self._labels)
         is_answer = np.array(answers)[:, None] == np.array(self._labels)
 
         # By label: right answers, then what is divided by. F1 is 2 TP / (2 TP + FP + FN).
@@ -205,13 +210,15 @@ class MacroF1Metric(_LabelMetric):
             [is_gold & is_answer, is_gold.astype(np.int64) + is_answer], axis=1
         )
 
+        stats = stats.astype(np.float64)
+
         return [
             Measurement(
                 "macro_f1",
                 "macro-F1",
-                100.0 * float(score),
-                f"{self._signature}|version:scikit-learn-{version('scikit-learn')}",
-                stats.astype(np.float64),
+                float(_compute_macro_f1(stats.sum(axis=0, keepdims=True))[0]),
+                f"nrefs:1|{self._signature}",
+                stats,
                 score_sums=_compute_macro_f1,
                 details=details,
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, cast, final
 
@@ -25,6 +26,7 @@ from warmup_plugin.metrics.base import (
     Measurement,
     Metric,
     MetricUnavailable,
+    References,
     ScoreFn,
 )
 from warmup_plugin.metrics.languages import UNSPACED, get_written_language
@@ -154,12 +156,15 @@ class OverlapMetric(Metric):
     def measure(
         self,
         systems: Sequence[Sequence[str]],
-        references: Sequence[str],
+        references: References,
         sources: Sequence[str] | None,
     ) -> list[list[Measurement]]:
         # The parts of `corpus_score()`: the references are read once for all systems,
         # and resampling goes on from the statistics.
-        self._metric._ref_cache = self._metric._cache_references([references])
+        # sacreBLEU wants the first ones of all sentences, the second ones and so on.
+        self._metric._ref_cache = self._metric._cache_references(
+            list(zip_longest(*references))
+        )
 
         try:
             return [[self._measure_one(hypotheses)] for hypotheses in systems]

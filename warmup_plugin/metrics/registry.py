@@ -15,7 +15,7 @@ from typing import Final, final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics import rouge
-from warmup_plugin.metrics.base import Metric
+from warmup_plugin.metrics.base import Metric, References
 from warmup_plugin.metrics.bertscore import BertScoreMetric
 from warmup_plugin.metrics.comet_score import CometMetric
 from warmup_plugin.metrics.labels import AccuracyMetric, MacroF1Metric
@@ -224,14 +224,14 @@ _MIN_SHARE: Final = 0.1
 
 
 def warn_of_missing_language(
-    metrics: Sequence[str], options: MetricOptions, references: Sequence[str]
+    metrics: Sequence[str], options: MetricOptions, references: References
 ) -> None:
     """Says, once a process, that a language with tokenizers of its own is scored as if
     it had words between spaces, since nobody names it."""
     if options.target_lang is not None:
         return
 
-    text = "".join("".join(line.split()) for line in references)
+    text = "".join("".join(line.split()) for texts in references for line in texts)
 
     names = []
 

@@ -16,8 +16,10 @@ from typing_extensions import override
 from warmup_plugin.metrics.base import (
     Measurement,
     MetricUnavailable,
+    References,
     SystemwiseMetric,
     measure_mean,
+    sign_num_references,
 )
 from warmup_plugin.metrics.languages import UNSPACED, get_written_language
 from warmup_plugin.metrics.overlap import load_tokenizer
@@ -33,7 +35,8 @@ NAMES: Final = {
 @final
 class RougeMetric(SystemwiseMetric):
     """
-    Computes the mean F1 of ROUGE, from 0 to 100.
+    Computes the mean F1 of ROUGE, from 0 to 100; of several references, for each kind of
+    ROUGE, the one that gives the most.
 
     English is tokenised and stemmed as ``rouge-score`` does by default. That keeps
     nothing but ``a`` to ``z`` and digits, so that other languages get another tokenizer
@@ -66,24 +69,26 @@ class RougeMetric(SystemwiseMetric):
             tokenizer = f"tok:{name}|stem:no"
 
         self._signature = (
-            f"nrefs:1|f:1|{tokenizer}|version:rouge-score-{version('rouge-score')}"
+            f"f:1|{tokenizer}|version:rouge-score-{version('rouge-score')}"
         )
 
     @override
     def measure_one(
-        self, hypotheses: Sequence[str], references: Sequence[str]
+        self, hypotheses: Sequence[str], references: References
     ) -> list[Measurement]:
         scores: dict[str, list[float]] = {key: [] for key in NAMES}
 
-        for hypothesis, reference in zip(hypotheses, references):
-            # The target comes first.
-            result = self._scorer.score(reference, hypothesis)
+        for hypothesis, texts in zip(hypotheses, references):
+            # The targets come first.
+            result = self._scorer.score_multi(texts, hypothesis)
 
             for key in NAMES:
                 scores[key].append(100.0 * float(result[key].fmeasure))
 
+        signature = f"{sign_num_references(references)}|{self._signature}"
+
         return [
-            measure_mean(key, name, scores[key], self._signature)
+            measure_mean(key, name, scores[key], signature)
             for key, name in NAMES.items()
         ]
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sacrebleu.metrics.base import Metric
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.base import MetricUnavailable
+from warmup_plugin.metrics.base import MetricUnavailable, References
 from warmup_plugin.metrics.overlap import create_bleu, create_chrf
 
 _FACTORIES: Final[dict[str, Callable[[str | None], Metric]]] = {
@@ -23,12 +23,12 @@ _FACTORIES: Final[dict[str, Callable[[str | None], Metric]]] = {
 def sentence_scores(
     metric: str,
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: References,
     *,
     target_lang: str | None = None,
 ) -> list[float]:
     """
-    Scores each hypothesis against the reference of the same index.
+    Scores each hypothesis against the references of the same index.
 
     :param metric: ``chrf``, which is chrF++, or ``bleu``, of which orders longer than
         the hypothesis are left out (sacreBLEU's ``effective_order``).
@@ -47,7 +47,7 @@ def sentence_scores(
 
     if len(hypotheses) != len(references):
         raise WarmupError(
-            f"There are {len(hypotheses)} hypotheses but {len(references)} references; give one reference a hypothesis."
+            f"There are {len(hypotheses)} hypotheses but the references of {len(references)}; give those of each hypothesis."
         )
 
     try:
@@ -57,17 +57,17 @@ def sentence_scores(
 
     # Candidates of one source share their references; counting the n-grams of a text
     # is most of the work.
-    known: dict[str, Any] = {}
+    known: dict[tuple[str, ...], Any] = {}
 
     scores = []
 
-    for hypothesis, reference in zip(hypotheses, references):
-        info = known.get(reference)
+    for hypothesis, texts in zip(hypotheses, map(tuple, references)):
+        info = known.get(texts)
 
         if info is None:
-            text = scorer._preprocess_segment(reference)
+            segments = [scorer._preprocess_segment(text) for text in texts]
 
-            info = known[reference] = scorer._extract_reference_info([text])
+            info = known[texts] = scorer._extract_reference_info(segments)
 
         stats = scorer._compute_segment_statistics(
             scorer._preprocess_segment(hypothesis), info

@@ -12,7 +12,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Comparison as Comparison
 from warmup_plugin.metrics.base import Evaluation, FloatArray, Measurement, Metric
 from warmup_plugin.metrics.base import MetricScore as MetricScore
-from warmup_plugin.metrics.base import MetricUnavailable
+from warmup_plugin.metrics.base import MetricUnavailable, References
 from warmup_plugin.metrics.registry import (
     DEFAULT_METRICS,
     METRICS,
@@ -37,7 +37,7 @@ _NO_OPTIONS: Final = MetricOptions()
 
 def evaluate_systems(
     systems: Mapping[str, Sequence[str]],
-    references: Sequence[str],
+    references: Sequence[str | Sequence[str]],
     *,
     sources: Sequence[str] | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
@@ -51,7 +51,8 @@ def evaluate_systems(
     Scores systems and tests each against the first one.
 
     :param systems: The hypotheses of each system, by its name.
-    :param references: One a hypothesis, in the same order.
+    :param references: Those of each hypothesis, in the same order: a string, or a list
+        of several that are right. Not all need have as many.
     :param sources: What was translated; ``None`` if no metric needs it.
     :param metrics: Names of :data:`~warmup_plugin.metrics.registry.METRICS`.
     :param num_bootstrap: The number of resamples behind the 95% interval, whose ends
@@ -77,13 +78,15 @@ def evaluate_systems(
                 f"`{argument}` must be greater than or equal to 0, but is {value}."
             )
 
+    lists = _list_references(references)
+
     for name, hypotheses in systems.items():
-        _check_lines(hypotheses, references, f"hypotheses of {name}")
+        _check_lines(hypotheses, len(lists), f"hypotheses of {name}")
 
     if sources is not None:
-        _check_lines(sources, references, "sources")
+        _check_lines(sources, len(lists), "sources")
 
-    measured, reasons = _measure(systems, references, sources, metrics, options)
+    measured, reasons = _measure(systems, lists, sources, metrics, options)
 
     samples: dict[str, dict[str, FloatArray]] = {name: {} for name in systems}
 
@@ -122,7 +125,7 @@ def evaluate_systems(
 
 def score_translations(
     hypotheses: Sequence[str],
-    references: Sequence[str],
+    references: Sequence[str | Sequence[str]],
     *,
     target_lang: str | None = None,
     num_bootstrap: int = 1000,
@@ -133,12 +136,13 @@ def score_translations(
     """
     Scores one system where no score may be missing.
 
+    :param references: See :func:`evaluate_systems`.
     :param target_lang: The language that selects tokenizers.
     :param labels: See :class:`~warmup_plugin.metrics.registry.MetricOptions`.
 
     :raises WarmupError: The input is wrong or an optional part is missing.
     """
-    _check_lines(hypotheses, references, "hypotheses")
+    _check_lines(hypotheses, len(references), "hypotheses")
 
     evaluation = evaluate_systems(
         {"": hypotheses},
@@ -183,7 +187,7 @@ def check_validation_metrics(
 
 def _measure(
     systems: Mapping[str, Sequence[str]],
-    references: Sequence[str],
+    references: References,
     sources: Sequence[str] | None,
     metrics: Sequence[str],
     options: MetricOptions,
@@ -315,20 +319,35 @@ def _compare(
     return comparisons
 
 
-def _check_lines(lines: Sequence[str], references: Sequence[str], what: str) -> None:
-    # sacreBLEU scores the common beginning of lists of different length, and reads a
-    # string as a list of characters, both without a word.
-    for name, column in ((what, lines), ("references", references)):
-        if isinstance(column, str) or not all(isinstance(line, str) for line in column):
+def _list_references(references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    if isinstance(references, str):
+        raise WarmupError(
+            "The references must be a list, with a string or a list of strings a sentence."
+        )
+
+    lists = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
+
+    for sentence_nr, texts in enumerate(lists, start=1):
+        if not texts or not all(isinstance(text, str) for text in texts):
             raise WarmupError(
-                f"The {name} must be a flat list of strings, one a sentence; give one "
-                "reference a sentence."
+                f"The references of sentence {sentence_nr} must be a string or a list of strings; give at least one."
             )
 
-    if len(lines) != len(references):
+    return lists
+
+
+def _check_lines(lines: Sequence[str], num_references: int, what: str) -> None:
+    # sacreBLEU scores the common beginning of lists of different length, and reads a
+    # string as a list of characters, both without a word.
+    if isinstance(lines, str) or not all(isinstance(line, str) for line in lines):
         raise WarmupError(
-            f"There are {len(lines)} {what} but {len(references)} references; "
-            "give one reference a hypothesis."
+            f"The {what} must be a flat list of strings; give one a sentence."
+        )
+
+    if len(lines) != num_references:
+        raise WarmupError(
+            f"There are {len(lines)} {what} but the references of {num_references}; "
+            "give those of each hypothesis."
         )
 
     if not lines:

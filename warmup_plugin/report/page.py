@@ -19,6 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from warmup_plugin import __version__
+from warmup_plugin.evaluation.systems import System
 from warmup_plugin.metrics.base import Evaluation
 from warmup_plugin.metrics.resampling import (
     DEFAULT_SEED,
@@ -26,7 +27,6 @@ from warmup_plugin.metrics.resampling import (
     warn_of_few_sentences,
 )
 from warmup_plugin.metrics.sentence import sentence_scores
-from warmup_plugin.recipes.evaluate import System
 from warmup_plugin.report.curves import QUALITY_PANELS, WARMUP_PANELS
 from warmup_plugin.report.lexical import TEXTS
 from warmup_plugin.report.plots import (
@@ -534,7 +534,7 @@ class _Content:
         sentences: list[object] = []
 
         if self._translated:
-            references = self._translated[self._baseline].system.references
+            references = self._translated[self._baseline].system.joined_references
 
             for line_idx, reference in enumerate(
                 references[: self._options.max_sentences]

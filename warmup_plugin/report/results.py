@@ -307,7 +307,9 @@ def analyze_run(translations: RunTranslations) -> LexicalAnalysis:
     """Analyzes the warmups beside the outputs of a run."""
     texts = [
         WarmupText(line.best.warmup, line.source, line.best.output, reference)
-        for line, reference in zip(translations.lines, translations.system.references)
+        for line, reference in zip(
+            translations.lines, translations.system.joined_references
+        )
         # Nothing is written for an empty source.
         if line.best.warmup is not None and line.source.strip()
     ]
@@ -325,7 +327,7 @@ def analyze_scores(translations: RunTranslations) -> DrawsAnalysis:
             reference,
         )
         for pair, reference in zip(
-            translations.scores or [], translations.system.references
+            translations.scores or [], translations.system.joined_references
         )
     ]
 

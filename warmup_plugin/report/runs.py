@@ -13,9 +13,8 @@ from typing import Any, cast, final
 from warmup_plugin.console import quiet_log
 from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.evaluation.systems import System, name_systems, read_run
 from warmup_plugin.parsing import parse_json
-from warmup_plugin.recipes import evaluate
-from warmup_plugin.recipes.evaluate import System
 from warmup_plugin.report.curves import Curves, read_curves
 from warmup_plugin.report.records import (
     ScoredPair,
@@ -130,7 +129,7 @@ def collect_runs(
     # All of them before the first one is translated, which takes long.
     begun = [
         _collect_curves(path, name, options)
-        for path, name in zip(paths, evaluate.name_systems(paths, names))
+        for path, name in zip(paths, name_systems(paths, names))
     ]
 
     runs = []
@@ -203,7 +202,7 @@ def _collect_translations(
 ) -> RunTranslations:
     # A translation would tell all about the model first.
     with quiet_log():
-        system = evaluate.read_run(
+        system = read_run(
             path,
             run.split,
             options.checkpoint,

@@ -22,9 +22,12 @@ from typing_extensions import override
 
 from warmup_plugin.data.directions import split_direction
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.evaluation.arguments import (
+    add_metric_arguments,
+    read_metric_arguments,
+)
 from warmup_plugin.metrics.registry import DEFAULT_METRICS, METRICS, MetricOptions
 from warmup_plugin.parsing import read_yaml
-from warmup_plugin.recipes.evaluate import add_metric_arguments, read_metric_arguments
 
 # They become the names of folders, and parts of `--only`.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -15,17 +15,17 @@ from typing import Any, Final, cast, final
 import numpy as np
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.base import FloatArray, Measurement, measure_mean
-from warmup_plugin.metrics.registry import METRICS
-from warmup_plugin.metrics.resampling import DEFAULT_SEED, NUM_TRIALS
-from warmup_plugin.parsing import parse_json
-from warmup_plugin.recipes.evaluate import (
+from warmup_plugin.evaluation.scores import evaluate
+from warmup_plugin.evaluation.systems import (
     System,
-    evaluate,
     read_hypotheses,
     read_run,
     read_run_texts,
 )
+from warmup_plugin.metrics.base import FloatArray, Measurement, measure_mean
+from warmup_plugin.metrics.registry import METRICS
+from warmup_plugin.metrics.resampling import DEFAULT_SEED, NUM_TRIALS
+from warmup_plugin.parsing import parse_json
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.suite.grid import Grid, SystemSpec, TaskSpec
 from warmup_plugin.suite.steps import (

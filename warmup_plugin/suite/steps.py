@@ -25,9 +25,9 @@ from typing import Any, Final, final
 from warmup_plugin.data.directions import choose_direction, name_output
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.evaluation.systems import read_run_texts
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.parsing import parse_json
-from warmup_plugin.recipes.evaluate import read_run_texts
 from warmup_plugin.run_dir import RunDir, flatten_config
 from warmup_plugin.suite.grid import (
     Grid,

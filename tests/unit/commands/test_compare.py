@@ -142,6 +142,29 @@ class TestFiles:
         assert chrf["total"]["wins"] == total[1]
         assert len(chrf["differences"]) == 60
 
+    def test_several_references_are_shown(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _write(folder / "more", ["another", *[""] * (len(_REFERENCES) - 1)])
+        _write(folder / "base", ["", *_REFERENCES[1:]])
+        _write(folder / "other", _REFERENCES)
+
+        args = ["base", "other", "--references", "ref", "more", *_NUMBERS]
+
+        assert _run([*args, "--num-examples", "1"]) == 0
+
+        assert (
+            f"  reference 1  {_REFERENCES[0]}\n  reference 2  another\n"
+            in capsys.readouterr().out
+        )
+
+    def test_systems_may_stand_behind_references(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert _run(["--references", "ref", "base", "good", *_NUMBERS]) == 0
+
+        assert "Sentences by chrF2++ against base" in capsys.readouterr().out
+
     def test_command_shows_largest_differences(
         self, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

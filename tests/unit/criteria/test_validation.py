@@ -158,7 +158,7 @@ def create_batch(
     example = {
         "indices": list(indices),
         "sources": [f"source {idx}" for idx in indices],
-        "targets": list(targets),
+        "references": [[target] for target in targets],
     }
 
     return Seq2SeqBatch(
@@ -228,7 +228,7 @@ class TestTranslationValidUnit:
         [(hypotheses, references, kwargs)] = calls
 
         assert hypotheses == ["w5", "w7 w7 w7 w6", "w5 w6 w7 w5 w6"]
-        assert references == ["w6", "w7 w7 w7 w7", "w5 w6 w7 w5 w6"]
+        assert references == [["w6"], ["w7 w7 w7 w7"], ["w5 w6 w7 w5 w6"]]
         assert kwargs == {
             "target_lang": "de",
             "num_bootstrap": 0,

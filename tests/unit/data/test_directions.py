@@ -252,6 +252,24 @@ class TestFindData:
         assert read(config, "en-de") == [("yes", "ja")]
         assert read(config, "de-en") == [("ja", "yes")]
 
+    def test_references_are_not_those_of_the_other_way(self, tmp_path: Path) -> None:
+        row = {"source": "ja", "target": "yes", "targets": ["yes", "yeah"]}
+
+        write(tmp_path / "de-en", jsonl=json.dumps(row) + "\n")
+
+        config = make_config(tmp_path, "en-de", "de-en")
+
+        references = {}
+
+        for name in ("en-de", "de-en"):
+            narrowed = narrow_to_direction(config, name, find_data=True)
+
+            pairs = read_split(get_pairs_config(narrowed["dataset"]), "train")
+
+            references[name] = pairs.references(0)
+
+        assert references == {"en-de": ["ja"], "de-en": ["yes", "yeah"]}
+
     def test_manifest_is_not_read_in_reverse(self, tmp_path: Path) -> None:
         write(tmp_path / "de-en" / "train")
 
@@ -387,7 +405,7 @@ def test_flores_is_read_tokenised_and_sampled_in_eight_directions(
 
     for n, name in enumerate(example["directions"]):
         source, target = codecs[name].encode_pair(
-            example["sources"][n], example["targets"][n]
+            example["sources"][n], *example["references"][n]
         )
 
         assert batch.source_seqs[n, : len(source)].tolist() == source

@@ -45,7 +45,7 @@ class TestTextPairReader:
         assert batch.example == {
             "indices": [2, 1],
             "sources": ["d", "a bb"],
-            "targets": ["e f g", "ccc"],
+            "references": [["e f g"], ["ccc"]],
         }
 
         # The count that `Seq2SeqBatch` itself gets wrong.
@@ -477,4 +477,8 @@ class TestDirections:
             "shuffle",
         }
 
-        assert get_example(next(reader)[0]).keys() == {"indices", "sources", "targets"}
+        assert get_example(next(reader)[0]).keys() == {
+            "indices",
+            "sources",
+            "references",
+        }

@@ -18,6 +18,7 @@ from warmup_plugin.data.text_files import (
     TextPlaces,
     add_place_arguments,
     read_place_arguments,
+    read_references,
     read_texts,
 )
 from warmup_plugin.errors import WarmupError
@@ -98,6 +99,51 @@ class TestReadTexts:
 
         with pytest.raises(WarmupError, match="Line 2 of .* too few columns"):
             read_texts(file, "references")
+
+
+class TestReadReferences:
+    def test_files_add_up(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "a", tmp_path / "b.tsv"
+
+        first.write_text("a\nb\n\n")
+        second.write_text("x\tc\n\n\n")
+
+        assert read_references([first]) == [["a"], ["b"], [""]]
+
+        # An empty line is no reference, unless there is no other.
+        assert read_references([first, second]) == [["a", "c"], ["b"], [""]]
+
+    def test_files_of_other_length_are_refused(self, tmp_path: Path) -> None:
+        first, second = tmp_path / "a", tmp_path / "b"
+
+        first.write_text("a\nb\n")
+        second.write_text("a\n")
+
+        with pytest.raises(WarmupError, match="b` has 1 lines but .*a` has 2"):
+            read_references([first, second])
+
+    def test_json_field_may_hold_list(self, tmp_path: Path) -> None:
+        rows = [
+            {"target": "a", "targets": ["a ", "", "b"], "x": {"y": ["c"]}},
+            {"target": "a", "x": {"y": "d"}},
+        ]
+
+        file = _write(tmp_path / "x.jsonl", rows)
+
+        assert read_references([file]) == [["a", "b"], ["a"]]
+
+        places = TextPlaces(fields={"references": "x.y"})
+
+        assert read_references([file], places) == [["c"], ["d"]]
+
+        places = TextPlaces(fields={"references": "target"})
+
+        assert read_references([file], places) == [["a"], ["a"]]
+
+        places = TextPlaces(fields={"references": "x"})
+
+        with pytest.raises(WarmupError, match="an object in field `x`.* list of str"):
+            read_references([file], places)
 
 
 class TestArguments:

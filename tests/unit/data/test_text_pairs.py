@@ -524,6 +524,35 @@ def test_import_is_light() -> None:
     assert not {"torch", "fairseq2"} & set(output.split())
 
 
+class TestReferences:
+    def test_field_holds_all_that_is_right(self, tmp_path: Path) -> None:
+        rows = [
+            {"source": "a", "target": "b", "targets": ["b", " c\n", ""]},
+            {"source": "a", "target": "b"},
+            {"source": "a", "target": "b", "targets": None},
+        ]
+
+        write(tmp_path / "test.jsonl", "".join(f"{json.dumps(r)}\n" for r in rows))
+
+        pairs = read(tmp_path, split="test")
+
+        assert [pairs.references(idx) for idx in range(3)] == [["b", "c"], ["b"], ["b"]]
+        assert [pairs.target(idx) for idx in range(3)] == ["b"] * 3
+
+        pairs = read(tmp_path, split="test", references_field="")
+
+        assert pairs.references(0) == ["b"]
+
+    @pytest.mark.parametrize("value", [[1], {"a": "b"}, 3])
+    def test_other_values_are_refused(self, tmp_path: Path, value: object) -> None:
+        row = {"source": "a", "target": "b", "others": value}
+
+        write(tmp_path / "train.jsonl", json.dumps(row))
+
+        with pytest.raises(WarmupError, match="`others` .`dataset.references_field`"):
+            read(tmp_path, references_field="others")
+
+
 class TestQuestions:
     @pytest.mark.parametrize("answer", [1, "B"])
     def test_question_is_formatted(self, tmp_path: Path, answer: object) -> None:

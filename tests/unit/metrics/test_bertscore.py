@@ -64,7 +64,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _measure(metric: BertScoreMetric) -> list[Measurement]:
-    return [m for [m] in metric.measure(_SYSTEMS, _REFERENCES, None)]
+    return [m for [m] in metric.measure(_SYSTEMS, [[r] for r in _REFERENCES], None)]
 
 
 class TestBertScoreMetric:
@@ -95,6 +95,27 @@ class TestBertScoreMetric:
         assert measurements[0].signature.startswith(
             "nrefs:1|model:tiny-bert|layer:2|idf:no|rescaled:no|version:bert-score-0."
         )
+
+    def test_best_of_several_references_counts(self, model_dir: Path) -> None:
+        from bert_score import BERTScorer
+
+        scorer = BERTScorer(model_type=str(model_dir), num_layers=2, device="cpu")
+
+        references = [[r] for r in _REFERENCES]
+
+        references[1] = [_REFERENCES[0], _REFERENCES[1], _REFERENCES[2]]
+
+        metric = BertScoreMetric(str(model_dir), 2, None)
+
+        for [measurement], hypotheses in zip(
+            metric.measure(_SYSTEMS, references, None), _SYSTEMS, strict=True
+        ):
+            _, _, f1 = scorer.score(hypotheses, references)
+
+            assert measurement.sentence_scores() == pytest.approx(
+                (100 * f1).tolist(), abs=1e-3
+            )
+            assert measurement.signature.startswith("nrefs:var|")
 
     def test_scores_do_not_depend_on_blocks(
         self, model_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,11 +210,11 @@ class TestBertScoreMetric:
         long = " ".join(_REFERENCES)
 
         with pytest.raises(MetricUnavailable, match="`model_max_length` in its"):
-            metric.measure([[long]], [long], None)
+            metric.measure([[long]], [[long]], None)
 
         # With it the text is cut.
         [[measurement]] = BertScoreMetric(str(model_dir), 2, None).measure(
-            [[long]], [long], None
+            [[long]], [[long]], None
         )
 
         assert measurement.score == pytest.approx(100.0, abs=1e-3)

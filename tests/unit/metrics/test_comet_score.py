@@ -41,7 +41,7 @@ class TestCometMetric:
 
         metric = METRICS["comet"].create(MetricOptions(comet_model=model))
 
-        rows = metric.measure(_SYSTEMS, _REFERENCES, _SOURCES)
+        rows = metric.measure(_SYSTEMS, [[r] for r in _REFERENCES], _SOURCES)
 
         for [measurement], hypotheses in zip(rows, _SYSTEMS, strict=True):
             scores = [
@@ -57,6 +57,25 @@ class TestCometMetric:
 
         assert (tmp_path / "starts").read_text() == "x"
 
+    def test_score_is_mean_over_references(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    ) -> None:
+        install_comet_worker(tmp_path, monkeypatch)
+
+        metric = METRICS["comet"].create(MetricOptions(comet_model=model))
+
+        references = [["a house", "the house"], ["two"], ["three", "3", "tree"]]
+
+        [[measurement]] = metric.measure(_SYSTEMS[:1], references, _SOURCES)
+
+        assert measurement.sentence_scores() == pytest.approx(
+            [
+                sum(len(h) / (100 + len(s) + len(r)) for r in texts) / len(texts)
+                for h, s, texts in zip(_SYSTEMS[0], _SOURCES, references)
+            ]
+        )
+        assert measurement.signature.startswith("nrefs:var|")
+
     def test_measure_says_why_worker_does_not_start(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
     ) -> None:
@@ -65,7 +84,7 @@ class TestCometMetric:
         metric = METRICS["comet"].create(MetricOptions(comet_model=model))
 
         with pytest.raises(MetricUnavailable, match="no such model"):
-            metric.measure(_SYSTEMS, _REFERENCES, _SOURCES)
+            metric.measure(_SYSTEMS, [[r] for r in _REFERENCES], _SOURCES)
 
     def test_measure_says_what_worker_could_not_do(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
@@ -75,7 +94,7 @@ class TestCometMetric:
         metric = METRICS["comet"].create(MetricOptions(comet_model=model))
 
         with pytest.raises(MetricUnavailable, match="out of memory"):
-            metric.measure([["boom", "b", "c"]], _REFERENCES, _SOURCES)
+            metric.measure([["boom", "b", "c"]], [[r] for r in _REFERENCES], _SOURCES)
 
     def test_measure_says_that_interpreter_is_missing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
@@ -85,7 +104,7 @@ class TestCometMetric:
         metric = METRICS["comet"].create(MetricOptions(comet_model=model))
 
         with pytest.raises(MetricUnavailable, match=f"{tmp_path}/nope"):
-            metric.measure(_SYSTEMS, _REFERENCES, _SOURCES)
+            metric.measure(_SYSTEMS, [[r] for r in _REFERENCES], _SOURCES)
 
     @pytest.mark.parametrize("model", ["x.ckpt", "./x", "/a/b", "~/x", "a/b/c", "x"])
     def test_model_that_does_not_exist_is_refused(self, model: str) -> None:

@@ -35,7 +35,9 @@ def _measure(
     references: list[str],
     options: MetricOptions = MetricOptions(),
 ) -> list[Measurement]:
-    rows = METRICS[name].create(options).measure(systems, references, None)
+    rows = (
+        METRICS[name].create(options).measure(systems, [[r] for r in references], None)
+    )
 
     return [measurement for [measurement] in rows]
 

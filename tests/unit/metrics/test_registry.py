@@ -129,7 +129,11 @@ def test_metrics_give_the_scores_they_announce(name: str) -> None:
 
     options = MetricOptions(target_lang="de", labels=["A", "B"])
 
-    [row] = METRICS[name].create(options).measure([references], references, None)
+    [row] = (
+        METRICS[name]
+        .create(options)
+        .measure([references], [[r] for r in references], None)
+    )
 
     # A score that cannot be computed is reported under the same names.
     assert {m.key: m.name for m in row} == METRICS[name].names

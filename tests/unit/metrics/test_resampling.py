@@ -38,7 +38,7 @@ _SYSTEMS = [
 def _measure(name: str) -> list[Measurement]:
     metric = METRICS[name].create(MetricOptions())
 
-    return [m for [m] in metric.measure(_SYSTEMS, _REFERENCES, None)]
+    return [m for [m] in metric.measure(_SYSTEMS, [[r] for r in _REFERENCES], None)]
 
 
 def _mean(*scores: float) -> Measurement:
@@ -254,7 +254,9 @@ class TestRandomizationPValues:
 
         metric = MacroF1Metric(["A", "B", "C"])
 
-        baseline, system = (metric.measure_one(a, gold)[0] for a in answers)
+        baseline, system = (
+            metric.measure_one(a, [[g] for g in gold])[0] for a in answers
+        )
 
         [p_value] = randomization_p_values([baseline], [system], 10_000)
 

@@ -19,7 +19,7 @@ rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 def _measure(
     lang: str, hypotheses: list[str], references: list[str]
 ) -> dict[str, Measurement]:
-    measurements = RougeMetric(lang).measure_one(hypotheses, references)
+    measurements = RougeMetric(lang).measure_one(hypotheses, [[r] for r in references])
 
     return {measurement.key: measurement for measurement in measurements}
 

@@ -24,7 +24,9 @@ class TestSentenceScores:
             chrf.sentence_score(h, [r]).score for h, r in zip(_HYPOTHESES, _REFERENCES)
         ]
 
-        assert sentence_scores("chrf", _HYPOTHESES, _REFERENCES) == expected
+        assert (
+            sentence_scores("chrf", _HYPOTHESES, [[r] for r in _REFERENCES]) == expected
+        )
 
     def test_bleu_is_that_of_sacrebleu(self) -> None:
         bleu = BLEU(effective_order=True)
@@ -33,20 +35,22 @@ class TestSentenceScores:
             bleu.sentence_score(h, [r]).score for h, r in zip(_HYPOTHESES, _REFERENCES)
         ]
 
-        assert sentence_scores("bleu", _HYPOTHESES, _REFERENCES) == expected
+        assert (
+            sentence_scores("bleu", _HYPOTHESES, [[r] for r in _REFERENCES]) == expected
+        )
 
         # Without the effective order three words would score 0.
         assert expected[0] > 50
 
     def test_reference_is_the_second_argument(self) -> None:
         # Recall counts more.
-        [short] = sentence_scores("chrf", ["the cat"], ["the cat sat down"])
-        [long] = sentence_scores("chrf", ["the cat sat down"], ["the cat"])
+        [short] = sentence_scores("chrf", ["the cat"], [["the cat sat down"]])
+        [long] = sentence_scores("chrf", ["the cat sat down"], [["the cat"]])
 
         assert short < long
 
     def test_bleu_tokenizes_by_language(self) -> None:
-        texts = ["我喜欢吃苹果"], ["我喜欢吃香蕉"]
+        texts = ["我喜欢吃苹果"], [["我喜欢吃香蕉"]]
 
         # Characters: precisions 4/6, 3/5, 2/4, 1/3.
         assert sentence_scores("bleu", *texts, target_lang="zho_Hans") == [
@@ -55,13 +59,24 @@ class TestSentenceScores:
 
         assert sentence_scores("bleu", *texts, target_lang="de") == [0.0]
 
+    def test_best_of_several_references_counts(self) -> None:
+        texts = ["a cat sat"], [["no", "the cat sat", "a dog sat"]]
+
+        for name, metric in (
+            ("chrf", CHRF(word_order=2)),
+            ("bleu", BLEU(effective_order=True)),
+        ):
+            [score] = sentence_scores(name, *texts)
+
+            assert score == metric.sentence_score(texts[0][0], texts[1][0]).score
+
     def test_no_sentences_have_no_scores(self) -> None:
         assert sentence_scores("chrf", [], []) == []
 
     def test_call_raises_error_when_metric_is_unknown(self) -> None:
         with pytest.raises(WarmupError, match="`ter` .* use `bleu` or `chrf`"):
-            sentence_scores("ter", ["a"], ["a"])
+            sentence_scores("ter", ["a"], [["a"]])
 
     def test_call_raises_error_when_numbers_differ(self) -> None:
-        with pytest.raises(WarmupError, match="1 hypotheses but 2 references"):
-            sentence_scores("chrf", ["a"], ["a", "b"])
+        with pytest.raises(WarmupError, match="1 hypotheses but the references of 2"):
+            sentence_scores("chrf", ["a"], [["a"], ["b"]])

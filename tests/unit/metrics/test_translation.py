@@ -9,8 +9,13 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Comparison
@@ -135,7 +140,7 @@ class TestScoreTranslations:
         assert _score(_HALF, _REFERENCES, num_bootstrap=50, seed=1) != first
 
     def test_call_raises_when_numbers_of_lines_differ(self) -> None:
-        with pytest.raises(WarmupError, match="2 hypotheses but 3 references"):
+        with pytest.raises(WarmupError, match="2 hypotheses but the references of 3"):
             _score(["a", "b"], ["a", "b", "c"])
 
     def test_call_raises_when_there_is_nothing_to_score(self) -> None:
@@ -143,18 +148,19 @@ class TestScoreTranslations:
             _score([], [])
 
     @pytest.mark.parametrize(
-        "hypotheses,references,name",
-        [("a b", "a b", "hypotheses"), (["a", "b"], "ab", "references")],
+        "hypotheses,references,message",
+        [
+            ("a b", ["a", " ", "b"], "The hypotheses must be a flat list"),
+            (["a", "b"], "ab", "The references must be a list"),
+            (["a", "b"], ["a", []], "The references of sentence 2 must be"),
+            (["a"], [[["a"]]], "The references of sentence 1 must be"),
+        ],
     )
-    def test_call_raises_when_lines_are_one_string(
-        self, hypotheses: Sequence[str], references: Sequence[str], name: str
+    def test_call_raises_when_lists_are_wrong(
+        self, hypotheses: Any, references: Any, message: str
     ) -> None:
-        with pytest.raises(WarmupError, match=f"The {name} must be a flat list"):
-            _score(hypotheses, references)
-
-    def test_call_raises_when_references_are_nested(self) -> None:
-        with pytest.raises(WarmupError, match="The references must be a flat list"):
-            score_translations(["a"], [["a"]])  # type: ignore[list-item]
+        with pytest.raises(WarmupError, match=message):
+            score_translations(hypotheses, references)
 
     def test_call_raises_when_num_bootstrap_is_negative(self) -> None:
         with pytest.raises(WarmupError, match="`num_bootstrap` must be"):
@@ -332,13 +338,17 @@ class TestEvaluateSystems:
         assert accuracy.ci_high == pytest.approx(rouge.ci_high)
 
     def test_call_raises_error_when_numbers_of_lines_differ(self) -> None:
-        with pytest.raises(WarmupError, match="39 hypotheses of a but 40 references"):
+        with pytest.raises(
+            WarmupError, match="39 hypotheses of a but the references of 40"
+        ):
             _compare(_HALF, {"a": _HALF[1:]})
 
-        with pytest.raises(WarmupError, match="39 hypotheses of base but 40"):
+        with pytest.raises(
+            WarmupError, match="39 hypotheses of base but the references of 40"
+        ):
             _compare(_HALF[1:], {"a": _HALF})
 
-        with pytest.raises(WarmupError, match="39 sources but 40"):
+        with pytest.raises(WarmupError, match="39 sources but the references of 40"):
             evaluate_systems({"a": _HALF}, _REFERENCES, sources=_HALF[1:])
 
     @pytest.mark.parametrize("argument", ["num_bootstrap", "num_randomization"])
@@ -396,3 +406,83 @@ class TestCheckValidationMetrics:
 
         with pytest.raises(WarmupError, match="rouge-score, which is not installed"):
             check_validation_metrics(["rouge"], target_lang="en")
+
+
+class TestSeveralReferences:
+    HYPOTHESES: Final = ["The cat sat down.", "A dog!", "Nothing at all"]
+
+    REFERENCES: Final = [
+        ["The cat sat.", "A cat sits down.", "The cat lay down."],
+        ["A dog!"],
+        ["Nothing", "All of it at once"],
+    ]
+
+    # What sacreBLEU reads: the first ones, the second ones and so on.
+    STREAMS: Final[Any] = [
+        ["The cat sat.", "A dog!", "Nothing"],
+        ["A cat sits down.", None, "All of it at once"],
+        ["The cat lay down.", None, None],
+    ]
+
+    def test_scores_are_those_of_sacrebleu(self) -> None:
+        scores = score_translations(
+            self.HYPOTHESES,
+            self.REFERENCES,
+            target_lang="en",
+            metrics=["bleu", "chrf", "ter"],
+            num_bootstrap=0,
+        )
+
+        for score, metric in zip(
+            scores, (BLEU(), CHRF(word_order=2), TER()), strict=True
+        ):
+            expected: Any = metric.corpus_score(self.HYPOTHESES, self.STREAMS)
+
+            assert score.score == expected.score
+            assert score.signature == str(metric.get_signature())
+            assert "nrefs:var" in score.signature
+
+    def test_rouge_is_that_of_rouge_score(self) -> None:
+        scores = score_translations(
+            self.HYPOTHESES,
+            self.REFERENCES,
+            target_lang="en",
+            metrics=["rouge"],
+            num_bootstrap=0,
+        )
+
+        scorer = RougeScorer([s.key for s in scores], use_stemmer=True)
+
+        rows = [
+            scorer.score_multi(texts, hypothesis)
+            for texts, hypothesis in zip(self.REFERENCES, self.HYPOTHESES)
+        ]
+
+        for score in scores:
+            expected = 100 * sum(row[score.key].fmeasure for row in rows) / len(rows)
+
+            assert score.score == pytest.approx(expected, abs=1e-12)
+            assert score.signature.startswith("nrefs:var|f:1|")
+
+    def test_any_label_is_right_but_macro_f1_wants_one(self) -> None:
+        references = [["A"], ["B", "C"], ["C"]]
+
+        [accuracy] = score_translations(
+            ["A", "C", "A"], references, metrics=["accuracy"], labels=["A", "B", "C"]
+        )
+
+        assert accuracy.score == pytest.approx(200 / 3)
+
+        with pytest.raises(WarmupError, match="Reference 2 is one of B, C, but macro"):
+            score_translations(
+                ["A"] * 3, references, metrics=["macro_f1"], labels=["A", "B", "C"]
+            )
+
+    def test_systems_are_compared(self) -> None:
+        evaluation = evaluate_systems(
+            {"a": self.HYPOTHESES, "b": ["x"] * 3}, self.REFERENCES, num_bootstrap=20
+        )
+
+        chrf = evaluation.comparisons[1]
+
+        assert chrf.key == "chrf" and chrf.score < chrf.baseline_score

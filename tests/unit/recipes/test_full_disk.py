@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts import filter_pairs, prepare_flores, run_suite
+from tests.hub_files import write_t5_model
 from tests.small_disk import full_disk, small_disk
 from tests.tiny_runs import tiny_options, to_args
 from warmup_plugin.__main__ import main
@@ -122,6 +123,23 @@ class TestCommands:
         get_error(capsys.readouterr().err)
 
         assert list(tmp_path.iterdir()) == []
+
+    def test_import_leaves_nothing(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_t5_model(tmp_path / "hub")
+
+        args = ["import", str(tmp_path / "hub"), str(tmp_path / "out")]
+
+        with small_disk(3000):
+            assert main(args) == 2
+
+        get_error(capsys.readouterr().err)
+
+        assert not list_files(tmp_path / "out")
+
+        # There is room again.
+        assert main(args) == 0
 
     def test_report_leaves_nothing(
         self, tmp_path: Path, sft_run: Path, capfd: pytest.CaptureFixture[str]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.tiny_runs import take_snapshot, tiny_options, to_args
+from warmup_plugin.commands import evaluate
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes import evaluate, train
+from warmup_plugin.recipes import train
 from warmup_plugin.recipes.arguments import create_generate_parser
 from warmup_plugin.recipes.generate import (
     create_generation_options,

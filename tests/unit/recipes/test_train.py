@@ -46,7 +46,8 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.recipes import generate
-from warmup_plugin.recipes.train import TrainConfig, TranslationTrainRecipe, main
+from warmup_plugin.recipes.train import TranslationTrainRecipe, main
+from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.run_dir import RunDir, load_yaml
 from warmup_plugin.tokenizers.codec import TextCodec
 

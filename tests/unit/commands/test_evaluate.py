@@ -16,8 +16,10 @@ from types import ModuleType
 import pytest
 
 import warmup_plugin.recipes
+from warmup_plugin.commands.evaluate import main
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.evaluate import evaluate, main, name_systems, read_run
+from warmup_plugin.evaluation.scores import evaluate
+from warmup_plugin.evaluation.systems import name_systems, read_run
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
 
@@ -216,6 +218,33 @@ class TestFileMode:
 
         assert bleu["score"] == pytest.approx(100.0)
 
+    @pytest.mark.parametrize("as_list", [False, True])
+    def test_main_takes_several_references(self, tmp_path: Path, as_list: bool) -> None:
+        other = ["an other text"] * len(_REFERENCES)
+
+        hypotheses = _write(tmp_path / "h", _REFERENCES)
+
+        files = [_write(tmp_path / "r1", other), _write(tmp_path / "r2", _REFERENCES)]
+
+        if as_list:
+            rows = [json.dumps({"targets": row}) for row in zip(other, _REFERENCES)]
+
+            files = [_write(tmp_path / "r.jsonl", rows)]
+
+        out = tmp_path / "scores.json"
+
+        args = ["--hypotheses", hypotheses, "--json", str(out)]
+
+        assert main([*args, "--references", *files]) == 0
+
+        report = json.loads(out.read_text())
+
+        [bleu, chrf] = report["systems"]["h"]
+
+        assert (bleu["score"], chrf["score"]) == (pytest.approx(100), 100)
+        assert bleu["signature"].startswith("nrefs:2|")
+        assert report["references"] == ", ".join(files)
+
     @pytest.mark.parametrize(
         "args,message",
         [
@@ -378,7 +407,7 @@ class TestFileMode:
 
     def test_module_imports_neither_torch_nor_fairseq2(self) -> None:
         code = (
-            "import sys, warmup_plugin.recipes.evaluate; "
+            "import sys, warmup_plugin.commands.evaluate; "
             "sys.exit(not {'torch', 'fairseq2'}.isdisjoint(sys.modules))"
         )
 
@@ -454,6 +483,32 @@ def _write_translations(
 
 
 class TestRunMode:
+    def test_run_is_scored_by_all_its_references(
+        self, run_dir: Path, generate_calls: list[Sequence[str]]
+    ) -> None:
+        data = run_dir.parent / "data"
+
+        rows = [
+            json.dumps(
+                {"source": "source", "target": "x", "targets": ["x", half, "no"]}
+            )
+            for half in _HALF
+        ]
+
+        _write(data / "more.jsonl", rows)
+
+        text = (run_dir / "run.yaml").read_text().replace("plain", "jsonl")
+
+        (run_dir / "run.yaml").write_text(text)
+
+        assert main([str(run_dir), "--split", "more", "--num-bootstrap", "0"]) == 0
+
+        report = json.loads((run_dir / "evaluate" / "more.best.json").read_text())
+
+        [bleu, chrf] = report["systems"]["run"]
+
+        assert chrf["score"] == 100 and "nrefs:3" in chrf["signature"]
+
     def test_main_generates_and_writes_scores(
         self, run_dir: Path, generate_calls: list[Sequence[str]]
     ) -> None:
@@ -681,7 +736,7 @@ class TestRunMode:
         system = read_run(run_dir, "test", "best", None, None)
 
         assert system.sources == ["source"] * 20
-        assert system.references == _REFERENCES
+        assert system.references == [[line] for line in _REFERENCES]
         # As of the JSON lines.
         assert system.hypotheses == [line.replace(" ", "\u2028", 1) for line in _HALF]
         assert system.target_lang == "zh"

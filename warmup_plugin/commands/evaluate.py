@@ -1,0 +1,334 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from warmup_plugin.data.directions import list_directions
+from warmup_plugin.data.text_files import add_place_arguments
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.evaluation.arguments import (
+    add_metric_arguments,
+    add_names_argument,
+    add_truncate_argument,
+    read_file_arguments,
+    read_metric_arguments,
+)
+from warmup_plugin.evaluation.scores import (
+    evaluate,
+    make_report,
+    print_notes,
+    write_json,
+)
+from warmup_plugin.evaluation.systems import (
+    System,
+    name_systems,
+    read_config,
+    read_files,
+    read_hypotheses,
+    read_run,
+    read_run_texts,
+    rename_systems,
+)
+from warmup_plugin.metrics.registry import MetricOptions
+from warmup_plugin.metrics.resampling import NUM_TRIALS
+from warmup_plugin.metrics.tables import format_latex, format_table
+from warmup_plugin.terminal import get_arguments, guard, show
+
+_DESCRIPTION: Final = (
+    "Scores outputs by BLEU, chrF2++ and other metrics with 95% bootstrap intervals; of "
+    "several systems, each is tested against the first by approximate randomization."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program, ``python -m recipes.evaluate``, and returns its exit code."""
+    args = _create_parser().parse_args(argv)
+
+    def run() -> int:
+        _run(args)
+
+        return 0
+
+    return guard(run, get_arguments(argv))
+
+
+def _create_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.evaluate", description=_DESCRIPTION
+    )
+
+    parser.add_argument(
+        "run_dirs",
+        type=Path,
+        nargs="*",
+        metavar="RUN_DIR",
+        help="run directories; their translations are generated where missing; with `--hypotheses` the one whose data these are outputs for",
+    )
+
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="split to score (default: `dataset.test_split` of the run)",
+    )
+
+    parser.add_argument(
+        "--checkpoint",
+        metavar="best|last|N",
+        help="checkpoint to score (default: best)",
+    )
+
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data folder, if it is no longer where the run was trained",
+    )
+
+    parser.add_argument(
+        "--direction",
+        metavar="SRC-TGT",
+        help="one of the directions of a run that has several (default: all, one after the other)",
+    )
+
+    parser.add_argument(
+        "--hypotheses",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="score these files instead, one translation a line, or JSON lines as `generate` writes them, by `--references` or what RUN_DIR translates",
+    )
+
+    parser.add_argument(
+        "--references",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="references of the files, one a line; of several files, each has one of every sentence or an empty line; a JSON field may hold a list",
+    )
+
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        metavar="FILE",
+        help="what was translated to the files, one a line; COMET needs it",
+    )
+
+    add_place_arguments(parser, ["hypotheses", "references", "sources"])
+
+    add_names_argument(parser)
+
+    add_truncate_argument(parser)
+
+    add_metric_arguments(parser)
+
+    parser.add_argument(
+        "--num-bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="number of resamples; 0 leaves out intervals and tests (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--latex", action="store_true", help="also print the rows of a LaTeX table"
+    )
+
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="also write all scores to this file"
+    )
+
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    systems: dict[str | None, list[System]]
+
+    # Before anything is translated.
+    if args.num_bootstrap < 0:
+        raise WarmupError(
+            f"`--num-bootstrap` must be greater than or equal to 0, but is {args.num_bootstrap}."
+        )
+
+    names = name_systems(args.hypotheses or args.run_dirs, args.names)
+
+    metrics, options = read_metric_arguments(
+        args, args.run_dirs[0] if args.run_dirs else None
+    )
+
+    if args.run_dirs:
+        for name in ("references", "sources"):
+            if getattr(args, name) is not None:
+                raise WarmupError(
+                    f"A run is scored with the {name} of its data; leave `--{name}` out, "
+                    "or `RUN_DIR`."
+                )
+
+    if args.hypotheses is not None and args.run_dirs:
+        systems = {None: _read_files_of_run(args)}
+    elif args.hypotheses is not None:
+        for name in ("split", "checkpoint", "data", "direction"):
+            if getattr(args, name) is not None:
+                raise WarmupError(
+                    f"`--{name}` belongs to a run directory; leave it out with "
+                    "`--hypotheses`."
+                )
+
+        if args.references is None:
+            raise WarmupError("`--hypotheses` needs `--references FILE`; add it.")
+
+        systems = {
+            None: read_files(
+                args.hypotheses,
+                args.references,
+                args.sources,
+                args.target_lang,
+                read_file_arguments(args, args.hypotheses),
+            )
+        }
+    elif args.run_dirs:
+        # There is no file that they could say anything of.
+        read_file_arguments(args, [])
+
+        systems = {
+            direction: [
+                read_run(
+                    run_dir,
+                    args.split,
+                    args.checkpoint or "best",
+                    args.data,
+                    args.target_lang,
+                    direction,
+                    truncate=args.truncate,
+                )
+                for run_dir in args.run_dirs
+            ]
+            for direction in _list_directions(args)
+        }
+    else:
+        raise WarmupError(
+            "There is nothing to score; give a `RUN_DIR`, or `--hypotheses FILE` and "
+            "`--references FILE`."
+        )
+
+    reports = {}
+
+    for direction, direction_systems in systems.items():
+        if len(systems) > 1:
+            show(f"{direction}:\n")
+
+        named = rename_systems(direction_systems, names)
+
+        reports[direction] = _evaluate(args, named, metrics, options)
+
+        if len(systems) > 1:
+            show()
+
+    if args.json is not None:
+        if len(reports) == 1:
+            [report] = reports.values()
+        else:
+            report = {"directions": reports}
+
+        write_json(args.json, report)
+
+        show(f"wrote {args.json}")
+
+
+def _read_files_of_run(args: argparse.Namespace) -> list[System]:
+    """Reads outputs from plain files for what a run would translate."""
+    if len(args.run_dirs) > 1:
+        raise WarmupError(
+            "`--hypotheses` takes one `RUN_DIR`, whose data the files are outputs for; "
+            "leave out the others."
+        )
+
+    if args.checkpoint is not None:
+        raise WarmupError(
+            "`--checkpoint` is of no use with `--hypotheses`, whose files are scored as "
+            "they are; leave it out."
+        )
+
+    [run_dir] = args.run_dirs
+
+    places = read_file_arguments(args, args.hypotheses)
+
+    texts = read_run_texts(run_dir, args.split, args.data, args.direction)
+
+    return [
+        texts.make_system(
+            str(file), file, read_hypotheses(file, places), args.target_lang
+        )
+        for file in args.hypotheses
+    ]
+
+
+def _list_directions(args: argparse.Namespace) -> list[str | None]:
+    """
+    Lists the directions to score one after the other; ``None`` for that of the runs.
+    """
+    if args.direction is not None:
+        return [args.direction]
+
+    # The first run with several directions: the others must have them too.
+    for run_dir in args.run_dirs:
+        dataset = read_config(run_dir)["dataset"]
+
+        if dataset.get("directions"):
+            names = list_directions(dataset)
+
+            if len(names) > 1 and args.target_lang is not None:
+                raise WarmupError(
+                    f"`--target-lang` cannot be the language of all directions of {run_dir}; leave it out, or choose one of them with `--direction`."
+                )
+
+            return [*names]
+
+    return [None]
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    systems: Sequence[System],
+    metrics: Sequence[str],
+    options: MetricOptions,
+) -> dict[str, object]:
+    """
+    Scores systems, prints the table, and writes the scores of runs beside these.
+
+    :returns: All scores, as JSON.
+    """
+    evaluation = evaluate(
+        systems, num_bootstrap=args.num_bootstrap, metrics=metrics, options=options
+    )
+
+    show(format_table(evaluation.scores, evaluation.comparisons))
+
+    print_notes(evaluation)
+
+    if evaluation.comparisons:
+        show(
+            f"p: two-sided, by approximate randomization ({NUM_TRIALS:,} trials), "
+            f"against {systems[0].name}"
+        )
+
+    if args.latex:
+        show(f"\n{format_latex(evaluation.scores, evaluation.comparisons)}\n")
+
+    if args.hypotheses is None:
+        for system in systems:
+            # RUN_DIR/generate/X.txt -> RUN_DIR/evaluate/X.json
+            run_dir = system.hypotheses_file.parent.parent
+
+            file = run_dir / "evaluate" / f"{system.hypotheses_file.stem}.json"
+
+            write_json(file, make_report([system], evaluation, args.num_bootstrap))
+
+            show(f"wrote {file}")
+
+    return make_report(systems, evaluation, args.num_bootstrap)

@@ -1,0 +1,169 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""The arguments of all commands that score."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+from warmup_plugin.data.text_files import TextPlaces, read_place_arguments
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.registry import (
+    DEFAULT_METRICS,
+    METRICS,
+    MetricOptions,
+    check_metric_names,
+)
+from warmup_plugin.run_dir import RunDir
+
+
+def add_names_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what :func:`name_systems` reads."""
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="what the systems are called, in their order (default: the ends of their paths that tell them apart)",
+    )
+
+
+def add_truncate_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what is handed on to the translation of runs."""
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="where runs translate, cut a source that is longer than the model reads instead of refusing it; how many is said",
+    )
+
+
+def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what chooses the metrics; :func:`read_metric_arguments` reads it."""
+    parser.add_argument(
+        "--metrics",
+        metavar="M,...",
+        help=f"some of {', '.join(METRICS)} (default: those that the run was validated by; {','.join(DEFAULT_METRICS)} for files)",
+    )
+
+    parser.add_argument(
+        "--target-lang",
+        metavar="LANG",
+        help="language that selects tokenizers (default: that of the run)",
+    )
+
+    parser.add_argument(
+        "--bleu-tokenize",
+        metavar="NAME",
+        help="tokenizer of BLEU, such as flores200 (default: by language)",
+    )
+
+    parser.add_argument(
+        "--comet-model",
+        metavar="CKPT",
+        help="checkpoint of COMET, its folder or a name on the Hugging Face Hub",
+    )
+
+    parser.add_argument(
+        "--comet-gpus", type=int, choices=(0, 1), help="GPUs of COMET (default: 0)"
+    )
+
+    parser.add_argument(
+        "--bertscore-model",
+        metavar="DIR",
+        help="model of BERTScore, a folder or a name on the Hugging Face Hub (default: by language)",
+    )
+
+    parser.add_argument(
+        "--bertscore-layers",
+        type=int,
+        metavar="N",
+        help="the layer of that model to compare (default: what bert-score recommends)",
+    )
+
+    parser.add_argument(
+        "--labels",
+        metavar="A,B,...",
+        help="all valid answers, for accuracy and macro_f1; other answers are wrong",
+    )
+
+
+# The arguments of metrics and which of these read them.
+_OWNERS: Final = {
+    "bleu_tokenize": ("bleu",),
+    "comet_model": ("comet",),
+    "comet_gpus": ("comet",),
+    "bertscore_model": ("bertscore",),
+    "bertscore_layers": ("bertscore",),
+    "labels": ("accuracy", "macro_f1"),
+}
+
+
+def read_metric_arguments(
+    args: argparse.Namespace, run_dir: Path | None = None
+) -> tuple[list[str], MetricOptions]:
+    """
+    Reads what :func:`add_metric_arguments` added.
+
+    :param run_dir: The run whose task gives the metrics and labels that are not given.
+
+    :raises WarmupError: A metric is not known, or an argument has no metric.
+    """
+    metrics: list[str] = list(DEFAULT_METRICS)
+
+    labels: list[str] = []
+
+    if args.metrics is not None:
+        metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
+
+        check_metric_names(metrics)
+
+    # What is no run is reported where it is read.
+    if run_dir is not None and RunDir(run_dir).run_file.is_file():
+        # An imported model has been validated by nothing.
+        validation = cast(
+            "Mapping[str, Any]", RunDir(run_dir).load_config().get("validation") or {}
+        )
+
+        labels = validation.get("labels") or labels
+
+        if args.metrics is None:
+            metrics = validation.get("metrics") or metrics
+
+    if args.labels is not None:
+        labels = args.labels.split(",")
+
+    for argument, owners in _OWNERS.items():
+        if getattr(args, argument) is not None and not set(owners) & set(metrics):
+            raise WarmupError(
+                f"`--{argument.replace('_', '-')}` is of no use without the metric "
+                f"{' or '.join(f'`{owner}`' for owner in owners)}; add it to `--metrics` "
+                "or leave the argument out."
+            )
+
+    options = MetricOptions(
+        target_lang=args.target_lang,
+        bleu_tokenizer=args.bleu_tokenize,
+        labels=labels,
+        comet_model=args.comet_model,
+        comet_gpus=args.comet_gpus or 0,
+        bertscore_model=args.bertscore_model,
+        bertscore_layers=args.bertscore_layers,
+    )
+
+    return metrics, options
+
+
+def read_file_arguments(args: argparse.Namespace, files: Sequence[Path]) -> TextPlaces:
+    """Reads where the texts are in files of outputs, and in those of their references
+    and sources."""
+    return read_place_arguments(
+        args,
+        {
+            "hypotheses": files,
+            "references": args.references or [],
+            "sources": [] if args.sources is None else [args.sources],
+        },
+    )
