@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final, final
 
@@ -114,6 +115,12 @@ def _load(module: str, name: str) -> Any:
 @final
 class _LateModule(ModuleType):
     """Stands for a module until something of it is used."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+
+        # For those who only ask whether it is installed.
+        self.__spec__ = ModuleSpec(name, None)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -31,6 +31,7 @@ from ruamel.yaml import YAML
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_bytes_atomically, write_text_atomically
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
 
 # What runs did before there were these settings, where it is not their default.
@@ -346,6 +347,8 @@ class RunDir:
                 config[name] = {**earlier, **section}
 
         # It knows all of them, which takes a while to import.
+        import_fairseq2()
+
         from warmup_plugin.recipes.checks import check_run_config
 
         return check_run_config(config, self.run_file, complete=complete)
