@@ -66,9 +66,9 @@ from warmup_plugin.criteria.config import ObjectiveSection, SamplerSection
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.models.t5 import T5Config
 from warmup_plugin.objectives import Objective
-from warmup_plugin.recipes.generate import GenerateConfig
 from warmup_plugin.recipes.score import ScoreConfig
 from warmup_plugin.recipes.train_config import TrainConfig
+from warmup_plugin.recipes.translate import GenerateConfig
 from warmup_plugin.sampling import WarmupSampler
 from warmup_plugin.tasks import TextTask
 from warmup_plugin.tasks.config import TaskSection

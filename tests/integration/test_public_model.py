@@ -36,12 +36,14 @@ from tests.unit.interop.test_round_trip import (
     find_separator,
     split,
 )
+from warmup_plugin.commands import generate
 from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.models.families import find_family
-from warmup_plugin.recipes import generate, train
+from warmup_plugin.recipes import train
 from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.outputs import details_file
 
 pytestmark = [
     pytest.mark.integration,
@@ -210,7 +212,7 @@ def write_outputs(
 
     assert generate.main([*args, "--beam-size", "1", *further]) == 0
 
-    lines = generate.jsonl_path(output).read_text(encoding="utf-8").splitlines()
+    lines = details_file(output).read_text(encoding="utf-8").splitlines()
 
     return [json.loads(line) for line in lines]
 

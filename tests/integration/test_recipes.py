@@ -24,8 +24,7 @@ from tests.tiny_runs import (
     tiny_options,
     to_args,
 )
-from warmup_plugin.commands import evaluate
-from warmup_plugin.recipes import generate
+from warmup_plugin.commands import evaluate, generate
 from warmup_plugin.run_dir import RunDir
 
 pytestmark = pytest.mark.integration

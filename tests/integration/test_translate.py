@@ -19,7 +19,8 @@ from tests.tiny_runs import (
     tiny_options,
     to_args,
 )
-from warmup_plugin.recipes import generate, train
+from warmup_plugin.commands import generate
+from warmup_plugin.recipes import train
 
 pytestmark = pytest.mark.integration
 

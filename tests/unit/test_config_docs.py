@@ -36,10 +36,10 @@ from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import train
 from warmup_plugin.recipes.common import RunTokenizerSection, TextPairsSection
-from warmup_plugin.recipes.generate import TranslationGenerateRecipe
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.score import ScoreRecipe
 from warmup_plugin.recipes.train import TranslationTrainRecipe
+from warmup_plugin.recipes.translate import TranslationGenerateRecipe
 
 MIGRATION: Final = ROOT / "docs" / "migrating_from_fairseq2_0.4.md"
 

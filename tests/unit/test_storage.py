@@ -22,8 +22,8 @@ from fairseq2.io import (
 from fairseq2.runtime.dependency import get_dependency_resolver
 
 from tests.tiny_runs import tiny_options, to_args
+from warmup_plugin.commands import generate
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes import generate
 from warmup_plugin.recipes.train import main
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.storage import CheckedDumper, CheckedLoader

@@ -37,6 +37,7 @@ from warmup_plugin.evaluation.systems import (
 from warmup_plugin.metrics.registry import MetricOptions
 from warmup_plugin.metrics.resampling import NUM_TRIALS
 from warmup_plugin.metrics.tables import format_latex, format_table
+from warmup_plugin.runs.outputs import evaluation_file
 from warmup_plugin.terminal import get_arguments, guard, show
 
 _DESCRIPTION: Final = (
@@ -322,10 +323,7 @@ def _evaluate(
 
     if args.hypotheses is None:
         for system in systems:
-            # RUN_DIR/generate/X.txt -> RUN_DIR/evaluate/X.json
-            run_dir = system.hypotheses_file.parent.parent
-
-            file = run_dir / "evaluate" / f"{system.hypotheses_file.stem}.json"
+            file = evaluation_file(system.hypotheses_file)
 
             write_json(file, make_report([system], evaluation, args.num_bootstrap))
 

@@ -3,22 +3,45 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
+from warmup_plugin.data.text_files import read_place_arguments
 from warmup_plugin.late_imports import import_fairseq2
-from warmup_plugin.recipes.arguments import create_generate_parser
-from warmup_plugin.terminal import get_arguments
+from warmup_plugin.recipes.arguments import (
+    create_generate_parser,
+    read_generation_arguments,
+)
+from warmup_plugin.terminal import get_arguments, guard
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    argv = get_arguments(argv)
+    """
+    Runs the command.
 
-    create_generate_parser().parse_args(argv)
+    :returns: The exit status: 0, or 2 for bad input.
+    """
+    args = create_generate_parser().parse_args(argv)
 
+    return guard(lambda: _run(args), get_arguments(argv))
+
+
+def _run(args: argparse.Namespace) -> int:
     # fairseq2 takes seconds; not for `--help` and mistyped options.
     import_fairseq2()
 
-    from warmup_plugin.recipes import generate
+    from warmup_plugin.recipes.jobs import GenerateOptions, generate
 
-    return generate.main(argv)
+    files = [] if args.input is None else [args.input]
+
+    return generate(
+        GenerateOptions(
+            **read_generation_arguments(args),
+            places=read_place_arguments(args, {"sources": files}),
+            data_dir=args.data,
+            truncate=args.truncate,
+            split=args.split,
+            input=args.input,
+            output=args.output,
+        )
+    )

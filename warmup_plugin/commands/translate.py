@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.text_files import add_place_arguments
+from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
     add_generation_arguments,
     add_run_arguments,
+    read_generation_arguments,
 )
 
 DESCRIPTION: Final = (
@@ -102,6 +103,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     # fairseq2 takes seconds; not for `--help`.
     import_fairseq2()
 
-    from warmup_plugin.recipes.generate import run_translate
+    from warmup_plugin.recipes.jobs import TranslateOptions, translate
 
-    return run_translate(args)
+    return translate(
+        TranslateOptions(
+            **read_generation_arguments(args),
+            places=read_place_arguments(args, {"sources": args.files}),
+            truncate=args.truncate,
+            files=args.files,
+            output=args.output,
+            as_json=args.jsonl,
+            interactive=args.interactive,
+            target_prefix=args.target_prefix,
+            has_prefixes=args.prefixes,
+            chunk_size=args.chunk_size,
+        )
+    )

@@ -278,15 +278,3 @@ def get_pairs_config(dataset: Mapping[str, Any]) -> TextPairsConfig:
             setattr(config, field.name, Path(value) if field.name == "path" else value)
 
     return config
-
-
-def name_output(split: str, direction: str | None, checkpoint: str) -> str:
-    """
-    Returns what the output of a run for a split is called, without its ending.
-
-    :param direction: As of :func:`choose_direction`: its output stands beside that of
-        the other directions.
-    """
-    parts = [split, checkpoint] if direction is None else [split, direction, checkpoint]
-
-    return ".".join(parts)

@@ -16,7 +16,6 @@ from warmup_plugin.console import quiet_log
 from warmup_plugin.data.directions import (
     choose_direction,
     get_pairs_config,
-    name_output,
     narrow_to_direction,
 )
 from warmup_plugin.data.text_files import (
@@ -32,6 +31,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import References
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.outputs import details_file, translation_file
 from warmup_plugin.terminal import show
 
 
@@ -248,13 +248,13 @@ def read_hypotheses(file: Path, places: TextPlaces = TextPlaces()) -> list[str]:
     """
     hypotheses = read_texts(file, "hypotheses", places)
 
-    details_file = _details_file(file)
+    details = details_file(file)
 
-    if is_json_lines(file) or is_tsv(file) or not details_file.is_file():
+    if is_json_lines(file) or is_tsv(file) or not details.is_file():
         return hypotheses
 
     try:
-        outputs = read_texts(details_file, "hypotheses")
+        outputs = read_texts(details, "hypotheses")
     # They are of something else.
     except WarmupError:
         return hypotheses
@@ -273,21 +273,21 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
     """
     hypotheses = read_lines(file)
 
-    details_file = _details_file(file)
+    details = details_file(file)
 
-    records = read_lines(details_file)
+    records = read_lines(details)
 
     remedy = "delete both files and run the command again, which translates anew"
 
     if len(hypotheses) != len(records):
         raise WarmupError(
-            f"{file} has {len(hypotheses)} lines but {details_file} has {len(records)}; "
+            f"{file} has {len(hypotheses)} lines but {details} has {len(records)}; "
             f"{remedy}."
         )
 
     if len(records) != len(pairs):
         raise WarmupError(
-            f"{details_file} has {len(records)} lines but {pairs.origin} has "
+            f"{details} has {len(records)} lines but {pairs.origin} has "
             f"{len(pairs)}; {remedy}."
         )
 
@@ -302,20 +302,20 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
             source, output = record["source"], record["output"].strip()
         except (ValueError, LookupError, TypeError, AttributeError):
             raise WarmupError(
-                f"Line {idx + 1} of {details_file} is no object with `source` and "
+                f"Line {idx + 1} of {details} is no object with `source` and "
                 f"`output`; {remedy}."
             ) from None
 
         if source != pairs.source(idx):
             raise WarmupError(
-                f"Line {idx + 1} of {details_file} has another source than "
+                f"Line {idx + 1} of {details} has another source than "
                 f"{pairs.origin}; {remedy}."
             )
 
         if hypothesis != flatten(output):
             raise WarmupError(
                 f"Line {idx + 1} of {file} is not the output in that line of "
-                f"{details_file}, so that lines may have moved; {remedy}."
+                f"{details}, so that lines may have moved; {remedy}."
             )
 
         outputs.append(output)
@@ -324,7 +324,7 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
     if num_cut > 0:
         show(
-            f"{num_cut:,} of the {len(outputs):,} sources of {details_file} were cut, since the model reads no longer ones",
+            f"{num_cut:,} of the {len(outputs):,} sources of {details} were cut, since the model reads no longer ones",
             file=sys.stderr,
         )
 
@@ -351,65 +351,50 @@ def _ensure_translations(
     direction: str | None,
     truncate: bool,
 ) -> Path:
-    split = pairs.split
+    file = translation_file(run_dir, pairs.split, direction, checkpoint)
 
-    file = run_dir / "generate" / f"{name_output(split, direction, checkpoint)}.txt"
+    if _is_current(file, run_dir, checkpoint, pairs):
+        return file
 
-    direction_args = [] if direction is None else ["--direction", direction]
+    # fairseq2, which takes seconds; files are scored without.
+    from warmup_plugin.recipes.jobs import GenerateOptions, generate
 
-    details_file = _details_file(file)
+    options = GenerateOptions(
+        run_dir=run_dir,
+        checkpoint=checkpoint,
+        direction=direction,
+        data_dir=data_dir,
+        truncate=truncate,
+        split=pairs.split,
+    )
 
-    if not _is_current(file, details_file, run_dir, checkpoint, pairs):
-        from warmup_plugin.recipes import generate
+    with quiet_log():
+        status = generate(options)
 
-        args = [str(run_dir), "--split", split, "--checkpoint", checkpoint]
-
-        args += direction_args
-
-        if data_dir is not None:
-            args += ["--data", str(data_dir)]
-
-        if truncate:
-            args.append("--truncate")
-
-        with quiet_log():
-            status = generate.main(args)
-
-        if status != 0:
-            raise WarmupError(
-                f"The {split} split cannot be translated with {run_dir}; see the "
-                "message above."
-            )
-
-    for path in (file, details_file):
-        if not path.is_file():
-            raise WarmupError(
-                f"{path} does not exist; run `python -m recipes.generate {run_dir} "
-                f"{' '.join(['--split', split, '--checkpoint', checkpoint, *direction_args])}`."
-            )
+    if status != 0:
+        raise WarmupError(
+            f"The {pairs.split} split cannot be translated with {run_dir}; see the "
+            "message above."
+        )
 
     return file
 
 
-def _is_current(
-    file: Path, details_file: Path, run_dir: Path, checkpoint: str, pairs: TextPairs
-) -> bool:
+def _is_current(file: Path, run_dir: Path, checkpoint: str, pairs: TextPairs) -> bool:
     """Tells whether a translation is there, of this model and of this text."""
-    if not details_file.is_file() or not RunDir(run_dir).has_made(file, checkpoint):
+    details = details_file(file)
+
+    if not details.is_file() or not RunDir(run_dir).has_made(file, checkpoint):
         return False
 
-    return _read_translated_sources(details_file) == [
+    return _read_translated_sources(details) == [
         pairs.source(idx) for idx in range(len(pairs))
     ]
 
 
-def _details_file(file: Path) -> Path:
-    return file.with_name(f"{file.name}.jsonl")
-
-
-def _read_translated_sources(details_file: Path) -> list[str] | None:
+def _read_translated_sources(details: Path) -> list[str] | None:
     try:
-        return [parse_json(line)["source"] for line in read_lines(details_file)]
+        return [parse_json(line)["source"] for line in read_lines(details)]
     # Whatever is wrong with the file, it is to be written again.
     except (WarmupError, ValueError, LookupError, TypeError):
         return None

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from warmup_plugin.config_docs import FieldSource, read_fields
 from warmup_plugin.data.text_files import add_place_arguments
@@ -135,11 +135,31 @@ def name_options(text: str) -> str:
     return text
 
 
-def get_generation_options(args: argparse.Namespace) -> dict[str, object]:
-    """Returns the options of :func:`add_generation_arguments` that were given."""
+def read_run_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns those of :func:`add_run_arguments` as ``JobOptions`` has them."""
+    return {
+        "run_dir": args.run_dir,
+        "checkpoint": args.checkpoint,
+        "direction": args.direction,
+        "no_rich": args.no_rich,
+        "settings": args.config,
+    }
+
+
+def read_generation_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    Returns those of :func:`add_run_arguments` and :func:`add_generation_arguments` as
+    ``GenerationJobOptions`` has them.
+    """
     names = [config_field.name for config_field in list_generation_fields()]
 
-    return {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    return {
+        **read_run_arguments(args),
+        "generation": {
+            n: getattr(args, n) for n in names if getattr(args, n) is not None
+        },
+        "rank_labels": args.rank_labels,
+    }
 
 
 def create_generate_parser() -> argparse.ArgumentParser:

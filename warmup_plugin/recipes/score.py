@@ -22,7 +22,8 @@ from warmup_plugin.generation.pair_scorer import PairScorer
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.recipes.common import refuse_float16
-from warmup_plugin.recipes.generate import (
+from warmup_plugin.recipes.lines import FileSink, LineTask, Record, StreamSink
+from warmup_plugin.recipes.translate import (
     LinesConfig,
     check_vocabulary,
     create_progress,
@@ -33,7 +34,6 @@ from warmup_plugin.recipes.generate import (
     refuse_to_cut_prompts,
     register_codec,
 )
-from warmup_plugin.recipes.lines import FileSink, LineTask, Record, StreamSink
 from warmup_plugin.tokenizers.codec import TextCodec
 
 

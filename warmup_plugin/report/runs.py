@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast, final
 
 from warmup_plugin.console import quiet_log
-from warmup_plugin.data.directions import choose_direction, name_output
+from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import System, name_systems, read_run
 from warmup_plugin.parsing import parse_json
@@ -23,6 +23,7 @@ from warmup_plugin.report.records import (
     read_translations,
 )
 from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
 
 
 @final
@@ -163,15 +164,15 @@ def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun
         choose_direction(config, options.direction) if options.translate else None
     )
 
-    name_of_output = name_output(split, direction, options.checkpoint)
-
     curves = read_curves(run_dir.path, str(dataset.get("valid_split") or "valid"))
 
     checkpoint_step, no_translations = None, ""
 
     if run_dir.checkpoint_steps():
         checkpoint_step = run_dir.find_checkpoint(options.checkpoint)
-    elif not (run_dir.path / "generate" / f"{name_of_output}.txt").is_file():
+    elif not translation_file(
+        run_dir.path, split, direction, options.checkpoint
+    ).is_file():
         no_translations = "it has no checkpoint yet"
 
         if curves.is_empty():
@@ -214,11 +215,11 @@ def _collect_translations(
 
     file = system.hypotheses_file
 
-    lines = read_translations(file.with_name(f"{file.name}.jsonl"))
+    lines = read_translations(details_file(file))
 
     if len(lines) != len(system.references):
         raise WarmupError(
-            f"{file}.jsonl has {len(lines)} lines but {system.references_name} has "
+            f"{details_file(file)} has {len(lines)} lines but {system.references_name} has "
             f"{len(system.references)}; delete the file to translate again."
         )
 
@@ -233,9 +234,7 @@ def _collect_scores(
     """Returns the scores of the references, or why there are none."""
     run_dir = RunDir(path)
 
-    name = name_output(run.split, run.direction, options.checkpoint)
-
-    file = run_dir.path / "score" / f"{name}.jsonl"
+    file = scores_file(path, run.split, run.direction, options.checkpoint)
 
     sources = [line.source for line in lines]
 
@@ -255,20 +254,18 @@ def _collect_scores(
         return None, "the run has no checkpoint any more"
 
     # Imports fairseq2, which takes seconds.
-    from warmup_plugin.commands import score
+    from warmup_plugin.recipes.jobs import ScoreOptions, score
 
-    args = [str(path), "--split", run.split, "--checkpoint", options.checkpoint]
+    score_options = ScoreOptions(
+        run_dir=path,
+        checkpoint=options.checkpoint,
+        direction=run.direction,
+        data_dir=options.data_dir,
+        truncate=options.truncate,
+        split=run.split,
+    )
 
-    if run.direction is not None:
-        args += ["--direction", run.direction]
-
-    if options.data_dir is not None:
-        args += ["--data", str(options.data_dir)]
-
-    if options.truncate:
-        args.append("--truncate")
-
-    if score.main(args) != 0:
+    if score(score_options) != 0:
         raise WarmupError(
             f"The {run.split} split cannot be scored with {path}; see the message "
             "above, or leave it out with `--no-score`."

@@ -22,13 +22,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, final
 
-from warmup_plugin.data.directions import choose_direction, name_output
+from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import read_run_texts
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.run_dir import RunDir, flatten_config
+from warmup_plugin.runs.outputs import details_file, translation_file
 from warmup_plugin.suite.grid import (
     Grid,
     SystemRef,
@@ -95,9 +96,9 @@ class Run:
 
         task = self.task
 
-        name = name_output(task.split, _find_direction(self), task.checkpoint)
-
-        return self.path / "generate" / f"{name}.txt"
+        return translation_file(
+            self.path, task.split, _find_direction(self), task.checkpoint
+        )
 
     @property
     def scores(self) -> Path:
@@ -745,9 +746,7 @@ def _is_translated(run: Run, source: Run) -> bool:
     """:param source: The run whose model has translated."""
     file = run.translations
 
-    details_file = file.with_name(f"{file.name}.jsonl")
-
-    return details_file.is_file() and _is_current(file, source)
+    return details_file(file).is_file() and _is_current(file, source)
 
 
 def _is_current(file: Path, source: Run) -> bool:

@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-import warmup_plugin.recipes
 from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_model
 from tests.unit.metrics.texts import make_hypotheses, make_references
 from warmup_plugin.commands import compare
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes import jobs
+from warmup_plugin.recipes.jobs import GenerateOptions
 
 _REFERENCES = make_references()
 
@@ -372,19 +372,14 @@ class TestRuns:
     def test_truncate_is_handed_on_to_translation(
         self, run_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        calls: list[Sequence[str]] = []
+        calls: list[GenerateOptions] = []
 
-        def generate(argv: Sequence[str]) -> int:
-            calls.append(argv)
+        def generate(options: GenerateOptions) -> int:
+            calls.append(options)
 
             return 2
 
-        module = ModuleType("warmup_plugin.recipes.generate")
-
-        setattr(module, "main", generate)
-
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(warmup_plugin.recipes, "generate", module, raising=False)
+        monkeypatch.setattr(jobs, "generate", generate)
 
         (run_dir / "generate" / "test.best.txt.jsonl").unlink()
 
@@ -392,9 +387,9 @@ class TestRuns:
             with pytest.raises(WarmupError, match="cannot be translated"):
                 _run([str(run_dir), "good", *_NUMBERS, *further])
 
-        args = ["run", "--split", "test", "--checkpoint", "best"]
+        options = GenerateOptions(run_dir=run_dir, split="test")
 
-        assert calls == [args, [*args, "--truncate"]]
+        assert calls == [options, replace(options, truncate=True)]
 
     def test_file_of_other_length_is_refused(self, run_dir: Path) -> None:
         with pytest.raises(

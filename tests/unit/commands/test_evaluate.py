@@ -11,15 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-import warmup_plugin.recipes
 from warmup_plugin.commands.evaluate import main
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.scores import evaluate
 from warmup_plugin.evaluation.systems import name_systems, read_run
+from warmup_plugin.recipes import jobs
+from warmup_plugin.recipes.jobs import GenerateOptions
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
 
@@ -439,28 +439,21 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
-    """Replaces the `generate` recipe by one that records its arguments."""
-    calls: list[Sequence[str]] = []
+def generate_calls(monkeypatch: pytest.MonkeyPatch) -> list[GenerateOptions]:
+    """Replaces the job that translates by one that records its options."""
+    calls: list[GenerateOptions] = []
 
-    def generate(argv: Sequence[str]) -> int:
-        calls.append(argv)
+    def generate(options: GenerateOptions) -> int:
+        calls.append(options)
 
-        run_dir, _, split, _, checkpoint, *_ = argv
-
-        if split == "short":
+        if options.split == "short":
             return 2
 
-        _write_translations(Path(run_dir), f"{split}.{checkpoint}")
+        _write_translations(options.run_dir, f"{options.split}.{options.checkpoint}")
 
         return 0
 
-    module = ModuleType("warmup_plugin.recipes.generate")
-
-    setattr(module, "main", generate)
-
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(warmup_plugin.recipes, "generate", module, raising=False)
+    monkeypatch.setattr(jobs, "generate", generate)
 
     return calls
 
@@ -484,7 +477,7 @@ def _write_translations(
 
 class TestRunMode:
     def test_run_is_scored_by_all_its_references(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         data = run_dir.parent / "data"
 
@@ -510,13 +503,11 @@ class TestRunMode:
         assert chrf["score"] == 100 and "nrefs:3" in chrf["signature"]
 
     def test_main_generates_and_writes_scores(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         assert main([str(run_dir), "--num-bootstrap", "10"]) == 0
 
-        assert generate_calls == [
-            [str(run_dir), "--split", "test", "--checkpoint", "best"]
-        ]
+        assert generate_calls == [GenerateOptions(run_dir=run_dir, split="test")]
 
         text = (run_dir / "evaluate" / "test.best.json").read_text(encoding="utf-8")
 
@@ -532,18 +523,18 @@ class TestRunMode:
         assert {"sacrebleu", "warmup_plugin", "git_commit"} <= set(data["versions"])
 
     def test_truncate_is_handed_on_to_translation(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         assert main([str(run_dir), "--truncate", "--num-bootstrap", "0"]) == 0
 
         assert generate_calls == [
-            [str(run_dir), "--split", "test", "--checkpoint", "best", "--truncate"]
+            GenerateOptions(run_dir=run_dir, split="test", truncate=True)
         ]
 
     def test_main_refuses_the_same_run_before_it_translates(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         assert main([str(run_dir), str(run_dir)]) == 2
@@ -553,7 +544,7 @@ class TestRunMode:
         assert generate_calls == []
 
     def test_main_reuses_translations(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         _write_translations(run_dir, "test.last")
 
@@ -566,7 +557,7 @@ class TestRunMode:
         assert (run_dir / "evaluate" / "test.last.json").is_file()
 
     def test_main_generates_again_when_checkpoints_are_newer(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         file = _write_translations(run_dir, "test.best")
 
@@ -580,7 +571,7 @@ class TestRunMode:
 
     @pytest.mark.parametrize("idx", [0, 19])
     def test_main_generates_again_when_sources_differ(
-        self, run_dir: Path, generate_calls: list[Sequence[str]], idx: int
+        self, run_dir: Path, generate_calls: list[GenerateOptions], idx: int
     ) -> None:
         sources = ["source"] * 20
 
@@ -594,7 +585,7 @@ class TestRunMode:
 
     @pytest.mark.parametrize("line", ["{", "[]", "{}", "1"])
     def test_main_generates_again_when_details_are_broken(
-        self, run_dir: Path, generate_calls: list[Sequence[str]], line: str
+        self, run_dir: Path, generate_calls: list[GenerateOptions], line: str
     ) -> None:
         file = _write_translations(run_dir, "test.best")
 
@@ -605,7 +596,7 @@ class TestRunMode:
         assert len(generate_calls) == 1
 
     def test_main_reuses_translations_of_sources_with_line_feeds(
-        self, tmp_path: Path, generate_calls: list[Sequence[str]]
+        self, tmp_path: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         rows = [{"source": "a\n\nb\u2028c", "target": line} for line in _REFERENCES]
 
@@ -623,7 +614,7 @@ class TestRunMode:
 
     @pytest.mark.parametrize("mode", ["run", "files", "files of run", "json"])
     def test_main_scores_line_feeds_inside_outputs(
-        self, tmp_path: Path, generate_calls: list[Sequence[str]], mode: str
+        self, tmp_path: Path, generate_calls: list[GenerateOptions], mode: str
     ) -> None:
         pytest.importorskip("rouge_score")
 
@@ -697,7 +688,7 @@ class TestRunMode:
     def test_main_refuses_translations_that_were_changed(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
         edit: Callable[[list[str]], list[str]],
         message: str,
@@ -719,7 +710,7 @@ class TestRunMode:
     def test_main_refuses_details_without_outputs(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         file = _write_translations(run_dir, "test.best")
@@ -731,7 +722,7 @@ class TestRunMode:
         assert "test.best.txt.jsonl is no object with" in capsys.readouterr().err
 
     def test_run_has_sources(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         system = read_run(run_dir, "test", "best", None, None)
 
@@ -742,7 +733,7 @@ class TestRunMode:
         assert system.target_lang == "zh"
 
     def test_sources_must_agree_when_a_metric_reads_them(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         system = read_run(run_dir, "test", "best", None, None)
 
@@ -754,7 +745,7 @@ class TestRunMode:
             evaluate([system, other], num_bootstrap=0, metrics=["comet"])
 
     def test_main_reads_data_where_told(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         data, moved = run_dir.parent / "data", run_dir.parent / "moved"
 
@@ -767,8 +758,7 @@ class TestRunMode:
         assert main([*args, "--data", str(moved)]) == 0
 
         assert generate_calls == [
-            [str(run_dir), "--split", "test", "--checkpoint", "best"]
-            + ["--data", str(moved)]
+            GenerateOptions(run_dir=run_dir, split="test", data_dir=moved)
         ]
 
         text = (run_dir / "evaluate" / "test.best.json").read_text(encoding="utf-8")
@@ -776,19 +766,19 @@ class TestRunMode:
         assert str(moved) in json.loads(text)["references"]
 
     def test_main_takes_split_from_config(
-        self, run_dir: Path, generate_calls: list[Sequence[str]]
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
         with (run_dir / "run.yaml").open("a") as fp:
             fp.write("  test_split: short\n")
 
         assert main([str(run_dir)]) == 2
 
-        assert generate_calls[0][2] == "short"
+        assert generate_calls[0].split == "short"
 
     def test_main_compares_runs(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         other_dir = run_dir.with_name("other")
@@ -812,7 +802,7 @@ class TestRunMode:
         assert data["comparisons"][0]["p_value"] == 1.0
 
     def test_main_scores_files_by_what_a_run_translates(
-        self, run_dir: Path, generate_calls: list[Sequence[str]], tmp_path: Path
+        self, run_dir: Path, generate_calls: list[GenerateOptions], tmp_path: Path
     ) -> None:
         file = tmp_path / "other.txt"
 
@@ -842,7 +832,7 @@ class TestRunMode:
     def test_main_reports_bad_split(
         self,
         run_dir: Path,
-        generate_calls: list[Sequence[str]],
+        generate_calls: list[GenerateOptions],
         capsys: pytest.CaptureFixture[str],
         args: Sequence[str],
         message: str,

@@ -18,7 +18,6 @@ from warmup_plugin.data.directions import (
     choose_direction,
     get_pairs_config,
     list_directions,
-    name_output,
     narrow_to_direction,
     split_direction,
 )
@@ -81,10 +80,6 @@ class TestNames:
     def test_call_raises_error_when_there_are_not_two(self, name: str) -> None:
         with pytest.raises(WarmupError, match=f"names `{name}`, which is no direction"):
             split_direction(name)
-
-    def test_outputs_of_directions_stand_beside_each_other(self) -> None:
-        assert name_output("test", None, "best") == "test.best"
-        assert name_output("test", "en-de", "best") == "test.en-de.best"
 
     def test_order_is_that_of_the_names(self) -> None:
         # As a YAML file that was written and read.

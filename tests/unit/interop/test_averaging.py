@@ -13,10 +13,9 @@ import torch
 from tests.common import assert_close
 from tests.tiny_runs import load_weights, tiny_options, to_args
 from warmup_plugin.__main__ import main as plugin_main
-from warmup_plugin.commands import evaluate
+from warmup_plugin.commands import evaluate, generate
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.averaging import average_checkpoints
-from warmup_plugin.recipes import generate
 from warmup_plugin.recipes.train import main
 from warmup_plugin.run_dir import RunDir
 

@@ -26,11 +26,11 @@ from tests.hub_files import (
 from tests.tiny_runs import tiny_options, to_args
 from tests.unit.interop.conftest import Case
 from warmup_plugin.__main__ import main as plugin_main
+from warmup_plugin.commands import generate
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.hub_tokenizer import write_hub_tokenizer
 from warmup_plugin.interop.importing import import_model
-from warmup_plugin.recipes import generate
 from warmup_plugin.recipes.train import main
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.tokenizers.spm import load_warmup_spm

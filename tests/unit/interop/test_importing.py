@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from tests.hub_files import WRITE_MODEL, write_json, write_t5_model
 from tests.tiny_runs import to_args
 from tests.unit.interop.conftest import Case
+from warmup_plugin.commands import generate
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.importing import import_model
-from warmup_plugin.recipes import generate, train
+from warmup_plugin.recipes import train
 from warmup_plugin.run_dir import RunDir, load_yaml
 
 

@@ -33,11 +33,10 @@ from tests.unit.interop.test_round_trip import (
 )
 from tests.unit.recipes.test_start import start
 from warmup_plugin.__main__ import main as run_command
-from warmup_plugin.commands import evaluate, score
+from warmup_plugin.commands import evaluate, generate, score
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.importing import import_model
-from warmup_plugin.recipes import generate
-from warmup_plugin.recipes.generate import GenerateConfig, describe_job
+from warmup_plugin.recipes.translate import GenerateConfig, describe_job
 from warmup_plugin.run_dir import RunDir, load_yaml
 
 

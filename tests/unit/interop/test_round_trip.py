@@ -32,12 +32,13 @@ from tests.common import assert_close
 from tests.hub_files import NLLB_LANGS
 from tests.unit.interop.conftest import NUM_STEPS, Case
 from warmup_plugin.__main__ import main as run_command
+from warmup_plugin.commands import generate
 from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.models.families import find_family
 from warmup_plugin.models.hugging_face.nllb import from_hg_token_idx
-from warmup_plugin.recipes import generate
 from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.outputs import details_file
 
 MAX_WARMUP_LEN = 3
 
@@ -178,7 +179,7 @@ def translate(run_dir: Path, folder: Path) -> list[dict[str, Any]]:
 
     assert generate.main([*args, "--beam-size", "1"]) == 0
 
-    lines = generate.jsonl_path(output).read_text(encoding="utf-8").splitlines()
+    lines = details_file(output).read_text(encoding="utf-8").splitlines()
 
     return [json.loads(line) for line in lines]
 

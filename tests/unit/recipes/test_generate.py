@@ -13,17 +13,14 @@ import pytest
 
 from tests.tiny_runs import take_snapshot, tiny_options, to_args
 from warmup_plugin.commands import evaluate
+from warmup_plugin.commands.generate import main
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import train
 from warmup_plugin.recipes.arguments import create_generate_parser
-from warmup_plugin.recipes.generate import (
-    create_generation_options,
-    jsonl_path,
-    load_run_config,
-    main,
-)
+from warmup_plugin.recipes.jobs import create_generation_options, load_run_config
 from warmup_plugin.recipes.lines import LineProgress
 from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
+from warmup_plugin.runs.outputs import details_file
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -44,7 +41,7 @@ class TestOutput:
 
         assert run(sft_run, *args) == 0
 
-        records = read_json_lines(jsonl_path(output))
+        records = read_json_lines(details_file(output))
 
         assert max(len(record["hypotheses"]) for record in records) == 2
 
@@ -65,7 +62,7 @@ class TestOutput:
 
         sources = (text_folder / "valid.src").read_text().splitlines()
 
-        records = read_json_lines(jsonl_path(output))
+        records = read_json_lines(details_file(output))
 
         assert [record["source"] for record in records] == sources
 
@@ -121,7 +118,7 @@ class TestOutput:
 
         assert lines[0] == "" and lines[2] == "" and lines[4:] == [""]
 
-        first, second, *_ = read_json_lines(jsonl_path(output))
+        first, second, *_ = read_json_lines(details_file(output))
 
         assert first == {
             "source": "",
@@ -148,7 +145,7 @@ class TestOutput:
 
         assert run(sft_run, "--input", text, "--output", output) == 0
 
-        assert [r["warmup"] for r in read_json_lines(jsonl_path(output))] == [
+        assert [r["warmup"] for r in read_json_lines(details_file(output))] == [
             None,
             None,
         ]
@@ -181,7 +178,7 @@ class TestOutput:
         assert run(sft_run, "--input", text, "--output", output) == 0
 
         assert output.read_text() == ""
-        assert jsonl_path(output).read_text() == ""
+        assert details_file(output).read_text() == ""
 
 
 class TestOptions:
@@ -208,7 +205,7 @@ class TestOptions:
 
         assert run(sft_run, "--data", folder, "--output", output) == 0
 
-        [record] = read_json_lines(jsonl_path(output))
+        [record] = read_json_lines(details_file(output))
 
         assert record["source"] == source
 
@@ -357,7 +354,7 @@ class TestRunDirectory:
 
             assert run(copied, "--output", output, *args) == 0
 
-            outputs[which] = jsonl_path(output).read_text()
+            outputs[which] = details_file(output).read_text()
 
         assert outputs["best"] == outputs["2"]
         assert outputs["last"] == outputs["4"]
@@ -477,7 +474,7 @@ class TestLongLines:
 
         assert "2 of these lines were longer than" in capfd.readouterr().err
 
-        records = read_json_lines(jsonl_path(output))
+        records = read_json_lines(details_file(output))
 
         assert [bool(r.get("truncated")) for r in records] == [
             *(False, False, True, False, True)
@@ -495,7 +492,7 @@ def test_total_of_split_is_known(
 
             super().__init__(total)
 
-    monkeypatch.setattr("warmup_plugin.recipes.generate.LineProgress", Progress)
+    monkeypatch.setattr("warmup_plugin.recipes.translate.LineProgress", Progress)
 
     output = tmp_path / "out.txt"
 
@@ -712,7 +709,7 @@ class TestLabels:
 
         assert run(choice_run, "--output", output) == 0
 
-        for record in read_json_lines(jsonl_path(output)):
+        for record in read_json_lines(details_file(output)):
             first, second = record["source"].split("\n")
 
             assert first == second
@@ -726,7 +723,7 @@ class TestLabels:
 
         assert run(choice_run, "--output", output, "--no-rank-labels") == 0
 
-        [hypothesis] = read_json_lines(jsonl_path(output))[0]["hypotheses"]
+        [hypothesis] = read_json_lines(details_file(output))[0]["hypotheses"]
 
         assert hypothesis["token_log_probs"]
 
@@ -737,7 +734,7 @@ class TestLabels:
 
         assert run(choice_run, "--output", output, "--warmup", "none") == 0
 
-        assert read_json_lines(jsonl_path(output))[0]["warmup"] is None
+        assert read_json_lines(details_file(output))[0]["warmup"] is None
 
     @pytest.mark.parametrize(
         ("args", "message"),
@@ -794,7 +791,7 @@ class TestLimits:
 
         lengths = [
             len(record["hypotheses"][0]["tokens"])
-            for record in read_json_lines(jsonl_path(output))
+            for record in read_json_lines(details_file(output))
         ]
 
         assert max(lengths) > 3

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -15,8 +14,10 @@ from typing import Any, TypeAlias
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from warmup_plugin.commands.score import _get_warmup_options, main
+from warmup_plugin.commands.score import main
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.jobs import find_score_warmups
+from warmup_plugin.runs.outputs import details_file
 
 Score: TypeAlias = Callable[..., tuple[int, str, str]]
 
@@ -136,7 +137,7 @@ class TestFiles:
         self, tmp_path: Path, sft_run: Path, score: Score
     ) -> None:
         # What beam search says of its output, scoring says of the same text.
-        from warmup_plugin.recipes import generate
+        from warmup_plugin.commands import generate
 
         output = tmp_path / "out.txt"
 
@@ -144,7 +145,7 @@ class TestFiles:
 
         assert generate.main(args) == 0
 
-        records = read(generate.jsonl_path(output).read_text())
+        records = read(details_file(output).read_text())
 
         source = tmp_path / "in.txt"
 
@@ -226,32 +227,31 @@ class TestFiles:
 class TestWarmupOptions:
     @staticmethod
     def get(
-        *args: str, criterion: str = "warmup", max_warmup_len: int = 6
+        num_warmups: int | None = None,
+        max_warmup_len: int | None = None,
+        *,
+        criterion: str = "warmup",
+        trained_len: int = 6,
     ) -> tuple[int, int]:
-        parser = argparse.ArgumentParser()
-
-        parser.add_argument("--num-warmups", type=int)
-        parser.add_argument("--max-warmup-len", type=int)
-
         config = {
             "criterion": {"name": criterion},
-            "warmup": {"max_warmup_len": max_warmup_len},
+            "warmup": {"max_warmup_len": trained_len},
         }
 
-        return _get_warmup_options(parser.parse_args(args), config)
+        return find_score_warmups(config, num_warmups, max_warmup_len)
 
     def test_defaults_are_those_of_run(self) -> None:
         assert self.get() == (8, 6)
-        assert self.get("--num-warmups", "2", "--max-warmup-len", "3") == (2, 3)
+        assert self.get(2, 3) == (2, 3)
         assert self.get(criterion="sft")[0] == 0
 
     def test_end_of_curriculum_draws_none(self) -> None:
-        assert self.get(max_warmup_len=0)[0] == 0
+        assert self.get(trained_len=0)[0] == 0
 
         with pytest.raises(WarmupError, match="At this checkpoint all warmups are emp"):
-            self.get("--num-warmups", "2", max_warmup_len=0)
+            self.get(2, trained_len=0)
 
-        assert self.get("--num-warmups", "2", "--max-warmup-len", "3", max_warmup_len=0) == (2, 3)  # fmt: skip
+        assert self.get(2, 3, trained_len=0) == (2, 3)
 
 
 class TestSplit:

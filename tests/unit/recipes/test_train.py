@@ -39,13 +39,13 @@ from tests.tiny_runs import (
     to_args,
     write_tiny_text,
 )
+from warmup_plugin.commands import generate
 from warmup_plugin.criteria import CriterionSection, WarmupSection, validation
 from warmup_plugin.criteria.sft import SftCriterion
 from warmup_plugin.criteria.warmup import WarmupCriterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
 from warmup_plugin.models.conditional import ConditionalModel
-from warmup_plugin.recipes import generate
 from warmup_plugin.recipes.train import TranslationTrainRecipe, main
 from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.run_dir import RunDir, load_yaml

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from warmup_plugin.__main__ import main
+from warmup_plugin.commands import generate
 from warmup_plugin.generation.translator import Translator, to_json_line
-from warmup_plugin.recipes import generate
 
 Translate: TypeAlias = Callable[..., tuple[int, bytes, str]]
 

@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-import warmup_plugin.commands
 from tests.unit.report.cases import (
     SOURCES,
     write_data,
@@ -20,6 +17,8 @@ from tests.unit.report.cases import (
     write_translations,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes import jobs
+from warmup_plugin.recipes.jobs import ScoreOptions
 from warmup_plugin.report.runs import CollectOptions, collect_runs
 
 
@@ -28,29 +27,24 @@ def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data")
 
 
-ReplaceScore = Callable[[Callable[[Path], object]], list[Sequence[str]]]
+ReplaceScore = Callable[[Callable[[Path], object]], list[ScoreOptions]]
 
 
 @pytest.fixture
 def replace_score(monkeypatch: pytest.MonkeyPatch) -> ReplaceScore:
-    """Replaces the command `score`, which needs a model, and records its arguments."""
+    """Replaces the job that scores, which needs a model, and records its options."""
 
-    def replace(write: Callable[[Path], object]) -> list[Sequence[str]]:
-        calls: list[Sequence[str]] = []
+    def replace(write: Callable[[Path], object]) -> list[ScoreOptions]:
+        calls: list[ScoreOptions] = []
 
-        def main(argv: Sequence[str]) -> int:
-            calls.append(argv)
+        def score(options: ScoreOptions) -> int:
+            calls.append(options)
 
-            write(Path(argv[0]))
+            write(options.run_dir)
 
-            return 0 if "--data" not in argv else 2
+            return 0 if options.data_dir is None else 2
 
-        module = ModuleType("warmup_plugin.commands.score")
-
-        setattr(module, "main", main)
-
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(warmup_plugin.commands, "score", module, raising=False)
+        monkeypatch.setattr(jobs, "score", score)
 
         return calls
 
@@ -162,7 +156,7 @@ class TestScores:
 
         [run] = collect_runs([path], CollectOptions())
 
-        assert calls == [[str(path), "--split", "test", "--checkpoint", "best"]]
+        assert calls == [ScoreOptions(run_dir=path, split="test")]
         assert run.translations is not None and run.translations.scores is not None
 
     @pytest.mark.parametrize("is_older", [False, True])
@@ -227,7 +221,7 @@ class TestScores:
         with pytest.raises(WarmupError, match="cannot be scored with .* `--no-score`"):
             collect_runs([path], CollectOptions(data_dir=data))
 
-        assert calls[1][-2:] == ["--data", str(data)]
+        assert calls[1].data_dir == data
 
     def test_call_reads_translations_without_hypotheses(
         self, tmp_path: Path, data: Path

@@ -1,0 +1,453 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""The recipe that translates: a split, files or standard input, one line of output for each
+line of input, in input order."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, final
+
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.config import (
+    CommonSection,
+    GangSection,
+    GeneratorSection,
+    ReferenceModelSection,
+    Seq2SeqGeneratorSection,
+    SequenceGeneratorSection,
+)
+from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.task import Task
+from typing_extensions import override
+
+from warmup_plugin.console import calm_console
+from warmup_plugin.data.lines import (
+    Line,
+    LineError,
+    count_lines,
+    iter_files,
+    iter_pairs,
+    iter_stream,
+    open_stdin,
+)
+from warmup_plugin.data.text_files import TextPlaces
+from warmup_plugin.data.text_pairs import TextPairs, read_split
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation import GenerationConfig, WarmupGenerator
+from warmup_plugin.generation.adapters import (
+    WarmupSeq2SeqGenerator,
+    WarmupSequenceGenerator,
+)
+from warmup_plugin.generation.label_ranker import LabelRanker
+from warmup_plugin.generation.translator import Translation, Translator
+from warmup_plugin.models.conditional import ConditionalModel
+from warmup_plugin.recipes.common import (
+    RunTokenizerSection,
+    TextPairsSection,
+    create_run_codec,
+    is_decoder_only,
+    refuse_float16,
+)
+from warmup_plugin.recipes.lines import (
+    FileSink,
+    LineProgress,
+    LineSink,
+    LineTask,
+    Record,
+    StreamSink,
+)
+from warmup_plugin.terminal import show_error
+from warmup_plugin.tokenizers.codec import TextCodec
+
+
+@dataclass(kw_only=True)
+class LinesConfig:
+    """Describes a job of a model that reads text line by line; the command line fills it
+    from a run."""
+
+    model: ReferenceModelSection = field(
+        default_factory=lambda: ReferenceModelSection(name="")
+    )
+
+    tokenizer: RunTokenizerSection = field(
+        default_factory=lambda: RunTokenizerSection()
+    )
+
+    dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
+
+    split: str | None = None
+    """The split that is read; ``None`` for ``input``."""
+
+    input: list[Path] = field(default_factory=list)
+    """Text files, one sentence a line, or JSON lines or TSV, read like the data; none for standard input."""
+
+    output: Path | None = None
+    """The file to write; ``None`` for standard output."""
+
+    restart: bool = False
+    """If ``True``, a job that broke with other settings is begun again instead of refused."""
+
+    checkpoint_time: float = 0.0
+    """When the model was written: a job does not go on with another one."""
+
+    max_num_tokens: int = 10_000
+    """The size of a batch: rows times the longest source among them. Each beam and each warmup that is drawn is a row."""
+
+    chunk_size: int = 2000
+    """The number of lines that are read before any is written; 1 answers line by line."""
+
+    gang: GangSection = field(default_factory=lambda: GangSection())
+
+    generator: GeneratorSection = field(default_factory=lambda: GeneratorSection())
+
+    common: CommonSection = field(
+        default_factory=lambda: CommonSection(no_sweep_dir=True)
+    )
+
+
+@dataclass(kw_only=True)
+class GenerateConfig(LinesConfig):
+    """Describes a translation job; the command line fills it from a run."""
+
+    json_output: Path | None = None
+    """The file of JSON lines that is written beside ``output``."""
+
+    as_json: bool = False
+    """If ``True``, standard output gets JSON lines instead of text."""
+
+    target_prefix: str | None = None
+    """What every translation begins with."""
+
+    has_prefixes: bool = False
+    """If ``True``, a line of ``input`` may hold a tab and, behind it, what its translation begins with."""
+
+    seq2seq_generator: Seq2SeqGeneratorSection = field(
+        default_factory=lambda: Seq2SeqGeneratorSection(
+            name="warmup", config=GenerationConfig()
+        )
+    )
+    """How an encoder-decoder generates."""
+
+    seq_generator: SequenceGeneratorSection = field(
+        default_factory=lambda: SequenceGeneratorSection(
+            name="warmup", config=GenerationConfig()
+        )
+    )
+    """How a decoder-only model generates."""
+
+    truncate: bool = False
+    """If ``True``, a source longer than the model reads is cut instead of refused."""
+
+    num_text_outputs: int = 1
+    """The number of lines of text for each source: its best outputs, empty lines where there are fewer."""
+
+    shows_prompt: bool = False
+    """If ``True``, standard error says when the next line is awaited."""
+
+    skip_bad_lines: bool = False
+    """If ``True``, a line that cannot be translated gets an empty output and a message, and the job goes on."""
+
+    labels: list[str] = field(default_factory=list)
+    """If given, the output is the likeliest of them. With warmups, which the generator's ``warmup`` other than `none` means, by the mean of P(y|c,x) over its ``num_warmups`` draws."""
+
+
+def register_codec(
+    container: DependencyContainer, config_kls: type[LinesConfig]
+) -> None:
+    """Lets components of a recipe find the codec of its config."""
+
+    def create(resolver: DependencyResolver) -> TextCodec:
+        context = RecipeContext(resolver)
+
+        config = context.get_config_as(config_kls)
+
+        return create_run_codec(
+            context,
+            config.tokenizer,
+            config.dataset,
+            reads_prompts=is_decoder_only(context, config.model),
+        )
+
+    container.register(TextCodec, create, singleton=True)
+
+
+def read_pairs(config: LinesConfig) -> TextPairs | None:
+    """Reads the split that a job is about; ``None`` if it is about no split."""
+    return None if config.split is None else read_split(config.dataset, config.split)
+
+
+def read_input(
+    config: LinesConfig, pairs: TextPairs | None, *, with_target: bool
+) -> Iterator[Line]:
+    """
+    Reads what a job is about.
+
+    :param pairs: As of :func:`read_pairs`.
+    :param with_target: If ``True``, a split is read with its references.
+    """
+    if pairs is not None:
+        return iter_pairs(pairs, with_target=with_target)
+
+    if config.input:
+        return iter_files(config.input, get_places(config))
+
+    return iter_stream(open_stdin(), at_once=config.chunk_size == 1)
+
+
+def get_places(config: LinesConfig) -> TextPlaces:
+    """Returns where texts are in files of more than one a line: as in the run's data."""
+    dataset = config.dataset
+
+    return TextPlaces(
+        fields={"sources": dataset.source_field, "targets": dataset.target_field},
+        columns={"sources": dataset.source_column, "targets": dataset.target_column},
+    )
+
+
+def create_progress(
+    config: LinesConfig, context: RecipeContext, pairs: TextPairs | None
+) -> LineProgress | None:
+    """Creates what shows how far a job is; nothing if lines are answered one by one."""
+    if config.chunk_size == 1 or context.gangs.root.rank != 0:
+        return None
+
+    if pairs is not None:
+        total: int | None = len(pairs)
+    else:
+        total = count_lines(config.input) if config.input else None
+
+    return LineProgress(total)
+
+
+def describe_job(config: LinesConfig, **further: object) -> dict[str, object]:
+    """Describes what the output of a job depends on, so that it goes on as it began."""
+    return {
+        "model": str(config.model.path or config.model.name),
+        "checkpoint": config.checkpoint_time,
+        "dtype": str(config.model.dtype),
+        "amp": config.generator.amp,
+        "split": config.split,
+        "input": [str(file) for file in config.input],
+        "places": dataclasses.asdict(get_places(config)),
+        "prompt": config.dataset.prompt,
+        "separator": config.tokenizer.separator,
+        "warmup_lang": config.tokenizer.warmup_lang,
+        "source_lang": config.tokenizer.source_lang or config.dataset.source_lang,
+        "target_lang": config.tokenizer.target_lang or config.dataset.target_lang,
+        **further,
+    }
+
+
+@final
+class TranslationGenerateRecipe(Recipe):
+    """Translates a split, files or standard input."""
+
+    def __init__(self, stream: BinaryIO | None = None) -> None:
+        """:param stream: What stands for standard output."""
+        self._stream = stream
+
+        self.num_skipped = 0
+        """The number of lines that could not be translated."""
+
+    @override
+    def register(self, container: DependencyContainer) -> None:
+        calm_console()
+
+        register_codec(container, GenerateConfig)
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(GenerateConfig)
+
+        codec = context.resolver.resolve(TextCodec)
+
+        base_model = context.get_model()
+
+        refuse_float16(base_model, config.model.dtype)
+
+        generator = self._get_generator(context, config)
+
+        model = generator.model
+
+        check_vocabulary(model.num_logits, codec.layout.vocab_size)
+
+        refuse_to_cut_prompts(config.truncate, model)
+
+        base_model.eval()
+
+        translator: Translator | LabelRanker
+
+        if config.labels:
+            translator = LabelRanker(
+                model,
+                codec,
+                context.device,
+                config.labels,
+                num_warmups=generator.config.num_warmups if generator.has_warmup else 0,
+                max_warmup_len=generator.config.max_warmup_len,
+                has_empty_warmup=generator.config.warmup == "empty",
+                seed=generator.config.seed,
+                max_num_tokens=config.max_num_tokens,
+                truncate=config.truncate,
+            )
+        else:
+            translator = Translator(
+                model,
+                generator,
+                codec,
+                context.device,
+                max_num_tokens=config.max_num_tokens,
+                truncate=config.truncate,
+            )
+
+        def translate(lines: Sequence[Line], on_batch: Any) -> list[Translation]:
+            try:
+                return translator(lines, on_batch)
+            except LineError as ex:
+                if not config.skip_bad_lines:
+                    raise
+
+                if len(lines) > 1:
+                    return [t for line in lines for t in translate([line], on_batch)]
+
+                show_error(ex)
+
+                self.num_skipped += 1
+
+                # As of an empty line.
+                [line] = lines
+
+                [empty] = translator([dataclasses.replace(line, source="")], on_batch)
+
+                return [dataclasses.replace(empty, source=line.source)]
+
+        def process(lines: Sequence[Line], on_batch: Any) -> list[Record]:
+            translations = translate(lines, on_batch)
+
+            return [
+                Record(
+                    line.number,
+                    translation.list_outputs(config.num_text_outputs),
+                    translation.to_json(),
+                    translation.was_cut,
+                )
+                for line, translation in zip(lines, translations)
+            ]
+
+        pairs = read_pairs(config)
+
+        return LineTask(
+            self._read(config, pairs),
+            process,
+            self._create_sink(config, generator),
+            context.gangs,
+            config.generator,
+            chunk_size=config.chunk_size * context.gangs.dp.size,
+            progress=create_progress(config, context, pairs),
+        )
+
+    @staticmethod
+    def _get_generator(
+        context: RecipeContext, config: GenerateConfig
+    ) -> WarmupGenerator:
+        generator: object
+
+        if is_decoder_only(context, config.model):
+            section, generator = "seq_generator", context.get_seq_generator()
+        else:
+            section, generator = "seq2seq_generator", context.get_seq2seq_generator()
+
+        if isinstance(generator, (WarmupSeq2SeqGenerator, WarmupSequenceGenerator)):
+            return generator.core
+
+        raise WarmupError(
+            f"`{section}.name` is not `warmup`, but only this generator tells warmup and output apart; for plain models set `{section}.config.warmup` to `none`."
+        )
+
+    @staticmethod
+    def _read(config: GenerateConfig, pairs: TextPairs | None) -> Iterator[Line]:
+        if config.input and config.has_prefixes:
+            # A tab is not one of TSV.
+            lines = iter_files(config.input, as_text=True)
+        else:
+            lines = read_input(config, pairs, with_target=False)
+
+        if config.shows_prompt:
+            lines = _show_prompts(lines)
+
+        for line in lines:
+            if config.has_prefixes:
+                source, _, beginning = line.source.partition("\t")
+
+                line = dataclasses.replace(
+                    line, source=source.strip(), target=beginning.strip()
+                )
+
+            if config.target_prefix and not line.target:
+                line = dataclasses.replace(line, target=config.target_prefix)
+
+            yield line
+
+    def _create_sink(
+        self, config: GenerateConfig, generator: WarmupGenerator
+    ) -> LineSink:
+        if config.output is None and config.json_output is None:
+            return StreamSink(self._stream or sys.stdout.buffer, as_json=config.as_json)
+
+        settings = describe_job(
+            config,
+            target_prefix=config.target_prefix,
+            has_prefixes=config.has_prefixes,
+            labels=config.labels,
+            num_text_outputs=config.num_text_outputs,
+            **dataclasses.asdict(generator.config),
+        )
+
+        return FileSink(
+            config.output, config.json_output, settings, restart=config.restart
+        )
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return GenerateConfig
+
+
+def _show_prompts(lines: Iterator[Line]) -> Iterator[Line]:
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+
+        line = next(lines, None)
+
+        if line is None:
+            print(file=sys.stderr)
+
+            return
+
+        yield line
+
+
+def refuse_to_cut_prompts(truncate: bool, model: ConditionalModel) -> None:
+    """
+    :raises WarmupError: If lines are to be cut that are prompts.
+    """
+    if truncate and model.reads_prompts:
+        raise WarmupError(
+            "What this model reads is a prompt, which would lose its end if it were cut (`--truncate`, or `generation.truncate` of the run); shorten the long lines instead."
+        )
+
+
+def check_vocabulary(num_logits: int, vocab_size: int) -> None:
+    """
+    :raises WarmupError: If the model has fewer output tokens than the tokenizer.
+    """
+    if num_logits < vocab_size:
+        raise WarmupError(
+            f"The model has {num_logits} output tokens, but the tokenizer {vocab_size}; name the tokenizer that the model was trained with."
+        )
