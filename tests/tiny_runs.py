@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from warmup_plugin.data.synthetic import write_synthetic_pair
-from warmup_plugin.tokenizers.training import train_tokenizer
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 

@@ -14,8 +14,8 @@ from sacrebleu.metrics.bleu import BLEU
 from tests.tiny_runs import to_args
 from warmup_plugin.commands import generate
 from warmup_plugin.data.synthetic_pivot import write_synthetic_pivot
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.recipes import train
-from warmup_plugin.tokenizers.training import train_tokenizer
 
 
 @pytest.mark.integration

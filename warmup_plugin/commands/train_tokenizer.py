@@ -6,8 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from warmup_plugin.terminal import show
-from warmup_plugin.tokenizers.training import (
+from warmup_plugin.data.train_tokenizer import (
     BYTE_BPE,
     DEFAULT_NORMALIZATION,
     DEFAULT_NUM_THREADS,
@@ -16,6 +15,7 @@ from warmup_plugin.tokenizers.training import (
     NORMALIZATIONS,
     train_tokenizer,
 )
+from warmup_plugin.terminal import show
 
 DESCRIPTION = "Trains a tokenizer with a separator that text cannot contain, from one sentence a line; both languages share it. It is SentencePiece for encoder-decoders, or byte-level BPE for decoder-only models."
 

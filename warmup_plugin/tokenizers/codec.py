@@ -21,7 +21,7 @@ import torch
 from fairseq2.data.tokenizers import TokenDecoder, Tokenizer
 from typing_extensions import override
 
-from warmup_plugin.data.blank import is_blank
+from warmup_plugin.blank import is_blank
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.tokenizers.base import WarmupTokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from warmup_plugin.__main__ import main
-from warmup_plugin.tokenizers.training import MAX_LINE_BYTES
+from warmup_plugin.data.train_tokenizer import MAX_LINE_BYTES
 
 LINES = ["A dog runs in the park.", "Ein Hund läuft im Park."]
 

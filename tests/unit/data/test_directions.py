@@ -22,11 +22,11 @@ from warmup_plugin.data.directions import (
     split_direction,
 )
 from warmup_plugin.data.text_pairs import TextPairs, TextPairsConfig, read_split
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import create_direction_codecs
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
-from warmup_plugin.tokenizers.training import train_tokenizer
 
 OPEN = {"path": None, "prompt": None, "source_token": None, "target_token": None}
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.common import assert_close
 from tests.tiny_runs import Options, tiny_options, to_args
 from warmup_plugin.commands import generate, score
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.models.families import find_family
@@ -27,7 +28,6 @@ from warmup_plugin.recipes import train
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file
 from warmup_plugin.tokenizers.hugging_face import load_hugging_face_tokenizer
-from warmup_plugin.tokenizers.training import train_tokenizer
 
 
 @pytest.fixture(scope="module")

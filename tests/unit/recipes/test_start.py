@@ -20,6 +20,7 @@ from tests.hub_files import (
 )
 from tests.tiny_runs import Options, take_snapshot, tiny_options, to_args
 from warmup_plugin.data.directions import narrow_to_direction
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import create_direction_codecs
 from warmup_plugin.recipes.config_files import read_config
@@ -31,7 +32,6 @@ from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings
 from warmup_plugin.tasks.translation import TranslationTask
 from warmup_plugin.tokenizers.loading import load_tokenizer
-from warmup_plugin.tokenizers.training import train_tokenizer
 
 
 def make_checkpoint(out: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.hub_files import TEXT
+from warmup_plugin.data.train_tokenizer import MAX_LINE_BYTES, train_tokenizer
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.tokenizers.hugging_face import (
     HuggingFaceTokenizer,
     load_hugging_face_tokenizer,
 )
-from warmup_plugin.tokenizers.training import MAX_LINE_BYTES, train_tokenizer
 
 
 @pytest.fixture(scope="module")

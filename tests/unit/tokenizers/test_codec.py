@@ -18,12 +18,12 @@ from tests.hub_files import (
     write_qwen_tokenizer,
     write_t5_tokenizer,
 )
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.t5.tokenizer import load_t5_tokenizer
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 from warmup_plugin.tokenizers.hugging_face import load_hugging_face_tokenizer
 from warmup_plugin.tokenizers.spm import load_warmup_spm
-from warmup_plugin.tokenizers.training import train_tokenizer
 
 
 def create_seq2seq_codec(tokenizer: Tokenizer, **options: Any) -> TextCodec:

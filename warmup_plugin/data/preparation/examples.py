@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
-from warmup_plugin.data.blank import is_blank
+from warmup_plugin.blank import is_blank
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.files import write_json_lines
 from warmup_plugin.data.preparation.held_out import HeldOutText

@@ -11,7 +11,7 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from warmup_plugin.data.blank import is_blank
+from warmup_plugin.blank import is_blank
 from warmup_plugin.data.preparation.hash_set import HashSet, hash_text
 from warmup_plugin.data.preparation.held_out import HeldOutText
 from warmup_plugin.data.preparation.language_id import LanguageIdentifier

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from warmup_plugin.data.blank import is_blank
+from warmup_plugin.blank import is_blank
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+from warmup_plugin.data.train_tokenizer import MAX_LINE_BYTES, train_tokenizer
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.tokenizers.training import MAX_LINE_BYTES, train_tokenizer
 
 LINES = [
     "A dog runs in the park.",
