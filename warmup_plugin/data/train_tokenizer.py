@@ -16,11 +16,7 @@ from typing import Final, final
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_bytes_atomically
 from warmup_plugin.tokenizers.byte_bpe import train_byte_bpe
-
-SEPARATOR: Final = "<sep>"
-
-PROMPT_END: Final = "<mid>"
-"""What ends the prompt of a decoder-only model."""
+from warmup_plugin.tokenizers.special import PROMPT_END, SEPARATOR
 
 BYTE_BPE: Final = "byte_bpe"
 """The type for decoder-only models; the other ones are SentencePiece's."""

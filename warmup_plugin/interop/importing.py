@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from fairseq2.models.nllb.tokenizer import NllbTokenizerConfig, load_nllb_tokenizer
 
-from warmup_plugin.data.train_tokenizer import SEPARATOR
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.interop.checkpoints import (
@@ -40,6 +39,7 @@ from warmup_plugin.tokenizers.hugging_face import (
     load_hugging_face_tokenizer,
 )
 from warmup_plugin.tokenizers.settings import read_settings
+from warmup_plugin.tokenizers.special import SEPARATOR
 
 # Of `org/name` on the Hub; a path has more parts, or a dot before them.
 _HUB_NAME: Final = re.compile(r"^[\w.-]+/[\w.-]+$")

@@ -3,5 +3,5 @@
 
 from __future__ import annotations
 
-# Nothing is re-exported: `training` runs in commands that must not wait for the
+# Nothing is re-exported: `special` and `byte_bpe` are read by commands that must not wait for the
 # seconds that importing fairseq2, which `spm` needs, takes.

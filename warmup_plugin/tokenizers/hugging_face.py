@@ -20,10 +20,10 @@ from fairseq2.error import NotSupportedError
 from fairseq2.runtime.dependency import DependencyContainer
 from typing_extensions import override
 
-from warmup_plugin.data.train_tokenizer import PROMPT_END, SEPARATOR
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
 from warmup_plugin.tokenizers.settings import read_settings
+from warmup_plugin.tokenizers.special import PROMPT_END, SEPARATOR
 
 HUGGING_FACE_FAMILY: Final = "hugging_face"
 

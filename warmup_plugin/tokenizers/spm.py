@@ -29,9 +29,9 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from typing_extensions import override
 
-from warmup_plugin.data.train_tokenizer import SEPARATOR
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.tokenizers.base import WarmupTokenizer
+from warmup_plugin.tokenizers.special import SEPARATOR
 
 WARMUP_SPM_FAMILY: Final = "warmup_spm"
 
