@@ -48,8 +48,8 @@ from scripts.bench_common import (
     run_benchmark,
 )
 from warmup_plugin.data.synthetic import write_synthetic_pair
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.tokenizers.training import train_tokenizer
 
 _IMPORT: Final = ("-c", "import torch, fairseq2; print('done')")
 
