@@ -8,6 +8,11 @@ VENV ?= .venv
 COMET_VENV ?= .venv-comet
 COMET = warmup_plugin/metrics/comet
 
+# What is exported is read with the next version of transformers as well, which fairseq2's
+# main branch requires. TRANSFORMERS5_TORCH=torch==2.13.0 chooses its PyTorch.
+TRANSFORMERS5_VENV ?= .venv-transformers5
+TRANSFORMERS5_TORCH ?= torch
+
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SOURCES = setup.py warmup_plugin recipes scripts tests
 
@@ -17,7 +22,7 @@ PYTEST_ARGS ?=
 # So many processes run the tests: one a core, but each takes 1 to 2 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 2)
 
-.PHONY: help install comet public-model test kill-test fuzz demo lint format doctor clean distclean
+.PHONY: help install comet public-model transformers5 test test-transformers5 kill-test fuzz demo lint format doctor clean distclean
 
 help:
 	@echo "make install      create $(VENV) and install the package into it"
@@ -26,12 +31,13 @@ help:
 	@echo "make doctor       check that training can run here"
 	@echo "make demo         show a gain of warmups on small models, about 6 minutes"
 	@echo "make test         run the tests"
+	@echo "make test-transformers5  read exported models with transformers 5, in $(TRANSFORMERS5_VENV)"
 	@echo "make kill-test    kill training at random moments and compare, some 10 minutes"
 	@echo "make fuzz         look longer for input that breaks something, at random"
 	@echo "make lint         run black, isort, flake8 and mypy"
 	@echo "make format       run black and isort and change the files"
 	@echo "make clean        remove build outputs and caches"
-	@echo "make distclean    remove $(VENV) and $(COMET_VENV) as well"
+	@echo "make distclean    remove $(VENV), $(COMET_VENV) and $(TRANSFORMERS5_VENV) as well"
 
 install: $(VENV)/.installed
 
@@ -62,6 +68,16 @@ $(VENV)/.installed-public-model: $(VENV)/.installed
 	$(PIP) install --editable '.[public-model]'
 	@touch $@
 
+transformers5: $(TRANSFORMERS5_VENV)/.installed
+
+# Tests look for the last file: one that was cut off is none.
+$(TRANSFORMERS5_VENV)/.installed:
+	$(PYTHON) -m venv --clear $(TRANSFORMERS5_VENV)
+	$(TRANSFORMERS5_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
+	$(TRANSFORMERS5_TORCH) 'transformers>=5.5,<6' sentencepiece protobuf
+	$(TRANSFORMERS5_VENV)/bin/python -c 'import torch, transformers; print("transformers", transformers.__version__, "with PyTorch", torch.__version__)'
+	@touch $@
+
 # A file stays in one process, which makes what its tests share only once. Without
 # reordering, the integration tests come first, which take longest.
 PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
@@ -71,6 +87,12 @@ test: install
 	HF_HUB_OFFLINE=1 FAIRSEQ2_EXTENSION_TRACE=1 \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+# `make test` runs these as well where the environment is.
+test-transformers5: install transformers5
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+	$(VENV)/bin/python -m pytest --numprocesses 0 tests/unit/interop \
+	-k 'TestTransformers or TestFromScratch or TestNllbTokenizer' $(PYTEST_ARGS)
 
 # Kills training at random moments; KILL_ROUNDS=20 KILL_SEED=7 for other and more ones.
 kill-test: install
@@ -107,4 +129,4 @@ clean:
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(COMET_VENV)
+	rm -rf $(VENV) $(COMET_VENV) $(TRANSFORMERS5_VENV)

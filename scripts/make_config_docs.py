@@ -42,9 +42,6 @@ from fairseq2.models.nllb.config import register_nllb_configs
 from fairseq2.models.qwen import QwenConfig
 from fairseq2.models.qwen.config import register_qwen_configs
 from fairseq2.optim.lr_schedulers import LRScheduler
-from fairseq2.recipe.component import _ComponentEntry
-from fairseq2.recipe.composition.lr_schedulers import _register_lr_schedulers
-from fairseq2.recipe.composition.optim import _register_optim
 from fairseq2.recipe.config import (
     LRSchedulerSection,
     OptimizerSection,
@@ -62,7 +59,13 @@ if not __package__:
 
 from warmup_plugin.composition import register_warmup_plugin
 from warmup_plugin.config_docs import get_class_doc, get_field_docs, get_field_owner
-from warmup_plugin.criteria.config import ObjectiveSection, SamplerSection
+from warmup_plugin.criteria import (
+    CriterionFactory,
+    CriterionSection,
+    ObjectiveSection,
+    SamplerSection,
+)
+from warmup_plugin.fairseq2_doors import list_components, register_optimizers
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.models.t5 import T5Config
 from warmup_plugin.objectives import Objective
@@ -79,6 +82,7 @@ COMMAND: Final = "python scripts/make_config_docs.py"
 
 # The sections that choose a component by name, and the interface it implements.
 COMPONENTS: Final[dict[type[object], object]] = {
+    CriterionSection: CriterionFactory,
     ObjectiveSection: Objective,
     SamplerSection: WarmupSampler,
     TaskSection: TextTask,
@@ -213,9 +217,7 @@ def _create_resolver() -> DependencyResolver:
     """
     container = DependencyContainer()
 
-    _register_optim(container)
-
-    _register_lr_schedulers(container)
+    register_optimizers(container)
 
     register_nllb_configs(container)
 
@@ -384,13 +386,8 @@ def _list_components(
     interface: object, resolver: DependencyResolver
 ) -> Iterator[tuple[str, Any]]:
     """Lists the names that are registered and the classes of their settings."""
-    for key in resolver.iter_keys(_ComponentEntry):
-        kls, name = cast("tuple[object, str]", key)
-
-        if kls is interface:
-            entry = resolver.resolve(_ComponentEntry, key=key)
-
-            yield name, NoSettings if entry.config_kls is NoneType else entry.config_kls
+    for name, config_kls in list_components(resolver, interface):
+        yield name, NoSettings if config_kls is NoneType else config_kls
 
 
 @dataclass(kw_only=True)

@@ -146,9 +146,13 @@ def count_pieces(model: bytes) -> int:
     return size
 
 
-def write_nllb_tokenizer(folder: Path, texts: Iterable[str] = TEXT) -> int:
+def write_nllb_tokenizer(
+    folder: Path, texts: Iterable[str] = TEXT, *, model_type: str = "bpe"
+) -> int:
     """
     Writes the tokenizer of an NLLB: SentencePiece without PAD, languages behind it.
+
+    :param model_type: That of the public one, or ``unigram``.
 
     :returns: The size of the vocabulary, ``<mask>`` and the two rows behind it
         included.
@@ -156,7 +160,7 @@ def write_nllb_tokenizer(folder: Path, texts: Iterable[str] = TEXT) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     # Unknown, BOS and EOS in SentencePiece's own order.
-    model = train_spm(texts)
+    model = train_spm(texts, model_type=model_type)
 
     (folder / "sentencepiece.bpe.model").write_bytes(model)
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.generation import Seq2SeqGenerator, SequenceGenerator
+from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.cli import register_cli_error
 from fairseq2.recipe.component import register_component
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from torch.nn import Module
 
 from warmup_plugin.config_values import register_config_values
-from warmup_plugin.criteria.base import CriterionFactory
+from warmup_plugin.criteria.base import Criterion, CriterionContext
+from warmup_plugin.criteria.registry import register_criterion
+from warmup_plugin.criteria.setup import check_generator
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
@@ -54,10 +56,10 @@ from warmup_plugin.tasks.multiple_choice import (
 )
 from warmup_plugin.tasks.summarization import SummarizationConfig, SummarizationTask
 from warmup_plugin.tasks.translation import TranslationConfig, TranslationTask
-from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
-from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
+from warmup_plugin.tokenizers.codec import find_codec
 from warmup_plugin.tokenizers.hugging_face import register_hugging_face_family
 from warmup_plugin.tokenizers.spm import register_warmup_spm_family
+from warmup_plugin.transformers_doors import refuse_foreign_code
 from warmup_plugin.weights_and_biases import register_weights_and_biases
 
 ConfigT = TypeVar("ConfigT")
@@ -93,8 +95,7 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
 
     _register_tasks(container)
 
-    container.register_instance(CriterionFactory, create_sft_criterion, key="sft")
-    container.register_instance(CriterionFactory, create_warmup_criterion, key="warmup")
+    _register_criteria(container)
 
     register_metric_descriptors(container)
 
@@ -155,6 +156,20 @@ def _register_samplers(container: DependencyContainer) -> None:
     )
 
 
+def _register_criteria(container: DependencyContainer) -> None:
+    def create_sft(context: CriterionContext, config: NoConfig) -> Criterion:
+        return create_sft_criterion(context)
+
+    register_criterion(container, "sft", NoConfig, create_sft, writes_warmups=False)
+
+    def create_warmup(context: CriterionContext, config: NoConfig) -> Criterion:
+        return create_warmup_criterion(context)
+
+    register_criterion(
+        container, "warmup", NoConfig, create_warmup, writes_warmups=True
+    )
+
+
 def _register_tasks(container: DependencyContainer) -> None:
     def register(
         name: str, config_kls: type[ConfigT], task_kls: Callable[[ConfigT], TextTask]
@@ -173,17 +188,11 @@ def _register_generators(container: DependencyContainer) -> None:
     def create(
         resolver: DependencyResolver, config: GenerationConfig
     ) -> WarmupGenerator:
+        check_generator(RecipeContext(resolver), config)
+
         model = create_conditional_model(resolver.resolve(Module, key="model"))
 
-        # Our recipes know languages, prompt and separator.
-        codec = resolver.maybe_resolve(TextCodec)
-
-        if codec is None:
-            codec = create_codec(
-                resolver.resolve(Tokenizer, key="tokenizer"),
-                CodecOptions(),
-                reads_prompts=model.reads_prompts,
-            )
+        codec = find_codec(resolver, reads_prompts=model.reads_prompts)
 
         return WarmupGenerator(
             model,

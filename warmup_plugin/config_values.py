@@ -19,17 +19,14 @@ from fairseq2.utils.yaml import RuamelYamlLoader, YamlLoader
 from ruamel.yaml.error import YAMLError
 from typing_extensions import override
 
+from warmup_plugin.fairseq2_doors import remove_provider, set_structurer
 from warmup_plugin.parsing import check_tree, shorten_text
 
 
 def register_config_values(container: DependencyContainer) -> None:
     """Puts our reader of YAML and of values in the place of fairseq2's."""
-    # fairseq2 0.8.1 has no other way to replace a provider.
     for kls in (YamlLoader, ValueConverter):
-        container._registrations.pop((kls, None), None)
-
-        if None in container._keys[kls]:
-            container._keys[kls].remove(None)
+        remove_provider(container, kls)
 
     container.register_type(YamlLoader, CheckedYamlLoader, singleton=True)
 
@@ -73,8 +70,8 @@ def create_value_converter() -> StandardValueConverter:
     """
     converter = StandardValueConverter()
 
-    converter._structurers[int] = _structure_int
-    converter._structurers[float] = _structure_float
+    set_structurer(converter, int, _structure_int)
+    set_structurer(converter, float, _structure_float)
 
     return converter
 

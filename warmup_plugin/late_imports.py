@@ -23,6 +23,9 @@ from typing import Any, Final, final
 
 from typing_extensions import override
 
+from warmup_plugin.fairseq2_doors import disable_compiler
+from warmup_plugin.transformers_doors import refuse_foreign_code
+
 # The modules whose names fairseq2 imports.
 _MODULES: Final = (
     "transformers",
@@ -75,14 +78,13 @@ def _late_compiler() -> Iterator[None]:
 
     # fairseq2 sets it, and takes for granted that the compiler has imported it.
     import torch._functorch.config
-    from torch._compile import _disable_dynamo
 
     disable = torch.compiler.disable
 
     def disable_late(
         function: Callable[..., Any], recursive: bool = True
     ) -> Callable[..., Any]:
-        disabled = _disable_dynamo(function, recursive)
+        disabled = disable_compiler(function, recursive)
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -105,8 +107,6 @@ def _load(module: str, name: str) -> Any:
     value = getattr(import_module(module), name)
 
     if module == "transformers":
-        from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
-
         refuse_foreign_code()
 
     return value

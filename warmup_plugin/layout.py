@@ -50,6 +50,22 @@ class DecoderLayout:
     unk_idx: int | None = None
     """The token that stands for what the vocabulary does not hold."""
 
+    def room(self, max_row_len: int, max_warmup_len: int | None) -> int:
+        """
+        Returns the most tokens of y and EOS together behind the longest warmup.
+
+        :param max_row_len: The number of tokens that the model reads of a row.
+        :param max_warmup_len: ``None`` for rows without separator; 0 for the empty
+            warmup.
+        """
+        num_before = self.prefix_len
+
+        if max_warmup_len is not None:
+            num_before += max_warmup_len + 1
+
+        # EOS is only ever predicted.
+        return max_row_len - num_before + 1
+
     def excluded_tokens(self, num_logits: int, device: torch.device) -> ExcludedTokens:
         """
         Lists the tokens that have probability zero in each part of a sequence with a
@@ -140,7 +156,8 @@ def join_rows(
     warmup_lens: Tensor,
     warmup_cut: Tensor,
     with_separator: Tensor,
-    source_idx: Tensor,
+    target_idx: Tensor,
+    source_idx: Tensor | None = None,
 ) -> DecoderRows:
     """
     Puts each warmup between the prefix and the rest of its target.
@@ -154,14 +171,19 @@ def join_rows(
         probability is 1 and not the model's to learn. *Shape:* :math:`(B)`.
     :param with_separator: ``False`` for rows of plain fine-tuning, which have no
         warmup and no separator. *Shape:* :math:`(B)`.
-    :param source_idx: The target that each row takes. *Shape:* :math:`(B)`.
+    :param target_idx: The target that each row takes. *Shape:* :math:`(B)`.
+    :param source_idx: The source that each row belongs to; ``None`` if each source has
+        one target, of the same number. *Shape:* :math:`(B)`.
     """
+    if source_idx is None:
+        source_idx = target_idx
+
     prefix_len = layout.prefix_len
 
     # (B, 1)
     m = warmup_lens.unsqueeze(1)
     s = with_separator.long().unsqueeze(1)
-    n = target_seq_lens.index_select(0, source_idx).unsqueeze(1)
+    n = target_seq_lens.index_select(0, target_idx).unsqueeze(1)
 
     # Where the separator stands, where y begins, where the row ends: (B, 1)
     separator_at = prefix_len + m
@@ -182,7 +204,7 @@ def join_rows(
     target_pos = torch.where(in_prefix, at, at - m - s)
     target_pos = target_pos.clamp(0, target_seqs.size(1) - 1)
 
-    seqs = target_seqs.index_select(0, source_idx).gather(1, target_pos)
+    seqs = target_seqs.index_select(0, target_idx).gather(1, target_pos)
 
     if warmups.size(1) > 0:
         warmup_pos = (at - prefix_len).clamp(0, warmups.size(1) - 1)
@@ -238,7 +260,7 @@ def plain_rows(
         warmup_lens=torch.zeros(num_rows, dtype=torch.long, device=device),
         warmup_cut=separators,
         with_separator=separators,
-        source_idx=torch.arange(num_rows, device=device),
+        target_idx=torch.arange(num_rows, device=device),
     )
 
 

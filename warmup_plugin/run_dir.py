@@ -30,6 +30,13 @@ from typing import Any, Final, cast, final
 from ruamel.yaml import YAML
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import (
+    CHECKPOINT_PARTS,
+    MODEL_METADATA_FILE,
+    get_score_file,
+    get_step_folder,
+    parse_step_folder,
+)
 from warmup_plugin.files import write_bytes_atomically, write_text_atomically
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
@@ -113,9 +120,8 @@ class RunDir:
         """Returns the steps of the complete checkpoints, in ascending order."""
         steps = []
 
-        # A checkpoint being written is called `step_N.tmp`.
-        for path in self.checkpoint_dir.glob("step_*"):
-            step = _parse_step(path.name)
+        for path in self.checkpoint_dir.glob(get_step_folder("*")):
+            step = parse_step_folder(path.name)
 
             if step is not None and (path / "model").is_dir():
                 steps.append(step)
@@ -136,16 +142,18 @@ class RunDir:
         :raises WarmupError: If a part of the last checkpoint is missing, which fairseq2
             takes for a run that has not begun.
         """
-        steps = [_parse_step(path.name) for path in self.checkpoint_dir.glob("step_*")]
+        folders = self.checkpoint_dir.glob(get_step_folder("*"))
+
+        steps = [parse_step_folder(folder.name) for folder in folders]
 
         last = max((step for step in steps if step is not None), default=None)
 
         if last is None:
             return
 
-        folder = self.checkpoint_dir / f"step_{last}"
+        folder = self.checkpoint_dir / get_step_folder(last)
 
-        for part in ("model", "trainer", "optimizer", "data_reader"):
+        for part in CHECKPOINT_PARTS:
             if not any(folder.joinpath(part).rglob("*.pt")):
                 raise WarmupError(
                     f"`{folder}` lacks the files of `{part}`; restore it from a copy of the run, or delete it to go on from the checkpoint before it, if there is one."
@@ -189,7 +197,7 @@ class RunDir:
         return True
 
     def _score_file(self, step: int) -> Path:
-        return self.checkpoint_dir / "scores" / f"step_{step}.txt"
+        return self.checkpoint_dir / get_score_file(step)
 
     def find_checkpoint(self, which: str) -> int:
         """
@@ -230,7 +238,7 @@ class RunDir:
 
     def model_path(self, step: int) -> Path:
         """Returns the folder of the model of a checkpoint."""
-        return self.checkpoint_dir / f"step_{step}" / "model"
+        return self.checkpoint_dir / get_step_folder(step) / "model"
 
     def describe_checkpoint(self, step: int) -> dict[str, object]:
         """Returns what tells a checkpoint from any other: its step and its content."""
@@ -355,7 +363,7 @@ class RunDir:
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""
-        file = self.checkpoint_dir / "model.yaml"
+        file = self.checkpoint_dir / MODEL_METADATA_FILE
 
         if not file.is_file():
             raise WarmupError(
@@ -542,16 +550,6 @@ class RunDir:
             cards.append(card)
 
         write_text_atomically(self.card_file, dump_yaml(*cards))
-
-
-def _parse_step(name: str) -> int | None:
-    number = name.removeprefix("step_")
-
-    # As fairseq2 writes it; more digits are of no step.
-    if not number.isascii() or not number.isdecimal() or len(number) > 18:
-        return None
-
-    return int(number)
 
 
 def _find_origin_file(file: Path) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping
 from hashlib import sha256
@@ -21,12 +20,7 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO, Final, cast, final
 
 import torch
-from fairseq2.file_system import (
-    FileMode,
-    FileSystem,
-    FileSystemRegistry,
-    NativeLocalFileSystem,
-)
+from fairseq2.file_system import FileMode, FileSystem, NativeLocalFileSystem
 from fairseq2.io import (
     CorruptFileError,
     DataNotPicklableError,
@@ -40,22 +34,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import (
+    find_safe_global,
+    parse_step_folder,
+    register_file_system,
+    remove_provider,
+)
 
 _SUFFIX: Final = ".sha256"
 
 
 def register_storage(container: DependencyContainer) -> None:
     """Puts our file system, reader and writer of tensors in the place of fairseq2's."""
-    if (_is_local, NativeLocalFileSystem) not in FileSystemRegistry._resolvers:
-        # The default one is fsspec's, to which `exp[1]` is a pattern.
-        FileSystemRegistry.register(cast(Any, _is_local), NativeLocalFileSystem)
+    # The default one is fsspec's, to which `exp[1]` is a pattern.
+    register_file_system(_is_local, NativeLocalFileSystem)
 
-    # fairseq2 0.8.1 has no other way to replace a provider.
     for kls in (TensorFileLoader, TensorFileDumper):
-        container._registrations.pop((kls, None), None)
-
-        if None in container._keys[kls]:
-            container._keys[kls].remove(None)
+        remove_provider(container, kls)
 
     container.register_type(TensorFileLoader, CheckedLoader, singleton=True)
     container.register_type(TensorFileDumper, CheckedDumper, singleton=True)
@@ -235,16 +230,12 @@ class _Unpickler(pickle.Unpickler):
 
     @override
     def find_class(self, module: str, name: str) -> Any:
-        unpickler: Any = torch._weights_only_unpickler
-
         full_name = f"{module}.{name}"
 
-        for known in (
-            unpickler._get_allowed_globals(),
-            unpickler._get_user_allowed_globals(),
-        ):
-            if full_name in known:
-                return known[full_name]
+        known = find_safe_global(full_name)
+
+        if known is not None:
+            return known
 
         # Of persistent ids; torch reads them itself.
         if module == "torch" and name.endswith("Storage"):
@@ -328,7 +319,7 @@ def _share_equal(data: Mapping[str, object]) -> dict[str, object]:
 
 def _find_step_dir(file: Path) -> Path | None:
     for folder in file.parents:
-        if folder.name.startswith("step_"):
+        if parse_step_folder(folder.name) is not None:
             return folder
 
     return None
@@ -341,9 +332,9 @@ def _describe_remedy(file: Path) -> str:
         return "get the file anew"
 
     others = [
-        int(path.name[5:])
-        for path in folder.parent.glob("step_*")
-        if re.fullmatch("[0-9]{1,18}", path.name[5:])
+        step_nr
+        for path in folder.parent.iterdir()
+        if (step_nr := parse_step_folder(path.name)) is not None
         and (path / "trainer").is_dir()
         and path != folder
     ]

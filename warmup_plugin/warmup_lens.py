@@ -54,6 +54,19 @@ def interpolate_len(
     return last_len
 
 
+def writes_warmups(run_config: Mapping[str, Any]) -> bool:
+    """
+    Tells whether a run teaches its model to write warmups.
+
+    :param run_config: That of a run, which may be of an earlier version.
+    """
+    section = run_config["criterion"]
+
+    stated = section.get("writes_warmups")
+
+    return section.get("name") != "sft" if stated is None else bool(stated)
+
+
 def has_empty_warmup(run_config: Mapping[str, Any]) -> bool:
     """
     Tells whether a model without warmup writes the empty one: else its outputs follow
@@ -63,7 +76,7 @@ def has_empty_warmup(run_config: Mapping[str, Any]) -> bool:
         length of warmups at a checkpoint if that is to count, where 0 means that all of
         them are empty.
     """
-    if run_config["criterion"]["name"] == "sft":
+    if not writes_warmups(run_config):
         return False
 
     warmup = run_config["warmup"]

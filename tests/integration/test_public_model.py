@@ -30,12 +30,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scripts.public_model import DEFAULT_OUT
 from tests.common import assert_close
 from tests.tiny_runs import tiny_options, to_args
-from tests.unit.interop.test_round_trip import (
-    MAX_WARMUP_LEN,
-    WellFormed,
-    find_separator,
-    split,
-)
+from tests.unit.interop.hub import MAX_WARMUP_LEN, WellFormed
+from tests.unit.interop.test_round_trip import find_separator, split
 from warmup_plugin.commands import generate
 from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run

@@ -37,6 +37,7 @@ def join(
     *,
     cut: Sequence[bool] | None = None,
     with_separator: Sequence[bool] | None = None,
+    target_idx: Sequence[int] | None = None,
     source_idx: Sequence[int] | None = None,
     prefix_len: int = 1,
 ) -> DecoderRows:
@@ -54,7 +55,8 @@ def join(
         torch.tensor(warmup_lens, device=device),
         torch.tensor(cut or [False] * num_rows, device=device),
         torch.tensor(with_separator or [True] * num_rows, device=device),
-        torch.tensor(source_idx or list(range(num_rows)), device=device),
+        torch.tensor(target_idx or list(range(num_rows)), device=device),
+        None if source_idx is None else torch.tensor(source_idx, device=device),
     )
 
 
@@ -135,6 +137,14 @@ class TestJoinRows:
         assert_equal(rows.warmup_mask, [[False, True, True, False, False]])
         assert_equal(rows.target_mask, [[False, False, False, True, True]])
 
+    def test_source_may_have_several_targets(self) -> None:
+        targets = [[BOS_IDX, 5, EOS_IDX], [BOS_IDX, 6, EOS_IDX]]
+
+        rows = join(targets, [[7], [7]], target_idx=[1, 0], source_idx=[3, 3])
+
+        assert_equal(rows.seqs[:, -1], [6, 5])
+        assert_equal(rows.source_idx, [3, 3])
+
     def test_call_pads_rows_of_different_lengths(self) -> None:
         targets = [[BOS_IDX, 5, EOS_IDX], [BOS_IDX, 6, 6, 6, EOS_IDX]]
 
@@ -145,7 +155,7 @@ class TestJoinRows:
             [[7, 7, 7], [], [], [5]],
             cut=[True, False, False, False],
             with_separator=[True, True, False, True],
-            source_idx=[1, 0, 0, 0],
+            target_idx=[1, 0, 0, 0],
         )
 
         sep, pad = SEPARATOR_IDX, PAD_IDX
@@ -205,7 +215,7 @@ class TestJoinRows:
             warmup_lens=tensor(1),
             warmup_cut=tensor(False),
             with_separator=tensor(True),
-            source_idx=tensor(0),
+            target_idx=tensor(0),
         )
 
         assert_equal(rows.seqs, [[BOS_IDX, 6, SEPARATOR_IDX, 5]])
@@ -257,6 +267,28 @@ class TestPlainRows:
         # It counts in neither of the two.
         assert not bool(rows.warmup_mask.any())
         assert_equal(rows.targets[rows.target_mask], [5, 6, EOS_IDX, EOS_IDX])
+
+
+class TestRoom:
+    @pytest.mark.parametrize("num_warmup_tokens", [None, 0, 3])
+    @pytest.mark.parametrize("prefix_len", [1, 2])
+    def test_row_that_fills_it_is_as_long_as_the_model_reads(
+        self, prefix_len: int, num_warmup_tokens: int | None
+    ) -> None:
+        layout = create_layout(prefix_len=prefix_len)
+
+        room = layout.room(16, num_warmup_tokens)
+
+        target = [*[BOS_IDX] * prefix_len, *[5] * (room - 1), EOS_IDX]
+
+        rows = join(
+            [target],
+            [[6] * (num_warmup_tokens or 0)],
+            with_separator=[num_warmup_tokens is not None],
+            prefix_len=prefix_len,
+        )
+
+        assert rows.seq_lens == [16]
 
 
 class TestSplitSeq:

@@ -11,9 +11,28 @@ from warmup_plugin.warmup_lens import (
     get_max_warmup_len,
     has_empty_warmup,
     interpolate_len,
+    writes_warmups,
 )
 
 SCHEDULE = [[200, 24], [600, 0], [700, 0], [800, 10]]
+
+
+class TestWritesWarmups:
+    @pytest.mark.parametrize(
+        "section,expected",
+        [
+            # Runs of earlier versions have no more.
+            ({"name": "sft"}, False),
+            ({"name": "warmup"}, True),
+            ({"name": "warmup", "writes_warmups": None}, True),
+            ({"name": "mine", "writes_warmups": False}, False),
+            ({"name": "mine", "writes_warmups": True}, True),
+        ],
+    )
+    def test_call_knows_what_run_learns(
+        self, section: dict[str, Any], expected: bool
+    ) -> None:
+        assert writes_warmups({"criterion": section}) == expected
 
 
 class TestInterpolateLen:

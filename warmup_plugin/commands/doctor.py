@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from warmup_plugin.commands.link_libsndfile import find_libsndfile
+from warmup_plugin.fairseq2_doors import find_dependency_resolver
 from warmup_plugin.metrics.comet.client import find_comet_python
 from warmup_plugin.terminal import show
 
@@ -34,8 +35,7 @@ PYTHON_VERSIONS: Final = ((3, 10), (3, 11), (3, 12))
 # key. Modules are named, not imported, since they may fail to be.
 REGISTRATIONS: Final = (
     ("fairseq2.data.tokenizers", "TokenizerFamily", "warmup_spm"),
-    ("warmup_plugin.criteria.base", "CriterionFactory", "sft"),
-    ("warmup_plugin.criteria.base", "CriterionFactory", "warmup"),
+    ("fairseq2.models.family", "ModelFamily", "t5"),
 )
 
 COMET_PYTHON_VARIABLE: Final = "WARMUP_COMET_PYTHON"
@@ -435,12 +435,13 @@ def _init_fairseq2() -> tuple[Any, list[str]]:
 
     :returns: The dependency resolver and the failed extensions of others.
     """
-    import fairseq2.runtime.dependency
+    import fairseq2
     from fairseq2.composition import ExtensionError
 
-    # The only way to learn whether `init_fairseq2()` was called in this process.
-    if fairseq2.runtime.dependency._resolver is not None:
-        return fairseq2.runtime.dependency._resolver, []
+    resolver = find_dependency_resolver()
+
+    if resolver is not None:
+        return resolver, []
 
     try:
         with _extension_trace():

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import Gangs
@@ -82,9 +82,9 @@ class WeighedWarmup:
 class Criterion(ABC):
     """Says what a training step minimises."""
 
-    @abstractmethod
     def add_metrics(self, metric_bag: MetricBag) -> None:
-        """Adds the criterion's metrics, the same for training and validation."""
+        """Adds the criterion's metrics, the same for training and validation;
+        ``nll_loss`` is there already."""
 
     @abstractmethod
     def compute_loss(
@@ -92,6 +92,8 @@ class Criterion(ABC):
     ) -> Tensor:
         """
         Computes the loss of a training batch.
+
+        What is to be logged goes to ``metric_bag``, the loss by :func:`update_loss`.
 
         :returns: The sum over sources; fairseq2's trainer divides the gradients by the
             number of target tokens of all ranks. *Shape:* scalar.
@@ -116,9 +118,9 @@ class Criterion(ABC):
         """
 
     @property
-    @abstractmethod
     def max_warmup_len(self) -> int | None:
         """The most tokens of a warmup; ``None`` if the model writes none."""
+        return None
 
     def get_max_warmup_len(self, step_nr: int, direction: str | None) -> int | None:
         """
@@ -135,21 +137,14 @@ class Criterion(ABC):
         """``True`` if what training reports as its loss includes label smoothing."""
         return False
 
-    @property
-    @abstractmethod
-    def draw_time(self) -> Stopwatch:
-        """The time spent drawing since the last reset."""
+    def process_metric_values(
+        self, values: MutableMapping[str, object], step_time: float
+    ) -> None:
+        """
+        Changes what is logged of training.
 
-
-@runtime_checkable
-class CriterionFactory(Protocol):
-    """
-    Creates a criterion; registered under the name that ``criterion.name`` takes::
-
-        container.register_instance(CriterionFactory, create_it, key="mine")
-    """
-
-    def __call__(self, context: CriterionContext) -> Criterion: ...
+        :param step_time: The seconds that the steps took since it was called last.
+        """
 
 
 def num_target_tokens(batch: Seq2SeqBatch) -> int:
@@ -209,7 +204,7 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
         optimizer: Optimizer,
         gangs: Gangs,
         *,
-        on_step: Callable[[int], None],
+        on_step: Callable[[int], None] = lambda step_nr: None,
         num_steps: int | None = None,
     ) -> None:
         """
@@ -264,11 +259,6 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
 
     @override
     def process_metric_values(self, values: MutableMapping[str, object]) -> None:
-        # The mean of nothing: fairseq2 also publishes at a stop or at the end, where the
-        # gain may not have been measured.
-        if values.get("warmup_gain") == 0.0:
-            del values["warmup_gain"]
-
         # A curve of it would not meet that of the validations.
         if self._criterion.smooths_loss and "nll_loss" in values:
             values["smoothed_loss"] = values.pop("nll_loss")
@@ -278,16 +268,11 @@ class CriterionTrainUnit(TrainUnit[Seq2SeqBatch]):
         if time_left is not None:
             values["time_left"] = time_left
 
-        step_time = self._step_time.get_elapsed_time()
-
-        draw_time = self._criterion.draw_time.get_elapsed_time()
-
-        if step_time > 0.0 and self._criterion.max_warmup_len is not None:
-            values["draw_share"] = draw_time / step_time
+        self._criterion.process_metric_values(
+            values, self._step_time.get_elapsed_time()
+        )
 
         self._step_time.reset()
-
-        self._criterion.draw_time.reset()
 
     def _estimate_time_left(self) -> float | None:
         """Estimates the seconds to the last step, validations and checkpoints included."""

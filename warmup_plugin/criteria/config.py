@@ -6,26 +6,51 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from fairseq2.recipe.config import SupportsStructure
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from warmup_plugin.components import structure_component
+from warmup_plugin.components import ComponentSection
+from warmup_plugin.criteria.registry import CriterionFactory
 from warmup_plugin.objectives import Objective
 from warmup_plugin.sampling import WarmupSampler
 from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
 
 
 @dataclass(kw_only=True)
-class CriterionSection(Validatable):
+class CriterionSection(ComponentSection[CriterionFactory], Validatable):
     """Chooses what a training step minimises."""
 
+    kls = CriterionFactory
+    key = "criterion"
+    known = ("sft", "warmup")
+
     name: str = "sft"
-    """The registered name: `sft` (plain fine-tuning) or `warmup`."""
+    """The registered name: `sft` (plain fine-tuning), `warmup` or one of your own package."""
+
+    config: object = None
+    """The settings of a criterion of your own; `sft` has none, those of `warmup` are the section `warmup`. ``None`` for its defaults."""
 
     label_smoothing: float = 0.1
-    """The share of label smoothing on the target's tokens, the same for both."""
+    """The share of label smoothing on the target's tokens, the same for all."""
+
+    writes_warmups: bool | None = None
+    """Whether the model learns to write warmups, which the commands that translate with it need to know; ``None`` for what the criterion says."""
+
+    @property
+    def has_warmups(self) -> bool:
+        """``True`` if the model learns to write warmups, of a structured config."""
+        return (
+            self.name != "sft" if self.writes_warmups is None else self.writes_warmups
+        )
+
+    @override
+    def structure(self, resolver: DependencyResolver) -> None:
+        super().structure(resolver)
+
+        # Of ours the name says it, in runs of earlier versions too.
+        if self.writes_warmups is None and self.name not in self.known:
+            self.writes_warmups = self.create(resolver).writes_warmups
 
     @override
     def validate(self) -> ValidationResult:
@@ -36,12 +61,21 @@ class CriterionSection(Validatable):
                 "`label_smoothing` must be greater than or equal to 0 and less than 1."
             )
 
+        if self.writes_warmups is not None and self.name in self.known:
+            result.add_error(
+                f"`writes_warmups` is known of `{self.name}`; leave it out."
+            )
+
         return result
 
 
 @dataclass(kw_only=True)
-class ObjectiveSection(SupportsStructure):
+class ObjectiveSection(ComponentSection[Objective]):
     """Chooses how the log-probabilities of the candidates become a loss."""
+
+    kls = Objective
+    key = "warmup.objective"
+    known = ("marginal", "elbo", "best", "joint")
 
     name: str = "marginal"
     """The registered name: `marginal`, `elbo`, `best` or `joint`."""
@@ -49,36 +83,20 @@ class ObjectiveSection(SupportsStructure):
     config: object = None
     """The settings of the objective; ``None`` for its defaults."""
 
-    @override
-    def structure(self, resolver: DependencyResolver) -> None:
-        self.config = structure_component(
-            resolver,
-            Objective,
-            self.name,
-            self.config,
-            f"`warmup.objective.name` is `{self.name}`, which is not registered; use `marginal`, `elbo`, `best`, `joint` or one that your own package registers.",
-        )
-
 
 @dataclass(kw_only=True)
-class SamplerSection(SupportsStructure):
+class SamplerSection(ComponentSection[WarmupSampler]):
     """Chooses how the candidates of a source are drawn."""
+
+    kls = WarmupSampler
+    key = "warmup.sampler"
+    known = ("independent", "stochastic_beam")
 
     name: str = "independent"
     """The registered name: `independent` draws, or `stochastic_beam` for warmups that all differ."""
 
     config: object = None
     """The settings of the sampler; ``None`` for its defaults."""
-
-    @override
-    def structure(self, resolver: DependencyResolver) -> None:
-        self.config = structure_component(
-            resolver,
-            WarmupSampler,
-            self.name,
-            self.config,
-            f"`warmup.sampler.name` is `{self.name}`, which is not registered; use `independent`, `stochastic_beam` or one that your own package registers.",
-        )
 
 
 @dataclass(kw_only=True)
@@ -116,7 +134,7 @@ class KeepSection(Validatable):
 
 @dataclass(kw_only=True)
 class WarmupSection(Validatable):
-    """Configures warmups; read only if ``criterion.name`` is ``warmup``."""
+    """Configures warmups; read by the criterion `warmup`, and by yours if it likes."""
 
     num_warmups: int = 4
     """The number K of warmups drawn a source."""

@@ -9,7 +9,6 @@ from typing import final
 import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics import MetricBag
-from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
@@ -31,11 +30,6 @@ class SftCriterion(Criterion):
 
     def __init__(self, context: CriterionContext) -> None:
         self._context = context
-        self._draw_time = Stopwatch(device=context.gangs.device)
-
-    @override
-    def add_metrics(self, metric_bag: MetricBag) -> None:
-        pass
 
     @override
     def compute_loss(
@@ -130,18 +124,8 @@ class SftCriterion(Criterion):
 
     @property
     @override
-    def max_warmup_len(self) -> int | None:
-        return None
-
-    @property
-    @override
     def smooths_loss(self) -> bool:
         return self._context.label_smoothing > 0.0
-
-    @property
-    @override
-    def draw_time(self) -> Stopwatch:
-        return self._draw_time
 
 
 def create_sft_criterion(context: CriterionContext) -> Criterion:

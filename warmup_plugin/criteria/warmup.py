@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, cast, final
 
 import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics import Mean, MetricBag
 from fairseq2.nn.data_parallel import get_data_parallel_facade
-from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
 from torch.profiler import record_function
 from typing_extensions import override
@@ -321,10 +320,21 @@ class WarmupCriterion(Criterion):
 
         return context.label_smoothing > 0.0 and bool(context.plain_directions)
 
-    @property
     @override
-    def draw_time(self) -> Stopwatch:
-        return self._find_candidates.draw_time
+    def process_metric_values(
+        self, values: MutableMapping[str, object], step_time: float
+    ) -> None:
+        # The mean of nothing: fairseq2 also publishes at a stop or at the end, where the
+        # gain may not have been measured.
+        if values.get("warmup_gain") == 0.0:
+            del values["warmup_gain"]
+
+        draw_time = self._find_candidates.draw_time
+
+        if step_time > 0.0:
+            values["draw_share"] = draw_time.get_elapsed_time() / step_time
+
+        draw_time.reset()
 
 
 def create_warmup_criterion(context: CriterionContext) -> Criterion:

@@ -184,7 +184,11 @@ def narrow_to_direction(
     narrowed = {**config, "dataset": dataset, "tokenizer": tokenizer}
 
     if direction.get("plain") and "criterion" in config:
-        narrowed["criterion"] = {**config["criterion"], "name": "sft"}
+        narrowed["criterion"] = {
+            **config["criterion"],
+            "name": "sft",
+            "writes_warmups": None,
+        }
 
     return narrowed
 

@@ -8,5 +8,5 @@ from warmup_plugin.generation.config import GenerationSection as GenerationSecti
 from warmup_plugin.generation.config import (
     create_generation_config as create_generation_config,
 )
-from warmup_plugin.generation.generator import Hypothesis as Hypothesis
 from warmup_plugin.generation.generator import WarmupGenerator as WarmupGenerator
+from warmup_plugin.generation.hypothesis import Hypothesis as Hypothesis

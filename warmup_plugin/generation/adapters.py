@@ -28,7 +28,8 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation.generator import Hypothesis, WarmupGenerator
+from warmup_plugin.generation.generator import WarmupGenerator
+from warmup_plugin.generation.hypothesis import Hypothesis
 
 
 @final

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.config import GenerationConfig
+from warmup_plugin.generation.hypothesis import Hypothesis
 from warmup_plugin.generation.ranking import (
     rank_by_log_prob,
     rank_by_marginal,
@@ -35,46 +36,6 @@ from warmup_plugin.models.conditional import (
     RowDecoder,
 )
 from warmup_plugin.sampling.draw import draw_line_uniforms
-
-
-@final
-@dataclass(frozen=True)
-class Hypothesis:
-    """Holds one warmup and one output for a source."""
-
-    warmup: list[int]
-    """The tokens of the warmup, without separator; empty for plain models."""
-
-    target: list[int]
-    """The tokens of the output, without EOS."""
-
-    token_log_probs: list[float]
-    """Of the warmup, the separator if there is a warmup, the output and EOS."""
-
-    warmup_log_prob: float
-    """log P(c|x), the separator included; 0 for plain models."""
-
-    target_log_prob: float
-    """log P(y|c,x), EOS included."""
-
-    score: float
-    """What hypotheses are ordered by: the log-probability of the whole sequence,
-    divided by length ** length_penalty, or what ``rank_by`` says."""
-
-    weight: float | None = None
-    """The share of the source's candidates that speaks for this one, where they are
-    weighed against each other."""
-
-    @property
-    def log_prob(self) -> float:
-        """The log-probability of warmup, separator, output and EOS together."""
-        return self.warmup_log_prob + self.target_log_prob
-
-    def tokens(self, layout: DecoderLayout, *, has_warmup: bool) -> list[int]:
-        """Returns the tokens that ``token_log_probs`` belongs to."""
-        head = [*self.warmup, layout.separator_idx] if has_warmup else []
-
-        return [*head, *self.target, layout.eos_idx]
 
 
 @final
@@ -147,16 +108,17 @@ class WarmupGenerator:
         """``True`` if a warmup is written before each output."""
         return self._config.warmup not in ("none", "empty")
 
-    def get_room(self, source_len: int, prefix_len: int) -> int:
+    def get_room(self, source_len: int) -> int:
         """Returns the most tokens, EOS included, that a source leaves for its output
         behind the longest warmup; less than 2 is too little."""
-        room = self._model.get_max_target_len(source_len) - prefix_len
+        max_warmup_len = None
 
-        if self._config.warmup == "none":
-            return room
+        if self._config.warmup != "none":
+            max_warmup_len = self._config.max_warmup_len if self.has_warmup else 0
 
-        # The separator is one more.
-        return room - 1 - (self._config.max_warmup_len if self.has_warmup else 0)
+        max_row_len = self._model.get_max_target_len(source_len)
+
+        return self._layout.room(max_row_len, max_warmup_len)
 
     @torch.no_grad()
     def __call__(
@@ -237,7 +199,7 @@ class WarmupGenerator:
             num_template_tokens = [self._num_template_tokens] * len(source_seq_lens)
 
         space = self._create_space(
-            source_seq_lens, prefixes, forced, num_template_tokens
+            source_seq_lens, prefixes.device, forced, num_template_tokens
         )
 
         if self._config.warmup == "empty":
@@ -270,19 +232,15 @@ class WarmupGenerator:
     def _create_space(
         self,
         source_seq_lens: Sequence[int],
-        prefixes: Tensor,
+        device: torch.device,
         forced: Sequence[Sequence[int]] | None,
         num_template_tokens: Sequence[int],
     ) -> SearchSpace:
         config = self._config
 
-        device = prefixes.device
-
-        prefix_len = prefixes.size(1)
-
         max_warmup_len = config.max_warmup_len if self.has_warmup else None
 
-        rooms = [self.get_room(n, prefix_len) for n in source_seq_lens]
+        rooms = [self.get_room(n) for n in source_seq_lens]
 
         # A word and EOS at least.
         if min(rooms) < 2:

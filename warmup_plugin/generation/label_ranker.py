@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -159,20 +158,21 @@ class LabelRanker:
                 f"has {source_len} tokens, but the model reads at most {max_len}; shorten it.",
             )
 
-        room = self._model.get_max_target_len(source_len)
+        num_left = self._model.get_max_target_len(source_len)
 
-        # The last token is never read.
-        need = self._codec.layout.prefix_len - 1
-
-        need += max(len(tokens) for tokens in self._label_tokens)
+        max_warmup_len = 0 if self._has_separator else None
 
         if self._num_warmups > 0:
-            need += self._max_warmup_len + 1
+            max_warmup_len = self._max_warmup_len
 
-        if need > room:
+        room = self._codec.layout.room(num_left, max_warmup_len)
+
+        longest = max(len(tokens) for tokens in self._label_tokens)
+
+        if longest > room:
             raise LineError(
                 line,
-                f"has {source_len} tokens, which leaves {room} of those that the model reads, but warmup and label need {need}; shorten it.",
+                f"has {source_len} tokens, which leaves {num_left} of those that the model reads, but warmup and label need {num_left + longest - room}; shorten it.",
             )
 
     def _rank(
@@ -294,7 +294,7 @@ class LabelRanker:
 
             with_separator = torch.ones_like(cut)
 
-        rows = join_rows(
+        return join_rows(
             self._codec.layout,
             target_seqs,
             target_lens,
@@ -303,10 +303,8 @@ class LabelRanker:
             cut,
             with_separator,
             targets,
+            targets // num_labels,
         )
-
-        # Each source has several targets.
-        return replace(rows, source_idx=targets // num_labels)
 
     def _describe(
         self,

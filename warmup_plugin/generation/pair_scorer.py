@@ -202,7 +202,7 @@ class PairScorer:
 
                 source = _cut(source, model.max_source_len)
 
-                target = _cut(target, self._get_max_target_len(len(source)) + 1)
+                target = _cut(target, self._get_max_target_len(len(source)))
 
                 if len(source) + len(target) < full_len:
                     scores[n] = replace(scores[n], was_cut=True)
@@ -252,23 +252,24 @@ class PairScorer:
 
         max_len = self._get_max_target_len(source_len)
 
-        if target_len - 1 > max_len:
+        if target_len > max_len:
             raise LineError(
                 line,
-                f"has a target of {target_len} tokens, but beside its warmup the model reads at most {max_len + 1}; split it into sentences.",
+                f"has a target of {target_len} tokens, but beside its warmup the model reads at most {max_len}; split it into sentences.",
             )
 
     def _get_max_target_len(self, source_len: int) -> int:
-        """Returns the most tokens of a target but for the last, which is never read."""
-        max_len = self._model.get_max_target_len(source_len)
+        """Returns the most tokens of a target, prefix and EOS included."""
+        layout = self._codec.layout
 
-        # The separator is one more.
+        max_warmup_len = 0 if self._has_empty_warmup else None
+
         if self._num_warmups > 0:
-            max_len -= self._max_warmup_len + 1
-        elif self._has_empty_warmup:
-            max_len -= 1
+            max_warmup_len = self._max_warmup_len
 
-        return max_len
+        max_row_len = self._model.get_max_target_len(source_len)
+
+        return layout.prefix_len + layout.room(max_row_len, max_warmup_len)
 
     def _score(
         self,

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from warmup_plugin.generation.hypothesis import Hypothesis
 from warmup_plugin.layout import DecoderLayout, join_rows
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
-
-if TYPE_CHECKING:
-    from warmup_plugin.generation.generator import Hypothesis
 
 
 def rank_by_log_prob(candidates: Sequence[Hypothesis]) -> list[Hypothesis]:
@@ -94,14 +91,11 @@ def rank_by_marginal(
         warmup_lens == max_warmup_len,
         yes,
         torch.tensor(target_idx, device=device),
+        torch.tensor(source_idx, device=device),
     )
 
-    # `join_rows` numbers targets, the model sources; log P(c|x) is known.
-    rows = replace(
-        rows,
-        source_idx=torch.tensor(source_idx, device=device),
-        warmup_mask=torch.zeros_like(rows.warmup_mask),
-    )
+    # log P(c|x) is known.
+    rows = replace(rows, warmup_mask=torch.zeros_like(rows.warmup_mask))
 
     excluded = layout.excluded_tokens(model.num_logits, device)
 

@@ -14,7 +14,8 @@ from warmup_plugin.data.batching import sorted_batches
 from warmup_plugin.data.corpus import TokenSeqs, encode_sources
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.data.text_files import flatten
-from warmup_plugin.generation.generator import Hypothesis, WarmupGenerator
+from warmup_plugin.generation.generator import WarmupGenerator
+from warmup_plugin.generation.hypothesis import Hypothesis
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.tokenizers.codec import TextCodec
 
@@ -141,7 +142,7 @@ class Translator:
 
         full_lens = sources.lens.tolist()
 
-        sources = self._fit(sources, prefixes, forced, [lines[n] for n in todo])
+        sources = self._fit(sources, forced, [lines[n] for n in todo])
 
         was_cut = [a > b for a, b in zip(full_lens, sources.lens.tolist())]
 
@@ -181,7 +182,6 @@ class Translator:
     def _fit(
         self,
         sources: TokenSeqs,
-        prefixes: TokenSeqs,
         forced: Sequence[Sequence[int]],
         lines: Sequence[Line],
     ) -> TokenSeqs:
@@ -189,16 +189,14 @@ class Translator:
             sources = sources.truncate(self._model.max_source_len)
 
         # Line by line, so that the first line at fault is the one that is named.
-        for line, source_len, prefix_len, beginning in zip(
-            lines, sources.lens.tolist(), prefixes.lens.tolist(), forced
-        ):
-            self._check_source(line, source_len, prefix_len)
+        for line, source_len, beginning in zip(lines, sources.lens.tolist(), forced):
+            self._check_source(line, source_len)
 
-            self._check_beginning(line, source_len, prefix_len, beginning)
+            self._check_beginning(line, source_len, beginning)
 
         return sources
 
-    def _check_source(self, line: Line, source_len: int, prefix_len: int) -> None:
+    def _check_source(self, line: Line, source_len: int) -> None:
         model = self._model
 
         if source_len > model.max_source_len:
@@ -217,7 +215,9 @@ class Translator:
         if not model.reads_prompts:
             return
 
-        if self._generator.get_room(source_len, prefix_len) < 2:
+        if self._generator.get_room(source_len) < 2:
+            prefix_len = self._codec.layout.prefix_len
+
             num_left = max(model.get_max_target_len(source_len) - prefix_len, 0)
 
             what, remedy = "an output", "split it into sentences"
@@ -233,10 +233,10 @@ class Translator:
             )
 
     def _check_beginning(
-        self, line: Line, source_len: int, prefix_len: int, beginning: Sequence[int]
+        self, line: Line, source_len: int, beginning: Sequence[int]
     ) -> None:
         # EOS takes one.
-        max_len = self._generator.get_room(source_len, prefix_len) - 1
+        max_len = self._generator.get_room(source_len) - 1
 
         # Without any room, the generator says so.
         if max_len > 0 and len(beginning) > max_len:

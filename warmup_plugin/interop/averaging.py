@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import MODEL_METADATA_FILE
 from warmup_plugin.interop.checkpoints import (
     load_weights,
     new_folder,
@@ -67,7 +68,7 @@ def average_checkpoints(
 
         files = [
             (run_dir.run_file, target.run_file),
-            (run_dir.checkpoint_dir / "model.yaml", target.checkpoint_dir),
+            (run_dir.checkpoint_dir / MODEL_METADATA_FILE, target.checkpoint_dir),
         ]
 
         for file, place in files:

@@ -21,6 +21,7 @@ from fairseq2.utils.structured import StructureError, ValueConverter
 from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import MODEL_FILE, MODEL_METADATA_FILE
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.models.families import find_family
 from warmup_plugin.run_dir import RunDir, dump_yaml
@@ -43,7 +44,7 @@ def load_model_config(run_dir: RunDir) -> tuple[str, object]:
         config = converter.structure(content, family.config_kls)
     except StructureError:
         raise WarmupError(
-            f"`{run_dir.checkpoint_dir / 'model.yaml'}` holds no configuration of the family `{family_name}`; restore it from a copy of the run."
+            f"`{run_dir.checkpoint_dir / MODEL_METADATA_FILE}` holds no configuration of the family `{family_name}`; restore it from a copy of the run."
         ) from None
 
     return family_name, config
@@ -112,7 +113,7 @@ def complete_tied(
 
 def write_weights(run_dir: RunDir, step_nr: int, weights: Mapping[str, Tensor]) -> None:
     """Writes a checkpoint of one file in fairseq2's own layout."""
-    file = run_dir.model_path(step_nr) / "pp_00" / "tp_00" / "sdp_00.pt"
+    file = run_dir.model_path(step_nr) / MODEL_FILE
 
     file.parent.mkdir(parents=True)
 
@@ -131,7 +132,9 @@ def write_model_config(run_dir: RunDir, family_name: str, config: object) -> Non
         "model_config": converter.unstructure(config),
     }
 
-    write_text_atomically(run_dir.checkpoint_dir / "model.yaml", dump_yaml(metadata))
+    file = run_dir.checkpoint_dir / MODEL_METADATA_FILE
+
+    write_text_atomically(file, dump_yaml(metadata))
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from warmup_plugin.tokenizers.codec import (
 )
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.nllb import NllbWarmupTokenizer
-from warmup_plugin.warmup_lens import get_max_warmup_len
+from warmup_plugin.warmup_lens import get_max_warmup_len, writes_warmups
 
 HIGH_CUT_SHARE: Final = 0.5
 """Half of the warmups: without a forced separator most outputs would be none."""
@@ -123,7 +123,7 @@ def export_run(
     # An imported model is its own step 0.
     is_trained = step_nr > 0
 
-    has_warmup = run_config["criterion"]["name"] != "sft"
+    has_warmup = writes_warmups(run_config)
 
     # As `generate` has it, of a run whose limit changes too.
     max_warmup_len = get_max_warmup_len(run_config["warmup"], step_nr)

@@ -15,6 +15,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.hugging_face.nllb import to_hg_token_idx
 from warmup_plugin.models.t5.tokenizer import T5TokenizerConfig, load_t5_tokenizer
 from warmup_plugin.run_dir import list_tokenizer_files
+from warmup_plugin.transformers_doors import convert_spm
 
 
 def write_hub_tokenizer(
@@ -108,6 +109,7 @@ def _write_nllb(
     source_lang: str,
     target_lang: str,
 ) -> None:
+    from tokenizers import models
     from transformers import NllbTokenizerFast
 
     langs = list(overrides["langs"])
@@ -115,26 +117,32 @@ def _write_nllb(
     # Without PAD, so that unknown, BOS and EOS are the first three pieces.
     first_tokens = ["<s>", "<pad>", "</s>", "<unk>"]
 
-    tokenizer = _convert_spm(path, lambda pieces: first_tokens + pieces[3:])
+    tokenizer = convert_spm(path, lambda pieces: first_tokens + pieces[3:])
 
     # As in the public checkpoints; transformers itself would put `<mask>` first.
     tokenizer.add_special_tokens([*langs, "<mask>"])
 
-    # It puts the language of its sources before a text, and that of their translations.
-    NllbTokenizerFast(
-        tokenizer_object=tokenizer,
-        src_lang=source_lang,
-        tgt_lang=target_lang,
-        additional_special_tokens=langs,
-    ).save_pretrained(str(folder))
+    # transformers 5 makes a BPE, as the public one is, of all that is called NLLB: of
+    # another model, single characters.
+    if isinstance(tokenizer.model, models.BPE):
+        # It puts the language of its sources before a text, and that of their
+        # translations.
+        NllbTokenizerFast(
+            tokenizer_object=tokenizer,
+            src_lang=source_lang,
+            tgt_lang=target_lang,
+            additional_special_tokens=langs,
+        ).save_pretrained(str(folder))
+    else:
+        _save_fast(
+            tokenizer, source_lang, folder, additional_special_tokens=[*langs, "<mask>"]
+        )
 
     shutil.copyfile(path, folder / "sentencepiece.bpe.model")
 
 
 def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> None:
     """Writes a ``warmup_spm`` tokenizer, in the order of the model's rows."""
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
 
     def sort(pieces: list[str]) -> list[str]:
         return [
@@ -142,12 +150,28 @@ def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> No
             for _, piece in sorted((to_hub_idx(i), p) for i, p in enumerate(pieces))
         ]
 
-    tokenizer = _convert_spm(path, sort)
+    _save_fast(convert_spm(path, sort), None, folder)
+
+
+def _save_fast(
+    tokenizer: Any, first: str | None, folder: Path, **options: object
+) -> None:
+    """
+    Writes a tokenizer of the ``tokenizers`` library as it is.
+
+    :param first: The token that begins a text, if one does; EOS ends it.
+    """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["</s>"] if first is None else [first, "</s>"]
+
+    begin = "" if first is None else f"{first} "
 
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>",
-        pair="$A $B </s>",
-        special_tokens=[("</s>", tokenizer.token_to_id("</s>"))],
+        single=f"{begin}$A </s>",
+        pair=f"{begin}$A $B </s>",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in specials],
     )
 
     PreTrainedTokenizerFast(
@@ -158,35 +182,5 @@ def _write_spm(path: Path, folder: Path, to_hub_idx: Callable[[int], int]) -> No
         pad_token="<pad>",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        **options,
     ).save_pretrained(str(folder))
-
-
-def _convert_spm(path: Path, arrange: Callable[[list[str]], list[str]]) -> Any:
-    """
-    Turns a SentencePiece model into a fast tokenizer.
-
-    :param arrange: Makes the vocabulary from the pieces of the model.
-    """
-    from transformers.convert_slow_tokenizer import SpmConverter
-
-    class Slow:
-        """What the converter wants to know of a tokenizer that is not fast."""
-
-        vocab_file = str(path)
-        add_prefix_space = True
-        legacy = True
-
-    class Converter(SpmConverter):
-        def vocab(self, proto: Any) -> list[tuple[str, float]]:
-            scores = {piece.piece: piece.score for piece in proto.pieces}
-
-            tokens = arrange([piece.piece for piece in proto.pieces])
-
-            return [(token, scores.get(token, 0.0)) for token in tokens]
-
-        def unk_id(self, proto: Any) -> int:
-            return arrange([piece.piece for piece in proto.pieces]).index("<unk>")
-
-    converter: Any = Converter
-
-    return converter(Slow()).converted()

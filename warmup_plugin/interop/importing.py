@@ -40,6 +40,7 @@ from warmup_plugin.tokenizers.hugging_face import (
 )
 from warmup_plugin.tokenizers.settings import read_settings
 from warmup_plugin.tokenizers.special import SEPARATOR
+from warmup_plugin.transformers_doors import get_nllb_languages
 
 # Of `org/name` on the Hub; a path has more parts, or a dot before them.
 _HUB_NAME: Final = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -315,13 +316,11 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
 
     :raises WarmupError: If they do not follow each other there, or more tokens follow.
     """
-    from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
-
     settings = read_settings(folder / "tokenizer_config.json")
 
     tokenizer = read_settings(folder / "tokenizer.json")
 
-    langs = list(FAIRSEQ_LANGUAGE_CODES)
+    langs = get_nllb_languages()
 
     indices: dict[str, int] = {}
 

@@ -23,7 +23,7 @@ from warmup_plugin.metrics.base import (
     sign_num_references,
 )
 from warmup_plugin.metrics.languages import get_language
-from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
+from warmup_plugin.transformers_doors import refuse_foreign_code
 
 # The embeddings of so many sentences a system are in memory at once.
 _MAX_SENTENCES: Final = 512

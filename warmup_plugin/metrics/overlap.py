@@ -8,16 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Final, cast, final
 
 import numpy as np
 import sacrebleu.metrics.base
-from sacrebleu import utils
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
-from sacrebleu.tokenizers.tokenizer_spm import SPM_MODELS
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
@@ -30,6 +27,13 @@ from warmup_plugin.metrics.base import (
     ScoreFn,
 )
 from warmup_plugin.metrics.languages import UNSPACED, get_written_language
+from warmup_plugin.metrics.sacrebleu_doors import (
+    aggregate_statistics,
+    cached_references,
+    compute_score,
+    extract_statistics,
+    find_spm_file,
+)
 
 # All other languages are tokenised by "13a".
 _BLEU_TOKENIZERS: Final = {
@@ -103,9 +107,7 @@ def _load_bleu(what: str, tokenizer: str, *, effective_order: bool = False) -> B
             f"`pip install 'sacrebleu[{extra}]'`."
         )
 
-    url = SPM_MODELS[tokenizer]["url"]
-
-    file = Path(utils.SACREBLEU_DIR, "models", Path(url).name)
+    url, file = find_spm_file(tokenizer)
 
     raise MetricUnavailable(
         f"{what} needs the tokenizer {tokenizer}, which cannot be loaded ({reason}); "
@@ -159,23 +161,16 @@ class OverlapMetric(Metric):
         references: References,
         sources: Sequence[str] | None,
     ) -> list[list[Measurement]]:
-        # The parts of `corpus_score()`: the references are read once for all systems,
-        # and resampling goes on from the statistics.
         # sacreBLEU wants the first ones of all sentences, the second ones and so on.
-        self._metric._ref_cache = self._metric._cache_references(
-            list(zip_longest(*references))
-        )
+        streams = list(zip_longest(*references))
 
-        try:
+        with cached_references(self._metric, streams):
             return [[self._measure_one(hypotheses)] for hypotheses in systems]
-        finally:
-            # Many times larger than the text.
-            self._metric._ref_cache = None
 
     def _measure_one(self, hypotheses: Sequence[str]) -> Measurement:
-        stats = self._metric._extract_corpus_statistics(hypotheses, None)
+        stats = extract_statistics(self._metric, hypotheses)
 
-        score = self._metric._aggregate_and_compute(stats)
+        score = aggregate_statistics(self._metric, stats)
 
         return Measurement(
             self._key,
@@ -192,7 +187,7 @@ class OverlapMetric(Metric):
 
 def _make_score_fn(metric: sacrebleu.metrics.base.Metric) -> ScoreFn:
     def score(sums: FloatArray) -> FloatArray:
-        scores = [metric._compute_score_from_stats(row).score for row in sums.tolist()]
+        scores = [compute_score(metric, row) for row in sums.tolist()]
 
         return np.array(scores, dtype=np.float64)
 

@@ -13,6 +13,7 @@ from sacrebleu.metrics.base import Metric
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import MetricUnavailable, References
 from warmup_plugin.metrics.overlap import create_bleu, create_chrf
+from warmup_plugin.metrics.sacrebleu_doors import read_references, score_sentence
 
 _FACTORIES: Final[dict[str, Callable[[str | None], Metric]]] = {
     "bleu": lambda target_lang: create_bleu(target_lang, effective_order=True),
@@ -65,14 +66,8 @@ def sentence_scores(
         info = known.get(texts)
 
         if info is None:
-            segments = [scorer._preprocess_segment(text) for text in texts]
+            info = known[texts] = read_references(scorer, texts)
 
-            info = known[texts] = scorer._extract_reference_info(segments)
-
-        stats = scorer._compute_segment_statistics(
-            scorer._preprocess_segment(hypothesis), info
-        )
-
-        scores.append(float(scorer._compute_score_from_stats(stats).score))
+        scores.append(score_sentence(scorer, hypothesis, info))
 
     return scores

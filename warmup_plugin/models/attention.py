@@ -13,7 +13,7 @@ activation checkpointing, ``torch.compile``) and checkpoints see nothing new.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeAlias, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from fairseq2.models.transformer import (
@@ -35,13 +35,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import (
+    change_class,
+    fill_batch_layout,
+    project_keys_and_values,
+    project_queries,
+)
 from warmup_plugin.models.rows import Folding, RowCache, SourceMemory
-from warmup_plugin.models.t5.attention import T5SDPA
-from warmup_plugin.models.t5.stacks import T5Decoder
-
-PositionBias: TypeAlias = Callable[[Tensor], Tensor]
-"""Maps the positions of keys minus those of queries, *Shape:* :math:`(*,Q,L)`, to what
-they add to attention logits, *Shape:* :math:`(*,H,Q,L)`."""
+from warmup_plugin.models.traits import BiasedDecoder, BiasedSDPA, PositionBias
 
 
 class SelfAttention(Protocol):
@@ -76,19 +77,14 @@ class RowLayout(BatchLayout):  # type: ignore[misc]
         :param max_seq_len: More than the largest of them.
         :param attend_source: ``None`` for models without cross-attention.
         """
-        # The base class would find these out in a loop over all rows.
-        self._width = positions.size(0)
-        self._packed = True
-        self._padded = False
-        self._position_indices = positions
-        self._max_seq_len = max_seq_len
+        fill_batch_layout(self, positions, max_seq_len)
 
         self.attend_rows = attend_rows
         self.attend_source = attend_source
 
     @override
     def __repr__(self) -> str:
-        return f"RowLayout(width={self._width}, max_seq_len={self._max_seq_len})"
+        return f"RowLayout(width={self.width}, max_seq_len={self.max_seq_len})"
 
 
 # `torch.compile` would guard on every mask and folding of a layout, and after a few batches
@@ -142,11 +138,11 @@ class RowAttention(StandardMultiheadAttention):  # type: ignore[misc]
             )
 
         # (T, M) -> (T, H, D)
-        q = self._project_q(seqs, seqs_layout)
+        q = project_queries(self, seqs, seqs_layout)
 
         if seqs is keys:
             # (T, M) -> (T, H_kv, D)
-            k, v = self._project_kv(keys, seqs_layout, values)
+            k, v = project_keys_and_values(self, keys, seqs_layout)
 
             attns = _attend_rows(self, seqs_layout, q, k, v)
         else:
@@ -186,8 +182,8 @@ def adapt_attention(decoder: Module) -> None:
         )
 
         # A bias of positions comes from the decoder as a whole.
-        if isinstance(module.sdpa, T5SDPA):
-            known = known and isinstance(decoder, T5Decoder)
+        if isinstance(module.sdpa, BiasedSDPA):
+            known = known and isinstance(decoder, BiasedDecoder)
         else:
             known = known and isinstance(module.sdpa, _KNOWN_SDPAS)
 
@@ -196,7 +192,7 @@ def adapt_attention(decoder: Module) -> None:
                 f"`model` has at `{name}` the attention bias `{bias}` ({type(module.sdpa).__name__}), which warmup_plugin cannot batch; use a model with full causal attention."
             )
 
-        module.__class__ = RowAttention
+        change_class(module, RowAttention)
 
 
 def attend(
@@ -577,7 +573,7 @@ class SourceAttention:
         # With gradient a layer asks once, or twice if it is checkpointed, and then must
         # compute it again.
         if torch.is_grad_enabled():
-            k, v = module._project_kv(keys, keys_layout, keys)
+            k, v = project_keys_and_values(module, keys, keys_layout)
 
             if self._sources is None:
                 return k, v
@@ -585,7 +581,7 @@ class SourceAttention:
             return k.index_select(0, self._sources), v.index_select(0, self._sources)
 
         if module not in self._memory.states:
-            k, v = module._project_kv(keys, keys_layout, keys)
+            k, v = project_keys_and_values(module, keys, keys_layout)
 
             # A head in one piece, see `RowCache`.
             self._memory.states[module] = (

@@ -29,10 +29,10 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import change_class
 from warmup_plugin.layout import DecoderRows, ExcludedTokens
 from warmup_plugin.models.attention import (
     ContinuedRows,
-    PositionBias,
     PromptedRows,
     RowLayout,
     SelfAttention,
@@ -44,6 +44,7 @@ from warmup_plugin.models.attention import (
 )
 from warmup_plugin.models.rows import Folding, RowCache, SourceMemory, select_items
 from warmup_plugin.models.token_loss import compute_log_probs, compute_token_loss
+from warmup_plugin.models.traits import PositionBias, find_position_bias
 
 
 @final
@@ -599,7 +600,7 @@ class TransformerConditional(_RowModel):
     @property
     @override
     def position_bias(self) -> PositionBias | None:
-        return getattr(self._model.decoder, "position_bias", None)
+        return find_position_bias(self._model.decoder)
 
     @property
     @override
@@ -1025,12 +1026,10 @@ def make_scorable(model: Module) -> None:
     # Before FSDP or a checkpoint is wrapped around its layers.
     create_conditional_model(model)
 
-    # The return value of `Recipe.setup_model()` is discarded by fairseq2 0.8.1, so only
-    # a change in place survives.
     if type(model) is TransformerModel:
-        model.__class__ = ScorableTransformer
+        change_class(model, ScorableTransformer)
     elif type(model) is TransformerLM:
-        model.__class__ = ScorableTransformerLM
+        change_class(model, ScorableTransformerLM)
     else:
         raise WarmupError(
             f"`model` is of the subclass `{type(model).__name__}` of fairseq2's `TransformerModel` or `TransformerLM`; train an unmodified one."

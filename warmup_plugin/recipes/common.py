@@ -34,9 +34,10 @@ from warmup_plugin.data.directions import (
 )
 from warmup_plugin.data.text_pairs import TextPairsConfig
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.models.families import find_family, reads_prompts
-from warmup_plugin.models.t5 import T5Decoder
+from warmup_plugin.models.traits import find_float16_fault
 from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 
 
@@ -319,20 +320,17 @@ def find_family_name(
 
 def refuse_float16(model: Module, dtype: torch.dtype) -> None:
     """
-    :raises WarmupError: If the model is a T5, whose hidden states overflow in fp16.
+    :raises WarmupError: If the model must not compute in float16, as a T5.
     """
-    if dtype != torch.float16 or not isinstance(
-        getattr(model, "decoder", None), T5Decoder
-    ):
-        return
+    fault = find_float16_fault(model)
 
-    raise WarmupError(
-        "T5 and mT5 overflow in float16: their hidden states exceed its largest number, 65,504, and the loss becomes NaN; use bfloat16 or float32."
-    )
+    if dtype == torch.float16 and fault is not None:
+        raise WarmupError(f"{fault}; use bfloat16 or float32.")
 
 
 def check_lengths(
     model: ConditionalModel,
+    layout: DecoderLayout,
     max_source_len: int,
     max_target_len: int,
     max_warmup_len: int | None,
@@ -345,12 +343,11 @@ def check_lengths(
             f"`dataset.max_source_len` is {max_source_len}, but the model reads at most {model.max_source_len} tokens; lower it or raise `max_seq_len` in `model.config_overrides`."
         )
 
-    # The separator comes on top of the warmup; the last token is never read.
-    extra = 0 if max_warmup_len is None else max_warmup_len + 1
-
     model_target_len = model.get_max_target_len(max_source_len)
 
-    if max_target_len + extra - 1 > model_target_len:
+    if max_target_len - layout.prefix_len > layout.room(
+        model_target_len, max_warmup_len
+    ):
         raise WarmupError(
             f"`dataset.max_target_len` ({max_target_len}) and `warmup.max_warmup_len` ({max_warmup_len}) make decoder sequences longer than the {model_target_len} tokens of the model; lower one of them or raise `max_seq_len` in `model.config_overrides`."
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final, final
@@ -18,10 +18,18 @@ from fairseq2.checkpoint import CheckpointManager
 from fairseq2.early_stopper import EarlyStopper
 from fairseq2.gang import Gang, ReduceOperation, broadcast_flag
 from fairseq2.logging import log
-from fairseq2.trainer import Trainer, _TrainerState
-from fairseq2.validator import NOOP_VALIDATOR
+from fairseq2.trainer import Trainer
 from typing_extensions import override
 
+from warmup_plugin.fairseq2_doors import (
+    call_when_restored,
+    is_last_step,
+    is_scored_checkpoint,
+    replace_early_stopper,
+    request_stop,
+    should_stop_early,
+    validate,
+)
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.run_dir import RunDir
 
@@ -168,57 +176,40 @@ class TrainerControl:
 
         # The factory passes a stopper that never stops and offers no other.
         if early_stopper is not None:
-            trainer._early_stopper = early_stopper
+            replace_early_stopper(trainer, early_stopper)
 
-        restore = trainer._maybe_restore_state
+        call_when_restored(trainer, self._make_up)
 
-        setattr(trainer, "_maybe_restore_state", lambda: self._restore(restore))
-
-    def _restore(self, restore: Callable[[], _TrainerState]) -> _TrainerState:
-        """Restores a trainer and makes up for a validation that was cut off.
+    def _make_up(self, has_ended: bool) -> bool:
+        """
+        Makes up for a validation that was cut off.
 
         The validation of a step completes the checkpoint that is being saved, so that a
         run killed during it has the checkpoint, but not its score. It would never be
         the best one.
+
+        :returns: ``True`` to stop early.
         """
         trainer = self._trainer
 
         assert trainer is not None
 
-        state = restore()
-
-        if trainer._step_nr == 0:
-            return state
-
-        is_last = state == _TrainerState.STOPPED
-
-        # What is due depends on it.
-        trainer._state = (
-            _TrainerState.END_OF_TRAINING if is_last else _TrainerState.POST_STEP
-        )
-
-        if not trainer._should_validate() or not trainer._should_save_checkpoint():
-            return state
+        if not is_scored_checkpoint(trainer):
+            return False
 
         has_score = False
 
         if self._gang.rank == 0:
-            has_score = self._run_dir.has_whole_score(trainer._step_nr)
+            has_score = self._run_dir.has_whole_score(trainer.step_nr)
 
         if broadcast_flag(self._gang, has_score):
-            return state
+            return False
 
-        log.info("The validation of step {} was cut off; it is repeated.", trainer._step_nr)  # fmt: skip
+        log.info("The validation of step {} was cut off; it is repeated.", trainer.step_nr)  # fmt: skip
 
-        score = trainer._validate()
+        score = validate(trainer)
 
-        if score is None or is_last:
-            return state
-
-        if trainer._maybe_request_early_stop(score):
-            return _TrainerState.EARLY_STOP
-
-        return state
+        return score is not None and not has_ended and should_stop_early(trainer, score)
 
     def begin_step(self, step_nr: int) -> None:
         """Called on all ranks when a step begins; makes it the last if asked to."""
@@ -246,15 +237,13 @@ class TrainerControl:
         self._stopping = True
 
         # Ends by itself, and with the validation that ends a run.
-        if trainer._max_num_steps is not None and step_nr >= trainer._max_num_steps:
+        if is_last_step(trainer, step_nr):
             return
-
-        # `Trainer._run_post_step()` looks at a stop request only if no maximum is set.
-        trainer._max_num_steps = None
 
         # A scheduler kills soon after its signal; a validation would not end in time.
         # One that is due is still run, since a resumed run would not repeat it.
-        if self._validate_every is None or step_nr % self._validate_every != 0:
-            trainer._validator = NOOP_VALIDATOR
+        is_due = (
+            self._validate_every is not None and step_nr % self._validate_every == 0
+        )
 
-        trainer.request_stop()
+        request_stop(trainer, validate=is_due)

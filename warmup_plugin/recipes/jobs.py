@@ -32,7 +32,11 @@ from warmup_plugin.recipes.translate import TranslationGenerateRecipe
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
 from warmup_plugin.terminal import show
-from warmup_plugin.warmup_lens import get_max_warmup_len, has_empty_warmup
+from warmup_plugin.warmup_lens import (
+    get_max_warmup_len,
+    has_empty_warmup,
+    writes_warmups,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,7 +384,7 @@ def find_score_warmups(
     """
     warmup = run_config["warmup"]
 
-    has_warmup = run_config["criterion"]["name"] != "sft"
+    has_warmup = writes_warmups(run_config)
 
     # None at the end of a curriculum.
     trained_len = int(warmup["max_warmup_len"]) if has_warmup else 0
@@ -395,7 +399,7 @@ def find_score_warmups(
         why = "At this checkpoint all warmups are empty (`warmup.len_schedule`)"
 
         if not has_warmup:
-            why = "The run was trained without warmups (`criterion.name` is `sft`)"
+            why = f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`)"
 
         raise WarmupError(
             f"{why}; leave out `--num-warmups`, or say how long they may be with `--max-warmup-len` to see what the model makes of them."
@@ -592,7 +596,7 @@ def create_generation_options(
     :raises WarmupError: If they ask for warmups of a model that writes none, or have no
         effect.
     """
-    has_warmup = run_config["criterion"]["name"] != "sft"
+    has_warmup = writes_warmups(run_config)
 
     options = dict(given)
 
@@ -638,7 +642,7 @@ def create_generation_options(
             )
     elif options["warmup"] not in ("none", "empty") and "max_warmup_len" not in options:
         raise WarmupError(
-            f"The run was trained without warmups (`criterion.name` is `sft`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
+            f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
         )
 
     check_generation_options(options)

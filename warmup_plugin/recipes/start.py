@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fairseq2.data.tokenizers import Tokenizer
-from fairseq2.recipe.component import ComponentManager
 from fairseq2.recipe.config import ModelSection, ReferenceModelSection
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.config import StandardConfigMerger
@@ -46,13 +45,14 @@ from warmup_plugin.recipes.common import (
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.train_config import SCORE_OF_TASK, TrainConfig
 from warmup_plugin.run_dir import RunDir, dump_yaml, is_same_tokenizer, load_yaml
-from warmup_plugin.tasks import TaskContext, TaskSettings, TextTask
+from warmup_plugin.tasks import TaskContext, TaskSettings
 from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,
     get_prompt_end,
 )
 from warmup_plugin.tokenizers.loading import load_tokenizer
 from warmup_plugin.tokenizers.spm import WARMUP_SPM_FAMILY
+from warmup_plugin.warmup_lens import writes_warmups
 
 SectionT = TypeVar("SectionT")
 
@@ -346,7 +346,7 @@ def _complete_config(
             tokenizer, _get_sections(config), reads_prompts=is_decoder_only
         )
 
-    needs_reference = config.criterion.name != "sft" and config.warmup.kl_weight > 0.0
+    needs_reference = config.criterion.has_warmups and config.warmup.kl_weight > 0.0
 
     if config.reference_model is None and needs_reference:
         if config.init_from is None:
@@ -478,9 +478,7 @@ def _apply_task(
 
     :param prompt_end: As of :func:`get_prompt_end`.
     """
-    task = resolver.resolve(ComponentManager).create_component(
-        TextTask, config.task.name, config.task.config
-    )
+    task = config.task.create(resolver)
 
     sections = _get_sections(config)
 
@@ -625,7 +623,7 @@ def _complete_tokenizer(
     complete = _fill(section, **inherited)
 
     # So that a baseline is one key away from a run with warmups.
-    if config.criterion.name == "sft":
+    if not config.criterion.has_warmups:
         complete.warmup_lang = None
 
     if path is None:
@@ -672,7 +670,7 @@ def _knows_separator(config: TrainConfig) -> bool:
         "dict[str, Any]", RunDir(config.init_from).load_config(complete=True)
     )
 
-    if init_config["criterion"]["name"] == "sft":
+    if not writes_warmups(init_config):
         return False
 
     # Another one may end its warmups.

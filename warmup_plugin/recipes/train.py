@@ -12,26 +12,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final, cast, final
+from typing import final
 
 from fairseq2.gang import Gang
 from fairseq2.logging import log
-from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.recipe.base import Recipe, RecipeContext
-from fairseq2.recipe.component import ComponentManager
 from fairseq2.recipe.composition import register_reference_model
-from fairseq2.runtime.dependency import (
-    DependencyContainer,
-    DependencyNotFoundError,
-)
+from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
 from fairseq2.utils.yaml import YamlDumper
 from torch.nn import Module
 from typing_extensions import override
 
 from warmup_plugin.console import calm_console
-from warmup_plugin.criteria import Criterion, CriterionContext, CriterionFactory
-from warmup_plugin.criteria.base import CriterionTrainUnit
+from warmup_plugin.criteria import CriterionTrainUnit
+from warmup_plugin.criteria.setup import (
+    REFERENCE_MODEL,
+    create_criterion,
+    setup_model,
+)
 from warmup_plugin.criteria.validation import (
     TranslationValidUnit,
     ValidDirection,
@@ -47,16 +46,9 @@ from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import WarmupGenerator, create_generation_config
-from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.metrics.registry import DEFAULT_METRICS
 from warmup_plugin.metrics.training import shorten_metric_lines
-from warmup_plugin.models.conditional import (
-    ConditionalModel,
-    create_conditional_model,
-    make_scorable,
-)
-from warmup_plugin.models.separator import prepare_separator
-from warmup_plugin.objectives import Objective
+from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.recipes.common import (
     check_lengths,
     create_direction_codecs,
@@ -77,11 +69,8 @@ from warmup_plugin.recipes.token_stats import measure_tokens
 from warmup_plugin.recipes.train_arguments import TrainArguments, read_train_arguments
 from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.run_dir import RunDir
-from warmup_plugin.sampling import WarmupSampler
 from warmup_plugin.terminal import get_arguments, guard
 from warmup_plugin.tokenizers.codec import TextCodec
-
-_REFERENCE_MODEL: Final = "reference_model"
 
 
 @final
@@ -98,7 +87,7 @@ class TranslationTrainRecipe(Recipe):
         shorten_metric_lines(container)
 
         # Loaded only if it is asked for.
-        register_reference_model(container, _REFERENCE_MODEL)
+        register_reference_model(container, REFERENCE_MODEL)
 
     @override
     def create_task(self, context: RecipeContext) -> Task:
@@ -137,46 +126,19 @@ class TranslationTrainRecipe(Recipe):
 
         model = create_conditional_model(base_model)
 
-        if model.num_logits < layout.vocab_size:
-            raise WarmupError(
-                f"The model has {model.num_logits} output tokens, but the tokenizer {layout.vocab_size}; set `vocab_size` in `model.config_overrides` to {layout.vocab_size}."
-            )
-
-        objective = context.resolver.resolve(ComponentManager).create_component(
-            cast(Any, Objective),
-            config.warmup.objective.name,
-            config.warmup.objective.config,
-        )
-
-        sampler = context.resolver.resolve(ComponentManager).create_component(
-            cast(Any, WarmupSampler),
-            config.warmup.sampler.name,
-            config.warmup.sampler.config,
-        )
-
-        criterion = self._create_criterion(
+        criterion = create_criterion(
             context,
-            CriterionContext(
-                model=model,
-                dp_model=context.get_data_parallel_model(),
-                layout=layout,
-                gangs=gangs,
-                label_smoothing=config.criterion.label_smoothing,
-                warmup=config.warmup,
-                objective=objective,
-                sampler=sampler,
-                reference=self._create_reference(context, config, codecs, layout),
-                plain_directions=frozenset(
-                    name
-                    for name, direction in (config.dataset.directions or {}).items()
-                    if direction.plain
-                ),
-                publish_every_n_steps=config.regime.publish_metrics_every_n_steps,
-            ),
+            codecs=list(codecs.values()),
+            plain_directions={
+                name
+                for name, direction in (config.dataset.directions or {}).items()
+                if direction.plain
+            },
         )
 
         check_lengths(
             model,
+            layout,
             config.dataset.max_source_len,
             config.dataset.max_target_len,
             criterion.max_warmup_len,
@@ -403,87 +365,15 @@ class TranslationTrainRecipe(Recipe):
             for name, codec in codecs.items()
         }
 
-    def _create_reference(
-        self,
-        context: RecipeContext,
-        config: TrainConfig,
-        codecs: Mapping[str, TextCodec],
-        layout: DecoderLayout,
-    ) -> ConditionalModel | None:
-        """
-        :raises WarmupError: If it cannot read what the tokenizer writes.
-        """
-        if config.criterion.name == "sft" or config.warmup.kl_weight == 0.0:
-            return None
-
-        reference_model = context.get_model(_REFERENCE_MODEL)
-
-        reference = create_conditional_model(reference_model)
-
-        if reference.num_logits < layout.vocab_size:
-            raise WarmupError(
-                f"The model of `reference_model` has {reference.num_logits} output tokens, but the tokenizer {layout.vocab_size}; it must be a model of the same tokenizer."
-            )
-
-        # It is the model before training, whose separator was prepared as well; else the
-        # KL would forbid to end a warmup.
-        self._prepare_separator(reference_model, config, codecs)
-
-        return reference
-
-    @staticmethod
-    def _create_criterion(
-        context: RecipeContext, criterion_context: CriterionContext
-    ) -> Criterion:
-        name = context.get_config_as(TrainConfig).criterion.name
-
-        try:
-            factory = context.resolver.resolve(cast(Any, CriterionFactory), key=name)
-        except DependencyNotFoundError:
-            raise WarmupError(
-                f"`criterion.name` is `{name}`, which is not registered; use `sft`, `warmup` or one that your own package registers."
-            ) from None
-
-        criterion: Criterion = factory(criterion_context)
-
-        return criterion
-
     @override
     def setup_model(
         self, context: RecipeContext, model: Module, newly_initialized: bool
     ) -> Module:
         config = context.get_config_as(TrainConfig)
 
-        # A checkpoint has the separator that was learned.
-        if not context.get_checkpoint_manager().has_checkpoint():
-            self._prepare_separator(model, config, self._create_codecs(context, config))
+        codecs = self._create_codecs(context, config)
 
-        # Before the data parallel wrapper is put around it. For decoder-only models plain
-        # fine-tuning takes the same way: its loss begins behind the prompt.
-        if config.criterion.name != "sft" or isinstance(model, TransformerLM):
-            trainer = config.trainer
-
-            if trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2":
-                raise WarmupError(
-                    "`trainer.fsdp.version` must be `v2` for a decoder-only model; set it."
-                )
-
-            make_scorable(model)
-
-        return model
-
-    @staticmethod
-    def _prepare_separator(
-        model: Module, config: TrainConfig, codecs: Mapping[str, TextCodec]
-    ) -> None:
-        if config.criterion.name == "sft" or config.warmup.separator_init == "none":
-            return
-
-        begins = {codec.get_begin() for codec in codecs.values()}
-
-        layout = next(iter(codecs.values())).layout
-
-        prepare_separator(model, layout.separator_idx, layout.eos_idx, sorted(begins))
+        return setup_model(context, model, codecs=list(codecs.values()))
 
     @staticmethod
     def _create_early_stopper(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import torch
 from fairseq2.recipe.config import (
     AdamWConfig,
     CommonSection,
@@ -27,6 +26,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from warmup_plugin.criteria.config import CriterionSection, WarmupSection
+from warmup_plugin.criteria.setup import find_trainer_errors
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.config import GenerationSection
 from warmup_plugin.metrics.registry import METRICS, check_metric_names
@@ -196,22 +196,9 @@ class TrainConfig(Validatable):
                     "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
                 )
 
-        trainer = self.trainer
-
-        uses_fsdp1 = trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2"
-
-        if uses_fsdp1 and self.criterion.name != "sft":
-            result.add_error(
-                "`trainer.fsdp.version` must be `v2`; warmups are not trained with another one."
-            )
-
-        precision = trainer.mixed_precision
-
-        if precision.mode != "off" and precision.dtype == torch.float16:
-            if self.criterion.name != "sft":
-                result.add_error(
-                    "`trainer.mixed_precision.dtype` must be `bfloat16`; warmups are not trained in float16, whose scaled losses they do not know."
-                )
+        if self.criterion.name != "sft":
+            for error in find_trainer_errors(self.trainer, self.criterion.name):
+                result.add_error(error)
 
         if regime.save_model_only in (True, "all"):
             result.add_error(

@@ -24,6 +24,7 @@ from warmup_plugin.report.records import (
 )
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
+from warmup_plugin.warmup_lens import writes_warmups
 
 
 @final
@@ -109,9 +110,7 @@ class ReportRun:
 
 def has_warmup(config: Mapping[str, Any]) -> bool:
     """Tells whether the model of a run writes warmups."""
-    section = config.get("criterion")
-
-    return isinstance(section, dict) and section.get("name") != "sft"
+    return isinstance(config.get("criterion"), dict) and writes_warmups(config)
 
 
 def collect_runs(

@@ -19,6 +19,7 @@ from typing import final
 
 import torch
 from fairseq2.data.tokenizers import TokenDecoder, Tokenizer
+from fairseq2.runtime.dependency import DependencyResolver
 from typing_extensions import override
 
 from warmup_plugin.blank import is_blank
@@ -206,6 +207,24 @@ def create_codec(
         source_lang=source_lang,
         target_lang=target_lang,
         warmup_idx=warmup_idx,
+    )
+
+
+def find_codec(resolver: DependencyResolver, *, reads_prompts: bool) -> TextCodec:
+    """
+    Returns the codec that a recipe has registered, else one that fits its tokenizer.
+
+    :raises WarmupError: As of :func:`create_codec`.
+    """
+    codec = resolver.maybe_resolve(TextCodec)
+
+    if codec is not None:
+        return codec
+
+    return create_codec(
+        resolver.resolve(Tokenizer, key="tokenizer"),
+        CodecOptions(),
+        reads_prompts=reads_prompts,
     )
 
 

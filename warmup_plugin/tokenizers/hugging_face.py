@@ -21,6 +21,7 @@ from fairseq2.runtime.dependency import DependencyContainer
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import find_transformers_tokenizer
 from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
 from warmup_plugin.tokenizers.settings import read_settings
 from warmup_plugin.tokenizers.special import PROMPT_END, SEPARATOR
@@ -318,12 +319,7 @@ def adapt_fairseq2_tokenizer(tokenizer: Tokenizer) -> HuggingFaceTokenizer | Non
 
     :returns: ``None`` if it is another tokenizer.
     """
-    from fairseq2.models.llama import LLaMAHuggingFaceTokenizer
-    from fairseq2.models.qwen import QwenTokenizer
+    # Its special tokens are needed.
+    parts = find_transformers_tokenizer(tokenizer)
 
-    if not isinstance(tokenizer, (LLaMAHuggingFaceTokenizer, QwenTokenizer)):
-        return None
-
-    # There is no public way to the tokenizer of transformers, whose special tokens
-    # are needed here.
-    return HuggingFaceTokenizer(tokenizer._model._tok, tokenizer._eos_token)
+    return None if parts is None else HuggingFaceTokenizer(*parts)

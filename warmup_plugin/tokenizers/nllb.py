@@ -18,6 +18,7 @@ from fairseq2.models.nllb import NllbTokenizer
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import get_nllb_parts
 from warmup_plugin.tokenizers.base import WarmupTokenizer
 
 # NLLB begins its targets with EOS and its sources with the language, so BOS is spare.
@@ -33,18 +34,13 @@ class NllbWarmupTokenizer(WarmupTokenizer):
     def __init__(self, tokenizer: NllbTokenizer) -> None:
         self._tokenizer = tokenizer
 
-        # There is no public way to the languages and to the model.
-        self._langs = frozenset(tokenizer._langs)
-
-        model = tokenizer._model
+        self._langs, self._model = get_nllb_parts(tokenizer)
 
         names = [f"__{lang}__" for lang in self._langs]
 
         names += ["<pad>", "<s>", "</s>", *_DATA_TOKENS]
 
-        self._model = model
-
-        self._specials = {name: model.token_to_index(name) for name in names}
+        self._specials = {name: self._model.token_to_index(name) for name in names}
 
     @override
     def create_encoder(

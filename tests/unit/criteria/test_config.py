@@ -133,3 +133,11 @@ class TestCriterionSection:
     @pytest.mark.parametrize("label_smoothing", [-0.1, 1.0])
     def test_validate_names_invalid_field(self, label_smoothing: float) -> None:
         check(CriterionSection(label_smoothing=label_smoothing), "`label_smoothing`")
+
+    @pytest.mark.parametrize("name", ["sft", "warmup"])
+    def test_what_is_known_of_criterion_is_not_to_be_set(self, name: str) -> None:
+        section = CriterionSection(name=name, writes_warmups=True)
+
+        check(section, f"`writes_warmups` is known of `{name}`; leave it out.")
+
+        check(CriterionSection(name="mine", writes_warmups=True))

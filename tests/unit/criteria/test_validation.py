@@ -13,7 +13,6 @@ import pytest
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import FakeGang, Gangs
 from fairseq2.metrics import Mean, MetricBag, Sum
-from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
 from typing_extensions import override
 
@@ -73,11 +72,6 @@ class FakeCriterion(Criterion):
     @override
     def max_warmup_len(self) -> int | None:
         return 1
-
-    @property
-    @override
-    def draw_time(self) -> Stopwatch:
-        return Stopwatch()
 
 
 class FakeGenerator:

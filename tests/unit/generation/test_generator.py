@@ -529,13 +529,12 @@ class TestSearch:
             max_len_b=1000,
         )
 
-        # BOS, warmup, separator and output are read; EOS is only written. All of it
-        # is at most twelve tokens long.
-        num_special = 2 if max_warmup_len is None else 3
+        # BOS, warmup, separator and output are read; EOS is only written.
+        num_special = 1 if max_warmup_len is None else 2
 
         assert len(hypothesis.warmup) + len(hypothesis.target) == 12 - num_special
 
-        assert model.longest == 11
+        assert model.longest == 12
 
     @each_model
     def test_prompt_counts_in_limit_of_model(self, kind: str) -> None:
@@ -563,8 +562,8 @@ class TestSearch:
                     alone.target,
                 )
 
-                # BOS, separator and EOS.
-                num_tokens = 2 + len(hypothesis.warmup) + len(hypothesis.target)
+                # BOS and separator.
+                num_tokens = 1 + len(hypothesis.warmup) + len(hypothesis.target)
 
                 if max_warmup_len is not None:
                     num_tokens += 1
@@ -574,7 +573,7 @@ class TestSearch:
 
                 assert num_tokens <= 12
 
-    @pytest.mark.parametrize("max_warmup_len", [9, 12, 40])
+    @pytest.mark.parametrize("max_warmup_len", [10, 12, 40])
     def test_call_raises_error_when_warmup_leaves_no_room(
         self, max_warmup_len: int
     ) -> None:
@@ -589,9 +588,9 @@ class TestSearch:
             search(model, max_warmup_len=max_warmup_len)
 
         # One token less, and one word fits.
-        [hypothesis] = search(model, sources=[[5, EOS_IDX]], max_warmup_len=8)
+        [hypothesis] = search(model, sources=[[5, EOS_IDX]], max_warmup_len=9)
 
-        assert (len(hypothesis.warmup), len(hypothesis.target)) == (8, 1)
+        assert (len(hypothesis.warmup), len(hypothesis.target)) == (9, 1)
 
     def test_forced_separator_costs_nothing(self) -> None:
         def write(past: list[int]) -> dict[int, float]:
@@ -1074,10 +1073,10 @@ class TestEmptyWarmup:
 
         [[hypothesis]] = generate(model, config, sources=[[5, EOS_IDX]])
 
-        # BOS, separator, nine words and EOS.
-        assert hypothesis.target == [5] * 9
+        # Behind BOS and separator; EOS is not read.
+        assert hypothesis.target == [5] * 10
 
-        assert model.longest == 11
+        assert model.longest == 12
 
 
 class TestTokenLogProbs:

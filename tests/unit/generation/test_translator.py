@@ -55,9 +55,9 @@ def repeat_word(size: int) -> str:
 class TestBeginning:
     @pytest.mark.parametrize("truncate", [False, True])
     @pytest.mark.parametrize(
-        # Beside BOS and EOS, and warmup and separator.
+        # Beside BOS, and warmup and separator.
         ("warmup", "max_len"),
-        [("single", MAX_LEN - 7), ("none", MAX_LEN - 2), ("empty", MAX_LEN - 3)],
+        [("single", MAX_LEN - 6), ("none", MAX_LEN - 1), ("empty", MAX_LEN - 2)],
     )
     def test_line_of_longer_one_is_named(
         self, warmup: str, max_len: int, truncate: bool
@@ -102,18 +102,18 @@ class TestPrompt:
         [
             (
                 "single",
-                MAX_LEN - 7,
-                "Line 2 of the input has a prompt of 10 tokens, which leaves 6 of those that the model reads, too few for a warmup of up to 4 tokens and an output; split it into sentences, or lower `--max-warmup-len`.",
+                MAX_LEN - 6,
+                "Line 2 of the input has a prompt of 11 tokens, which leaves 5 of those that the model reads, too few for a warmup of up to 4 tokens and an output; split it into sentences, or lower `--max-warmup-len`.",
             ),
             (
                 "empty",
-                MAX_LEN - 3,
-                "Line 2 of the input has a prompt of 14 tokens, which leaves 2 of those that the model reads, too few for an output; split it into sentences.",
+                MAX_LEN - 2,
+                "Line 2 of the input has a prompt of 15 tokens, which leaves 1 of those that the model reads, too few for an output; split it into sentences.",
             ),
             (
                 "none",
-                MAX_LEN - 2,
-                "Line 2 of the input has a prompt of 15 tokens, which leaves 1 of those that the model reads, too few for an output; split it into sentences.",
+                MAX_LEN - 1,
+                "Line 2 of the input has a prompt of 16 tokens, which leaves 0 of those that the model reads, too few for an output; split it into sentences.",
             ),
         ],
     )

@@ -3,18 +3,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 from typing import Final
 
 import pytest
 
+from tests.doors import ROOT
 from tests.hub_files import WRITE_MODEL
 from tests.tiny_runs import Options, tiny_options, to_args
+from tests.unit.interop.hub import start_process
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.recipes.train import main
 
 NUM_STEPS: Final = 30
+
+
+@pytest.fixture(scope="session")
+def transformers5() -> Iterator[Popen[str] | None]:
+    """A process with transformers 5, where `make test-transformers5` was run."""
+    venv = ROOT / ".venv-transformers5"
+
+    if not (venv / ".installed").exists():
+        yield None
+
+        return
+
+    with start_process(venv / "bin" / "python", ROOT) as process:
+        yield process
+
+        process.terminate()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import ctranslate2
@@ -21,10 +22,12 @@ from tests.hub_files import (
     TEXT,
     WRITE_MODEL,
     write_json,
+    write_nllb_tokenizer,
     write_t5_tokenizer,
 )
 from tests.tiny_runs import tiny_options, to_args
 from tests.unit.interop.conftest import Case
+from tests.unit.interop.hub import Hub, RemoteHub
 from warmup_plugin.__main__ import main as plugin_main
 from warmup_plugin.commands import generate
 from warmup_plugin.errors import WarmupError
@@ -49,6 +52,59 @@ def find_separator_idx(case: Case) -> int:
     idx: int = tokenizer.convert_tokens_to_ids(name)
 
     return idx
+
+
+def open_hubs(folder: Path, transformers5: Popen[str] | None) -> list[Hub | RemoteHub]:
+    """Loads an encoder-decoder, in transformers 5 as well if it is there."""
+    args = (str(folder), False, NLLB_LANGS)
+
+    hubs: list[Hub | RemoteHub] = [Hub(*args)]
+
+    if transformers5 is not None:
+        hubs.append(RemoteHub(transformers5, *args))
+
+    return hubs
+
+
+class TestNllbTokenizer:
+    @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+    def test_tokens_are_those_of_the_import(
+        self, tmp_path: Path, transformers5: Popen[str] | None, model_type: str
+    ) -> None:
+        write_nllb_tokenizer(tmp_path / "in", model_type=model_type)
+
+        (tmp_path / "out").mkdir()
+
+        write_hub_tokenizer(
+            tmp_path / "in" / "sentencepiece.bpe.model",
+            "nllb",
+            {"langs": NLLB_LANGS},
+            tmp_path / "out",
+            model_family="nllb",
+            source_lang="fra_Latn",
+            target_lang="deu_Latn",
+        )
+
+        for folder in (tmp_path / "in", tmp_path / "out"):
+            # It tells `AutoTokenizer` of the model.
+            write_json(folder / "config.json", {"model_type": "m2m_100"})
+
+        settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+
+        # What it is called, transformers 5 makes of it.
+        assert ("Nllb" in settings["tokenizer_class"]) == (model_type == "bpe")
+
+        theirs = AutoTokenizer.from_pretrained(str(tmp_path / "in"))
+
+        theirs.src_lang = "fra_Latn"
+
+        for hub in open_hubs(tmp_path / "out", transformers5):
+            for text in TEXT:
+                ids = hub.encode(text)
+
+                assert ids == theirs(text).input_ids
+
+                assert hub.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
 class TestT5Tokenizer:
@@ -248,6 +304,7 @@ class TestFromScratch:
         tmp_path: Path,
         text_folder: Path,
         tokenizer_file: Path,
+        transformers5: Popen[str] | None,
         family: str,
         arch: str,
     ) -> None:
@@ -269,11 +326,9 @@ class TestFromScratch:
         with pytest.raises(WarmupError, match="not meant to read back.*`init_from="):
             import_model(str(tmp_path / "out"), tmp_path / "again")
 
-        tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+        hubs = open_hubs(tmp_path / "out", transformers5)
 
-        ours = load_warmup_spm(tokenizer_file)
-
-        encoder = ours.create_encoder(mode="source")
+        encoder = load_warmup_spm(tokenizer_file).create_encoder(mode="source")
 
         # PAD, UNK, BOS and EOS have other places in M2M100.
         order = {0: 1, 1: 3, 2: 0, 3: 2} if family == "nllb" else {}
@@ -283,9 +338,10 @@ class TestFromScratch:
         for text in texts:
             indices = encoder(text).tolist()
 
-            assert tokenizer(text).input_ids == [order.get(i, i) for i in indices]
+            for hub in hubs:
+                assert hub.encode(text) == [order.get(i, i) for i in indices]
 
-            assert tokenizer.decode(indices[:-1]) == text
+                assert hub.decode(indices[:-1]) == text
 
         file = tmp_path / "out.txt"
 
@@ -293,18 +349,9 @@ class TestFromScratch:
 
         assert generate.main([*args, "--beam-size", "1"]) == 0
 
-        model = AutoModelForSeq2SeqLM.from_pretrained(str(tmp_path / "out"))
-
         for text, line in zip(texts, file.read_text().splitlines()):
-            ids = tokenizer(text, return_tensors="pt").input_ids
-
-            tokens = model.generate(
-                ids, num_beams=1, max_new_tokens=int(1.5 * ids.size(1) + 20)
-            )[0]
-
-            output = tokenizer.decode(tokens, skip_special_tokens=True)
-
-            assert output.strip() == line
+            for hub in hubs:
+                assert hub.decode(hub.generate(text, None)).strip() == line
 
 
 class TestFairseq2:

@@ -23,10 +23,9 @@ import torch
 from tests.hub_files import NLLB_LANGS, WRITE_MODEL
 from tests.tiny_runs import load_weights
 from tests.unit.interop.conftest import Case
+from tests.unit.interop.hub import MAX_WARMUP_LEN, Hub
 from tests.unit.interop.test_round_trip import (
-    MAX_WARMUP_LEN,
     SOURCES,
-    Hub,
     find_separator,
     split,
     translate,
@@ -78,7 +77,7 @@ def hub(nllb: Case, pivot_run: Path) -> tuple[Hub, Path]:
 
     export_run(RunDir(pivot_run), folder, checkpoint="last")
 
-    return Hub(nllb, folder), folder
+    return Hub(str(folder), False, NLLB_LANGS), folder
 
 
 def test_training_begins_with_the_rows_of_the_pretrained_model(
@@ -253,7 +252,7 @@ def test_ctranslate2_writes_the_same(hub: tuple[Hub, Path], tmp_path: Path) -> N
     vocabulary = json.loads((tmp_path / "ct2" / "shared_vocabulary.json").read_text())
 
     for source in SOURCES:
-        ids = model.encode(source)
+        ids = torch.tensor([model.encode(source)])
 
         theirs = model.model.generate(
             ids, do_sample=False, num_beams=1, max_new_tokens=30

@@ -21,16 +21,11 @@ from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
 from fairseq2.nn import BatchLayout
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    LogitsProcessor,
-)
 
 from tests.common import assert_close
 from tests.hub_files import NLLB_LANGS
 from tests.unit.interop.conftest import NUM_STEPS, Case
+from tests.unit.interop.hub import MAX_WARMUP_LEN, Hub, RemoteHub
 from warmup_plugin.__main__ import main as run_command
 from warmup_plugin.commands import generate
 from warmup_plugin.interop.checkpoints import load_model_config
@@ -40,119 +35,7 @@ from warmup_plugin.models.hugging_face.nllb import from_hg_token_idx
 from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file
 
-MAX_WARMUP_LEN = 3
-
 SOURCES = ["ta rusuko so puke", "momu ta milu", "pe lasipe so roko ta ronatu mata"]
-
-
-class WellFormed(LogitsProcessor):
-    """
-    Holds a warmup to its form: no EOS in it, a separator within its limit.
-
-    Languages, which transformers must be able to force, are not written again.
-    """
-
-    def __init__(
-        self,
-        prefix_len: int,
-        separator_idx: int | None,
-        eos_idx: int,
-        langs: list[int],
-    ) -> None:
-        self._prefix_len = prefix_len
-        self._separator_idx = separator_idx
-        self._eos_idx = eos_idx
-        self._langs = [idx for idx in langs if idx != separator_idx]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if input_ids.size(1) < self._prefix_len:
-            return scores
-
-        scores[:, self._langs] = -torch.inf
-
-        if self._separator_idx is None:
-            return scores
-
-        written = input_ids[0, self._prefix_len :].tolist()
-
-        if self._separator_idx in written:
-            scores[:, self._separator_idx] = -torch.inf
-        else:
-            scores[:, self._eos_idx] = -torch.inf
-
-            if len(written) == MAX_WARMUP_LEN:
-                scores = torch.full_like(scores, -torch.inf)
-
-                scores[:, self._separator_idx] = 0.0
-
-        return scores
-
-
-class Hub:
-    """The exported model as a user of transformers sees it."""
-
-    def __init__(self, case: Case, folder: Path) -> None:
-        kls = AutoModelForCausalLM if case.is_decoder_only else AutoModelForSeq2SeqLM
-
-        # Typed as the model alone.
-        loaded: Any = kls.from_pretrained(str(folder), output_loading_info=True)
-
-        self.model, info = loaded
-
-        assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))  # fmt: skip
-
-        self.model.eval()
-
-        self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        self.is_decoder_only = case.is_decoder_only
-        self.settings = json.loads((folder / "generation_config.json").read_text())
-
-    def encode(self, source: str) -> Tensor:
-        text = f"{source}\n" if self.is_decoder_only else source
-
-        ids: Tensor = self.tokenizer(text, return_tensors="pt").input_ids
-
-        return ids
-
-    def generate(self, source: str, separator_idx: int | None) -> list[int]:
-        """Generates greedily, and returns what was written."""
-        ids = self.encode(source)
-
-        source_len = ids.size(1) - 1 if self.is_decoder_only else ids.size(1)
-
-        # The limits of our search.
-        max_len = int(1.5 * source_len + 20)
-
-        prefix_len = ids.size(1) if self.is_decoder_only else 1
-
-        langs: list[int] = []
-
-        if self.settings.get("forced_bos_token_id") is not None:
-            langs = self.tokenizer.convert_tokens_to_ids(NLLB_LANGS)
-
-            prefix_len += 1
-
-            max_len += 1
-
-        if separator_idx is not None:
-            max_len += MAX_WARMUP_LEN + 1
-
-        eos_idx = self.settings["eos_token_id"]
-
-        processors = [WellFormed(prefix_len, separator_idx, eos_idx, langs)]
-
-        tokens: list[int] = self.model.generate(
-            ids, do_sample=False, num_beams=1, max_new_tokens=max_len, logits_processor=processors
-        )[0, prefix_len:].tolist()  # fmt: skip
-
-        return tokens
-
-    def decode(self, tokens: list[int]) -> str:
-        text: str = self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-        return text
 
 
 def find_separator(folder: Path, criterion: str) -> int | None:
@@ -206,15 +89,36 @@ def exported(
     return case, criterion, run_dir, folder
 
 
+@pytest.fixture(params=["installed", "5"])
+def hub(
+    request: pytest.FixtureRequest, exported: tuple[Case, str, Path, Path]
+) -> Hub | RemoteHub:
+    """The exported model in the version of transformers that we use, and in the next."""
+    case, *_, folder = exported
+
+    args = (str(folder), case.is_decoder_only, NLLB_LANGS)
+
+    if request.param == "installed":
+        return Hub(*args)
+
+    process = request.getfixturevalue("transformers5")
+
+    if process is None:
+        pytest.skip("needs `make test-transformers5`, which makes its environment")
+
+    return RemoteHub(process, *args)
+
+
 class TestTransformers:
     def test_output_is_reproduced(
-        self, exported: tuple[Case, str, Path, Path], tmp_path: Path
+        self,
+        exported: tuple[Case, str, Path, Path],
+        hub: Hub | RemoteHub,
+        tmp_path: Path,
     ) -> None:
-        case, criterion, run_dir, folder = exported
+        _, criterion, run_dir, folder = exported
 
         separator_idx = find_separator(folder, criterion)
-
-        hub = Hub(case, folder)
 
         for record in translate(run_dir, tmp_path):
             tokens = hub.generate(record["source"], separator_idx)
@@ -229,24 +133,11 @@ class TestTransformers:
                 assert hub.decode(warmup).strip() == record["warmup"].strip()
                 assert 0 < len(warmup) <= MAX_WARMUP_LEN
 
-    def test_card_example_runs(
-        self,
-        exported: tuple[Case, str, Path, Path],
-        monkeypatch: pytest.MonkeyPatch,
-        capfd: pytest.CaptureFixture[str],
-    ) -> None:
-        *_, folder = exported
-
-        monkeypatch.chdir(folder.parent)
-
-        card = (folder / "README.md").read_text(encoding="utf-8")
-
-        exec(card.split("```python\n")[1].split("```")[0], {})
-
-        assert capfd.readouterr().out.endswith("\n")
+    def test_card_example_runs(self, hub: Hub | RemoteHub) -> None:
+        assert hub.run_card().endswith("\n")
 
     def test_logits_are_those_of_the_run(
-        self, exported: tuple[Case, str, Path, Path]
+        self, exported: tuple[Case, str, Path, Path], hub: Hub | RemoteHub
     ) -> None:
         case, _, run_dir, folder = exported
 
@@ -256,34 +147,31 @@ class TestTransformers:
             RunDir(run_dir).model_path(NUM_STEPS), config, create_fake_gangs(CPU), torch.float32, load_rank0_only=False, mmap=False, restrict=True
         ).eval()  # fmt: skip
 
-        hub = Hub(case, folder)
-
         ids = hub.encode(SOURCES[0])
+
+        # (S, V)
+        theirs = torch.tensor(hub.compute_logits(ids))
 
         # Their order of tokens is another one.
         to_ours = from_hg_token_idx if case.kind == "nllb" else int
 
-        order = torch.tensor([to_ours(i) for i in range(hub.model.config.vocab_size)])
+        order = torch.tensor([to_ours(i) for i in range(theirs.size(1))])
 
         def to_input(tokens: Tensor) -> tuple[Tensor, BatchLayout]:
             tokens = order[tokens]
 
             return tokens, BatchLayout.of(tokens)
 
+        source = torch.tensor([ids])
+
         with torch.no_grad():
             if case.is_decoder_only:
-                theirs = hub.model(ids).logits
-
-                ours = model(*to_input(ids))
+                ours = model(*to_input(source))
             else:
-                target = ids.flip(1)
-
-                theirs = hub.model(ids, decoder_input_ids=target).logits
-
-                ours = model(*to_input(ids), *to_input(target))
+                ours = model(*to_input(source), *to_input(source.flip(1)))
 
         # fp32; sums of the same products in another order.
-        assert_close(theirs, ours[:, :, order], rtol=1e-4, atol=1e-4)
+        assert_close(theirs, ours[0, :, order], rtol=1e-4, atol=1e-4)
 
 
 class TestServing:
@@ -406,13 +294,13 @@ class TestCTranslate2:
     def test_greedy_search_writes_the_same(
         self, exported: tuple[Case, str, Path, Path], tmp_path: Path
     ) -> None:
-        case, criterion, _, folder = exported
+        case, _, _, folder = exported
 
         converter = ctranslate2.converters.TransformersConverter(str(folder))
 
         converter.convert(str(tmp_path / "ct2"))
 
-        hub = Hub(case, folder)
+        hub = Hub(str(folder), case.is_decoder_only, NLLB_LANGS)
 
         to_tokens = hub.tokenizer.convert_ids_to_tokens
 
@@ -420,7 +308,7 @@ class TestCTranslate2:
         suppressed = [[token] for token in self.list_suppressed(hub, tmp_path / "ct2")]
 
         for source in SOURCES:
-            ids = hub.encode(source)
+            ids = torch.tensor([hub.encode(source)])
 
             # A search that knows no form of a warmup may end it at EOS, which the separator
             # was a copy of: here two tokens at least.

@@ -33,6 +33,7 @@ from typing_extensions import override
 
 from tests.common import assert_close, assert_equal, create_tiny_model, device
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import project_keys_and_values
 from warmup_plugin.models.attention import (
     ContinuedRows,
     PromptedRows,
@@ -113,7 +114,7 @@ def attend_alone(attn: Module, seq: Tensor, keys: Tensor | None = None) -> Tenso
 
 def project(attn: StandardMultiheadAttention, x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the keys and values of rows. *Shape:* :math:`(B,S,H,D)` each."""
-    return attn._project_kv(x, BatchLayout.of(x), x)
+    return project_keys_and_values(attn, x, BatchLayout.of(x))
 
 
 def attend_rows(

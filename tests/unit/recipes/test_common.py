@@ -7,7 +7,11 @@ from typing import Any, cast
 
 import pytest
 
+from tests.common import create_layout, create_tiny_model
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation.config import create_generation_config
+from warmup_plugin.generation.generator import WarmupGenerator
+from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.recipes.common import check_lengths, get_rank
 
 
@@ -30,7 +34,7 @@ class TestCheckLengths:
     ) -> None:
         model = cast(Any, FakeModel())
 
-        check_lengths(model, 10, max_target_len, max_warmup_len)
+        check_lengths(model, create_layout(), 10, max_target_len, max_warmup_len)
 
     @pytest.mark.parametrize(
         "args,message",
@@ -44,7 +48,25 @@ class TestCheckLengths:
         self, args: Any, message: str
     ) -> None:
         with pytest.raises(WarmupError, match=message):
-            check_lengths(cast(Any, FakeModel()), *args)
+            check_lengths(cast(Any, FakeModel()), create_layout(), *args)
+
+    @pytest.mark.parametrize("max_warmup_len", [None, 0, 3])
+    def test_what_is_trained_can_be_generated(self, max_warmup_len: int | None) -> None:
+        layout = create_layout()
+
+        model = create_conditional_model(create_tiny_model(max_seq_len=16))
+
+        config = create_generation_config(max_warmup_len, beam_size=1)
+
+        generator = WarmupGenerator(model, layout, config)
+
+        # BOS, words and EOS.
+        longest = layout.prefix_len + generator.get_room(source_len=5)
+
+        check_lengths(model, layout, 5, longest, max_warmup_len)
+
+        with pytest.raises(WarmupError, match="longer than the 16 tokens"):
+            check_lengths(model, layout, 5, longest + 1, max_warmup_len)
 
 
 class TestGetRank:

@@ -271,15 +271,3 @@ class TestTrainerControl:
         control.attach(cast(Trainer, trainer), stopper)
 
         assert trainer._early_stopper is stopper
-
-    def test_trainer_has_what_is_replaced(self) -> None:
-        # Private attributes: the pinned version of fairseq2 must have them.
-        names = Trainer.__init__.__code__.co_names
-
-        assert {"_validator", "_early_stopper", "_max_num_steps"} <= set(names)
-
-        called = (
-            Trainer.run.__code__.co_names + Trainer._run_post_step.__code__.co_names
-        )
-
-        assert {"_maybe_restore_state", "_maybe_validate"} <= set(called)

@@ -10,26 +10,14 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.metrics import MetricBag
-from fairseq2.models.transformer import TransformerModel
 from torch import Tensor
-from torch.nn import Module
 
-from tests.common import (
-    EOS_IDX,
-    SEPARATOR_IDX,
-    assert_equal,
-    create_layout,
-    create_tiny_model,
-    get_embedding,
-)
-from tests.number_codec import NumberCodec
 from tests.tiny_runs import (
     Options,
     assert_same_weights,
@@ -40,16 +28,13 @@ from tests.tiny_runs import (
     write_tiny_text,
 )
 from warmup_plugin.commands import generate
-from warmup_plugin.criteria import CriterionSection, WarmupSection, validation
+from warmup_plugin.criteria import validation
 from warmup_plugin.criteria.sft import SftCriterion
 from warmup_plugin.criteria.warmup import WarmupCriterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
-from warmup_plugin.models.conditional import ConditionalModel
-from warmup_plugin.recipes.train import TranslationTrainRecipe, main
-from warmup_plugin.recipes.train_config import TrainConfig
+from warmup_plugin.recipes.train import main
 from warmup_plugin.run_dir import RunDir, load_yaml
-from warmup_plugin.tokenizers.codec import TextCodec
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -840,92 +825,6 @@ class TestWarmupSettings:
         # The reference is where the model started, and stays there; the learning rate of
         # the first step is zero.
         assert all(seen[0]) and not any(seen[2])
-
-
-class TestReferenceModel:
-    def test_model_of_smaller_vocabulary_is_refused(self) -> None:
-        class Context:
-            def get_model(self, section_name: str) -> Module:
-                assert section_name == "reference_model"
-
-                return create_tiny_model(vocab_size=8)
-
-        config = TrainConfig(
-            criterion=CriterionSection(name="warmup"),
-            warmup=WarmupSection(kl_weight=0.1),
-        )
-
-        def create(vocab_size: int) -> ConditionalModel | None:
-            return TranslationTrainRecipe()._create_reference(
-                cast(Any, Context()),
-                config,
-                {"": NumberCodec(reads_prompts=False)},
-                create_layout(vocab_size=vocab_size),
-            )
-
-        reference = create(8)
-
-        assert reference is not None
-
-        # It is the model before training, whose separator was prepared as well.
-        weight = get_embedding(cast(TransformerModel, reference.module))
-
-        assert_equal(weight[SEPARATOR_IDX], weight[EOS_IDX])
-
-        with pytest.raises(
-            WarmupError, match="has 8 output tokens, but the tokenizer 9"
-        ):
-            create(9)
-
-
-class TestSeparator:
-    def begin(
-        self, *, has_checkpoint: bool = False, criterion: str = "warmup", **warmup: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the rows of the separator and of EOS as training begins with them."""
-
-        class Context:
-            def get_config_as(self, kls: type[object]) -> TrainConfig:
-                return TrainConfig(
-                    criterion=CriterionSection(name=criterion),
-                    warmup=WarmupSection(**warmup),
-                )
-
-            def get_checkpoint_manager(self) -> object:
-                return SimpleNamespace(has_checkpoint=lambda: has_checkpoint)
-
-        codecs: dict[str, TextCodec] = {"": NumberCodec(reads_prompts=False)}
-
-        model = create_tiny_model()
-
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(
-                TranslationTrainRecipe, "_create_codecs", lambda *args: codecs
-            )
-
-            TranslationTrainRecipe().setup_model(cast(Any, Context()), model, False)
-
-        weight = get_embedding(model)
-
-        return weight[SEPARATOR_IDX], weight[EOS_IDX]
-
-    def test_separator_begins_as_eos(self) -> None:
-        assert_equal(*self.begin())
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            # A resumed run has learned it.
-            {"has_checkpoint": True},
-            {"criterion": "sft"},
-            {"separator_init": "none"},
-        ],
-        ids=lambda options: str(*options),
-    )
-    def test_separator_is_left_alone(self, options: dict[str, Any]) -> None:
-        expected = get_embedding(create_tiny_model())[SEPARATOR_IDX]
-
-        assert_equal(self.begin(**options)[0], expected)
 
 
 class TestBestCheckpoint:

@@ -18,16 +18,14 @@ import torch.nn as nn
 from fairseq2.data_type import DataType
 from fairseq2.device import Device
 from fairseq2.error import NotSupportedError
-from fairseq2.models.transformer import (
-    SDPA,
-    AttentionBias,
-    AttentionBiasCache,
-)
+from fairseq2.models.transformer import AttentionBias, AttentionBiasCache
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.functional import embedding, scaled_dot_product_attention
 from typing_extensions import override
+
+from warmup_plugin.models.traits import BiasedSDPA
 
 
 @final
@@ -138,7 +136,7 @@ class T5BiasCache(AttentionBiasCache):  # type: ignore[misc]
 
 
 @final
-class T5SDPA(SDPA):
+class T5SDPA(BiasedSDPA):
     """Computes dot-product attention, not scaled, with the bias of its stack."""
 
     bias: AttentionBias

@@ -30,7 +30,9 @@ from torch import Tensor
 from torch.nn import Dropout, ModuleList
 from typing_extensions import override
 
+from warmup_plugin.fairseq2_doors import call_layer_hooks
 from warmup_plugin.models.t5.attention import T5BiasCache, T5PositionBias
+from warmup_plugin.models.traits import BiasedDecoder
 
 
 @final
@@ -66,14 +68,10 @@ class T5Encoder(TransformerEncoder):
 
         bias_cache = T5BiasCache(attn_bias)
 
-        num_layers = len(self.layers)
-
         for layer_idx, layer in enumerate(self.layers):
             seqs = layer(seqs, seqs_layout, bias_cache)
 
-            for hook in self._layer_hooks.values():
-                if not hook(layer_idx, seqs, seqs_layout, num_layers):
-                    break
+            call_layer_hooks(self, layer_idx, seqs, seqs_layout)
 
         seqs = self.layer_norm(seqs)
 
@@ -83,8 +81,14 @@ class T5Encoder(TransformerEncoder):
 
 
 @final
-class T5Decoder(TransformerDecoder):
+class T5Decoder(TransformerDecoder, BiasedDecoder):
     """Represents the decoder of a T5 model."""
+
+    position_bias: T5PositionBias
+
+    float16_fault: Final = (
+        "T5 and mT5 overflow in float16: their hidden states exceed its largest number, 65,504, and the loss becomes NaN"
+    )
 
     MASK_BIAS: Final = CausalAttentionBias()
     """The kind of mask that its layers have."""
@@ -129,8 +133,6 @@ class T5Decoder(TransformerDecoder):
 
         bias_cache = T5BiasCache(attn_bias)
 
-        num_layers = len(self.layers)
-
         for layer_idx, layer in enumerate(self.layers):
             seqs = layer(
                 seqs,
@@ -141,9 +143,7 @@ class T5Decoder(TransformerDecoder):
                 state_bag=state_bag,
             )
 
-            for hook in self._layer_hooks.values():
-                if not hook(layer_idx, seqs, seqs_layout, num_layers):
-                    break
+            call_layer_hooks(self, layer_idx, seqs, seqs_layout)
 
         seqs = self.layer_norm(seqs)
 

@@ -1,7 +1,10 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
-"""Python code in the folder of a tokenizer or model, which must never run."""
+"""
+What is reached in transformers; and Python code in the folder of a tokenizer or model,
+which must never run.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,57 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from transformers import AutoTokenizer, dynamic_module_utils
 
+from tests.doors import Doors
 from tests.hub_files import write_llama_model, write_qwen_tokenizer
 from warmup_plugin.__main__ import main
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.metrics.comet import worker
-from warmup_plugin.tokenizers.foreign_code import refuse_foreign_code
 from warmup_plugin.tokenizers.hugging_face import load_hugging_face_tokenizer
 from warmup_plugin.tokenizers.loading import load_tokenizer
+from warmup_plugin.transformers_doors import get_nllb_languages, refuse_foreign_code
+
+DOORS: Final = Doors(
+    "warmup_plugin/transformers_doors.py",
+    "transformers",
+    {
+        "refuse_foreign_code": [
+            "transformers.dynamic_module_utils:TIME_OUT_REMOTE_CODE",
+        ],
+        "get_nllb_languages": [
+            "transformers.models.nllb.tokenization_nllb:FAIRSEQ_LANGUAGE_CODES"
+        ],
+        "convert_spm": [
+            "transformers.convert_slow_tokenizer:SpmConverter.vocab/2",
+            "transformers.convert_slow_tokenizer:SpmConverter.unk_id/2",
+            "transformers.convert_slow_tokenizer:SpmConverter.converted/1",
+        ],
+    },
+)
 
 _LINES = "y\nA dog runs.\n"
+
+
+@pytest.mark.parametrize("door,name", DOORS.cases())
+def test_name_is_there(door: str, name: str) -> None:
+    DOORS.check(door, name)
+
+
+def test_no_other_name_is_reached() -> None:
+    DOORS.check_complete()
+
+
+def test_languages_are_those_of_nllb_200() -> None:
+    langs = get_nllb_languages()
+
+    assert len(langs) == 202
+
+    assert langs[0] == "ace_Arab" and langs[-1] == "zul_Latn"
 
 
 @pytest.fixture

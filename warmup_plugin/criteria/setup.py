@@ -1,0 +1,247 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+What a recipe calls to train with a criterion; it may be anyone's whose config has the
+sections ``criterion`` and ``warmup``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from typing import Final, TypeVar
+
+import torch
+from fairseq2.models.transformer_lm import TransformerLM
+from fairseq2.recipe.base import RecipeContext
+from fairseq2.recipe.config import RegimeSection, TrainerSection
+from torch.nn import Module
+
+from warmup_plugin.criteria.base import Criterion, CriterionContext
+from warmup_plugin.criteria.config import CriterionSection, WarmupSection
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation.config import GenerationConfig
+from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.models.conditional import (
+    ConditionalModel,
+    create_conditional_model,
+    make_scorable,
+)
+from warmup_plugin.models.separator import prepare_separator
+from warmup_plugin.tokenizers.codec import TextCodec, find_codec
+
+REFERENCE_MODEL: Final = "reference_model"
+
+SectionT = TypeVar("SectionT")
+
+
+def setup_model(
+    context: RecipeContext, model: Module, *, codecs: Sequence[TextCodec] | None = None
+) -> Module:
+    """
+    Makes a model ready for the criterion of a recipe: what ``Recipe.setup_model()``
+    returns.
+
+    :param codecs: What encodes each of several directions; ``None`` for what the recipe
+        has registered as its :class:`TextCodec`, else what fits its tokenizer.
+
+    :raises WarmupError: If that model, or the trainer, cannot do what the criterion asks.
+    """
+    section = _get_section(context, "criterion", CriterionSection)
+
+    is_decoder_only = isinstance(model, TransformerLM)
+
+    # Plain fine-tuning of a decoder-only model takes the same way as warmups: its loss
+    # begins behind the prompt.
+    if section.name == "sft" and not is_decoder_only:
+        return model
+
+    trainer = context.resolver.resolve(TrainerSection)
+
+    for error in find_trainer_errors(trainer, section.name):
+        raise WarmupError(error)
+
+    # A checkpoint has the separator that was learned.
+    if not context.get_checkpoint_manager().has_checkpoint():
+        if section.create(context.resolver).writes_warmups:
+            codecs = codecs or [_find_codec(context, is_decoder_only)]
+
+            _prepare_separator(context, model, codecs)
+
+    # Before the data parallel wrapper is put around it.
+    make_scorable(model)
+
+    return model
+
+
+def find_trainer_errors(trainer: TrainerSection, criterion: str) -> Iterator[str]:
+    """
+    Says why a trainer cannot train decoder rows.
+
+    :param criterion: The name of the criterion.
+    """
+    if trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2":
+        yield "`trainer.fsdp.version` must be `v2`; neither warmups nor decoder-only models are trained with another one."
+
+    precision = trainer.mixed_precision
+
+    if precision.mode != "off" and precision.dtype == torch.float16:
+        if criterion != "sft":
+            yield "`trainer.mixed_precision.dtype` must be `bfloat16`; warmups are not trained in float16, whose scaled losses they do not know."
+
+
+def create_criterion(
+    context: RecipeContext,
+    *,
+    codecs: Sequence[TextCodec] | None = None,
+    plain_directions: Set[str] = frozenset(),
+) -> Criterion:
+    """
+    Creates the criterion that the config of a recipe chooses, with its objective, its
+    sampler and its reference model.
+
+    :param codecs: As of :func:`setup_model`, by which the model went.
+    :param plain_directions: Of several directions, those to train without warmup.
+
+    :raises WarmupError: If the settings do not fit each other, the model or the
+        tokenizer.
+    """
+    section = _get_section(context, "criterion", CriterionSection)
+
+    warmup = _get_section(context, "warmup", WarmupSection)
+
+    model = create_conditional_model(context.get_model())
+
+    codecs = codecs or [_find_codec(context, model.reads_prompts)]
+
+    layout = codecs[0].layout
+
+    if model.num_logits < layout.vocab_size:
+        raise WarmupError(
+            f"The model has {model.num_logits} output tokens, but the tokenizer {layout.vocab_size}; set `vocab_size` in `model.config_overrides` to {layout.vocab_size}."
+        )
+
+    resolver = context.resolver
+
+    factory = section.create(resolver)
+
+    reference = None
+
+    if factory.writes_warmups and warmup.kl_weight > 0.0:
+        reference = _create_reference(context, codecs, layout)
+
+    return factory.create(
+        CriterionContext(
+            model=model,
+            dp_model=context.get_data_parallel_model(),
+            layout=layout,
+            gangs=context.gangs,
+            label_smoothing=section.label_smoothing,
+            warmup=warmup,
+            objective=warmup.objective.create(resolver),
+            sampler=warmup.sampler.create(resolver),
+            reference=reference,
+            plain_directions=frozenset(plain_directions),
+            publish_every_n_steps=resolver.resolve(
+                RegimeSection
+            ).publish_metrics_every_n_steps,
+        )
+    )
+
+
+def check_generator(context: RecipeContext, generation: GenerationConfig) -> None:
+    """
+    Checks that a recipe which trains decodes what it trains.
+
+    :param generation: The settings of the generator that its config chooses.
+
+    :raises WarmupError: If the generator writes other warmups.
+    """
+    config = context.get_config_as(object)
+
+    section = getattr(config, "criterion", None)
+
+    warmup = getattr(config, "warmup", None)
+
+    # It only translates.
+    if not isinstance(section, CriterionSection) or not isinstance(
+        warmup, WarmupSection
+    ):
+        return
+
+    if generation.warmup in ("none", "empty"):
+        return
+
+    if not section.create(context.resolver).writes_warmups:
+        raise WarmupError(
+            f"`criterion.name` is `{section.name}`, which teaches no warmups, but the generator writes some; set `warmup` to `none` in its config."
+        )
+
+    if generation.max_warmup_len != warmup.max_warmup_len:
+        raise WarmupError(
+            f"`warmup.max_warmup_len` is {warmup.max_warmup_len}, but the generator writes warmups of up to {generation.max_warmup_len} tokens; set `max_warmup_len` in its config to {warmup.max_warmup_len}."
+        )
+
+
+def _create_reference(
+    context: RecipeContext, codecs: Sequence[TextCodec], layout: DecoderLayout
+) -> ConditionalModel:
+    """
+    :raises WarmupError: If there is none, or it cannot read what the tokenizer writes.
+    """
+    config = context.get_config_as(object)
+
+    if getattr(config, REFERENCE_MODEL, None) is None:
+        raise WarmupError(
+            "`warmup.kl_weight` is set, but there is no model to hold the warmups near to; set `reference_model`."
+        )
+
+    if REFERENCE_MODEL not in set(context.resolver.iter_keys(Module)):
+        raise WarmupError(
+            "`warmup.kl_weight` is set, but the recipe loads no reference model; let its `register()` call fairseq2's `register_reference_model(container, 'reference_model')`."
+        )
+
+    model = context.get_model(REFERENCE_MODEL)
+
+    reference = create_conditional_model(model)
+
+    if reference.num_logits < layout.vocab_size:
+        raise WarmupError(
+            f"The model of `reference_model` has {reference.num_logits} output tokens, but the tokenizer {layout.vocab_size}; it must be a model of the same tokenizer."
+        )
+
+    # It is the model before training, whose separator was prepared as well; else the KL
+    # would forbid to end a warmup.
+    _prepare_separator(context, model, codecs)
+
+    return reference
+
+
+def _prepare_separator(
+    context: RecipeContext, model: Module, codecs: Sequence[TextCodec]
+) -> None:
+    warmup = _get_section(context, "warmup", WarmupSection)
+
+    if warmup.separator_init == "none":
+        return
+
+    begins = {codec.get_begin() for codec in codecs}
+
+    layout = codecs[0].layout
+
+    prepare_separator(model, layout.separator_idx, layout.eos_idx, sorted(begins))
+
+
+def _find_codec(context: RecipeContext, reads_prompts: bool) -> TextCodec:
+    return find_codec(context.resolver, reads_prompts=reads_prompts)
+
+
+def _get_section(context: RecipeContext, name: str, kls: type[SectionT]) -> SectionT:
+    section = getattr(context.get_config_as(object), name, None)
+
+    if not isinstance(section, kls):
+        raise WarmupError(
+            f"The config of the recipe has no section `{name}`; give it a field `{name}: {kls.__name__}`."
+        )
+
+    return section

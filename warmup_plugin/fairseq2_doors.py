@@ -1,0 +1,376 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+What is reached behind the public interface of fairseq2, and of the torch it pins.
+
+fairseq2 0.8.1 has no other way to any of it. Each function is one door; no other file
+touches a private name of theirs, which a test holds. Another one tells, when an upgrade
+takes a name away, which door it was and who goes through it.
+
+Nothing is imported before a door is opened, so that whoever only asks for the name of a
+file stays free of fairseq2 and torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from fairseq2.data.tokenizers import Tokenizer
+    from fairseq2.data.tokenizers.sentencepiece import SentencePieceModel
+    from fairseq2.early_stopper import EarlyStopper
+    from fairseq2.file_system import FileSystem
+    from fairseq2.models.nllb import NllbTokenizer
+    from fairseq2.models.transformer import (
+        StandardMultiheadAttention,
+        TransformerDecoder,
+        TransformerEncoder,
+    )
+    from fairseq2.nn import BatchLayout
+    from fairseq2.recipe.base import Recipe
+    from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+    from fairseq2.trainer import Trainer
+    from fairseq2.utils.structured import StandardValueConverter
+    from torch import Tensor
+    from torch.nn import Module
+
+# Dependencies and configs
+
+
+def remove_provider(container: DependencyContainer, kls: type[object]) -> None:
+    """Makes room for a provider of ours: fairseq2 refuses a second one."""
+    container._registrations.pop((kls, None), None)
+
+    if None in container._keys[kls]:
+        container._keys[kls].remove(None)
+
+
+def find_dependency_resolver() -> DependencyResolver | None:
+    """Returns what ``init_fairseq2()`` has made; ``None`` if it was not called yet."""
+    from fairseq2.runtime import dependency
+
+    return dependency._resolver
+
+
+def set_structurer(
+    converter: StandardValueConverter,
+    kls: type[object],
+    structurer: Callable[[object, object, object], object],
+) -> None:
+    """Lets a function turn values from YAML into those of a type."""
+    # Typed by the names of its arguments.
+    converter._structurers[kls] = cast(Any, structurer)
+
+
+def list_components(
+    resolver: DependencyResolver, interface: object
+) -> Iterator[tuple[str, type[object]]]:
+    """Lists the components of an interface, with the classes of their settings."""
+    from fairseq2.recipe.component import _ComponentEntry
+
+    for key in resolver.iter_keys(_ComponentEntry):
+        kls, name = cast("tuple[object, str]", key)
+
+        if kls is interface:
+            yield name, resolver.resolve(_ComponentEntry, key=key).config_kls
+
+
+def register_optimizers(container: DependencyContainer) -> None:
+    """Registers fairseq2's optimizers and learning rate schedulers, and nothing else."""
+    from fairseq2.recipe.composition.lr_schedulers import _register_lr_schedulers
+    from fairseq2.recipe.composition.optim import _register_optim
+
+    _register_optim(container)
+
+    _register_lr_schedulers(container)
+
+
+# Recipes
+
+
+def create_recipe_container(
+    recipe: Recipe, get_config: Callable[[], object]
+) -> DependencyContainer:
+    """
+    Creates what fairseq2 has within a recipe, before it runs.
+
+    :param get_config: Returns the config, of which asset cards are asked for.
+    """
+    from fairseq2.composition import _register_library
+    from fairseq2.recipe.cli import _register_cli_errors
+    from fairseq2.recipe.composition import _register_train_recipe
+    from fairseq2.recipe.internal.config import _RecipeConfigHolder
+    from fairseq2.runtime.dependency import DependencyContainer
+
+    container = DependencyContainer()
+
+    _register_library(container, no_progress=True)
+
+    # It has the components of every recipe, and optimizers besides.
+    _register_train_recipe(container, recipe)
+
+    _register_cli_errors(container)
+
+    container.register(
+        _RecipeConfigHolder, lambda resolver: _RecipeConfigHolder(get_config())
+    )
+
+    return container
+
+
+def structure_config(
+    resolver: DependencyResolver, kls: type[object], values: object
+) -> object:
+    """Turns values from YAML into the config of a recipe, components included."""
+    from fairseq2.recipe.internal.config import _StandardRecipeConfigStructurer
+    from fairseq2.runtime.dependency import wire_object
+
+    return wire_object(resolver, _StandardRecipeConfigStructurer).structure(kls, values)
+
+
+def tell_errors(
+    resolver: DependencyResolver, no_exit_on_error: bool
+) -> AbstractContextManager[None]:
+    """Logs what a recipe raises, and exits, as fairseq2's command line does."""
+    from fairseq2.recipe.cli import _handle_errors
+
+    return _handle_errors(resolver, no_exit_on_error)
+
+
+def disable_compiler(
+    function: Callable[..., Any], recursive: bool
+) -> Callable[..., Any]:
+    """Keeps a function from torch's compiler, which is imported when it is called."""
+    from torch._compile import _disable_dynamo
+
+    return _disable_dynamo(function, recursive)
+
+
+# Files
+
+
+def register_file_system(
+    matches: Callable[[object], bool], kls: type[FileSystem]
+) -> None:
+    """Lets a file system serve the paths that match, unless it does so already."""
+    from fairseq2.file_system import FileSystemRegistry
+
+    if (matches, kls) not in FileSystemRegistry._resolvers:
+        FileSystemRegistry.register(cast(Any, matches), kls)
+
+
+def find_safe_global(name: str) -> Any | None:
+    """Returns what torch lets a file of weights import by a full name, else ``None``."""
+    import torch
+
+    unpickler: Any = torch._weights_only_unpickler
+
+    return {
+        **unpickler._get_user_allowed_globals(),
+        **unpickler._get_allowed_globals(),
+    }.get(name)
+
+
+MODEL_FILE: Final = PurePosixPath("pp_00/tp_00/sdp_00.pt")
+"""The weights of a checkpoint that one process has saved, in its folder ``model``."""
+
+MODEL_METADATA_FILE: Final = "model.yaml"
+"""In the folder of checkpoints: family and configuration of their model."""
+
+CHECKPOINT_PARTS: Final = ("model", "trainer", "optimizer", "data_reader")
+"""The folders of a checkpoint that training goes on from."""
+
+
+def get_step_folder(step_nr: int | str) -> str:
+    """Returns the name of the folder of a checkpoint; of ``*``, the pattern of all."""
+    return f"step_{step_nr}"
+
+
+def parse_step_folder(name: str) -> int | None:
+    """Returns the step of a folder; ``None`` if it is of no complete checkpoint."""
+    number = name.removeprefix("step_")
+
+    # One being written is called `step_N.tmp`; more digits are of no step.
+    if number == name or not re.fullmatch("[0-9]{1,18}", number):
+        return None
+
+    return int(number)
+
+
+def get_score_file(step_nr: int) -> PurePosixPath:
+    """Returns the file with the validation score of a checkpoint, in their folder."""
+    return PurePosixPath(f"scores/step_{step_nr}.txt")
+
+
+# The trainer
+
+
+def replace_early_stopper(trainer: Trainer, early_stopper: EarlyStopper) -> None:
+    """Replaces the stopper that never stops, the only one its factory passes."""
+    trainer._early_stopper = early_stopper
+
+
+def is_last_step(trainer: Trainer, step_nr: int) -> bool:
+    """Tells whether a trainer will end with a step by itself."""
+    return trainer._max_num_steps is not None and step_nr >= trainer._max_num_steps
+
+
+def request_stop(trainer: Trainer, *, validate: bool) -> None:
+    """
+    Makes the step that is running the last one.
+
+    :param validate: If ``False``, a trainer that stops does not validate.
+    """
+    from fairseq2.validator import NOOP_VALIDATOR
+
+    # `_run_post_step()` looks at a stop request only if no maximum is set.
+    trainer._max_num_steps = None
+
+    if not validate:
+        trainer._validator = NOOP_VALIDATOR
+
+    trainer.request_stop()
+
+
+def call_when_restored(trainer: Trainer, hook: Callable[[bool], bool]) -> None:
+    """
+    Calls a function as soon as a trainer has restored its state, if it has one.
+
+    :param hook: Is told whether the run has ended, and says whether to stop early.
+    """
+    from fairseq2.trainer import _TrainerState
+
+    restore = trainer._maybe_restore_state
+
+    def restore_and_call() -> _TrainerState:
+        state = restore()
+
+        if trainer.step_nr == 0:
+            return state
+
+        has_ended = state == _TrainerState.STOPPED
+
+        # What is due depends on it.
+        trainer._state = (
+            _TrainerState.END_OF_TRAINING if has_ended else _TrainerState.POST_STEP
+        )
+
+        if hook(has_ended) and not has_ended:
+            return _TrainerState.EARLY_STOP
+
+        return state
+
+    setattr(trainer, "_maybe_restore_state", restore_and_call)
+
+
+def is_scored_checkpoint(trainer: Trainer) -> bool:
+    """Tells whether both a validation and a checkpoint belong to the current step."""
+    return trainer._should_validate() and trainer._should_save_checkpoint()
+
+
+def validate(trainer: Trainer) -> float | None:
+    """Validates, and returns the score if there is one."""
+    return trainer._validate()
+
+
+def should_stop_early(trainer: Trainer, score: float) -> bool:
+    """Asks the early stopper, which all ranks obey."""
+    return trainer._maybe_request_early_stop(score)
+
+
+# Models
+
+
+def change_class(module: Module, kls: type[Module]) -> None:
+    """
+    Makes a module one of a subclass of its class, which adds methods only.
+
+    fairseq2 discards what ``Recipe.setup_model()`` returns, so that only a change in
+    place survives; and so do wrappers, parameters and checkpoints.
+    """
+    module.__class__ = kls
+
+
+def fill_batch_layout(layout: BatchLayout, positions: Tensor, max_seq_len: int) -> None:
+    """
+    Makes a layout that of one packed batch without padding.
+
+    Its ``__init__`` would find the same in a loop over all sequences.
+
+    :param positions: The place of each token in its sequence. *Shape:* :math:`(T)`.
+    :param max_seq_len: More than the largest of them.
+    """
+    layout._width = positions.size(0)
+    layout._packed = True
+    layout._padded = False
+    layout._position_indices = positions
+    layout._max_seq_len = max_seq_len
+
+
+def project_queries(
+    module: StandardMultiheadAttention, seqs: Tensor, layout: BatchLayout
+) -> Tensor:
+    """
+    Projects inputs to queries, with norm and positions.
+
+    :param seqs: *Shape:* :math:`(*,M)`.
+
+    :returns: *Shape:* :math:`(*,H,D)`.
+    """
+    return module._project_q(seqs, layout)
+
+
+def project_keys_and_values(
+    module: StandardMultiheadAttention, seqs: Tensor, layout: BatchLayout
+) -> tuple[Tensor, Tensor]:
+    """
+    Projects inputs to keys and values, with norm and positions.
+
+    :param seqs: *Shape:* :math:`(*,M)`.
+
+    :returns: *Shape:* :math:`(*,H_{kv},D)` each.
+    """
+    return module._project_kv(seqs, layout, seqs)
+
+
+def call_layer_hooks(
+    stack: TransformerEncoder | TransformerDecoder,
+    layer_idx: int,
+    seqs: Tensor,
+    layout: BatchLayout,
+) -> None:
+    """Calls what was registered by ``register_layer_hook()`` of a stack."""
+    for hook in stack._layer_hooks.values():
+        if not hook(layer_idx, seqs, layout, len(stack.layers)):
+            break
+
+
+# Tokenizers
+
+
+def get_nllb_parts(
+    tokenizer: NllbTokenizer,
+) -> tuple[frozenset[str], SentencePieceModel]:
+    """Returns the languages of a tokenizer and its SentencePiece model."""
+    return frozenset(tokenizer._langs), tokenizer._model
+
+
+def find_transformers_tokenizer(tokenizer: Tokenizer) -> tuple[Any, str] | None:
+    """
+    Returns the tokenizer of transformers within fairseq2's ``llama`` and ``qwen`` ones,
+    and what it calls EOS.
+
+    :returns: ``None`` if it is another tokenizer.
+    """
+    from fairseq2.models.llama import LLaMAHuggingFaceTokenizer
+    from fairseq2.models.qwen import QwenTokenizer
+
+    if not isinstance(tokenizer, (LLaMAHuggingFaceTokenizer, QwenTokenizer)):
+        return None
+
+    return tokenizer._model._tok, tokenizer._eos_token
