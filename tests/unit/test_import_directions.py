@@ -18,7 +18,14 @@ PACKAGE: Final = ROOT / "warmup_plugin"
 ROOMS: Final = (
     *("errors", "parsing", "blank", "files", "terminal", "presets"),
     *("fairseq2_doors", "transformers_doors", "late_imports"),
-    *("config_docs", "config_values", "components", "warmup_lens", "console"),
+    *(
+        "collapse",
+        "config_docs",
+        "config_values",
+        "components",
+        "warmup_lens",
+        "console",
+    ),
     *("storage", "weights_and_biases"),
     # The method.
     *("layout", "objectives", "tokenizers", "models", "sampling", "scoring"),
