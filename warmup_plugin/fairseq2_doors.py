@@ -15,7 +15,10 @@ file stays free of fairseq2 and torch.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -31,11 +34,50 @@ if TYPE_CHECKING:
         TransformerEncoder,
     )
     from fairseq2.nn import BatchLayout
+    from fairseq2.recipe.base import Recipe
     from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
     from fairseq2.trainer import Trainer
     from fairseq2.utils.structured import StandardValueConverter
     from torch import Tensor
     from torch.nn import Module
+
+# Imports
+
+
+@contextmanager
+def late_compiler() -> Iterator[None]:
+    """
+    Lets what is imported within be kept from torch's compiler without importing it.
+    """
+    import torch
+
+    # fairseq2 sets it, and takes for granted that the compiler has imported it.
+    import torch._functorch.config
+    from torch._compile import _disable_dynamo
+
+    disable = torch.compiler.disable
+
+    def disable_late(
+        function: Callable[..., Any], recursive: bool = True
+    ) -> Callable[..., Any]:
+        disabled = _disable_dynamo(function, recursive)
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            # Before that, nothing has been compiled.
+            is_needed = "torch._dynamo" in sys.modules
+
+            return (disabled if is_needed else function)(*args, **kwargs)
+
+        return call
+
+    setattr(torch.compiler, "disable", disable_late)
+
+    try:
+        yield
+    finally:
+        setattr(torch.compiler, "disable", disable)
+
 
 # Dependencies and configs
 
@@ -86,6 +128,58 @@ def register_optimizers(container: DependencyContainer) -> None:
     _register_optim(container)
 
     _register_lr_schedulers(container)
+
+
+def create_recipe_resolver(
+    recipe: Recipe, get_config: Callable[[], object]
+) -> DependencyResolver:
+    """
+    Creates what a recipe resolves its dependencies with, before it runs.
+
+    It has the components of every recipe, and optimizers besides.
+
+    :param get_config: Returns the config of the recipe as soon as there is one.
+    """
+    from fairseq2.composition import _register_library
+    from fairseq2.recipe.cli import _register_cli_errors
+    from fairseq2.recipe.composition import _register_train_recipe
+    from fairseq2.recipe.internal.config import _RecipeConfigHolder
+    from fairseq2.runtime.dependency import DependencyContainer
+
+    container = DependencyContainer()
+
+    _register_library(container, no_progress=True)
+
+    _register_train_recipe(container, recipe)
+
+    _register_cli_errors(container)
+
+    container.register(
+        _RecipeConfigHolder, lambda resolver: _RecipeConfigHolder(get_config())
+    )
+
+    return container
+
+
+def structure_recipe_config(
+    resolver: DependencyResolver, kls: type[object], config: object
+) -> object:
+    """Turns values from YAML into the config of a recipe, components included."""
+    from fairseq2.recipe.internal.config import _StandardRecipeConfigStructurer
+    from fairseq2.runtime.dependency import wire_object
+
+    structurer = wire_object(resolver, _StandardRecipeConfigStructurer)
+
+    return structurer.structure(kls, config)
+
+
+def handled_errors(
+    resolver: DependencyResolver, no_exit_on_error: bool
+) -> AbstractContextManager[None]:
+    """Turns errors into messages and exit statuses, as fairseq2's command line does."""
+    from fairseq2.recipe.cli import _handle_errors
+
+    return _handle_errors(resolver, no_exit_on_error)
 
 
 # Files

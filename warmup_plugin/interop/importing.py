@@ -32,7 +32,7 @@ from warmup_plugin.models.t5.tokenizer import (
 )
 from warmup_plugin.recipes.running import unstructure_config
 from warmup_plugin.recipes.train_config import TrainConfig
-from warmup_plugin.run_dir import RunDir, dump_yaml
+from warmup_plugin.runs.run_dir import RunDir, dump_yaml
 from warmup_plugin.tokenizers.codec import CodecOptions, create_codec
 from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,
@@ -327,6 +327,10 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
     # Whatever else may stand in the files of others.
     try:
         names = settings.get("additional_special_tokens")
+
+        # As transformers 5 calls them.
+        if not names:
+            names = settings.get("extra_special_tokens")
 
         if names:
             langs = [_get_content(name) for name in names]

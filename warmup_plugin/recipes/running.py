@@ -9,30 +9,20 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
-from fairseq2.composition import _register_library
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe
-from fairseq2.recipe.cli import _handle_errors, _register_cli_errors
-from fairseq2.recipe.composition import _register_train_recipe
 from fairseq2.recipe.error import (
     LRSchedulerNotKnownError,
     OptimizerNotKnownError,
     RecipeError,
     SequenceGeneratorNotKnownError,
 )
-from fairseq2.recipe.internal.config import (
-    _RecipeConfigHolder,
-    _StandardRecipeConfigStructurer,
-)
 from fairseq2.recipe.run import run
-from fairseq2.runtime.dependency import (
-    DependencyContainer,
-    DependencyResolver,
-    wire_object,
-)
+from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.structured import StructureError
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
@@ -44,6 +34,11 @@ from warmup_plugin.console import (
     name_keys,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import (
+    create_recipe_resolver,
+    handled_errors,
+    structure_recipe_config,
+)
 
 ConfigT = TypeVar("ConfigT")
 
@@ -61,21 +56,8 @@ class RecipeRunner(Generic[ConfigT]):
         """Knows what the recipe will know, such as the asset cards of its config."""
 
     def _create_resolver(self) -> DependencyResolver:
-        container = DependencyContainer()
-
         with hide_start_warning():
-            _register_library(container, no_progress=True)
-
-        # It has the components of every recipe, and optimizers besides.
-        _register_train_recipe(container, self._recipe)
-
-        _register_cli_errors(container)
-
-        container.register(
-            _RecipeConfigHolder, lambda resolver: _RecipeConfigHolder(self._config)
-        )
-
-        return container
+            return create_recipe_resolver(self._recipe, lambda: self._config)
 
     def structure(self, config: object) -> ConfigT:
         """
@@ -83,10 +65,11 @@ class RecipeRunner(Generic[ConfigT]):
 
         :raises WarmupError: If they are none of it.
         """
-        structurer = wire_object(self.resolver, _StandardRecipeConfigStructurer)
-
         try:
-            typed = cast(ConfigT, structurer.structure(self._config_kls, config))
+            typed = cast(
+                ConfigT,
+                structure_recipe_config(self.resolver, self._config_kls, config),
+            )
 
             StandardObjectValidator().validate(typed)
         except StructureError as ex:
@@ -126,13 +109,19 @@ class RecipeRunner(Generic[ConfigT]):
         """
         install_log_filter()
 
+        if cast(Any, config).common.metric_recorders.wandb.enabled:
+            # It is put off till now, and so are its errors.
+            import_module("wandb")
+
+            self.resolver = self._create_resolver()
+
         old_handlers = list(log.logger.handlers)
 
         # On a full disk each line of the log would become a traceback on the console.
         old_raise, logging.raiseExceptions = logging.raiseExceptions, False
 
         try:
-            with hide_start_warning(), _handle_errors(self.resolver, no_exit_on_error):
+            with hide_start_warning(), handled_errors(self.resolver, no_exit_on_error):
                 # Closed by `2>&-`, it is no terminal either.
                 run(self._recipe, config, out, no_rich=no_rich or not os.isatty(2))
         except SystemExit as ex:
