@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ class TestSftCriterion:
         model = CREATE_MODEL[kind](num_layers=2)
 
         # As fairseq2 made it.
-        twin = CREATE_MODEL[kind](num_layers=2)
+        twin: Any = CREATE_MODEL[kind](num_layers=2)
 
         criterion = create_criterion(
             model, create_sft_criterion, label_smoothing=label_smoothing
