@@ -8,7 +8,8 @@ the number of operations predicts?
 A step is forward and backward, without the optimizer. Model and text are random: an
 untrained model hardly ever writes a separator, so warmups are cut at the length limit,
 as the prediction assumes. Dropout is 0.1 and label smoothing 0, the same for all. The
-steps that are compared alternate in one process. ``plain`` and ``hf-warmup`` are what
+steps that are compared alternate in one process. ``fairseq2-sft`` is fairseq2's own
+forward, which ``sft`` replaces; ``plain`` and ``hf-warmup`` are what
 one writes who repeats each source K times and differentiates the marginal through all
 candidates, on fairseq2's and on transformers' forward. ``joint-1`` draws by a beam of
 K + 1, which the prediction does not count. ::
@@ -252,11 +253,19 @@ WARMUP_VARIANTS: Final = {
 }
 
 _SFT: Final = "sft"
+_FAIRSEQ2_SFT: Final = "fairseq2-sft"
 _PLAIN: Final = "plain"
 _HF_SFT: Final = "hf-sft"
 _HF_WARMUP: Final = "hf-warmup"
 
-VARIANTS: Final = (_SFT, *WARMUP_VARIANTS, _PLAIN, _HF_SFT, _HF_WARMUP)
+VARIANTS: Final = (
+    _SFT,
+    *WARMUP_VARIANTS,
+    _FAIRSEQ2_SFT,
+    _PLAIN,
+    _HF_SFT,
+    _HF_WARMUP,
+)
 
 # The step whose multiple a row is, if not `sft`.
 _BASELINES: Final = {_HF_SFT: _HF_SFT, _HF_WARMUP: _HF_SFT}
@@ -346,6 +355,9 @@ def create_step(
 
     module = create_model(setting, device)
 
+    if name == _FAIRSEQ2_SFT:
+        return finish(module, partial(_compute_fairseq2_sft_loss, module, batch))
+
     # As it comes from fairseq2.
     if name != _PLAIN:
         make_scorable(module)
@@ -408,6 +420,20 @@ def _create_criterion(
     criterion.add_metrics(metric_bag)
 
     return criterion, metric_bag
+
+
+def _compute_fairseq2_sft_loss(module: Module, batch: Seq2SeqBatch) -> Tensor:
+    """Computes -log P(y|x) by fairseq2's forward, over padded targets."""
+    inputs, targets = batch.as_auto_regressive()
+
+    loss: Tensor = module(
+        *batch.as_source_input(),
+        *inputs.as_target_input(),
+        targets=targets.seqs,
+        reduction="sum",
+    )
+
+    return loss
 
 
 def _compute_plain_loss(

@@ -277,6 +277,11 @@ class TestCreateStep:
         # Not quite: the criterion leaves four tokens out of P(c|x).
         assert (plain - ours).norm() < 0.01 * ours.norm()
 
+    def test_sft_computes_what_fairseq2_computes(self) -> None:
+        theirs, ours = compute_grads("fairseq2-sft"), compute_grads("sft")
+
+        assert (theirs - ours).norm() < 1e-4 * ours.norm()
+
     @pytest.mark.parametrize("name", ["hf-sft", "hf-warmup"])
     def test_transformers_steps_compute_gradients(self, name: str) -> None:
         pytest.importorskip("transformers")
