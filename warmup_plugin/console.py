@@ -41,10 +41,8 @@ _SEE_TRACE: Final = " See logged stack trace for details."
 # What failed is code, not input.
 _KEEP_TRACE: Final = ("extension failed", "torch.compile", "Sequence generation")
 
-# What fairseq2 puts between "cannot be parsed" and the cause.
-_NOISE: Final = re.compile(
-    r"Recipe configuration cannot be structured\.|Value cannot be structured to `.*`\."
-)
+# What fairseq2 puts before the cause.
+_NOISE: Final = re.compile(r"Value cannot be structured to `.*`\.")
 
 # What fairseq2 puts before what is wrong in a section, and what begins each sentence of it.
 _INVALID_SECTION: Final = re.compile(r"`([\w.]+)` is not valid: ")
@@ -60,7 +58,7 @@ _POINTLESS: Final = "No calls to update() have been made"
 
 _ENVIRONMENT: Final = "Environment Variables - "
 
-# Three times at each start, before there is a log file.
+# Before there is a log file.
 _FILE_SYSTEMS: Final = "Activated FileSystem protocols"
 
 _DETAILS: Final = (

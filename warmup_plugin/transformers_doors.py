@@ -10,6 +10,7 @@ has closed it. Importing transformers takes seconds, so that it waits for the fi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ def refuse_foreign_code() -> None:
     By default it asks on standard input, which here holds the text to translate: a line
     of it would be taken for the answer. Where we load ourselves, ``trust_remote_code``
     is ``False``; this is for the libraries that load for us, such as fairseq2 with its
-    ``llama`` and ``qwen`` tokenizers and ``bert-score``, and take no such argument.
+    ``llama`` and ``qwen`` tokenizers and ``bert-score``, and take no such argument. Does
+    nothing before transformers is imported.
     """
+    if "transformers" not in sys.modules:
+        return
+
     from transformers import dynamic_module_utils
 
     # With no time to answer it does not ask.

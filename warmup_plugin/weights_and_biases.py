@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 import string
+import sys
 from typing import Final
 
 from fairseq2.logging import log
@@ -20,8 +21,12 @@ def register_weights_and_biases(container: DependencyContainer) -> None:
 
     ``fairseq2.recipe.composition.metric_recorders`` names a run with
     ``wandb.util.generate_id()``, which wandb 0.31, within fairseq2's bounds, no longer
-    has; and what wandb raises where it is not reached has no message of fairseq2's.
+    has; and what wandb raises where it is not reached has no message of fairseq2's. Does
+    nothing before wandb is imported.
     """
+    if "wandb" not in sys.modules:
+        return
+
     import wandb.util
     from wandb.errors import Error
 

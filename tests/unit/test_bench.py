@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scripts import bench_generate, bench_sampling, bench_step
+from scripts import bench_generate, bench_sampling, bench_startup, bench_step
 from scripts.bench_common import (
     BOS_IDX,
     EOS_IDX,
     PAD_IDX,
+    ROOT,
     SEPARATOR_IDX,
     Setting,
     create_batch,
@@ -40,6 +41,7 @@ from scripts.bench_step import (
 )
 from tests.common import assert_close, assert_equal, device
 from warmup_plugin.criteria.base import num_target_tokens
+from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.t5 import T5Decoder
 from warmup_plugin.sampling import draw_candidates
@@ -556,3 +558,17 @@ class TestBenchGenerate:
         assert bench_generate.main(["--systems", "nope"]) == 2
 
         assert "`--systems` names `nope`" in capsys.readouterr().err
+
+
+class TestStartup:
+    def test_call_waits_for_the_line_that_counts(self) -> None:
+        code = "import time; print('a'); time.sleep(0.2); print('b c'); time.sleep(99)"
+
+        wall, cpu = bench_startup.measure(["-c", code], ROOT, "b")
+
+        assert 0.2 < wall < 90.0
+        assert 0.0 <= cpu < wall
+
+    def test_command_that_fails_is_shown(self) -> None:
+        with pytest.raises(WarmupError, match="failed:\na"):
+            bench_startup.measure(["-c", "print('a')"], ROOT, "b")

@@ -48,6 +48,11 @@ DOORS: Final = Doors(
     "warmup_plugin/fairseq2_doors.py",
     "fairseq2",
     {
+        "late_compiler": [
+            "torch._compile:_disable_dynamo/2",
+            "torch._functorch.config:__name__",
+            "torch.compiler:disable",
+        ],
         "remove_provider": [f"{_CONTAINER}._registrations", f"{_CONTAINER}._keys"],
         "find_dependency_resolver": ["fairseq2.runtime.dependency:_resolver"],
         "set_structurer": [

@@ -17,8 +17,15 @@ PACKAGE: Final = ROOT / "warmup_plugin"
 # From the bottom. A room is a module or a folder of the package.
 ROOMS: Final = (
     *("errors", "parsing", "blank", "files", "terminal", "presets"),
-    *("fairseq2_doors", "transformers_doors"),
-    *("config_docs", "config_values", "components", "warmup_lens", "console"),
+    *("fairseq2_doors", "transformers_doors", "late_imports"),
+    *(
+        "collapse",
+        "config_docs",
+        "config_values",
+        "components",
+        "warmup_lens",
+        "console",
+    ),
     *("storage", "weights_and_biases"),
     # The method.
     *("layout", "objectives", "tokenizers", "models", "sampling", "scoring"),

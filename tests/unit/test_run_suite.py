@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pytest
 from fairseq2.utils.argparse import ConfigAction
 from ruamel.yaml import YAML
@@ -28,15 +27,14 @@ from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_mode
 from tests.unit.metrics.texts import make_hypotheses, make_references
 from warmup_plugin.__main__ import main as run_command
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.base import Measurement, measure_mean
-from warmup_plugin.metrics.resampling import randomization_p_values
+from warmup_plugin.metrics.base import measure_mean
+from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.runs.run_dir import dump_yaml
 from warmup_plugin.suite.grid import Grid, format_setting, load_grid
 from warmup_plugin.suite.results import (
     SuiteResult,
     collect_results,
-    randomize_sentences,
     sign_flip_p_value,
 )
 from warmup_plugin.suite.runner import Outcome, Runner, Status
@@ -849,75 +847,6 @@ REFERENCES: Final = make_references(40)
 SOURCES: Final = [line.upper() for line in REFERENCES]
 
 
-def make_measurements(*rates: float, key: str = "chrf") -> list[Measurement]:
-    systems = {
-        str(idx): make_hypotheses(REFERENCES, rate, idx)
-        for idx, rate in enumerate(rates)
-    }
-
-    evaluation = evaluate_systems(systems, REFERENCES, metrics=[key], num_bootstrap=0)
-
-    return [evaluation.measurements[name][key] for name in systems]
-
-
-class TestRandomizeSentences:
-    @pytest.mark.parametrize("key", ["bleu", "chrf"])
-    def test_one_training_is_tested_as_compare_does(self, key: str) -> None:
-        baseline, system = make_measurements(0.30, 0.25, key=key)
-
-        [expected] = randomization_p_values([baseline], [system], 2000)
-
-        assert 0.01 < expected < 0.9
-        assert randomize_sentences([baseline], [system], 2000) == expected
-
-    def test_same_outputs_again_are_no_more_evidence(self) -> None:
-        baseline, system = make_measurements(0.30, 0.25)
-
-        once = randomize_sentences([baseline], [system], 2000)
-
-        assert randomize_sentences([baseline] * 3, [system] * 3, 2000) == once
-
-    def test_opposite_trainings_cancel(self) -> None:
-        a, b = make_measurements(0.4, 0.2)
-
-        assert randomize_sentences([a], [b], 500) < 0.01
-        assert randomize_sentences([a, b], [b, a], 500) == 1.0
-
-    def test_chance_is_rarely_significant(self) -> None:
-        rng = np.random.default_rng(1)
-
-        num_sentences, num_seeds, num_pairs = 60, 3, 300
-
-        together, apart = [], []
-
-        for _ in range(num_pairs):
-            # What a sentence gains is alike in all trainings, and 0 on average.
-            shared = rng.normal(size=num_sentences)
-
-            gains = [
-                shared + 0.5 * rng.normal(size=num_sentences) for _ in range(num_seeds)
-            ]
-
-            zeros = measure_mean("x", "x", [0.0] * num_sentences, "")
-
-            systems = [measure_mean("x", "x", gain.tolist(), "") for gain in gains]
-
-            p = randomize_sentences([zeros] * num_seeds, systems, 200)
-
-            together.append(p < 0.05)
-
-            joined = measure_mean("x", "x", np.concatenate(gains).tolist(), "")
-
-            many = measure_mean("x", "x", [0.0] * num_sentences * num_seeds, "")
-
-            apart.append(randomize_sentences([many], [joined], 200) < 0.05)
-
-        assert 0.02 < statistics.fmean(together) < 0.09
-
-        # As if three trainings were three times as many sentences.
-        assert statistics.fmean(apart) > 0.15
-
-
 class TestSignFlipPValue:
     @pytest.mark.parametrize(
         "differences,expected",
@@ -1272,9 +1201,9 @@ class TestCollectResults:
             for name in ("more", "sft")
         }
 
-        assert difference.p_sentences == randomize_sentences(
-            measured["more"], measured["sft"]
-        )
+        group = list(zip(measured["more"], measured["sft"]))
+
+        assert [difference.p_sentences] == randomization_p_values_of_groups([group])
 
         # Four digits.
         mean = statistics.fmean(m.score for m in measured["sft"])

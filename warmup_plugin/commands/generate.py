@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from warmup_plugin.data.text_files import read_place_arguments
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.recipes.arguments import (
     create_generate_parser,
     read_generation_arguments,
@@ -26,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # fairseq2, which takes seconds; not for `--help` and mistyped options.
+    # fairseq2 takes seconds; not for `--help` and mistyped options.
+    import_fairseq2()
+
     from warmup_plugin.recipes.jobs import GenerateOptions, generate
 
     files = [] if args.input is None else [args.input]

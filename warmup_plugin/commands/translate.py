@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
     add_generation_arguments,
@@ -99,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Files may stand behind options.
     args = create_parser().parse_intermixed_args(argv)
 
-    # fairseq2, which takes seconds; not for `--help`.
+    # fairseq2 takes seconds; not for `--help`.
+    import_fairseq2()
+
     from warmup_plugin.recipes.jobs import TranslateOptions, translate
 
     return translate(

@@ -28,6 +28,7 @@ from warmup_plugin.data.text_files import (
 )
 from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.base import References
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.runs.outputs import details_file, translation_file
@@ -332,7 +333,9 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    # fairseq2, which takes seconds; files are scored without.
+    # fairseq2 takes seconds; files are scored without.
+    import_fairseq2()
+
     from warmup_plugin.recipes.checks import read_run_config
 
     config = read_run_config(RunDir(run_dir))
@@ -359,7 +362,9 @@ def _ensure_translations(
     if _is_current(file, run_dir, checkpoint, pairs):
         return file
 
-    # fairseq2, which takes seconds; files are scored without.
+    # fairseq2 takes seconds.
+    import_fairseq2()
+
     from warmup_plugin.recipes.jobs import GenerateOptions, generate
 
     options = GenerateOptions(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 
 from warmup_plugin.generation.hypothesis import Hypothesis
@@ -148,6 +147,9 @@ def rank_by_mbr(
     :returns: The distinct outputs; ``score`` is the mean chrF++, from 0 to 100,
         ``weight`` the share of the warmups with this output.
     """
+    # Its import takes a while, and few rank by it.
+    from sacrebleu.metrics.chrf import CHRF
+
     metric = CHRF(word_order=2)
 
     texts = [decode(candidate.target) for candidate in candidates]

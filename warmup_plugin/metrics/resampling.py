@@ -13,6 +13,7 @@ for scores, intervals and both tests, and every metric is tested alike.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Final
 
 import numpy as np
@@ -152,17 +153,41 @@ def randomization_p_values(
 
     :param baselines: What each of ``systems`` is tested against, by the same metric.
     """
+    pairs = zip(baselines, systems, strict=True)
+
+    return randomization_p_values_of_groups([[p] for p in pairs], num_trials, seed=seed)
+
+
+def randomization_p_values_of_groups(
+    groups: Sequence[Sequence[tuple[Measurement, Measurement]]],
+    num_trials: int = NUM_TRIALS,
+    *,
+    seed: int = DEFAULT_SEED,
+) -> list[float]:
+    """
+    Tests by approximate randomization whether systems differ from their baselines, by
+    the mean of the differences of a group.
+
+    As in MultEval (Clark et al., 2011) several trainings of each are tested together.
+    But a trial swaps the two outputs of a sentence in all of them at once: the outputs
+    for one sentence are alike, so that n trainings are not n times as many sentences.
+    Of one pair, the test is that of :func:`randomization_p_values`. The p-value is about
+    other sentences, not about other trainings.
+
+    :param groups: Pairs of a baseline and a system, one a training, all of the same
+        sentences.
+    """
     check_num_samples("num_trials", num_trials)
     check_seed(seed)
 
-    if not systems:
+    if not groups:
         return []
 
-    num_sentences = len(systems[0].stats)
+    num_sentences = len(groups[0][0][0].stats)
 
     rng = np.random.default_rng(seed)
 
-    differences: list[list[FloatArray]] = [[] for _ in systems]
+    differences: list[list[FloatArray]] = [[] for _ in groups]
 
     for num_rows in _split(num_trials, num_sentences):
         # (R, N)
@@ -170,19 +195,25 @@ def randomization_p_values(
 
         weights = keeps.astype(np.float64)
 
-        for baseline, system, blocks in zip(baselines, systems, differences):
-            # What the first of the two gains over being the system throughout.
-            # (R, N) x (N, D) -> (R, D)
-            moved = weights @ (baseline.stats - system.stats)
+        for group, blocks in zip(groups, differences):
+            # (R)
+            total: FloatArray = np.zeros(num_rows)
 
-            first = system.score_sums(system.stats.sum(axis=0) + moved)
-            second = system.score_sums(baseline.stats.sum(axis=0) - moved)
+            for baseline, system in group:
+                # What the first of the two gains over being the system throughout.
+                # (R, N) x (N, D) -> (R, D)
+                moved = weights @ (baseline.stats - system.stats)
 
-            blocks.append(np.abs(first - second))
+                total += system.score_sums(system.stats.sum(axis=0) + moved)
+                total -= system.score_sums(baseline.stats.sum(axis=0) - moved)
+
+            blocks.append(np.abs(total / len(group)))
 
     return [
-        _count_extreme(np.concatenate(blocks), abs(baseline.score - system.score))
-        for baseline, system, blocks in zip(baselines, systems, differences)
+        _count_extreme(
+            np.concatenate(blocks), abs(fmean(a.score - b.score for a, b in group))
+        )
+        for group, blocks in zip(groups, differences)
     ]
 
 

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, final
 
@@ -21,6 +22,7 @@ from fairseq2.recipe.error import (
     SequenceGeneratorNotKnownError,
 )
 from fairseq2.recipe.run import run
+from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.structured import StructureError
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
@@ -50,9 +52,12 @@ class RecipeRunner(Generic[ConfigT]):
         self._config_kls = config_kls
         self._config: ConfigT | None = None
 
-        with hide_start_warning():
-            self.resolver = create_recipe_resolver(recipe, lambda: self._config)
+        self.resolver = self._create_resolver()
         """Knows what the recipe will know, such as the asset cards of its config."""
+
+    def _create_resolver(self) -> DependencyResolver:
+        with hide_start_warning():
+            return create_recipe_resolver(self._recipe, lambda: self._config)
 
     def structure(self, config: object) -> ConfigT:
         """
@@ -103,6 +108,12 @@ class RecipeRunner(Generic[ConfigT]):
         :returns: The exit status.
         """
         install_log_filter()
+
+        if cast(Any, config).common.metric_recorders.wandb.enabled:
+            # It is put off till now, and so are its errors.
+            import_module("wandb")
+
+            self.resolver = self._create_resolver()
 
         old_handlers = list(log.logger.handlers)
 

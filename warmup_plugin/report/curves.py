@@ -13,17 +13,12 @@ from typing import Final, cast, final
 
 import numpy as np
 
+from warmup_plugin.collapse import MAX_CUT, MAX_DUPLICATE, MAX_EMPTY, MAX_REPETITION
 from warmup_plugin.data.text_pairs import iter_lines
 from warmup_plugin.parsing import parse_json
 
 MAX_NUM_POINTS: Final = 1000
 """The most points of a curve; of more, neighbours are averaged."""
-
-# When a run warns of a collapse, as in `criteria/health.py`, which imports fairseq2.
-MAX_EMPTY: Final = 0.8
-MAX_DUPLICATE: Final = 0.8
-MAX_REPETITION: Final = 0.15
-MAX_CUT: Final = 0.95
 
 LOSS: Final = "NLL Loss"
 

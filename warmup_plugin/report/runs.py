@@ -14,6 +14,7 @@ from warmup_plugin.console import quiet_log
 from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import System, name_systems, read_run
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.report.curves import Curves, read_curves
 from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
@@ -146,7 +147,9 @@ def collect_runs(
 def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun:
     run_dir = RunDir(path)
 
-    # fairseq2, which takes seconds; not for `--help`.
+    # fairseq2 takes seconds; not for `--help`.
+    import_fairseq2()
+
     from warmup_plugin.recipes.checks import read_run_config
 
     config = read_run_config(run_dir)
@@ -255,7 +258,9 @@ def _collect_scores(
     if run.checkpoint_step is None:
         return None, "the run has no checkpoint any more"
 
-    # Imports fairseq2, which takes seconds.
+    # fairseq2 takes seconds.
+    import_fairseq2()
+
     from warmup_plugin.recipes.jobs import ScoreOptions, score
 
     score_options = ScoreOptions(

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast, final
 
-import numpy as np
-
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.scores import evaluate
 from warmup_plugin.evaluation.systems import (
@@ -22,9 +20,9 @@ from warmup_plugin.evaluation.systems import (
     read_run,
     read_run_texts,
 )
-from warmup_plugin.metrics.base import FloatArray, Measurement, measure_mean
+from warmup_plugin.metrics.base import Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
-from warmup_plugin.metrics.resampling import DEFAULT_SEED, NUM_TRIALS
+from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.suite.grid import Grid, SystemSpec, TaskSpec
@@ -455,66 +453,9 @@ def _test_sentences(
     if len(pairs) < len(by_seed) or len(pairs[0][0].stats) < 2:
         return None
 
-    return randomize_sentences([a for a, _ in pairs], [b for _, b in pairs])
+    [p_value] = randomization_p_values_of_groups([pairs])
 
-
-def randomize_sentences(
-    baselines: Sequence[Measurement],
-    systems: Sequence[Measurement],
-    num_trials: int = NUM_TRIALS,
-    *,
-    seed: int = DEFAULT_SEED,
-) -> float:
-    """
-    Tests by approximate randomization whether systems differ from their baselines, by
-    the mean of the differences.
-
-    As in MultEval (Clark et al., 2011) several trainings of each are tested together.
-    But a trial swaps the two outputs of a sentence in all of them at once: the outputs
-    for one sentence are alike, so that n trainings are not n times as many sentences.
-    Of one pair, the test is that of `compare`. The p-value is about other sentences,
-    not about other trainings.
-
-    :param baselines: One a training, all of the same sentences.
-    :param systems: In the same order.
-    """
-    num_sentences = len(systems[0].stats)
-
-    observed = statistics.fmean(
-        system.score - baseline.score for baseline, system in zip(baselines, systems)
-    )
-
-    rng = np.random.default_rng(seed)
-
-    num_extreme, num_left = 0, num_trials
-
-    while num_left > 0:
-        # NumPy draws 32 truth values at a time, so that blocks of whole 32 rows change
-        # nothing.
-        num_rows = min(num_left, 1024)
-
-        num_left -= num_rows
-
-        # (R, N)
-        keeps = rng.integers(2, size=(num_rows, num_sentences), dtype=np.bool_)
-
-        weights = keeps.astype(np.float64)
-
-        # (R)
-        total: FloatArray = np.zeros(num_rows)
-
-        for baseline, system in zip(baselines, systems):
-            # (R, N) x (N, D) -> (R, D)
-            moved = weights @ (baseline.stats - system.stats)
-
-            total += system.score_sums(system.stats.sum(axis=0) + moved)
-            total -= system.score_sums(baseline.stats.sum(axis=0) - moved)
-
-        extreme = np.abs(total / len(systems)) >= abs(observed) - _TOLERANCE
-
-        num_extreme += int(np.count_nonzero(extreme))
-
-    return (num_extreme + 1) / (num_trials + 1)
+    return p_value
 
 
 def sign_flip_p_value(differences: Sequence[float]) -> float | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from itertools import product
 
@@ -23,9 +24,11 @@ from warmup_plugin.metrics.resampling import (
     bootstrap_interval,
     bootstrap_p_value,
     randomization_p_values,
+    randomization_p_values_of_groups,
     resample_scores,
     sign_with_test,
 )
+from warmup_plugin.metrics.translation import evaluate_systems
 
 _REFERENCES = make_references()
 
@@ -278,3 +281,80 @@ def test_resampling_needs_samples() -> None:
 
     with pytest.raises(WarmupError, match="`num_trials` must be"):
         randomization_p_values([_mean(1, 2)], [_mean(2, 3)], 0)
+
+
+def _test_group(
+    group: Sequence[tuple[Measurement, Measurement]], num_trials: int
+) -> float:
+    [p_value] = randomization_p_values_of_groups([group], num_trials)
+
+    return p_value
+
+
+def make_measurements(*rates: float, key: str = "chrf") -> list[Measurement]:
+    systems = {
+        str(idx): make_hypotheses(_REFERENCES, rate, idx)
+        for idx, rate in enumerate(rates)
+    }
+
+    evaluation = evaluate_systems(systems, _REFERENCES, metrics=[key], num_bootstrap=0)
+
+    return [evaluation.measurements[name][key] for name in systems]
+
+
+class TestGroups:
+    @pytest.mark.parametrize("key", ["bleu", "chrf"])
+    def test_one_training_is_tested_as_compare_does(self, key: str) -> None:
+        baseline, system = make_measurements(0.30, 0.25, key=key)
+
+        [expected] = randomization_p_values([baseline], [system], 2000)
+
+        assert expected < 0.9
+        assert _test_group([(baseline, system)], 2000) == expected
+
+    def test_same_outputs_again_are_no_more_evidence(self) -> None:
+        baseline, system = make_measurements(0.30, 0.25)
+
+        once = _test_group([(baseline, system)], 2000)
+
+        assert _test_group([(baseline, system)] * 3, 2000) == once
+
+    def test_opposite_trainings_cancel(self) -> None:
+        a, b = make_measurements(0.4, 0.2)
+
+        assert _test_group([(a, b)], 500) < 0.01
+        assert _test_group([(a, b), (b, a)], 500) == 1.0
+
+    def test_chance_is_rarely_significant(self) -> None:
+        rng = np.random.default_rng(1)
+
+        num_sentences, num_seeds, num_pairs = 60, 3, 300
+
+        together, apart = [], []
+
+        for _ in range(num_pairs):
+            # What a sentence gains is alike in all trainings, and 0 on average.
+            shared = rng.normal(size=num_sentences)
+
+            gains = [
+                shared + 0.5 * rng.normal(size=num_sentences) for _ in range(num_seeds)
+            ]
+
+            zeros = measure_mean("x", "x", [0.0] * num_sentences, "")
+
+            systems = [measure_mean("x", "x", gain.tolist(), "") for gain in gains]
+
+            p = _test_group([(zeros, system) for system in systems], 200)
+
+            together.append(p < 0.05)
+
+            joined = measure_mean("x", "x", np.concatenate(gains).tolist(), "")
+
+            many = measure_mean("x", "x", [0.0] * num_sentences * num_seeds, "")
+
+            apart.append(_test_group([(many, joined)], 200) < 0.05)
+
+        assert 0.02 < statistics.fmean(together) < 0.09
+
+        # As if three trainings were three times as many sentences.
+        assert statistics.fmean(apart) > 0.15

@@ -543,6 +543,7 @@ class TestTask:
             model__family=None,
             model__arch=None,
             task__name="summarization",
+            task__config="{cross_lingual: true}",
             **write_card(tmp_path, "llama"),
         )
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.unit.report.cases import Row, write_lines, write_rows
-from warmup_plugin.criteria import health
-from warmup_plugin.report import curves
 from warmup_plugin.report.curves import LOSS, MAX_NUM_POINTS, Curve, read_curves
 
 
@@ -102,10 +98,3 @@ class TestReadCurves:
         assert len(curve.steps) <= MAX_NUM_POINTS
         assert (curve.steps[0], curve.values[0]) == (3.0, 2.0)
         assert curve.steps[-1] == num
-
-
-@pytest.mark.parametrize(
-    "name", ["MAX_EMPTY", "MAX_DUPLICATE", "MAX_REPETITION", "MAX_CUT"]
-)
-def test_limits_are_those_of_training(name: str) -> None:
-    assert getattr(curves, name) == getattr(health, name)

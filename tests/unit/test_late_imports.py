@@ -1,0 +1,123 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from warmup_plugin import late_imports
+from warmup_plugin.fairseq2_doors import late_compiler
+from warmup_plugin.late_imports import _late_modules
+
+_LATE = """\
+class Shape:
+    sides = 4
+
+    def __init__(self, size):
+        self.size = size
+
+class Square(Shape): pass
+
+class Trouble(Exception): pass
+
+def double(x): return 2 * x
+"""
+
+_USER = """\
+import late_one
+from late_one import Shape, Trouble
+from late_one.part import Trouble as Same
+
+KINDS = {Shape: 1}
+
+def is_shape(x): return isinstance(x, Shape)
+
+def attempt(error):
+    try:
+        raise error
+    except Trouble:
+        return "caught"
+    except ValueError:
+        return "other"
+"""
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module whose imports are put off."""
+    (tmp_path / "late_one").mkdir()
+
+    (tmp_path / "late_one" / "__init__.py").write_text(_LATE)
+    (tmp_path / "late_one" / "part.py").write_text(_LATE)
+
+    (tmp_path / "late_user.py").write_text(_USER)
+
+    monkeypatch.syspath_prepend(tmp_path)
+
+    monkeypatch.setattr(late_imports, "_MODULES", ("late_one", "late_one.part"))
+
+    with _late_modules():
+        module = import_module("late_user")
+
+    yield module
+
+    for name in ("late_one", "late_one.part", "late_user"):
+        sys.modules.pop(name, None)
+
+
+class TestLateModules:
+    def test_module_is_imported_when_it_is_used(self, user: Any) -> None:
+        assert "late_one" not in sys.modules
+        assert user.attempt(ValueError()) == "other"
+        assert "late_one" not in sys.modules
+
+        assert user.late_one.double(2) == 4
+
+        assert "late_one" in sys.modules
+
+    def test_class_is_that_of_the_module(self, user: Any) -> None:
+        shape = user.Shape(3)
+
+        assert type(shape) is import_module("late_one").Shape
+        assert shape.size == 3
+        assert user.Shape.sides == 4
+
+        assert user.is_shape(shape) and not user.is_shape(3)
+
+        assert issubclass(import_module("late_one").Square, user.Shape)
+        assert not issubclass(int, user.Shape)
+        assert not issubclass(user.Shape, ModuleType)
+
+    def test_what_was_imported_before_is_left_as_it_is(self, user: Any) -> None:
+        module = import_module("late_one")
+
+        with _late_modules():
+            assert sys.modules["late_one"] is module
+
+
+class TestLateCompiler:
+    def test_function_is_called_and_kept_from_the_compiler(self) -> None:
+        disable = torch.compiler.disable
+
+        with late_compiler():
+
+            @torch.compiler.disable  # type: ignore[untyped-decorator]
+            def is_compiling(x: int) -> tuple[int, bool]:
+                return x, torch.compiler.is_compiling()
+
+        assert torch.compiler.disable is disable
+
+        assert is_compiling(1) == (1, False)
+
+        @torch.compile(backend="eager")
+        def call(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, bool]]:
+            return x + 1, is_compiling(2)
+
+        assert call(torch.zeros(1))[1] == (2, False)

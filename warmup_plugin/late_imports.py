@@ -1,0 +1,133 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""
+Puts off what fairseq2 imports as it starts and hardly any command ever uses.
+
+Its recipes import transformers, with all that comes with it, wandb and torch's compiler,
+more than half of the seconds in which a command starts, for names that are of use only
+with a Hugging Face tokenizer, where a run is logged to Weights & Biases, or where a model
+is compiled.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Final, final
+
+from typing_extensions import override
+
+from warmup_plugin.fairseq2_doors import late_compiler
+
+# The modules whose names fairseq2 imports.
+_MODULES: Final = (
+    "transformers",
+    "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
+    "wandb",
+    "wandb.errors",
+)
+
+
+def import_fairseq2() -> None:
+    """
+    Imports fairseq2's recipes, and what we add to them, without the modules above.
+
+    They are imported when something of theirs is used. Does nothing if fairseq2's recipes
+    have been imported; a module that was imported before is left as it is.
+    """
+    if "fairseq2.recipe" in sys.modules:
+        return
+
+    with _late_modules(), late_compiler():
+        for name in (
+            "fairseq2.recipe.cli",
+            "fairseq2.recipe.composition",
+            "warmup_plugin.composition",
+        ):
+            import_module(name)
+
+
+@contextmanager
+def _late_modules() -> Iterator[None]:
+    late = {
+        name: _LateModule(name)
+        for name in _MODULES
+        if name.partition(".")[0] not in sys.modules
+    }
+
+    sys.modules.update(late)
+
+    try:
+        yield
+    finally:
+        for name in late:
+            # From now on, it is the module itself that is imported.
+            del sys.modules[name]
+
+
+def _load(module: str, name: str) -> Any:
+    value = getattr(import_module(module), name)
+
+    if module == "transformers":
+        from warmup_plugin.transformers_doors import refuse_foreign_code
+
+        refuse_foreign_code()
+
+    return value
+
+
+@final
+class _LateModule(ModuleType):
+    """Stands for a module until something of it is used."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+
+        # For those who only ask whether it is installed.
+        self.__spec__ = ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        if sys.modules.get(self.__name__) is not self:
+            return _load(self.__name__, name)
+
+        # Where it is caught, it has to be an exception.
+        late = _LateClass(name, (Exception,), {"_module": self.__name__})
+
+        setattr(self, name, late)
+
+        return late
+
+
+@final
+class _LateClass(type):
+    """Is the type of what stands for a class of a late module."""
+
+    _module: str
+
+    def _load(cls) -> Any:
+        return _load(cls._module, cls.__name__)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        return getattr(cls._load(), name)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls._load()(*args, **kwargs)
+
+    @override
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls._load())
+
+    @override
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return subclass is cls or issubclass(subclass, cls._load())
