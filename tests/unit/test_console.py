@@ -487,3 +487,38 @@ class TestFullDisk:
             log.exception(f"Recipe failed due to an operational error. {SEE_TRACE}")
 
             assert ex.__cause__ is second
+
+
+class TestTexts:
+    """What fairseq2 writes must be what is looked for."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def sources(cls) -> str:
+        folder = Path(fairseq2.__file__).parent
+
+        return "\n".join(file.read_text() for file in folder.rglob("*.py"))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *console._DETAILS,
+            *console._KEEP_TRACE,
+            console._ENVIRONMENT,
+            console._FILE_SYSTEMS,
+            console._SEE_TRACE,
+            "operational error",
+            "` is not valid: ",
+            "` field cannot be structured.",
+            "Recipe configuration cannot be structured.",
+            "Value cannot be structured to `",
+            "`hg_exporter` is deprecated",
+        ],
+    )
+    def test_text_is_one_of_fairseq2(self, sources: str, text: str) -> None:
+        # The name of a config and a colon are put together when it is logged.
+        is_there = text in sources or f'"{text.removesuffix(": ")}"' in sources
+
+        assert (
+            is_there
+        ), f"fairseq2 {fairseq2.__version__} no longer writes {text!r}, which console.py looks for in its log and errors."
