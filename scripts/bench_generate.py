@@ -35,7 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, cast, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -77,8 +77,9 @@ from warmup_plugin.models.hugging_face.nllb import (
     from_hg_token_idx,
     to_hg_token_idx,
 )
+from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.tokenizers.codec import create_codec
 from warmup_plugin.tokenizers.loading import load_tokenizer
 
@@ -170,7 +171,7 @@ def load_run_job(path: Path, num_sentences: int) -> Job:
 
     step_nr = run_dir.find_checkpoint("best")
 
-    run_config = cast("dict[str, Any]", run_dir.load_config())
+    run_config = read_run_config(run_dir)
 
     family, config = load_model_config(run_dir)
 

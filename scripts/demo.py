@@ -25,7 +25,7 @@ from warmup_plugin.data.synthetic_pivot import (
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import Comparison, MetricScore, format_table
-from warmup_plugin.run_dir import RunDir, flatten_config
+from warmup_plugin.runs.run_dir import RunDir, flatten_config
 from warmup_plugin.terminal import get_arguments, guard, show_error
 
 _DESCRIPTION: Final = (

@@ -22,7 +22,7 @@ def small_disk(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         # The limit holds for its processes too: Git, killed by it while it writes its
         # index, would leave the clone locked.
-        monkeypatch.setattr("warmup_plugin.run_dir._find_commit", lambda: None)
+        monkeypatch.setattr("warmup_plugin.runs.run_dir._find_commit", lambda: None)
 
         setrlimit(RLIMIT_FSIZE, (size, hard))
 

@@ -90,16 +90,15 @@ def register_optimizers(container: DependencyContainer) -> None:
     _register_lr_schedulers(container)
 
 
-# Recipes
-
-
-def create_recipe_container(
+def create_recipe_resolver(
     recipe: Recipe, get_config: Callable[[], object]
-) -> DependencyContainer:
+) -> DependencyResolver:
     """
-    Creates what fairseq2 has within a recipe, before it runs.
+    Creates what a recipe resolves its dependencies with, before it runs.
 
-    :param get_config: Returns the config, of which asset cards are asked for.
+    It has the components of every recipe, and optimizers besides.
+
+    :param get_config: Returns the config of the recipe as soon as there is one.
     """
     from fairseq2.composition import _register_library
     from fairseq2.recipe.cli import _register_cli_errors
@@ -111,7 +110,6 @@ def create_recipe_container(
 
     _register_library(container, no_progress=True)
 
-    # It has the components of every recipe, and optimizers besides.
     _register_train_recipe(container, recipe)
 
     _register_cli_errors(container)
@@ -123,20 +121,22 @@ def create_recipe_container(
     return container
 
 
-def structure_config(
-    resolver: DependencyResolver, kls: type[object], values: object
+def structure_recipe_config(
+    resolver: DependencyResolver, kls: type[object], config: object
 ) -> object:
     """Turns values from YAML into the config of a recipe, components included."""
     from fairseq2.recipe.internal.config import _StandardRecipeConfigStructurer
     from fairseq2.runtime.dependency import wire_object
 
-    return wire_object(resolver, _StandardRecipeConfigStructurer).structure(kls, values)
+    structurer = wire_object(resolver, _StandardRecipeConfigStructurer)
+
+    return structurer.structure(kls, config)
 
 
-def tell_errors(
+def handled_errors(
     resolver: DependencyResolver, no_exit_on_error: bool
 ) -> AbstractContextManager[None]:
-    """Logs what a recipe raises, and exits, as fairseq2's command line does."""
+    """Turns errors into messages and exit statuses, as fairseq2's command line does."""
     from fairseq2.recipe.cli import _handle_errors
 
     return _handle_errors(resolver, no_exit_on_error)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.commands import Command, Start, read_losses, run
 from tests.tiny_runs import assert_same_weights, load_weights, tiny_options, to_args
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 
 NUM_ROUNDS: Final = int(os.environ.get("KILL_ROUNDS", "0"))
 """How often each criterion trains; set by ``make kill-test``."""

@@ -38,8 +38,8 @@ from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.models.families import find_family
 from warmup_plugin.recipes import train
-from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file
+from warmup_plugin.runs.run_dir import RunDir
 
 pytestmark = [
     pytest.mark.integration,

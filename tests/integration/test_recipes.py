@@ -25,7 +25,7 @@ from tests.tiny_runs import (
     to_args,
 )
 from warmup_plugin.commands import evaluate, generate
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 
 pytestmark = pytest.mark.integration
 

@@ -21,7 +21,7 @@ from tests.tiny_runs import (
     take_snapshot,
     tiny_options,
 )
-from warmup_plugin.run_dir import RunDir, dump_yaml
+from warmup_plugin.runs.run_dir import RunDir, dump_yaml
 from warmup_plugin.suite.steps import is_finished, measure_training
 
 pytestmark = pytest.mark.integration

@@ -14,7 +14,7 @@ import pytest
 
 from tests.tiny_runs import ROOT, command_environment, python_command
 from warmup_plugin.presets import get_presets_dir
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 
 pytestmark = [
     pytest.mark.integration,

@@ -58,16 +58,16 @@ DOORS: Final = Doors(
             f"{_COMPOSITION}.lr_schedulers:_register_lr_schedulers/1",
             f"{_COMPOSITION}.optim:_register_optim/1",
         ],
-        "create_recipe_container": [
+        "create_recipe_resolver": [
             "fairseq2.composition:_register_library/1",
             "fairseq2.recipe.cli:_register_cli_errors/1",
             f"{_COMPOSITION}:_register_train_recipe/2",
-            "fairseq2.recipe.internal.config:_RecipeConfigHolder",
+            "fairseq2.recipe.internal.config:_RecipeConfigHolder/1",
         ],
-        "structure_config": [
+        "structure_recipe_config": [
             "fairseq2.recipe.internal.config:_StandardRecipeConfigStructurer.structure/3"
         ],
-        "tell_errors": ["fairseq2.recipe.cli:_handle_errors/2"],
+        "handled_errors": ["fairseq2.recipe.cli:_handle_errors/2"],
         "disable_compiler": ["torch._compile:_disable_dynamo/2"],
         "register_file_system": [
             "fairseq2.file_system:FileSystemRegistry._resolvers",

@@ -17,6 +17,7 @@ PACKAGE: Final = ROOT / "warmup_plugin"
 # From the bottom. A room is a module or a folder of the package.
 ROOMS: Final = (
     *("errors", "parsing", "blank", "files", "terminal", "presets"),
+    *("fairseq2_doors", "transformers_doors"),
     *("config_docs", "config_values", "components", "warmup_lens", "console"),
     *("storage", "weights_and_biases"),
     # The method.
@@ -25,7 +26,7 @@ ROOMS: Final = (
     *("metrics", "tasks", "data", "preparation", "generation", "criteria"),
     "composition",
     # Runs.
-    *("runs", "run_dir", "recipes", "interop", "evaluation", "report", "suite"),
+    *("runs", "recipes", "interop", "evaluation", "report", "suite"),
     *("commands", "__main__", "__init__"),
 )
 

@@ -17,7 +17,6 @@ from tests.doors import DOORS, ROOT, find_fault, find_private, is_private, list_
 EXCEPTIONS: Final = {
     # Of `datasets`: what tells one version of its rows from another.
     ("warmup_plugin/data/preparation/summarization.py", "_fingerprint"),
-    ("warmup_plugin/components.py", "_StandardComponentManager"),
 }
 
 # What our own private attributes are reached by: an object reaches its own, and helpers

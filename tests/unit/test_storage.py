@@ -25,7 +25,7 @@ from tests.tiny_runs import tiny_options, to_args
 from warmup_plugin.commands import generate
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.train import main
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.storage import CheckedDumper, CheckedLoader
 
 # To fairseq2's own file system most of them are patterns.

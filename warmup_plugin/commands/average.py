@@ -39,7 +39,7 @@ def run(args: Namespace) -> int:
     # Seconds; not for `--help`.
     from warmup_plugin.console import quiet_log
     from warmup_plugin.interop.averaging import average_checkpoints
-    from warmup_plugin.run_dir import RunDir
+    from warmup_plugin.runs.run_dir import RunDir
 
     with quiet_log():
         average = average_checkpoints(

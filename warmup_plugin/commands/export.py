@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
     # Seconds; not for `--help`.
     from warmup_plugin.console import quiet_log
     from warmup_plugin.interop.exporting import HIGH_CUT_SHARE, export_run
-    from warmup_plugin.run_dir import RunDir
+    from warmup_plugin.runs.run_dir import RunDir
 
     with quiet_log():
         model = export_run(

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
 from warmup_plugin.data.text_files import TextPlaces, read_place_arguments
 from warmup_plugin.errors import WarmupError
@@ -18,7 +18,7 @@ from warmup_plugin.metrics.registry import (
     MetricOptions,
     check_metric_names,
 )
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 
 
 def add_names_argument(parser: argparse.ArgumentParser) -> None:
@@ -122,10 +122,11 @@ def read_metric_arguments(
 
     # What is no run is reported where it is read.
     if run_dir is not None and RunDir(run_dir).run_file.is_file():
+        # fairseq2, which takes seconds; files are scored without.
+        from warmup_plugin.recipes.checks import read_run_config
+
         # An imported model has been validated by nothing.
-        validation = cast(
-            "Mapping[str, Any]", RunDir(run_dir).load_config().get("validation") or {}
-        )
+        validation = read_run_config(RunDir(run_dir)).get("validation") or {}
 
         labels = validation.get("labels") or labels
 

@@ -23,7 +23,7 @@ from warmup_plugin.metrics.resampling import (
 )
 from warmup_plugin.metrics.tables import to_json
 from warmup_plugin.metrics.translation import evaluate_systems
-from warmup_plugin.run_dir import collect_versions
+from warmup_plugin.runs.run_dir import collect_versions
 from warmup_plugin.terminal import show
 
 

@@ -28,10 +28,11 @@ from warmup_plugin.data.text_files import (
 )
 from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.base import References
 from warmup_plugin.parsing import parse_json
-from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file, translation_file
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.terminal import show
 
 
@@ -332,7 +333,10 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    config = RunDir(run_dir).load_config()
+    # fairseq2, which takes seconds; files are scored without.
+    from warmup_plugin.recipes.checks import read_run_config
+
+    config = read_run_config(RunDir(run_dir))
 
     if not isinstance(config.get("dataset"), dict):
         raise WarmupError(
@@ -357,6 +361,8 @@ def _ensure_translations(
         return file
 
     # fairseq2, which takes seconds; files are scored without.
+    import_fairseq2()
+
     from warmup_plugin.recipes.jobs import GenerateOptions, generate
 
     options = GenerateOptions(

@@ -19,7 +19,7 @@ from warmup_plugin.interop.checkpoints import (
     new_folder,
     write_weights,
 )
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 
 
 @dataclass(frozen=True)

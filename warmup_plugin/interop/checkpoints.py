@@ -24,7 +24,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.fairseq2_doors import MODEL_FILE, MODEL_METADATA_FILE
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.models.families import find_family
-from warmup_plugin.run_dir import RunDir, dump_yaml
+from warmup_plugin.runs.run_dir import RunDir, dump_yaml
 from warmup_plugin.terminal import find_full_disk
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from warmup_plugin.data.directions import choose_direction, narrow_to_direction
 from warmup_plugin.errors import WarmupError
@@ -24,8 +24,9 @@ from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.hugging_face.table import get_format
 from warmup_plugin.models.hugging_face.weights import write_model
 from warmup_plugin.parsing import parse_json
+from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.tokenizers.codec import (
     CodecOptions,
     TextCodec,
@@ -76,7 +77,7 @@ def export_run(
 
     step_nr = run_dir.find_checkpoint(checkpoint)
 
-    run_config = cast("dict[str, Any]", run_dir.load_config(complete=True))
+    run_config = read_run_config(run_dir, complete=True)
 
     run_config = narrow_to_direction(
         run_config, choose_direction(run_config, direction)

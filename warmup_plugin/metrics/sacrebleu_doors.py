@@ -14,21 +14,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sacrebleu.metrics.base import Metric, Score
 
 
 @contextmanager
 def cached_references(
-    metric: Metric, references: Sequence[Sequence[str]]
+    metric: Metric, references: Sequence[Sequence[str | None]]
 ) -> Iterator[None]:
     """
     Lets a metric read references once for all hypotheses that are scored within.
 
-    :param references: As ``corpus_score()`` takes them.
+    :param references: As ``corpus_score()`` takes them: the first ones of all sentences,
+        the second ones and so on, ``None`` where there are fewer.
     """
-    metric._ref_cache = metric._cache_references(references)
+    # Typed without what it knows to leave out.
+    metric._ref_cache = metric._cache_references(cast(Any, references))
 
     try:
         yield

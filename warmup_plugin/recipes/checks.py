@@ -17,6 +17,7 @@ from fairseq2.utils.structured import StructureError
 from warmup_plugin.config_values import create_value_converter
 from warmup_plugin.console import describe_causes
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.runs.run_dir import RunDir
 
 _MAX_SEED: Final = 2**32 - 1
 
@@ -191,17 +192,16 @@ def _check_schedule(config: Any) -> None:
         )
 
 
-def check_run_config(
-    config: Mapping[str, object], file: Path, *, complete: bool
-) -> dict[str, object]:
+def read_run_config(run_dir: RunDir, *, complete: bool = False) -> dict[str, Any]:
     """
-    Checks what a run says of itself.
+    Reads the configuration that a run was trained with.
 
-    :param file: Where it says so.
     :param complete: If ``True``, the defaults of what it does not say are added.
 
     :raises WarmupError: If a value is none that a run has.
     """
+    config, file = run_dir.load_config(), run_dir.run_file
+
     # It imports this module.
     from warmup_plugin.recipes.train_config import TrainConfig
 

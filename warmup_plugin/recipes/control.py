@@ -31,7 +31,7 @@ from warmup_plugin.fairseq2_doors import (
     validate,
 )
 from warmup_plugin.files import write_text_atomically
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 
 
 @final

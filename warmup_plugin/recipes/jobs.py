@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import Any, Final, final
 
 from fairseq2.recipe.base import Recipe
 from fairseq2.utils.config import StandardConfigMerger
@@ -24,13 +24,14 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, GenerationSection
 from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES
 from warmup_plugin.recipes.arguments import name_options, to_option
+from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_rank
 from warmup_plugin.recipes.config_files import apply_settings
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
 from warmup_plugin.recipes.translate import TranslationGenerateRecipe
-from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.terminal import show
 from warmup_plugin.warmup_lens import (
     get_max_warmup_len,
@@ -433,7 +434,7 @@ def _load_configs(
 
 
 def _choose_direction(run_dir: RunDir, options: JobOptions) -> str | None:
-    return choose_direction(run_dir.load_config(complete=True), options.direction)
+    return choose_direction(read_run_config(run_dir, complete=True), options.direction)
 
 
 def _create_generation_config(
@@ -522,7 +523,7 @@ def load_run_config(
     """
     step_nr = run_dir.find_checkpoint(checkpoint)
 
-    config = cast("dict[str, Any]", run_dir.load_config(complete=True))
+    config = read_run_config(run_dir, complete=True)
 
     config = narrow_to_direction(
         config,

@@ -35,9 +35,9 @@ from warmup_plugin.console import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fairseq2_doors import (
-    create_recipe_container,
-    structure_config,
-    tell_errors,
+    create_recipe_resolver,
+    handled_errors,
+    structure_recipe_config,
 )
 
 ConfigT = TypeVar("ConfigT")
@@ -57,7 +57,7 @@ class RecipeRunner(Generic[ConfigT]):
 
     def _create_resolver(self) -> DependencyResolver:
         with hide_start_warning():
-            return create_recipe_container(self._recipe, lambda: self._config)
+            return create_recipe_resolver(self._recipe, lambda: self._config)
 
     def structure(self, config: object) -> ConfigT:
         """
@@ -67,7 +67,8 @@ class RecipeRunner(Generic[ConfigT]):
         """
         try:
             typed = cast(
-                ConfigT, structure_config(self.resolver, self._config_kls, config)
+                ConfigT,
+                structure_recipe_config(self.resolver, self._config_kls, config),
             )
 
             StandardObjectValidator().validate(typed)
@@ -120,7 +121,7 @@ class RecipeRunner(Generic[ConfigT]):
         old_raise, logging.raiseExceptions = logging.raiseExceptions, False
 
         try:
-            with hide_start_warning(), tell_errors(self.resolver, no_exit_on_error):
+            with hide_start_warning(), handled_errors(self.resolver, no_exit_on_error):
                 # Closed by `2>&-`, it is no terminal either.
                 run(self._recipe, config, out, no_rich=no_rich or not os.isatty(2))
         except SystemExit as ex:

@@ -34,7 +34,11 @@ from warmup_plugin.files import write_text_atomically
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
-from warmup_plugin.recipes.checks import OPEN_ENDED_SCHEDULERS, check_model
+from warmup_plugin.recipes.checks import (
+    OPEN_ENDED_SCHEDULERS,
+    check_model,
+    read_run_config,
+)
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
@@ -44,7 +48,7 @@ from warmup_plugin.recipes.common import (
 )
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.train_config import SCORE_OF_TASK, TrainConfig
-from warmup_plugin.run_dir import RunDir, dump_yaml, is_same_tokenizer, load_yaml
+from warmup_plugin.runs.run_dir import RunDir, dump_yaml, is_same_tokenizer, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings
 from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,
@@ -278,7 +282,7 @@ def _find_growth(run_dir: RunDir, config: TrainConfig) -> int | None:
 def _resume_config(
     runner: RecipeRunner[TrainConfig], run_dir: RunDir, command: TrainConfig
 ) -> TrainConfig:
-    config = runner.structure(run_dir.load_config(complete=True))
+    config = runner.structure(read_run_config(run_dir, complete=True))
 
     # The directory may have been moved since, and so may the data.
     if run_dir.tokenizer_path is not None:
@@ -608,7 +612,7 @@ def _complete_tokenizer(
     inherited: dict[str, Any] = {}
 
     if config.init_from is not None:
-        init_config = RunDir(config.init_from).load_config(complete=True)
+        init_config = read_run_config(RunDir(config.init_from), complete=True)
 
         known = [field.name for field in fields(section)]
 
@@ -666,9 +670,7 @@ def _knows_separator(config: TrainConfig) -> bool:
     if config.init_from is None:
         return config.model.name is None and config.model.path is None
 
-    init_config = cast(
-        "dict[str, Any]", RunDir(config.init_from).load_config(complete=True)
-    )
+    init_config = read_run_config(RunDir(config.init_from), complete=True)
 
     if not writes_warmups(init_config):
         return False
@@ -705,7 +707,7 @@ def _find_tokenizer(config: TrainConfig) -> Path | None:
 
         path = init_dir.tokenizer_path
 
-        init_config = cast("dict[str, Any]", init_dir.load_config(complete=True))
+        init_config = read_run_config(init_dir, complete=True)
 
         if path is None and init_config["tokenizer"]["name"] is None:
             raise WarmupError(

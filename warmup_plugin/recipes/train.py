@@ -68,7 +68,7 @@ from warmup_plugin.recipes.start import NothingToRun, start_run
 from warmup_plugin.recipes.token_stats import measure_tokens
 from warmup_plugin.recipes.train_arguments import TrainArguments, read_train_arguments
 from warmup_plugin.recipes.train_config import TrainConfig
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.terminal import get_arguments, guard
 from warmup_plugin.tokenizers.codec import TextCodec
 

@@ -20,9 +20,9 @@ from warmup_plugin.report.lexical import (
     analyze_draws,
     analyze_warmups,
 )
-from warmup_plugin.report.records import ScoredPair
 from warmup_plugin.report.runs import ReportRun, RunTranslations
-from warmup_plugin.run_dir import flatten_config
+from warmup_plugin.runs.records import ScoredPair
+from warmup_plugin.runs.run_dir import flatten_config
 
 ALPHA: Final = 0.05
 

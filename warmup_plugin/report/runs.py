@@ -8,22 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 from warmup_plugin.console import quiet_log
 from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import System, name_systems, read_run
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.report.curves import Curves, read_curves
-from warmup_plugin.report.records import (
+from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
+from warmup_plugin.runs.records import (
     ScoredPair,
     Translation,
     read_scores,
     read_translations,
 )
-from warmup_plugin.run_dir import RunDir
-from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.warmup_lens import writes_warmups
 
 
@@ -146,7 +147,10 @@ def collect_runs(
 def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun:
     run_dir = RunDir(path)
 
-    config = cast("dict[str, Any]", run_dir.load_config())
+    # fairseq2, which takes seconds; not for `--help`.
+    from warmup_plugin.recipes.checks import read_run_config
+
+    config = read_run_config(run_dir)
 
     dataset = config.get("dataset")
 
@@ -253,6 +257,8 @@ def _collect_scores(
         return None, "the run has no checkpoint any more"
 
     # Imports fairseq2, which takes seconds.
+    import_fairseq2()
+
     from warmup_plugin.recipes.jobs import ScoreOptions, score
 
     score_options = ScoreOptions(

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
 from warmup_plugin.report.lexical import find_words, split_words
-from warmup_plugin.report.records import Hypothesis, ScoredPair, Translation
+from warmup_plugin.runs.records import Hypothesis, ScoredPair, Translation
 
 Json: TypeAlias = dict[str, object]
 

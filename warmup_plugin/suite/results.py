@@ -26,7 +26,7 @@ from warmup_plugin.metrics.base import FloatArray, Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.metrics.resampling import DEFAULT_SEED, NUM_TRIALS
 from warmup_plugin.parsing import parse_json
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.suite.grid import Grid, SystemSpec, TaskSpec
 from warmup_plugin.suite.steps import (
     Plan,

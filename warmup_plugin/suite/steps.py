@@ -28,8 +28,8 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import read_run_texts
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.parsing import parse_json
-from warmup_plugin.run_dir import RunDir, flatten_config
 from warmup_plugin.runs.outputs import details_file, translation_file
+from warmup_plugin.runs.run_dir import RunDir, flatten_config
 from warmup_plugin.suite.grid import (
     Grid,
     SystemRef,
@@ -721,7 +721,10 @@ def is_finished(path: Path) -> bool:
 @lru_cache(maxsize=None)
 def _load_config(path: Path, mtime: int) -> dict[str, object]:
     """Reads the config of a run; once, since reading YAML is slow."""
-    return RunDir(path).load_config()
+    # fairseq2, which takes seconds; not for `--help`.
+    from warmup_plugin.recipes.checks import read_run_config
+
+    return read_run_config(RunDir(path))
 
 
 @lru_cache(maxsize=None)

@@ -16,7 +16,7 @@ from warmup_plugin.metrics.resampling import (
     warn_of_few_sentences,
 )
 from warmup_plugin.metrics.tables import escape_latex, format_number
-from warmup_plugin.run_dir import collect_versions
+from warmup_plugin.runs.run_dir import collect_versions
 from warmup_plugin.suite.results import (
     Difference,
     MetricInfo,

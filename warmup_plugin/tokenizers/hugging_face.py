@@ -269,11 +269,21 @@ def load_hugging_face_tokenizer(
         )
 
     # Seconds, and only decoder-only models need it.
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    class TokenizersBackend(PreTrainedTokenizerFast):
+        """As transformers 5 calls what `tokenizer.json` says all of."""
+
+    settings = read_settings(folder / "tokenizer_config.json")
+
+    kls: Any = AutoTokenizer
+
+    if settings.get("tokenizer_class") == TokenizersBackend.__name__:
+        kls = TokenizersBackend
 
     # The tokenizers library raises plain `Exception`.
     try:
-        tok = AutoTokenizer.from_pretrained(
+        tok = kls.from_pretrained(
             str(folder),
             use_fast=True,
             local_files_only=True,

@@ -143,6 +143,7 @@ class TestPlain:
         assert narrow_to_direction(config, "de-en")["criterion"] == {
             "name": "sft",
             "label_smoothing": 0.2,
+            "writes_warmups": None,
         }
 
         # What is given is left as it is.

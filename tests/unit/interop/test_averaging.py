@@ -17,7 +17,7 @@ from warmup_plugin.commands import evaluate, generate
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.averaging import average_checkpoints
 from warmup_plugin.recipes.train import main
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.hub_tokenizer import write_hub_tokenizer
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.recipes.train import main
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.tokenizers.spm import load_warmup_spm
 
 

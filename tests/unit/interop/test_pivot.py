@@ -36,7 +36,7 @@ from warmup_plugin.commands import evaluate, generate, score
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.recipes.translate import GenerateConfig, describe_job
-from warmup_plugin.run_dir import RunDir, load_yaml
+from warmup_plugin.runs.run_dir import RunDir, load_yaml
 
 
 @pytest.fixture(scope="module")

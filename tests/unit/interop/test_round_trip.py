@@ -32,8 +32,8 @@ from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.models.families import find_family
 from warmup_plugin.models.hugging_face.nllb import from_hg_token_idx
-from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file
+from warmup_plugin.runs.run_dir import RunDir
 
 SOURCES = ["ta rusuko so puke", "momu ta milu", "pe lasipe so roko ta ronatu mata"]
 

@@ -24,7 +24,7 @@ from warmup_plugin.recipes.control import (
     StopSignal,
     TrainerControl,
 )
-from warmup_plugin.run_dir import RunDir
+from warmup_plugin.runs.run_dir import RunDir
 
 
 class FakeCheckpointManager:

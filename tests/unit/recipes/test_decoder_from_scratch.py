@@ -25,8 +25,8 @@ from warmup_plugin.interop.checkpoints import load_model_config
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.models.families import find_family
 from warmup_plugin.recipes import train
-from warmup_plugin.run_dir import RunDir
 from warmup_plugin.runs.outputs import details_file
+from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.tokenizers.hugging_face import load_hugging_face_tokenizer
 
 

@@ -19,8 +19,8 @@ from warmup_plugin.recipes import train
 from warmup_plugin.recipes.arguments import create_generate_parser
 from warmup_plugin.recipes.jobs import create_generation_options, load_run_config
 from warmup_plugin.recipes.lines import LineProgress
-from warmup_plugin.run_dir import RunDir, dump_yaml, load_yaml
 from warmup_plugin.runs.outputs import details_file
+from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:

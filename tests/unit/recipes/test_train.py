@@ -34,7 +34,7 @@ from warmup_plugin.criteria.warmup import WarmupCriterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
 from warmup_plugin.recipes.train import main
-from warmup_plugin.run_dir import RunDir, load_yaml
+from warmup_plugin.runs.run_dir import RunDir, load_yaml
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

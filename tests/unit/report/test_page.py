@@ -7,17 +7,13 @@ import base64
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-import warmup_plugin.commands
-import warmup_plugin.recipes
 from tests.unit.report.cases import (
     REFERENCES,
     SOURCES,
@@ -28,6 +24,8 @@ from tests.unit.report.cases import (
 from warmup_plugin.__main__ import main
 from warmup_plugin.metrics.base import Metric, MetricUnavailable
 from warmup_plugin.metrics.registry import METRICS, MetricEntry, MetricOptions
+from warmup_plugin.recipes import jobs
+from warmup_plugin.recipes.jobs import GenerateOptions, JobOptions, ScoreOptions
 from warmup_plugin.report.page import to_script_json
 
 
@@ -256,23 +254,15 @@ class TestReport:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        calls: list[Sequence[str]] = []
+        calls: list[JobOptions] = []
 
-        def run(argv: Sequence[str]) -> int:
-            calls.append(argv)
+        def run(options: JobOptions) -> int:
+            calls.append(options)
 
             return 2
 
-        for package, name in (
-            (warmup_plugin.recipes, "generate"),
-            (warmup_plugin.commands, "score"),
-        ):
-            module = ModuleType(f"{package.__name__}.{name}")
-
-            setattr(module, "main", run)
-
-            monkeypatch.setitem(sys.modules, module.__name__, module)
-            monkeypatch.setattr(package, name, module, raising=False)
+        monkeypatch.setattr(jobs, "generate", run)
+        monkeypatch.setattr(jobs, "score", run)
 
         new = write_run(tmp_path / "new", data, has_translations=False)
 
@@ -286,8 +276,8 @@ class TestReport:
             assert main([*args, "--truncate"]) == 2
 
         assert calls == [
-            [str(run_dir), "--split", "test", "--checkpoint", "best", "--truncate"]
-            for run_dir in (new, translated)
+            GenerateOptions(run_dir=new, split="test", truncate=True),
+            ScoreOptions(run_dir=translated, split="test", truncate=True),
         ]
 
         assert not (tmp_path / "x.html").exists()

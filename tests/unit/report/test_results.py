@@ -10,7 +10,6 @@ import pytest
 
 from tests.unit.report.cases import write_data, write_run
 from warmup_plugin.metrics.base import Comparison, Evaluation, MetricScore
-from warmup_plugin.report.records import Draw, ScoredPair
 from warmup_plugin.report.results import (
     build_log_prob_row,
     build_score_table,
@@ -19,6 +18,7 @@ from warmup_plugin.report.results import (
     summarize,
 )
 from warmup_plugin.report.runs import CollectOptions, ReportRun, collect_runs
+from warmup_plugin.runs.records import Draw, ScoredPair
 
 
 def create_score(score: float | None, *, reason: str | None = None) -> MetricScore:

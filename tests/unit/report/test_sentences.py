@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from warmup_plugin.report.records import Draw, Hypothesis, ScoredPair, Translation
 from warmup_plugin.report.sentences import build_sentence, mark_by_run, mark_words
+from warmup_plugin.runs.records import Draw, Hypothesis, ScoredPair, Translation
 
 
 class TestMarkWords:

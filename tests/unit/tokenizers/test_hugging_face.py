@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,25 @@ class TestLoadHuggingFaceTokenizer:
         tokenizer = load_hugging_face_tokenizer(folder, config)
 
         assert tokenizer.vocab_info.eos_idx == tokenizer.find_special("<|eot_id|>")
+
+    def test_call_reads_what_transformers_5_has_saved(
+        self, folder: Path, tokenizer: HuggingFaceTokenizer, tmp_path: Path
+    ) -> None:
+        for file in folder.iterdir():
+            shutil.copy(file, tmp_path)
+
+        file = tmp_path / "tokenizer_config.json"
+
+        settings = json.loads(file.read_text(encoding="utf-8"))
+
+        write_json(file, {**settings, "tokenizer_class": "TokenizersBackend"})
+
+        saved = load_hugging_face_tokenizer(tmp_path)
+
+        for text in TEXT:
+            assert saved.encode(text) == tokenizer.encode(text)
+
+        assert saved.vocab_info == tokenizer.vocab_info
 
     def test_call_raises_error_when_eos_is_unknown(self, folder: Path) -> None:
         config = HuggingFaceTokenizerConfig(eos_token="<|x|>")

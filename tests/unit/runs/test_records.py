@@ -14,7 +14,7 @@ from tests.unit.report.cases import (
     write_translations,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.report.records import read_scores, read_translations
+from warmup_plugin.runs.records import read_scores, read_translations
 
 
 class TestReadTranslations:

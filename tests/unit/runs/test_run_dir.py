@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-import warmup_plugin.run_dir
+import warmup_plugin.runs.run_dir
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_text_atomically
-from warmup_plugin.run_dir import (
+from warmup_plugin.runs.run_dir import (
     RunDir,
     collect_versions,
     flatten_config,
@@ -358,7 +358,9 @@ class TestVersions:
     ) -> None:
         run_dir = RunDir(tmp_path)
 
-        monkeypatch.setattr(warmup_plugin.run_dir, "_find_commit", lambda: "abc-dirty")
+        monkeypatch.setattr(
+            warmup_plugin.runs.run_dir, "_find_commit", lambda: "abc-dirty"
+        )
 
         run_dir.write_versions({"num_processes": 2})
 
@@ -377,7 +379,7 @@ class TestVersions:
     ) -> None:
         file = tmp_path / "site-packages" / "warmup_plugin" / "run_dir.py"
 
-        monkeypatch.setattr(warmup_plugin.run_dir, "__file__", str(file))
+        monkeypatch.setattr(warmup_plugin.runs.run_dir, "__file__", str(file))
 
         assert collect_versions()["git_commit"] is None
 

@@ -38,7 +38,6 @@ from warmup_plugin.fairseq2_doors import (
     parse_step_folder,
 )
 from warmup_plugin.files import write_bytes_atomically, write_text_atomically
-from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
 
 # What runs did before there were these settings, where it is not their default.
@@ -336,13 +335,13 @@ class RunDir:
                 f"`{others[0]}` is not of a run and would be replaced; move it or choose another output directory."
             )
 
-    def load_config(self, *, complete: bool = False) -> dict[str, object]:
+    def load_config(self) -> dict[str, object]:
         """
-        Loads the configuration that the run was trained with.
+        Loads the configuration that the run was trained with, as it stands in its file.
 
-        :param complete: If ``True``, the defaults of what it does not say are added.
-
-        :raises WarmupError: If a value is none that a run has.
+        What reads more of it than a name takes that of
+        :func:`~warmup_plugin.recipes.checks.read_run_config`, whose values have been
+        checked.
         """
         self.check_is_run()
 
@@ -354,12 +353,7 @@ class RunDir:
             if isinstance(section, dict):
                 config[name] = {**earlier, **section}
 
-        # It knows all of them, which takes a while to import.
-        import_fairseq2()
-
-        from warmup_plugin.recipes.checks import check_run_config
-
-        return check_run_config(config, self.run_file, complete=complete)
+        return config
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""
@@ -661,8 +655,8 @@ def collect_versions() -> dict[str, object]:
 
 def _find_commit() -> str | None:
     """Returns the commit of the clone we run from, ``-dirty`` if it was changed."""
-    # Two levels up from an installed wheel is some unrelated folder.
-    root = Path(__file__).resolve().parent.parent
+    # Three levels up from an installed wheel is some unrelated folder.
+    root = Path(__file__).resolve().parent.parent.parent
 
     if not (root / "setup.py").is_file():
         return None
