@@ -15,8 +15,10 @@ file stays free of fairseq2 and torch.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -38,6 +40,44 @@ if TYPE_CHECKING:
     from fairseq2.utils.structured import StandardValueConverter
     from torch import Tensor
     from torch.nn import Module
+
+# Imports
+
+
+@contextmanager
+def late_compiler() -> Iterator[None]:
+    """
+    Lets what is imported within be kept from torch's compiler without importing it.
+    """
+    import torch
+
+    # fairseq2 sets it, and takes for granted that the compiler has imported it.
+    import torch._functorch.config
+    from torch._compile import _disable_dynamo
+
+    disable = torch.compiler.disable
+
+    def disable_late(
+        function: Callable[..., Any], recursive: bool = True
+    ) -> Callable[..., Any]:
+        disabled = _disable_dynamo(function, recursive)
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            # Before that, nothing has been compiled.
+            is_needed = "torch._dynamo" in sys.modules
+
+            return (disabled if is_needed else function)(*args, **kwargs)
+
+        return call
+
+    setattr(torch.compiler, "disable", disable_late)
+
+    try:
+        yield
+    finally:
+        setattr(torch.compiler, "disable", disable)
+
 
 # Dependencies and configs
 
@@ -140,15 +180,6 @@ def handled_errors(
     from fairseq2.recipe.cli import _handle_errors
 
     return _handle_errors(resolver, no_exit_on_error)
-
-
-def disable_compiler(
-    function: Callable[..., Any], recursive: bool
-) -> Callable[..., Any]:
-    """Keeps a function from torch's compiler, which is imported when it is called."""
-    from torch._compile import _disable_dynamo
-
-    return _disable_dynamo(function, recursive)
 
 
 # Files

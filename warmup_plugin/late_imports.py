@@ -13,9 +13,8 @@ is compiled.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -23,8 +22,7 @@ from typing import Any, Final, final
 
 from typing_extensions import override
 
-from warmup_plugin.fairseq2_doors import disable_compiler
-from warmup_plugin.transformers_doors import refuse_foreign_code
+from warmup_plugin.fairseq2_doors import late_compiler
 
 # The modules whose names fairseq2 imports.
 _MODULES: Final = (
@@ -45,7 +43,7 @@ def import_fairseq2() -> None:
     if "fairseq2.recipe" in sys.modules:
         return
 
-    with _late_modules(), _late_compiler():
+    with _late_modules(), late_compiler():
         for name in (
             "fairseq2.recipe.cli",
             "fairseq2.recipe.composition",
@@ -72,41 +70,12 @@ def _late_modules() -> Iterator[None]:
             del sys.modules[name]
 
 
-@contextmanager
-def _late_compiler() -> Iterator[None]:
-    import torch
-
-    # fairseq2 sets it, and takes for granted that the compiler has imported it.
-    import torch._functorch.config
-
-    disable = torch.compiler.disable
-
-    def disable_late(
-        function: Callable[..., Any], recursive: bool = True
-    ) -> Callable[..., Any]:
-        disabled = disable_compiler(function, recursive)
-
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            # Before that, nothing has been compiled.
-            is_needed = "torch._dynamo" in sys.modules
-
-            return (disabled if is_needed else function)(*args, **kwargs)
-
-        return call
-
-    setattr(torch.compiler, "disable", disable_late)
-
-    try:
-        yield
-    finally:
-        setattr(torch.compiler, "disable", disable)
-
-
 def _load(module: str, name: str) -> Any:
     value = getattr(import_module(module), name)
 
     if module == "transformers":
+        from warmup_plugin.transformers_doors import refuse_foreign_code
+
         refuse_foreign_code()
 
     return value

@@ -48,6 +48,11 @@ DOORS: Final = Doors(
     "warmup_plugin/fairseq2_doors.py",
     "fairseq2",
     {
+        "late_compiler": [
+            "torch._compile:_disable_dynamo/2",
+            "torch._functorch.config:__name__",
+            "torch.compiler:disable",
+        ],
         "remove_provider": [f"{_CONTAINER}._registrations", f"{_CONTAINER}._keys"],
         "find_dependency_resolver": ["fairseq2.runtime.dependency:_resolver"],
         "set_structurer": [
@@ -68,7 +73,6 @@ DOORS: Final = Doors(
             "fairseq2.recipe.internal.config:_StandardRecipeConfigStructurer.structure/3"
         ],
         "handled_errors": ["fairseq2.recipe.cli:_handle_errors/2"],
-        "disable_compiler": ["torch._compile:_disable_dynamo/2"],
         "register_file_system": [
             "fairseq2.file_system:FileSystemRegistry._resolvers",
             "fairseq2.file_system:FileSystemRegistry.register/2",

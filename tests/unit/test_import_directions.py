@@ -17,7 +17,7 @@ PACKAGE: Final = ROOT / "warmup_plugin"
 # From the bottom. A room is a module or a folder of the package.
 ROOMS: Final = (
     *("errors", "parsing", "blank", "files", "terminal", "presets"),
-    *("fairseq2_doors", "transformers_doors"),
+    *("fairseq2_doors", "transformers_doors", "late_imports"),
     *("config_docs", "config_values", "components", "warmup_lens", "console"),
     *("storage", "weights_and_biases"),
     # The method.

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from warmup_plugin import late_imports
-from warmup_plugin.late_imports import _late_compiler, _late_modules
+from warmup_plugin.fairseq2_doors import late_compiler
+from warmup_plugin.late_imports import _late_modules
 
 _LATE = """\
 class Shape:
@@ -105,7 +106,7 @@ class TestLateCompiler:
     def test_function_is_called_and_kept_from_the_compiler(self) -> None:
         disable = torch.compiler.disable
 
-        with _late_compiler():
+        with late_compiler():
 
             @torch.compiler.disable  # type: ignore[untyped-decorator]
             def is_compiling(x: int) -> tuple[int, bool]:

@@ -12,6 +12,7 @@ from typing import Final
 
 from warmup_plugin.data.text_files import TextPlaces, read_place_arguments
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.registry import (
     DEFAULT_METRICS,
     METRICS,
@@ -122,7 +123,9 @@ def read_metric_arguments(
 
     # What is no run is reported where it is read.
     if run_dir is not None and RunDir(run_dir).run_file.is_file():
-        # fairseq2, which takes seconds; files are scored without.
+        # fairseq2 takes seconds; files are scored without.
+        import_fairseq2()
+
         from warmup_plugin.recipes.checks import read_run_config
 
         # An imported model has been validated by nothing.

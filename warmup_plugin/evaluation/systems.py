@@ -333,7 +333,9 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    # fairseq2, which takes seconds; files are scored without.
+    # fairseq2 takes seconds; files are scored without.
+    import_fairseq2()
+
     from warmup_plugin.recipes.checks import read_run_config
 
     config = read_run_config(RunDir(run_dir))
@@ -360,7 +362,7 @@ def _ensure_translations(
     if _is_current(file, run_dir, checkpoint, pairs):
         return file
 
-    # fairseq2, which takes seconds; files are scored without.
+    # fairseq2 takes seconds.
     import_fairseq2()
 
     from warmup_plugin.recipes.jobs import GenerateOptions, generate

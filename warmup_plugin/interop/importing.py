@@ -328,6 +328,10 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
     try:
         names = settings.get("additional_special_tokens")
 
+        # As transformers 5 calls them.
+        if not names:
+            names = settings.get("extra_special_tokens")
+
         if names:
             langs = [_get_content(name) for name in names]
 

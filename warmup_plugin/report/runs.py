@@ -147,7 +147,9 @@ def collect_runs(
 def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun:
     run_dir = RunDir(path)
 
-    # fairseq2, which takes seconds; not for `--help`.
+    # fairseq2 takes seconds; not for `--help`.
+    import_fairseq2()
+
     from warmup_plugin.recipes.checks import read_run_config
 
     config = read_run_config(run_dir)
@@ -256,7 +258,7 @@ def _collect_scores(
     if run.checkpoint_step is None:
         return None, "the run has no checkpoint any more"
 
-    # Imports fairseq2, which takes seconds.
+    # fairseq2 takes seconds.
     import_fairseq2()
 
     from warmup_plugin.recipes.jobs import ScoreOptions, score

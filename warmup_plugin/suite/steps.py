@@ -27,6 +27,7 @@ from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import read_run_texts
 from warmup_plugin.files import write_text_atomically
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.runs.outputs import details_file, translation_file
 from warmup_plugin.runs.run_dir import RunDir, flatten_config
@@ -721,7 +722,9 @@ def is_finished(path: Path) -> bool:
 @lru_cache(maxsize=None)
 def _load_config(path: Path, mtime: int) -> dict[str, object]:
     """Reads the config of a run; once, since reading YAML is slow."""
-    # fairseq2, which takes seconds; not for `--help`.
+    # fairseq2 takes seconds; not for `--help`.
+    import_fairseq2()
+
     from warmup_plugin.recipes.checks import read_run_config
 
     return read_run_config(RunDir(path))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.hub_files import WRITE_MODEL, write_json, write_t5_model
+from tests.hub_files import NLLB_LANGS, WRITE_MODEL, write_json, write_t5_model
 from tests.tiny_runs import to_args
 from tests.unit.interop.conftest import Case
 from warmup_plugin.commands import generate
@@ -338,6 +338,25 @@ class TestErrors:
         # 202 of them, for which this model has no rows.
         with pytest.raises(WarmupError, match="but its tokenizer"):
             import_model(str(tmp_path / "hub"), tmp_path / "out")
+
+    def test_languages_are_found_as_transformers_5_names_them(
+        self, hub_folders: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(hub_folders / "nllb", tmp_path / "hub")
+
+        file = tmp_path / "hub" / "tokenizer_config.json"
+
+        settings = json.loads(file.read_text(encoding="utf-8"))
+
+        settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
+
+        write_json(file, settings)
+
+        import_model(str(tmp_path / "hub"), tmp_path / "out")
+
+        config: dict[str, Any] = load_yaml(RunDir(tmp_path / "out").run_file)
+
+        assert config["tokenizer"]["config_overrides"]["langs"] == NLLB_LANGS
 
 
 @pytest.mark.parametrize("is_named", [False, True])
