@@ -44,6 +44,16 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
         "demo_pivot_legs",
         dataset__path=data,
         tokenizer__path=tokenizer,
+        # What reads drafts from the beginning learns in less time.
+        dataset__directions=json.dumps(
+            {
+                "a-p": {"prompt": "{source}<mid>"},
+                "p-b": {"prompt": "{source}<mid>", "behind": ["a-p"]},
+            }
+        ),
+        regime__num_steps=200,
+        regime__validate_every_n_steps=100,
+        regime__checkpoint_every_n_steps=100,
     )
 
     references = (data / "a-b" / "test.b").read_text().splitlines()

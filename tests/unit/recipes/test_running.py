@@ -105,7 +105,8 @@ class TestRun:
         assert self.run(tmp_path) == status
 
         if status == 2:
-            assert [record.getMessage() for record in caplog.records] == ["a"]
+            # Before it may stand what fairseq2 says of extensions.
+            assert caplog.records[-1].getMessage() == "a"
 
         if status != 0:
             with pytest.raises(type(error)):
