@@ -102,7 +102,8 @@ def read_references(
     Reads the references of each sentence.
 
     :param paths: Files of as many lines each. A field of JSON lines may hold a list;
-        without a name for it that is ``targets``, or ``target`` where there is none.
+        without a name for it that is ``targets``, or ``target`` where that is null, empty
+        or not there.
 
     :returns: What the files have in a line, one after another. An empty line of one file
         stands for a reference that is missing, of all files for an empty text.
@@ -135,15 +136,29 @@ def _iter_references(path: Path, places: TextPlaces) -> Iterator[list[str]]:
 
     default = DEFAULT_FIELDS["references"]
 
+    plural = f"{default}s"
+
     for value, where in iter_json_objects(path):
         if value is None:
             yield []
 
             continue
 
-        field = name or (f"{default}s" if f"{default}s" in value else default)
+        if name is not None:
+            yield get_json_list(value, name, where)
 
-        yield get_json_list(value, field, where)
+            continue
+
+        texts: list[str] = []
+
+        if has_json_field(value, plural):
+            texts = get_json_list(value, plural, where)
+
+        # As in a data folder.
+        if not texts and (default in value or plural not in value):
+            texts = get_json_list(value, default, where)
+
+        yield texts
 
 
 def iter_plain(path: Path) -> Iterator[str]:

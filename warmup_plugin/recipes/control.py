@@ -163,11 +163,18 @@ class TrainerControl:
         gang: Gang,
         run_dir: RunDir,
         validate_every: int | None,
+        *,
+        has_scores: bool = True,
     ) -> None:
+        """
+        :param has_scores: If ``False``, validations give no score, so that nothing tells
+            whether one was cut off.
+        """
         self._stop_signal = stop_signal
         self._gang = gang
         self._run_dir = run_dir
         self._validate_every = validate_every
+        self._has_scores = has_scores
         self._trainer: Trainer | None = None
         self._stopping = False
 
@@ -194,7 +201,7 @@ class TrainerControl:
 
         assert trainer is not None
 
-        if not is_scored_checkpoint(trainer):
+        if not self._has_scores or not is_scored_checkpoint(trainer):
             return False
 
         has_score = False

@@ -149,6 +149,7 @@ class TranslationTrainRecipe(Recipe):
             gangs.root,
             run_dir,
             config.regime.validate_every_n_steps,
+            has_scores=config.regime.score_metric is not None,
         )
 
         every = config.regime.validate_every_n_steps

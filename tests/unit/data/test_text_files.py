@@ -145,6 +145,14 @@ class TestReadReferences:
         with pytest.raises(WarmupError, match="an object in field `x`.* list of str"):
             read_references([file], places)
 
+    @pytest.mark.parametrize("targets", [None, [], [" "], ""])
+    def test_target_takes_place_of_empty_list(
+        self, tmp_path: Path, targets: object
+    ) -> None:
+        rows = [{"target": "a", "targets": targets}, {"targets": targets}]
+
+        assert read_references([_write(tmp_path / "x.jsonl", rows)]) == [["a"], [""]]
+
 
 class TestArguments:
     @staticmethod

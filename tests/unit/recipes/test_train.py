@@ -574,6 +574,23 @@ class TestResume:
         assert RunDir(copied_run).scores() == scores
         assert take_snapshot(copied_run / "checkpoints" / "step_4") == snapshot
 
+    def test_validation_without_score_is_not_repeated(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file, regime__score_metric="null")
+
+        args = to_args(tmp_path / "run", options)
+
+        assert main(args) == 0
+
+        metrics_file = tmp_path / "run" / "metrics" / "valid" / "valid.jsonl"
+
+        metrics = metrics_file.read_text()
+
+        assert main(args) == 0
+
+        assert metrics_file.read_text() == metrics
+
     def test_run_of_several_config_files_is_resumed(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:
