@@ -62,10 +62,11 @@ class TextPairsConfig:
     target_field: str = "target"
     """The JSON field of the target, read like ``source_field``."""
 
-    references_field: str = "targets"
+    references_field: str | None = None
     """
     The JSON field of all that is right for a source, a list of strings, read like
-    ``source_field``. Outputs are scored against them; training reads the target alone.
+    ``source_field``; ``None`` for ``target_field`` with an s, such as ``targets``.
+    Outputs are scored against them; training reads the target alone.
     Where an object has no such field, or if it is empty, the target is the only
     reference.
     """
@@ -568,6 +569,12 @@ def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
         ("dataset.target_field", config.target_field),
     ]
 
+    references_field = config.references_field
+
+    if references_field is None:
+        # Beside another target, `targets` would be right for something else.
+        references_field = f"{config.target_field}s"
+
     for value, where in iter_json_objects(file):
         if value is None:
             _append_empty_pair(pairs)
@@ -579,9 +586,9 @@ def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
         pairs._sources.append(source.encode("utf-8"))
         pairs._targets.append(target.encode("utf-8"))
 
-        if has_json_field(value, config.references_field):
+        if has_json_field(value, references_field):
             references = get_json_list(
-                value, config.references_field, where, "dataset.references_field"
+                value, references_field, where, "dataset.references_field"
             )
 
             if references:

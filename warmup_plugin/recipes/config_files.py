@@ -84,7 +84,11 @@ def apply_settings(config: object, settings: Sequence[str]) -> object:
     try:
         ConfigAction(["--config"], "config")(ArgumentParser(), namespace, settings)
     except (ArgumentError, ValueError) as ex:
-        raise WarmupError(f"A pair behind `--config` is none ({ex}).") from None
+        reason = ex.message if isinstance(ex, ArgumentError) else ex
+
+        raise WarmupError(
+            f"`--config` cannot be read ({reason}); write `KEY=VALUE`, with a value in YAML."
+        ) from None
 
     merger = StandardConfigMerger()
 

@@ -543,6 +543,23 @@ class TestReferences:
 
         assert pairs.references(0) == ["b"]
 
+    def test_field_is_that_of_target(self, tmp_path: Path) -> None:
+        row = {"source": "a", "target": "b", "targets": ["b", "c"], "topic": "d"}
+
+        rows = [row, {**row, "topics": ["d", "e"]}]
+
+        write(tmp_path / "test.jsonl", "".join(f"{json.dumps(r)}\n" for r in rows))
+
+        pairs = read(tmp_path, split="test", target_field="topic")
+
+        assert [pairs.references(idx) for idx in range(2)] == [["d"], ["d", "e"]]
+
+        pairs = read(
+            tmp_path, split="test", target_field="topic", references_field="targets"
+        )
+
+        assert pairs.references(0) == ["b", "c"]
+
     @pytest.mark.parametrize("value", [[1], {"a": "b"}, 3])
     def test_other_values_are_refused(self, tmp_path: Path, value: object) -> None:
         row = {"source": "a", "target": "b", "others": value}

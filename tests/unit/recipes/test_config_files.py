@@ -258,3 +258,10 @@ class TestErrors:
 
         with pytest.raises(WarmupError, match=r"^`a.yaml` cannot be read as YAML \("):
             merge("a.yaml")
+
+    @pytest.mark.parametrize("setting", ["abc", "name='abc", "del:name=1"])
+    def test_setting_that_is_no_pair_is_refused(self, setting: str) -> None:
+        message = r"^`--config` cannot be read \(.*\); write `KEY=VALUE`"
+
+        with pytest.raises(WarmupError, match=message):
+            read_config(SmallConfig, [], [setting])
