@@ -24,6 +24,7 @@ from warmup_plugin.data.synthetic_pivot import (
 )
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.tables import format_p_value
 from warmup_plugin.metrics.translation import Comparison, MetricScore, format_table
 from warmup_plugin.runs.run_dir import RunDir, flatten_config
 from warmup_plugin.terminal import get_arguments, guard, show_error
@@ -453,9 +454,13 @@ def _format_gain(out: Path, report: Mapping[str, Any]) -> str:
         len(words), 1
     )
 
+    p_value = format_p_value(bleu["p_value"])
+
+    relation = "" if p_value.startswith("<") else "= "
+
     return (
         f"gain of warmups over SFT: {bleu['score'] - bleu['baseline_score']:+.1f} BLEU "
-        f"(p = {bleu['p_value']:.3f}), warmups written in P: {share:.0%}"
+        f"(p {relation}{p_value}), warmups written in P: {share:.0%}"
     ).replace("%", " %")
 
 

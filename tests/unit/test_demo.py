@@ -12,20 +12,22 @@ from scripts.demo import _format_gain
 
 
 @pytest.mark.parametrize(
-    "score,expected",
+    "score,p_value,expected",
     [
         (
             21.26,
-            "gain of warmups over SFT: +11.3 BLEU (p = 0.001), warmups written in P: 75 %",
+            0.0001,
+            "gain of warmups over SFT: +11.3 BLEU (p < 0.001), warmups written in P: 75 %",
         ),
         (
             9.5,
+            0.001,
             "gain of warmups over SFT: -0.5 BLEU (p = 0.001), warmups written in P: 75 %",
         ),
     ],
 )
 def test_last_line_tells_gain_and_language(
-    tmp_path: Path, score: float, expected: str
+    tmp_path: Path, score: float, p_value: float, expected: str
 ) -> None:
     file = tmp_path / "warmup" / "generate" / "test.best.txt.jsonl"
 
@@ -36,7 +38,7 @@ def test_last_line_tells_gain_and_language(
 
     file.write_text("".join(json.dumps({"warmup": w}) + "\n" for w in warmups))
 
-    comparison = {"baseline_score": 10.0, "p_value": 0.001}
+    comparison = {"baseline_score": 10.0, "p_value": p_value}
 
     report = {
         "comparisons": [

@@ -52,6 +52,11 @@ def format_number(key: str, value: float, *, sign: str = "") -> str:
     return f"{value:{sign}.{_NUM_DIGITS.get(key, 2)}f}"
 
 
+def format_p_value(value: float) -> str:
+    """Writes a p-value with three digits; one that they would make 0 is less."""
+    return "< 0.001" if value < 0.0005 else f"{value:.3f}"
+
+
 def format_columns(rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
     """
     Aligns cells of plain text.
@@ -111,7 +116,7 @@ def format_table(
             if p_values:
                 p_value = p_values.get((system, metric_name))
 
-                cells.append("-" if p_value is None else f"{p_value:.3f}")
+                cells.append("-" if p_value is None else format_p_value(p_value))
 
         rows.append(cells)
 

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Final, cast, final
 
 from warmup_plugin.metrics.base import Comparison, Evaluation, MetricScore
+from warmup_plugin.metrics.tables import format_p_value
 from warmup_plugin.report.lexical import (
     Draws,
     DrawsAnalysis,
@@ -388,10 +389,6 @@ def _show_setting(value: object) -> str:
 
 def format_signed(value: float) -> str:
     return _minus(f"{value:+.2f}")
-
-
-def format_p_value(value: float) -> str:
-    return "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def _minus(text: str) -> str:

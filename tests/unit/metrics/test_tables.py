@@ -10,6 +10,7 @@ from warmup_plugin.metrics.tables import (
     escape_latex,
     format_latex,
     format_number,
+    format_p_value,
     format_table,
     to_json,
 )
@@ -104,3 +105,12 @@ def test_to_json_returns_plain_data() -> None:
     _, comet = data["systems"]["a"]  # type: ignore[index]
 
     assert comet["score"] is None and comet["reason"] == "No."
+
+
+def test_p_value_is_never_zero() -> None:
+    assert [format_p_value(p) for p in (1.0, 0.0499, 0.0005, 0.0004)] == [
+        "1.000",
+        "0.050",
+        "0.001",
+        "< 0.001",
+    ]

@@ -14,7 +14,6 @@ from warmup_plugin.report.results import (
     build_log_prob_row,
     build_score_table,
     compare_settings,
-    format_p_value,
     summarize,
 )
 from warmup_plugin.report.runs import CollectOptions, ReportRun, collect_runs
@@ -92,14 +91,6 @@ class TestScoreTable:
         assert not table.has_p_values
         assert table.rows[1].cells[0].interval == ""
         assert summarize(table, ["a", "b"])[1] == (1, "20.00 BLEU (+0.00), against a.")
-
-    def test_p_value_is_never_zero(self) -> None:
-        assert [format_p_value(p) for p in (1.0, 0.0499, 0.0005, 0.0004)] == [
-            "1.000",
-            "0.050",
-            "0.001",
-            "< 0.001",
-        ]
 
 
 class TestLogProbRow:
