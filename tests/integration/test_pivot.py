@@ -51,9 +51,9 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
                 "p-b": {"prompt": "{source}<mid>", "behind": ["a-p"]},
             }
         ),
-        regime__num_steps=300,
-        regime__validate_every_n_steps=150,
-        regime__checkpoint_every_n_steps=150,
+        regime__num_steps=200,
+        regime__validate_every_n_steps=100,
+        regime__checkpoint_every_n_steps=100,
     )
 
     references = (data / "a-b" / "test.b").read_text().splitlines()
@@ -91,4 +91,4 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
 
     assert sum(word in pivot for word in words) > 0.5 * len(words)
 
-    assert scores["warmup"] > scores["sft"] + 5
+    assert scores["warmup"] > scores["sft"] + 2
