@@ -13,8 +13,7 @@ from warmup_plugin.data.text_files import add_place_arguments, flatten
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.arguments import (
     add_metric_arguments,
-    add_names_argument,
-    add_truncate_argument,
+    add_run_choice_arguments,
     read_file_arguments,
     read_metric_arguments,
 )
@@ -83,34 +82,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
     add_place_arguments(parser, ["hypotheses", "references", "sources"])
 
-    parser.add_argument(
-        "--split",
-        metavar="NAME",
-        help="split of the runs (default: `dataset.test_split` of the run)",
-    )
-
-    parser.add_argument(
-        "--checkpoint",
-        metavar="best|last|N",
-        help="checkpoint of the runs (default: best)",
-    )
-
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="the data folder, if it is no longer where the runs were trained",
-    )
-
-    parser.add_argument(
-        "--direction",
-        metavar="SRC-TGT",
-        help="one of the directions of runs that have several, such as `en-de`",
-    )
-
-    add_names_argument(parser)
-
-    add_truncate_argument(parser)
+    add_run_choice_arguments(parser)
 
     add_metric_arguments(parser)
 

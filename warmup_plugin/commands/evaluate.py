@@ -13,8 +13,7 @@ from warmup_plugin.data.text_files import add_place_arguments
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.arguments import (
     add_metric_arguments,
-    add_names_argument,
-    add_truncate_argument,
+    add_run_choice_arguments,
     read_file_arguments,
     read_metric_arguments,
 )
@@ -72,31 +71,6 @@ def _create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
-        "--split",
-        metavar="NAME",
-        help="split to score (default: `dataset.test_split` of the run)",
-    )
-
-    parser.add_argument(
-        "--checkpoint",
-        metavar="best|last|N",
-        help="checkpoint to score (default: best)",
-    )
-
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="the data folder, if it is no longer where the run was trained",
-    )
-
-    parser.add_argument(
-        "--direction",
-        metavar="SRC-TGT",
-        help="one of the directions of a run that has several (default: all, one after the other)",
-    )
-
-    parser.add_argument(
         "--hypotheses",
         type=Path,
         nargs="+",
@@ -122,9 +96,7 @@ def _create_parser() -> argparse.ArgumentParser:
 
     add_place_arguments(parser, ["hypotheses", "references", "sources"])
 
-    add_names_argument(parser)
-
-    add_truncate_argument(parser)
+    add_run_choice_arguments(parser)
 
     add_metric_arguments(parser)
 

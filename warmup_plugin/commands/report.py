@@ -12,8 +12,7 @@ from typing import Final
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.arguments import (
     add_metric_arguments,
-    add_names_argument,
-    add_truncate_argument,
+    add_run_choice_arguments,
     read_metric_arguments,
 )
 from warmup_plugin.evaluation.scores import evaluate
@@ -56,35 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the page to write (default: %(default)s)",
     )
 
-    parser.add_argument(
-        "--split",
-        metavar="NAME",
-        help="split to show (default: `dataset.test_split` of the run)",
-    )
-
-    parser.add_argument(
-        "--checkpoint",
-        default="best",
-        metavar="best|last|N",
-        help="checkpoint to show (default: %(default)s)",
-    )
-
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="the data folder, if it is no longer where the run was trained",
-    )
-
-    parser.add_argument(
-        "--direction",
-        metavar="SRC-TGT",
-        help="one of the directions of runs that have several, such as `en-de`",
-    )
-
-    add_names_argument(parser)
-
-    add_truncate_argument(parser)
+    add_run_choice_arguments(parser)
 
     add_metric_arguments(parser)
 
@@ -130,7 +101,7 @@ def run(args: Namespace) -> int:
 
     collect_options = CollectOptions(
         split=args.split,
-        checkpoint=args.checkpoint,
+        checkpoint=args.checkpoint or "best",
         data_dir=args.data,
         target_lang=args.target_lang,
         direction=args.direction,
@@ -155,7 +126,7 @@ def run(args: Namespace) -> int:
 
     page_options = PageOptions(
         title=args.title,
-        checkpoint=args.checkpoint,
+        checkpoint=args.checkpoint or "best",
         num_bootstrap=args.num_bootstrap,
         max_sentences=args.max_sentences,
         command=_describe_command(args, [run.name for run in runs]),

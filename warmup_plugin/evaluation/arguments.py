@@ -22,8 +22,34 @@ from warmup_plugin.metrics.registry import (
 from warmup_plugin.runs.run_dir import RunDir
 
 
-def add_names_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds what :func:`name_systems` reads."""
+def add_run_choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what says which outputs of runs are meant, and what systems are called."""
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="split of the runs (default: `dataset.test_split` of the run)",
+    )
+
+    parser.add_argument(
+        "--checkpoint",
+        metavar="best|last|N",
+        help="checkpoint of the runs (default: best)",
+    )
+
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the data folder, if it is no longer where the runs were trained",
+    )
+
+    parser.add_argument(
+        "--direction",
+        metavar="SRC-TGT",
+        help="one of the directions of runs that have several, such as `en-de` (`evaluate` without it: all, one after the other)",
+    )
+
+    # Read by `name_systems()`.
     parser.add_argument(
         "--names",
         nargs="+",
@@ -31,9 +57,7 @@ def add_names_argument(parser: argparse.ArgumentParser) -> None:
         help="what the systems are called, in their order (default: the ends of their paths that tell them apart)",
     )
 
-
-def add_truncate_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds what is handed on to the translation of runs."""
+    # Handed on to the translation of runs.
     parser.add_argument(
         "--truncate",
         action="store_true",
