@@ -17,7 +17,7 @@ PACKAGE: Final = ROOT / "warmup_plugin"
 # From the bottom. A room is a module or a folder of the package.
 ROOMS: Final = (
     *("errors", "parsing", "blank", "files", "terminal", "presets"),
-    *("fairseq2_doors", "transformers_doors", "late_imports"),
+    *("fairseq2_doors", "transformers_doors"),
     *(
         "collapse",
         "config_docs",
@@ -31,7 +31,8 @@ ROOMS: Final = (
     *("layout", "objectives", "tokenizers", "models", "sampling", "scoring"),
     # Text and what is made of it.
     *("metrics", "tasks", "data", "preparation", "generation", "criteria"),
-    "composition",
+    # Imports all of fairseq2's recipes and of these.
+    *("composition", "late_imports"),
     # Runs.
     *("runs", "recipes", "interop", "evaluation", "report", "suite"),
     *("commands", "__main__", "__init__"),

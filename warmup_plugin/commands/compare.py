@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.text_files import add_place_arguments, flatten
+from warmup_plugin.data.text_files import flatten
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.arguments import (
-    add_metric_arguments,
-    add_run_choice_arguments,
+    add_file_arguments,
+    add_scoring_arguments,
     read_file_arguments,
     read_metric_arguments,
 )
@@ -64,35 +64,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="run directories, or files of one output a line or of JSON lines; the first one is the baseline",
     )
 
-    parser.add_argument(
-        "--references",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="references of files, one a line; several files give several of each sentence; a JSON field may hold a list (default: those of the run, if there is one)",
-    )
+    add_file_arguments(parser)
 
-    parser.add_argument(
-        "--sources",
-        type=Path,
-        metavar="FILE",
-        help="what was translated to the files, one a line (default: that of the run)",
-    )
-
-    add_place_arguments(parser, ["hypotheses", "references", "sources"])
-
-    add_run_choice_arguments(parser)
-
-    add_metric_arguments(parser)
-
-    parser.add_argument(
-        "--num-bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="number of resamples behind intervals (default: %(default)s)",
-    )
+    add_scoring_arguments(parser)
 
     parser.add_argument(
         "--paired-bootstrap",

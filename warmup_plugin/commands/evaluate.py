@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.data.directions import list_directions
-from warmup_plugin.data.text_files import add_place_arguments
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.arguments import (
-    add_metric_arguments,
-    add_run_choice_arguments,
+    add_file_arguments,
+    add_scoring_arguments,
     read_file_arguments,
     read_metric_arguments,
 )
@@ -78,35 +77,9 @@ def _create_parser() -> argparse.ArgumentParser:
         help="score these files instead, one translation a line, or JSON lines as `generate` writes them, by `--references` or what RUN_DIR translates",
     )
 
-    parser.add_argument(
-        "--references",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="references of the files, one a line; of several files, each has one of every sentence or an empty line; a JSON field may hold a list",
-    )
+    add_file_arguments(parser)
 
-    parser.add_argument(
-        "--sources",
-        type=Path,
-        metavar="FILE",
-        help="what was translated to the files, one a line; COMET needs it",
-    )
-
-    add_place_arguments(parser, ["hypotheses", "references", "sources"])
-
-    add_run_choice_arguments(parser)
-
-    add_metric_arguments(parser)
-
-    parser.add_argument(
-        "--num-bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="number of resamples; 0 leaves out intervals and tests (default: %(default)s)",
-    )
+    add_scoring_arguments(parser)
 
     parser.add_argument(
         "--latex", action="store_true", help="also print the rows of a LaTeX table"

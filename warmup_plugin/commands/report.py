@@ -11,8 +11,7 @@ from typing import Final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.arguments import (
-    add_metric_arguments,
-    add_run_choice_arguments,
+    add_scoring_arguments,
     read_metric_arguments,
 )
 from warmup_plugin.evaluation.scores import evaluate
@@ -55,17 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the page to write (default: %(default)s)",
     )
 
-    add_run_choice_arguments(parser)
-
-    add_metric_arguments(parser)
-
-    parser.add_argument(
-        "--num-bootstrap",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="number of resamples; 0 leaves out intervals and tests (default: %(default)s)",
-    )
+    add_scoring_arguments(parser)
 
     parser.add_argument(
         "--max-sentences",

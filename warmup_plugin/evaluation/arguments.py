@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.text_files import TextPlaces, read_place_arguments
+from warmup_plugin.data.text_files import (
+    TextPlaces,
+    add_place_arguments,
+    read_place_arguments,
+)
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.registry import (
@@ -22,8 +26,30 @@ from warmup_plugin.metrics.registry import (
 from warmup_plugin.runs.run_dir import RunDir
 
 
-def add_run_choice_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says which outputs of runs are meant, and what systems are called."""
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what files of outputs are scored against; :func:`read_file_arguments` reads
+    where the texts are in them."""
+    parser.add_argument(
+        "--references",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="references of files, one a line; of several files, each has one of every sentence or an empty line; a JSON field may hold a list (default: those of the run, if there is one)",
+    )
+
+    parser.add_argument(
+        "--sources",
+        type=Path,
+        metavar="FILE",
+        help="what was translated to the files, one a line, which COMET reads (default: that of the run)",
+    )
+
+    add_place_arguments(parser, ["hypotheses", "references", "sources"])
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds which outputs of runs are meant, what systems are called, and the metrics."""
     parser.add_argument(
         "--split",
         metavar="NAME",
@@ -62,6 +88,16 @@ def add_run_choice_arguments(parser: argparse.ArgumentParser) -> None:
         "--truncate",
         action="store_true",
         help="where runs translate, cut a source that is longer than the model reads instead of refusing it; how many is said",
+    )
+
+    add_metric_arguments(parser)
+
+    parser.add_argument(
+        "--num-bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="number of resamples behind intervals; 0 leaves out intervals and tests, but not in `compare` (default: %(default)s)",
     )
 
 

@@ -333,6 +333,11 @@ def _read_outputs(file: Path, pairs: TextPairs) -> list[str]:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
+    """
+    Reads the configuration of a run that is to be scored.
+
+    :raises WarmupError: If it says nothing of data.
+    """
     # fairseq2 takes seconds; files are scored without.
     import_fairseq2()
 

@@ -248,7 +248,8 @@ class TrainerControl:
             return
 
         # A scheduler kills soon after its signal; a validation would not end in time.
-        # One that is due is still run, since a resumed run would not repeat it.
+        # One that is due is still run: without a checkpoint that is due as well, a
+        # resumed run would not know that it is missing.
         is_due = (
             self._validate_every is not None and step_nr % self._validate_every == 0
         )

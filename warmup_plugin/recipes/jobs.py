@@ -143,10 +143,8 @@ def generate(options: GenerateOptions) -> int:
 
     :returns: The exit status.
     """
-    run_dir = RunDir(options.run_dir)
-
-    run_config, config = _load_configs(
-        run_dir, options, with_data=options.input is None
+    run_config, config, direction = _load_configs(
+        options, with_data=options.input is None
     )
 
     split = options.split or config["dataset"]["test_split"]
@@ -172,10 +170,10 @@ def generate(options: GenerateOptions) -> int:
             )
 
         output = translation_file(
-            run_dir.path,
+            options.run_dir,
             # A file may have the name of a split.
             split if options.input is None else f"input-{options.input.name}",
-            _choose_direction(run_dir, options),
+            direction,
             options.checkpoint,
         )
 
@@ -205,9 +203,7 @@ def translate(options: TranslateOptions) -> int:
 
     :raises WarmupError: Also if a line could not be translated, once the others are.
     """
-    run_dir = RunDir(options.run_dir)
-
-    run_config, config = _load_configs(run_dir, options, with_data=False)
+    run_config, config, _ = _load_configs(options, with_data=False)
 
     for file in options.files:
         if not file.exists():
@@ -275,10 +271,8 @@ def score(options: ScoreOptions) -> int:
     """
     _check_score_options(options)
 
-    run_dir = RunDir(options.run_dir)
-
-    run_config, config = _load_configs(
-        run_dir, options, with_data=options.source is None
+    run_config, config, direction = _load_configs(
+        options, with_data=options.source is None
     )
 
     output = options.output
@@ -296,12 +290,7 @@ def score(options: ScoreOptions) -> int:
                     "With settings of your own, name the file to write with `--output`: the default one is what `report` shows as the run's own scores."
                 )
 
-            output = scores_file(
-                run_dir.path,
-                split,
-                _choose_direction(run_dir, options),
-                options.checkpoint,
-            )
+            output = scores_file(options.run_dir, split, direction, options.checkpoint)
 
         config.update(split=split, as_json=True)
     else:
@@ -411,18 +400,14 @@ def find_score_warmups(
 
 
 def _load_configs(
-    run_dir: RunDir, options: JobOptions, *, with_data: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the config of a run, and what a job takes from it."""
-    run_config = load_run_config(
-        run_dir,
-        options.checkpoint,
-        direction=options.direction,
-        data_dir=options.data_dir,
-        find_data=with_data,
-    )
+    options: JobOptions, *, with_data: bool
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """Returns the config of a run, what a job takes from it, and the direction."""
+    run_config, direction = load_run_config(options, with_data=with_data)
 
-    config = create_lines_config(run_dir, options.checkpoint, run_config)
+    config = create_lines_config(
+        RunDir(options.run_dir), options.checkpoint, run_config
+    )
 
     set_places(config, options.places)
 
@@ -430,11 +415,7 @@ def _load_configs(
 
     config["truncate"] = bool(options.truncate or section.get("truncate"))
 
-    return run_config, config
-
-
-def _choose_direction(run_dir: RunDir, options: JobOptions) -> str | None:
-    return choose_direction(read_run_config(run_dir, complete=True), options.direction)
+    return run_config, config, direction
 
 
 def _create_generation_config(
@@ -504,39 +485,42 @@ def set_places(config: dict[str, Any], places: TextPlaces) -> None:
 
 
 def load_run_config(
-    run_dir: RunDir,
-    checkpoint: str,
-    *,
-    direction: str | None = None,
-    data_dir: Path | None = None,
-    find_data: bool = False,
-) -> dict[str, Any]:
+    options: JobOptions, *, with_data: bool = False
+) -> tuple[dict[str, Any], str | None]:
     """
     Loads the config of a run as it was for one direction, and at one checkpoint: the
     length of warmups may change while a model trains.
 
-    :param direction: What stands behind ``--direction``.
-    :param find_data: If ``True``, the folder of the direction is looked for.
+    :param with_data: If ``True``, the folder of the direction is looked for.
+
+    :returns: The config, and the direction as of
+        :func:`~warmup_plugin.data.directions.choose_direction`.
 
     :raises WarmupError: If the run has no such checkpoint, no such direction or no data
         of it, or has several directions and none is given.
     """
-    step_nr = run_dir.find_checkpoint(checkpoint)
+    run_dir, data_dir = RunDir(options.run_dir), options.data_dir
+
+    step_nr = run_dir.find_checkpoint(options.checkpoint)
 
     config = read_run_config(run_dir, complete=True)
 
+    direction = choose_direction(config, options.direction)
+
     config = narrow_to_direction(
         config,
-        choose_direction(config, direction),
+        direction,
         data_dir=None if data_dir is None else data_dir.expanduser().absolute(),
-        find_data=find_data,
+        find_data=with_data,
     )
 
     warmup = config["warmup"]
 
     max_warmup_len = get_max_warmup_len(warmup, step_nr)
 
-    return {**config, "warmup": {**warmup, "max_warmup_len": max_warmup_len}}
+    warmup = {**warmup, "max_warmup_len": max_warmup_len}
+
+    return {**config, "warmup": warmup}, direction
 
 
 def create_lines_config(
@@ -577,7 +561,6 @@ def create_lines_config(
 
 
 _CHOICES: Final = (*WARMUP_CHOICES, *RANKINGS)
-
 
 # What choosing a label depends on.
 _OPTIONS_OF_RANKING: Final = ("warmup", "num_warmups", "max_warmup_len", "seed")

@@ -17,7 +17,11 @@ from warmup_plugin.commands.generate import main
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import train
 from warmup_plugin.recipes.arguments import create_generate_parser
-from warmup_plugin.recipes.jobs import create_generation_options, load_run_config
+from warmup_plugin.recipes.jobs import (
+    JobOptions,
+    create_generation_options,
+    load_run_config,
+)
 from warmup_plugin.recipes.lines import LineProgress
 from warmup_plugin.runs.outputs import details_file
 from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
@@ -300,8 +304,10 @@ class TestWarmupOption:
 
         run_dir.run_file.write_text(dump_yaml(config))
 
+        options = JobOptions(run_dir=out, checkpoint="last")
+
         # Of step 2.
-        assert load_run_config(run_dir, "last")["warmup"]["max_warmup_len"] == 1
+        assert load_run_config(options)[0]["warmup"]["max_warmup_len"] == 1
 
 
 class TestRunDirectory:
