@@ -177,6 +177,7 @@ class TestTwoProcesses:
             criterion__name=criterion,
             trainer__data_parallelism=data_parallelism,
             regime__num_steps=4,
+            dataset__cache=out.parent / "cache",
         )
 
         return start(
@@ -188,6 +189,8 @@ class TestTwoProcesses:
     def test_runs_finish_and_agree(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, start: Start
     ) -> None:
+        first = tmp_path / "sft_ddp"
+
         def train(criterion: str, data_parallelism: str) -> Path:
             out = tmp_path / f"{criterion}_{data_parallelism}"
 
@@ -196,6 +199,9 @@ class TestTwoProcesses:
             output = run(self.train(start, out, *args))
 
             assert "; 2 processes on cpu.\n" in output
+
+            # By one process of the first run.
+            assert output.count("tokenising, once") == (2 if out == first else 0)
 
             losses = read_losses(out)
 

@@ -9,12 +9,19 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from scripts import bench_generate, bench_sampling, bench_startup, bench_step
+from scripts import (
+    bench_corpus,
+    bench_generate,
+    bench_sampling,
+    bench_startup,
+    bench_step,
+)
 from scripts.bench_common import (
     BOS_IDX,
     EOS_IDX,
@@ -577,3 +584,31 @@ class TestStartup:
     def test_command_that_fails_is_shown(self) -> None:
         with pytest.raises(WarmupError, match="failed:\na"):
             bench_startup.measure(["-c", "print('a')"], ROOT, "b")
+
+
+class TestCorpus:
+    def test_starts_read_the_same_text(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(bench_corpus, "_NUM_SENTENCES", 400)
+        monkeypatch.setattr(bench_corpus, "_VOCAB_SIZE", 300)
+
+        bench_corpus.write_text(tmp_path / "work", 900)
+
+        lines = tmp_path.joinpath("work", "data", "train.src").read_text().splitlines()
+
+        assert len(lines) == 900
+
+        cache = tmp_path / "cache"
+
+        starts = [
+            bench_corpus.measure_start(tmp_path / "work", str(place))
+            for place in ("none", cache, cache)
+        ]
+
+        assert len(list(cache.iterdir())) == 1
+
+        for start in starts:
+            assert start["seconds"] >= start["plan_seconds"] > 0.0
+            assert start["peak_mib"] > 100.0
+            assert start["batches_per_second"] > 0.0

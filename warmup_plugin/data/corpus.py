@@ -167,6 +167,16 @@ class TokenSeqs:
             np.concatenate([part._indices for part in parts]), np.concatenate(offsets)
         )
 
+    @property
+    def indices(self) -> NDArray[np.int32]:
+        """The tokens of all sequences, one after another."""
+        return self._indices
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each sequence starts, and the end of the last. *Shape:* :math:`(N+1)`."""
+        return self._offsets
+
     def count(self, idx: int) -> int:
         """Counts a token in all sequences."""
         return int(np.count_nonzero(self._indices == idx))

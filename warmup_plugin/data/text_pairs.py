@@ -8,10 +8,10 @@ import json
 import math
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, cast, final
+from typing import Any, BinaryIO, Final, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,38 @@ class TextPairs:
         # Of the few sources with several.
         self._references: dict[int, list[str]] = {}
 
+    @staticmethod
+    def from_arrays(
+        split: str,
+        origin: str,
+        arrays: Mapping[str, NDArray[Any]],
+        references: Mapping[int, list[str]],
+    ) -> TextPairs:
+        """
+        Restores the pairs of :meth:`to_arrays`, also from arrays that are mapped files.
+
+        :param references: Those of :attr:`several_references`.
+        """
+        pairs = TextPairs(split, origin)
+
+        pairs._sources, pairs._targets = (
+            _TextColumn(arrays[f"{side}_text"], arrays[f"{side}_offsets"])
+            for side in ("source", "target")
+        )
+
+        pairs._references = dict(references)
+
+        return pairs
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns the UTF-8 of each side and where each text of it begins, uncopied."""
+        arrays: dict[str, NDArray[Any]] = {}
+
+        for side, column in (("source", self._sources), ("target", self._targets)):
+            arrays[f"{side}_text"], arrays[f"{side}_offsets"] = column.to_arrays()
+
+        return arrays
+
     def __len__(self) -> int:
         return len(self._sources)
 
@@ -134,6 +166,11 @@ class TextPairs:
         return mask
 
     @property
+    def several_references(self) -> Mapping[int, list[str]]:
+        """The references of each source that has other ones than its target."""
+        return self._references
+
+    @property
     def split(self) -> str:
         return self._split
 
@@ -144,14 +181,21 @@ class TextPairs:
 
 @final
 class _TextColumn:
-    def __init__(self) -> None:
-        self._blob = bytearray()
-        self._offsets = array("q", [0])
+    def __init__(
+        self,
+        blob: bytearray | NDArray[np.uint8] | None = None,
+        offsets: array[int] | NDArray[np.int64] | None = None,
+    ) -> None:
+        """Of arrays, which are only read; or empty, to be appended to."""
+        self._blob = bytearray() if blob is None else blob
+        self._offsets = array("q", [0]) if offsets is None else offsets
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def append(self, data: bytes) -> None:
+        assert isinstance(self._blob, bytearray) and isinstance(self._offsets, array)
+
         self._blob += data
         self._offsets.append(len(self._blob))
 
@@ -159,12 +203,20 @@ class _TextColumn:
         if idx < 0:
             raise IndexError(f"`idx` must not be negative, but is {idx} instead.")
 
-        return self._blob[self._offsets[idx] : self._offsets[idx + 1]].decode("utf-8")
+        data = self._blob[self._offsets[idx] : self._offsets[idx + 1]]
+
+        return bytes(data).decode("utf-8")
 
     def sizes(self) -> NDArray[np.int64]:
         offsets: NDArray[np.int64] = np.array(self._offsets, dtype=np.int64)
 
         return offsets[1:] - offsets[:-1]
+
+    def to_arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return (
+            np.frombuffer(self._blob, dtype=np.uint8),
+            np.frombuffer(self._offsets, dtype=np.int64),
+        )
 
 
 def read_split(config: TextPairsConfig, split: str) -> TextPairs:
@@ -180,9 +232,9 @@ def read_split(config: TextPairsConfig, split: str) -> TextPairs:
     :returns: Every pair, in the order of the files, stripped of surrounding
         whitespace.
     """
-    root, format_, files = _find_split(config, split)
+    _, format_, files = _find_split(config, split)
 
-    pairs = TextPairs(split, f"the `{split}` split of `{root}`")
+    pairs = TextPairs(split, describe_split(config, split))
 
     if format_ == "plain":
         _read_plain(pairs, files[0], files[1])
@@ -198,6 +250,11 @@ def read_split(config: TextPairsConfig, split: str) -> TextPairs:
     return pairs
 
 
+def describe_split(config: TextPairsConfig, split: str) -> str:
+    """Returns what messages call a split."""
+    return f"the `{split}` split of `{_get_root(config)}`"
+
+
 def check_split(config: TextPairsConfig, split: str) -> None:
     """
     Checks that a split is there, without reading it.
@@ -205,6 +262,23 @@ def check_split(config: TextPairsConfig, split: str) -> None:
     :raises WarmupError: If :func:`read_split` would not find it.
     """
     _find_split(config, split)
+
+
+def list_split_files(config: TextPairsConfig, split: str) -> list[Path]:
+    """
+    Lists the files that :func:`read_split` reads.
+
+    :raises WarmupError: If it would not find them.
+    """
+    _, format_, files = _find_split(config, split)
+
+    if format_ != "manifest":
+        return files
+
+    # Those that it names lie below it.
+    return (
+        sorted(file for file in files[0].parent.rglob("*.*") if file.is_file()) + files
+    )
 
 
 def _find_split(config: TextPairsConfig, split: str) -> tuple[Path, str, list[Path]]:
@@ -468,6 +542,10 @@ def _describe_folder(config: TextPairsConfig, root: Path) -> str:
     splits, names = set(), []
 
     for child in sorted(root.iterdir()):
+        # Such as that of caches.
+        if child.name.startswith("."):
+            continue
+
         names.append(f"`{child.name}`")
 
         if any(child.joinpath(f"MANIFEST{end}").is_file() for end in ("", ".gz")):

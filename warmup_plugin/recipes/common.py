@@ -69,6 +69,9 @@ class TextPairsSection(TextPairsConfig, Validatable):
     max_num_tokens: int = 1500
     """The size of a batch: rows times the longest source or target among them."""
 
+    cache: str = "auto"
+    """Where tokenised splits are kept for later starts and mapped by all processes: `auto` for `.warmup_cache` beside the data (or in the run, if that is read-only) and splits of at least 32 MiB; a folder, for all splits; `none` to tokenise them at each start. What is there may be deleted."""
+
     directions: dict[str, DirectionSection] | None = None
     """Several directions in one run, by names such as `en-de`: ``'{en-de: {}, de-en: {}}'``. Then ``dataset.source_lang``, ``dataset.target_lang``, ``tokenizer.source_lang`` and ``tokenizer.target_lang`` are not used. ``None`` for the one that these name."""
 
@@ -87,6 +90,9 @@ class TextPairsSection(TextPairsConfig, Validatable):
 
         if self.max_train_pairs is not None and self.max_train_pairs < 1:
             result.add_error("`max_train_pairs` must be greater than or equal to 1.")
+
+        if not self.cache.strip():
+            result.add_error("`cache` must be `auto`, `none` or a folder.")
 
         if self.directions is None:
             if self.sampling_temperature != 1.0:

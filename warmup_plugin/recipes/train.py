@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import final
 
-from fairseq2.gang import Gang
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.composition import register_reference_model
@@ -31,20 +30,9 @@ from warmup_plugin.criteria.setup import (
     create_criterion,
     setup_model,
 )
-from warmup_plugin.criteria.validation import (
-    TranslationValidUnit,
-    ValidDirection,
-    gather_objects,
-)
-from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, tokenize_pairs
-from warmup_plugin.data.directions import (
-    get_pairs_config,
-    narrow_to_direction,
-    split_direction,
-)
+from warmup_plugin.criteria.validation import TranslationValidUnit, ValidDirection
+from warmup_plugin.data.directions import split_direction
 from warmup_plugin.data.reader import TextPairReader
-from warmup_plugin.data.text_pairs import read_split
-from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import WarmupGenerator, create_generation_config
 from warmup_plugin.metrics.registry import DEFAULT_METRICS
 from warmup_plugin.metrics.training import shorten_metric_lines
@@ -62,10 +50,10 @@ from warmup_plugin.recipes.control import (
     StopSignal,
     TrainerControl,
 )
+from warmup_plugin.recipes.corpora import CorpusReader
 from warmup_plugin.recipes.overview import describe_training
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.start import NothingToRun, start_run
-from warmup_plugin.recipes.token_stats import measure_tokens
 from warmup_plugin.recipes.train_arguments import TrainArguments, read_train_arguments
 from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.runs.run_dir import RunDir
@@ -108,17 +96,17 @@ class TranslationTrainRecipe(Recipe):
         layout = codec.layout
 
         # Read and check the data before the model is built.
-        train_corpus = self._read_corpus(
+        corpus_reader = CorpusReader(
             config,
-            config.dataset.train_split,
             codecs,
-            is_training=True,
-            is_measured=gangs.root.rank == 0,
+            run_dir,
+            gangs.root,
+            reads_prompts=is_decoder_only(context, config.model),
         )
 
-        valid_corpus = self._read_corpus(config, config.dataset.valid_split, codecs)
+        train_corpus = corpus_reader.read(config.dataset.train_split, is_training=True)
 
-        self._check_same_data(gangs.root, [train_corpus, valid_corpus])
+        valid_corpus = corpus_reader.read(config.dataset.valid_split)
 
         base_model = context.get_model()
 
@@ -265,91 +253,6 @@ class TranslationTrainRecipe(Recipe):
             refuse_float16(model, mixed_precision.dtype)
 
         refuse_float16(model, config.model.dtype)
-
-    @staticmethod
-    def _read_corpus(
-        config: TrainConfig,
-        split: str,
-        codecs: Mapping[str, TextCodec],
-        *,
-        is_training: bool = False,
-        is_measured: bool = False,
-    ) -> Corpus:
-        """
-        :param is_training: If ``True``, ``max_train_pairs`` counts.
-        :param is_measured: If ``True``, says what the tokens look like.
-        """
-        section = config.dataset
-
-        sections = {"dataset": asdict(section), "tokenizer": asdict(config.tokenizer)}
-
-        corpora: dict[str, Corpus] = {}
-
-        for name, codec in codecs.items():
-            narrowed = narrow_to_direction(sections, name, find_data=True)
-
-            corpus = corpora[name] = tokenize_pairs(
-                read_split(get_pairs_config(narrowed["dataset"]), split),
-                codec,
-                max_source_len=section.max_source_len,
-                max_target_len=section.max_target_len,
-                max_pairs=(
-                    narrowed["dataset"]["max_train_pairs"] if is_training else None
-                ),
-            )
-
-            prefix = f"{name}, " if section.directions else ""
-
-            log.info("{}{}", prefix, corpus.report.describe())
-
-            if is_measured:
-                for stats in measure_tokens(
-                    corpus,
-                    codec,
-                    name=f"{prefix}{split}",
-                    source_lang=narrowed["dataset"]["source_lang"],
-                    target_lang=narrowed["dataset"]["target_lang"],
-                ):
-                    log.info("{}", stats.describe())
-
-                    warning = stats.find_warning()
-
-                    if warning is not None:
-                        log.warning("{}", warning)
-
-        if not section.directions:
-            return corpus
-
-        if is_training:
-            for name, direction in section.directions.items():
-                if direction.behind:
-                    corpora[name] = put_behind(
-                        corpora[name],
-                        [corpora[other] for other in direction.behind],
-                        max_source_len=section.max_source_len,
-                        seed=config.common.seed,
-                    )
-
-        return join_corpora(corpora)
-
-    @staticmethod
-    def _check_same_data(gang: Gang, corpora: Sequence[Corpus]) -> None:
-        """
-        :raises WarmupError: If a process has read other pairs; each takes its share of the
-            same plan of batches, so that they would train on some twice and on others
-            never, or wait for each other.
-        """
-        if gang.size == 1:
-            return
-
-        for corpus in corpora:
-            facts = gather_objects(gang, (len(corpus), corpus.digest()))
-
-            for rank, fact in enumerate(facts):
-                if fact != facts[0]:
-                    raise WarmupError(
-                        f"Process {rank} has read other pairs ({fact[0]:,}) of {corpus.origin} than process 0 ({facts[0][0]:,}); give all machines the same files."
-                    )
 
     @staticmethod
     def _describe_directions(

@@ -439,7 +439,7 @@ class RunDir:
         keys = sorted(
             key
             for key in old.keys() | new.keys()
-            if key not in ignored and not _DATA_PATH.fullmatch(key)
+            if key not in ignored and not _MOVABLE.fullmatch(key)
         )
 
         differing = [
@@ -551,7 +551,7 @@ def _find_origin_file(file: Path) -> Path:
 
 
 # Where data is, of a run or of one of its directions.
-_DATA_PATH: Final = re.compile(r"dataset\.(directions\..*\.)?path")
+_MOVABLE: Final = re.compile(r"dataset\.(cache|(directions\..*\.)?path)")
 
 _TOKENIZER_FILES: Final = (
     "tokenizer.json",

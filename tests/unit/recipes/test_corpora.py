@@ -1,0 +1,171 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Training on tokens that are kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_runs import (
+    assert_same_weights,
+    load_weights,
+    tiny_options,
+    to_args,
+    write_tiny_text,
+)
+from warmup_plugin.data.corpus_cache import CACHE_FOLDER
+from warmup_plugin.recipes import corpora
+from warmup_plugin.recipes.train import main
+
+MADE = "tokenising, once for all runs on this data"
+
+
+def list_tokens_lines(text: str) -> list[str]:
+    """Returns what the log says of data and tokens, without its clock."""
+    return re.findall(r"(?:train|valid)[^:\n]*: .*(?:pairs|tokens).*", text)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_tiny_text(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "directions", [None, "{src-tgt: {}, tgt-src: {max_train_pairs: 12}}"]
+)
+def test_training_is_that_of_tokens_in_memory(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    directions: str | None,
+) -> None:
+    def train(name: str, cache: object) -> str:
+        options = tiny_options(
+            data, tokenizer_file, dataset__cache=cache, dataset__directions=directions
+        )
+
+        assert main(to_args(tmp_path / name, options)) == 0
+
+        return capsys.readouterr().err
+
+    logs = [
+        train("memory", "none"),
+        train("made", tmp_path / "cache"),
+        train("kept", tmp_path / "cache"),
+    ]
+
+    assert [log.count(MADE) for log in logs] == [0, 2, 0]
+
+    # The same is told of the data, and once more where the tokens are.
+    lines = [list_tokens_lines(log) for log in logs]
+
+    assert len(lines[0]) >= 4
+    assert [n for n in lines[2] if "are mapped from" not in n] == lines[0]
+    assert len(lines[2]) == len(lines[0]) + 2
+
+    for name in ("made", "kept"):
+        assert_same_weights(
+            load_weights(tmp_path / name, 2), load_weights(tmp_path / "memory", 2)
+        )
+
+    assert len(list(tmp_path.joinpath("cache").iterdir())) == 2
+
+
+def test_what_has_changed_is_tokenised_anew(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = tmp_path / "cache"
+
+    def train(name: str, **further: object) -> int:
+        options = tiny_options(data, tokenizer_file, dataset__cache=cache, **further)
+
+        assert main(to_args(tmp_path / name, options)) == 0
+
+        return capsys.readouterr().err.count(MADE)
+
+    assert train("first") == 2
+    assert train("fewer", dataset__max_train_pairs=20) == 1
+    assert train("shorter", dataset__max_target_len=30) == 2
+    assert train("prompt", dataset__prompt="a {source}") == 2
+
+    file = data / "valid.tgt"
+
+    file.write_text(file.read_text().replace("a", "e"))
+
+    assert train("changed") == 1
+    assert train("again") == 0
+
+    # Somebody has cleaned up, and a disk has failed.
+    [folder, *others] = sorted(cache.glob("train-*"))
+
+    for other in others:
+        shutil.rmtree(other)
+
+    folder.joinpath("sources.npy").write_bytes(b"")
+
+    assert train("cleaned") == 1
+
+
+def test_large_split_is_kept_beside_data(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = data.joinpath("train.src").stat().st_size
+
+    # The other split is smaller.
+    monkeypatch.setattr(corpora, "LEAST_CACHED_BYTES", size)
+
+    assert main(to_args(tmp_path / "run", tiny_options(data, tokenizer_file))) == 0
+
+    [folder] = data.joinpath(CACHE_FOLDER).iterdir()
+
+    assert folder.name.startswith("train-")
+
+
+def test_large_split_of_somebody_else_is_kept_in_run(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(corpora, "LEAST_CACHED_BYTES", 1)
+
+    # Root may write anywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != data)
+
+    assert main(to_args(tmp_path / "run", tiny_options(data, tokenizer_file))) == 0
+
+    assert len(list(tmp_path.joinpath("run", CACHE_FOLDER).iterdir())) == 2
+    assert not data.joinpath(CACHE_FOLDER).exists()
+
+
+def test_folder_that_cannot_be_made_is_named(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tmp_path.joinpath("file").write_text("")
+
+    options = tiny_options(
+        data, tokenizer_file, dataset__cache=tmp_path / "file" / "cache"
+    )
+
+    assert main(to_args(tmp_path / "run", options)) != 0
+
+    err = capsys.readouterr().err
+
+    assert f"{tmp_path}/file/cache` (Not a directory); set `dataset.cache`" in err
+    assert "Traceback" not in err

@@ -1,0 +1,330 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""The pairs that a training reads, as tokens: made at each start, or once and kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, final
+
+from fairseq2.gang import Gang
+from fairseq2.logging import log
+
+from warmup_plugin.criteria.validation import gather_objects
+from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, tokenize_pairs
+from warmup_plugin.data.corpus_cache import (
+    CACHE_FOLDER,
+    Note,
+    get_size,
+    load_corpus,
+    make_cache_name,
+    save_corpus,
+)
+from warmup_plugin.data.directions import get_pairs_config, narrow_to_direction
+from warmup_plugin.data.text_pairs import describe_split, list_split_files, read_split
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.common import get_codec_options
+from warmup_plugin.recipes.token_stats import measure_tokens
+from warmup_plugin.recipes.train_config import TrainConfig
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.tokenizers.codec import TextCodec
+
+LEAST_CACHED_BYTES: Final = 32 << 20
+"""Text files that are smaller, some 200,000 pairs, are tokenised in seconds."""
+
+# Of which another version may tokenise another way.
+_TOKENIZING_PACKAGES: Final = ("fairseq2", "fairseq2n", "tokenizers")
+
+
+@final
+class CorpusReader:
+    """Reads the splits of a training, the same in each of its processes."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        codecs: Mapping[str, TextCodec],
+        run_dir: RunDir,
+        gang: Gang,
+        *,
+        reads_prompts: bool,
+    ) -> None:
+        """
+        :param codecs: What turns text into tokens, by the names of the directions.
+        :param gang: All processes of the training.
+        :param reads_prompts: ``True`` for a decoder-only model.
+        """
+        self._config = config
+        self._codecs = codecs
+        self._run_dir = run_dir
+        self._gang = gang
+        self._reads_prompts = reads_prompts
+
+        sections = {
+            "dataset": asdict(config.dataset),
+            "tokenizer": asdict(config.tokenizer),
+        }
+
+        self._narrowed: dict[str, dict[str, Any]] = {
+            name: narrow_to_direction(sections, name, find_data=True) for name in codecs
+        }
+
+    def read(self, split: str, *, is_training: bool = False) -> Corpus:
+        """
+        Reads a split, from the cache if it is large.
+
+        :param is_training: If ``True``, ``max_train_pairs`` counts, and the log tells what
+            the tokens look like.
+
+        :raises WarmupError: If the files are wrong; if they are not the same for all
+            processes, each of which takes its share of one plan of batches.
+        """
+        cache_dir = self._find_cache_dir(split)
+
+        if cache_dir is None:
+            corpus, notes = self._make(split, is_training)
+        else:
+            corpus, notes = self._read_cached(split, is_training, cache_dir)
+
+        if self._gang.rank == 0:
+            for note in notes:
+                (log.warning if note.is_warning else log.info)("{}", note.text)
+
+        self._check_same(corpus)
+
+        return corpus
+
+    def _find_cache_dir(self, split: str) -> Path | None:
+        """Returns the folder of caches; ``None`` to keep the tokens in memory."""
+        setting = self._config.dataset.cache
+
+        if setting == "none":
+            return None
+
+        if setting != "auto":
+            return Path(setting).expanduser()
+
+        files = self._list_files(split)
+
+        if sum(file.stat().st_size for file in files) < LEAST_CACHED_BYTES:
+            return None
+
+        [narrowed, *_] = self._narrowed.values()
+
+        # Runs on the same data share it; what may not be written to is somebody else's.
+        for folder in (Path(narrowed["dataset"]["path"]), self._run_dir.path):
+            if os.access(folder.expanduser(), os.W_OK):
+                return folder.expanduser() / CACHE_FOLDER
+
+        return None
+
+    def _list_files(self, split: str) -> list[Path]:
+        files: list[Path] = []
+
+        for narrowed in self._narrowed.values():
+            files += list_split_files(get_pairs_config(narrowed["dataset"]), split)
+
+        return files
+
+    def _read_cached(
+        self, split: str, is_training: bool, cache_dir: Path
+    ) -> tuple[Corpus, list[Note]]:
+        folder: Path | WarmupError | None = None
+
+        # The others wait until the first has made it, and fail as it does.
+        if self._gang.rank == 0:
+            try:
+                folder = self._prepare(split, is_training, cache_dir)
+            except WarmupError as ex:
+                folder = ex
+
+        [folder, *_] = gather_objects(self._gang, folder)
+
+        if isinstance(folder, WarmupError):
+            raise folder
+
+        assert folder is not None
+
+        loaded = self._load(folder, split)
+
+        if loaded is None:
+            # A machine that does not see the files of the first one.
+            return self._make(split, is_training)
+
+        corpus, notes = loaded
+
+        size = get_size(folder) / (1 << 20)
+
+        notes.append(
+            Note(
+                f"{split}: the tokens are mapped from `{folder}` ({size:,.0f} MiB), which may be deleted when no run needs it."
+            )
+        )
+
+        return corpus, notes
+
+    def _prepare(self, split: str, is_training: bool, cache_dir: Path) -> Path:
+        """Makes what is not in the cache."""
+        files = self._list_files(split)
+
+        tokenizer_path = self._run_dir.tokenizer_path
+
+        if tokenizer_path is not None:
+            files += (
+                sorted(file for file in tokenizer_path.rglob("*") if file.is_file())
+                if tokenizer_path.is_dir()
+                else [tokenizer_path]
+            )
+
+        try:
+            name = make_cache_name(split, files, self._list_settings(is_training))
+
+            folder = cache_dir / name
+
+            if self._load(folder, split) is None:
+                log.info("{}: tokenising, once for all runs on this data.", split)
+
+                self._remove_damaged(folder)
+
+                save_corpus(folder, *self._make(split, is_training))
+        except OSError as ex:
+            raise WarmupError(
+                f"The tokens of the `{split}` split cannot be kept in `{cache_dir}` ({ex.strerror or ex}); set `dataset.cache` to a folder with room, or to `none` to keep them in memory."
+            ) from None
+
+        return folder
+
+    @staticmethod
+    def _remove_damaged(folder: Path) -> None:
+        if folder.exists():
+            log.warning("`{}` is damaged and is made anew.", folder)
+
+            # Under another name first, so that nobody opens half of it.
+            remains = folder.with_name(f"{folder.name}.damaged")
+
+            folder.rename(remains)
+
+            for file in remains.iterdir():
+                file.unlink()
+
+            remains.rmdir()
+
+    def _load(self, folder: Path, split: str) -> tuple[Corpus, list[Note]] | None:
+        origins = [
+            describe_split(get_pairs_config(narrowed["dataset"]), split)
+            for narrowed in self._narrowed.values()
+        ]
+
+        return load_corpus(folder, origins)
+
+    def _list_settings(self, is_training: bool) -> object:
+        """Returns all but the files that a corpus depends on."""
+        section = self._config.dataset
+
+        directions: dict[str, object] = {}
+
+        for name, narrowed in self._narrowed.items():
+            pairs = asdict(get_pairs_config(narrowed["dataset"]))
+
+            del pairs["path"]
+
+            directions[name] = [
+                pairs,
+                asdict(get_codec_options(narrowed["tokenizer"], narrowed["dataset"])),
+                narrowed["dataset"]["max_train_pairs"] if is_training else None,
+                self._list_behind(name) if is_training else [],
+            ]
+
+        seed = None
+
+        if any(self._list_behind(name) for name in self._narrowed):
+            seed = self._config.common.seed
+
+        return {
+            "directions": directions,
+            "lens": [section.max_source_len, section.max_target_len],
+            "seed": seed,
+            "tokenizer": [self._config.tokenizer.name, self._config.tokenizer.family],
+            "reads_prompts": self._reads_prompts,
+            "versions": [version(name) for name in _TOKENIZING_PACKAGES],
+        }
+
+    def _list_behind(self, name: str) -> Sequence[str]:
+        directions = self._config.dataset.directions
+
+        return (directions[name].behind or ()) if directions else ()
+
+    def _make(self, split: str, is_training: bool) -> tuple[Corpus, list[Note]]:
+        section = self._config.dataset
+
+        corpora: dict[str, Corpus] = {}
+
+        notes: list[Note] = []
+
+        for name, codec in self._codecs.items():
+            dataset = self._narrowed[name]["dataset"]
+
+            corpus = corpora[name] = tokenize_pairs(
+                read_split(get_pairs_config(dataset), split),
+                codec,
+                max_source_len=section.max_source_len,
+                max_target_len=section.max_target_len,
+                max_pairs=dataset["max_train_pairs"] if is_training else None,
+            )
+
+            prefix = f"{name}, " if section.directions else ""
+
+            notes.append(Note(f"{prefix}{corpus.report.describe()}"))
+
+            if is_training and self._gang.rank == 0:
+                for stats in measure_tokens(
+                    corpus,
+                    codec,
+                    name=f"{prefix}{split}",
+                    source_lang=dataset["source_lang"],
+                    target_lang=dataset["target_lang"],
+                ):
+                    notes.append(Note(stats.describe()))
+
+                    warning = stats.find_warning()
+
+                    if warning is not None:
+                        notes.append(Note(warning, is_warning=True))
+
+        if not section.directions:
+            return corpus, notes
+
+        if is_training:
+            for name in corpora:
+                behind = self._list_behind(name)
+
+                if behind:
+                    corpora[name] = put_behind(
+                        corpora[name],
+                        [corpora[other] for other in behind],
+                        max_source_len=section.max_source_len,
+                        seed=self._config.common.seed,
+                    )
+
+        return join_corpora(corpora), notes
+
+    def _check_same(self, corpus: Corpus) -> None:
+        """
+        :raises WarmupError: If a process has read other pairs: some would be trained on
+            twice and others never, or processes would wait for each other.
+        """
+        if self._gang.size == 1:
+            return
+
+        facts = gather_objects(self._gang, (len(corpus), corpus.digest()))
+
+        for rank, fact in enumerate(facts):
+            if fact != facts[0]:
+                raise WarmupError(
+                    f"Process {rank} has read other pairs ({fact[0]:,}) of {corpus.origin} than process 0 ({facts[0][0]:,}); give all machines the same files."
+                )
