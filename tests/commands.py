@@ -19,12 +19,19 @@ TIMEOUT: Final = 400.0
 class Command:
     """A command in a process of its own, with its output in a file."""
 
-    def __init__(self, log_file: Path, *args: object, **environment: str) -> None:
+    def __init__(
+        self,
+        log_file: Path,
+        *args: object,
+        is_warm: bool = True,
+        **environment: str,
+    ) -> None:
+        """:param is_warm: See :func:`python_command`."""
         self._log_file = log_file
 
         with log_file.open("ab") as fp:
             self.process = subprocess.Popen(
-                python_command(*args),
+                python_command(*args, is_warm=is_warm),
                 cwd=ROOT,
                 env={**command_environment(), **environment},
                 stdout=fp,

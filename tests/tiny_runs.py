@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from tests.warm_python import get_warm_python
 from warmup_plugin.data.synthetic import write_synthetic_pair
 from warmup_plugin.data.train_tokenizer import train_tokenizer
 
@@ -118,5 +119,18 @@ def command_environment(**variables: str) -> dict[str, str]:
     return env
 
 
-def python_command(*args: object) -> Sequence[str]:
-    return [sys.executable, *map(str, args)]
+def python_command(
+    *args: object, is_warm: bool = True, env: dict[str, str] | None = None
+) -> Sequence[str]:
+    """
+    Returns the command line of a program in Python, in a process of its own.
+
+    :param is_warm: ``False`` where imports count, or what SIGKILL leaves.
+    :param env: That of the process, if it is not :func:`command_environment`.
+    """
+    python = sys.executable
+
+    if is_warm:
+        python = get_warm_python(command_environment() if env is None else env)
+
+    return [python, *map(str, args)]

@@ -15,8 +15,12 @@ from tests.commands import Command, Start
 def start(tmp_path: Path) -> Iterator[Start]:
     commands = []
 
-    def start(name: str, *args: object, **environment: str) -> Command:
-        command = Command(tmp_path / f"{name}.log", *args, **environment)
+    def start(
+        name: str, *args: object, is_warm: bool = True, **environment: str
+    ) -> Command:
+        log_file = tmp_path / f"{name}.log"
+
+        command = Command(log_file, *args, is_warm=is_warm, **environment)
 
         commands.append(command)
 

@@ -51,7 +51,9 @@ def test_killed_runs_equal_uninterrupted_one(
     )
 
     def train(name: str) -> Command:
-        return start(name, "-m", "recipes.train", *to_args(tmp_path / name, options))
+        args = to_args(tmp_path / name, options)
+
+        return start(name, "-m", "recipes.train", *args, is_warm=False)
 
     begin = time.monotonic()
 

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from tests.hub_files import write_mt5_model
-from tests.tiny_runs import ROOT, command_environment
+from tests.tiny_runs import ROOT, command_environment, python_command
 
 README: Final = ROOT / "README.md"
 
@@ -74,7 +74,7 @@ def shorten(command: list[str]) -> list[str]:
         if name in args:
             args = args + further
 
-    return [sys.executable, "-m", *args]
+    return args
 
 
 class TestTour:
@@ -87,7 +87,7 @@ class TestTour:
 
         for command in commands:
             process = subprocess.run(
-                shorten(command),
+                python_command("-m", *shorten(command), env=env),
                 cwd=tmp_path,
                 env=env,
                 stdout=subprocess.PIPE,
@@ -136,10 +136,10 @@ class TestTour:
                 command += ["lr_scheduler.config.num_warmup_steps=1"]
 
             # In this process, which has fairseq2 loaded: a start costs 8 seconds.
-            monkeypatch.setattr(sys, "argv", command[2:])
+            monkeypatch.setattr(sys, "argv", command)
 
             with pytest.raises(SystemExit) as info:
-                runpy.run_module(command[2], run_name="__main__")
+                runpy.run_module(command[0], run_name="__main__")
 
             assert info.value.code == 0, line
 
@@ -182,12 +182,12 @@ class TestTour:
 
                 monkeypatch.setattr(sys, "stdin", lines)
 
-            monkeypatch.setattr(sys, "argv", command[2:])
+            monkeypatch.setattr(sys, "argv", command)
 
             capfd.readouterr()
 
             with pytest.raises(SystemExit) as info:
-                runpy.run_module(command[2], run_name="__main__")
+                runpy.run_module(command[0], run_name="__main__")
 
             assert info.value.code == 0, line
 

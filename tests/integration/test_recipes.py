@@ -88,13 +88,15 @@ def test_interrupted_runs_equal_uninterrupted_one(
         regime__publish_metrics_every_n_steps=5,
     )
 
-    def train(name: str) -> Command:
-        return start(name, "-m", "recipes.train", *to_args(tmp_path / name, options))
+    def train(name: str, is_warm: bool = True) -> Command:
+        args = to_args(tmp_path / name, options)
+
+        return start(name, "-m", "recipes.train", *args, is_warm=is_warm)
 
     def has_checkpoint(name: str) -> Callable[[], bool]:
         return lambda: bool(RunDir(tmp_path / name).checkpoint_steps())
 
-    whole, killed = train("whole"), train("killed")
+    whole, killed = train("whole"), train("killed", is_warm=False)
 
     killed.wait_for(has_checkpoint("killed"))
 

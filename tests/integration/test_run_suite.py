@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,14 @@ pytestmark = pytest.mark.integration
 
 TIMEOUT: Final = 400.0
 """The seconds that a command may take, also on a machine that is busy."""
+
+
+@pytest.fixture(autouse=True)
+def warm_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a suite in this process start commands whose imports are made."""
+    [python] = python_command()
+
+    monkeypatch.setattr(sys, "executable", python)
 
 
 def write_grid(file: Path, text_folder: Path, tokenizer_file: Path) -> Path:

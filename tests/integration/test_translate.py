@@ -79,7 +79,10 @@ def test_killed_job_goes_on_in_two_processes(
 
     with log.open("wb") as fp:
         process = subprocess.Popen(
-            python_command(*args), cwd=ROOT, env=command_environment(), stderr=fp
+            python_command(*args, is_warm=False),
+            cwd=ROOT,
+            env=command_environment(),
+            stderr=fp,
         )
 
     state = tmp_path / "out.txt.state"
@@ -149,7 +152,7 @@ def test_terminal_is_asked_line_by_line(sft_run: Path) -> None:
     leader, follower = os.openpty()
 
     process = subprocess.Popen(
-        python_command("-m", "warmup_plugin", "translate", str(sft_run)),
+        python_command("-m", "warmup_plugin", "translate", sft_run, is_warm=False),
         cwd=ROOT,
         env={**command_environment(), "TERM": "xterm"},
         stdin=follower,

@@ -28,7 +28,7 @@ SOURCES: Final = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LIC
 
 def run(cwd: Path, *args: object, **variables: str) -> str:
     process = subprocess.run(
-        python_command(*args),
+        python_command(*args, is_warm=False),
         cwd=cwd,
         env=command_environment(**variables),
         stdout=subprocess.PIPE,

@@ -78,17 +78,18 @@ class Runner:
         steps: Sequence[Step],
         *,
         num_jobs: int = 1,
-        program: Sequence[str] = (sys.executable, "-m", "warmup_plugin"),
+        program: Sequence[str] | None = None,
         say: Callable[[str], None] = lambda line: show(line),
     ) -> None:
         """
         :param num_jobs: The most commands that run at the same time.
-        :param program: What stands before the command of a step.
+        :param program: What stands before the command of a step; ``None`` for
+            ``python -m warmup_plugin``.
         """
         self._pending = list(steps)
         self._num_steps = len(steps)
         self._num_jobs = num_jobs
-        self._program = program
+        self._program = program or (sys.executable, "-m", "warmup_plugin")
         self._say = say
         self._running: list[_Process] = []
         self._outcomes: dict[str, Outcome] = {}
