@@ -22,7 +22,7 @@ from warmup_plugin.recipes import train
 def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
     data, tokenizer = tmp_path / "data", tmp_path / "tokenizer"
 
-    write_synthetic_pivot(data, num_valid=30, num_test=100)
+    write_synthetic_pivot(data, num_valid=30, num_test=60)
 
     files = [data / "a-p" / "train.a", data / "a-p" / "train.p", data / "p-b/train.b"]
 
@@ -66,7 +66,7 @@ def test_warmups_gain_by_pivot_that_nobody_asked_for(tmp_path: Path) -> None:
             f"demo_pivot_{name}",
             dataset__path=data / "a-b",
             init_from=legs,
-            regime__num_steps=20 if name == "warmup" else 80,
+            regime__num_steps=20 if name == "warmup" else 40,
             regime__validate_every_n_steps=20,
             regime__checkpoint_every_n_steps=20,
             regime__publish_metrics_every_n_steps=10,
