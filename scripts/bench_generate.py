@@ -10,6 +10,7 @@ In turn in one process, the same sources in the same batches, encoding included:
 - ``ours``: the generator ``warmup`` without warmups;
 - ``ctranslate2``: a C++ library that serves models (fp32), for reference; it makes
   batches of its own within those it is given;
+- ``ours-int8``, ``ctranslate2-int8``: with weights of 8 bits, on a CPU;
 - ``single``, ``greedy-then-beam``, ``sample``: the generator with a warmup before each
   output, which no other library has; K as the setting says.
 
@@ -77,6 +78,7 @@ from warmup_plugin.models.hugging_face.nllb import (
     from_hg_token_idx,
     to_hg_token_idx,
 )
+from warmup_plugin.models.int8 import quantize_projections
 from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options
 from warmup_plugin.runs.run_dir import RunDir
@@ -85,7 +87,9 @@ from warmup_plugin.tokenizers.loading import load_tokenizer
 
 BASE: Final = "transformers"
 
-PLAIN_SYSTEMS: Final = (BASE, "ours", "full-search", "ctranslate2")
+INT8_SYSTEMS: Final = ("ours-int8", "ctranslate2-int8")
+
+PLAIN_SYSTEMS: Final = (BASE, "ours", "full-search", "ctranslate2", *INT8_SYSTEMS)
 
 WARMUP_SYSTEMS: Final = ("single", "greedy-then-beam", "sample")
 
@@ -238,6 +242,7 @@ class Ours(System):
         warmup: str,
         *,
         early_stopping: bool,
+        int8: bool = False,
     ) -> None:
         with device:
             model = create_nllb_model(job.config)
@@ -245,6 +250,11 @@ class Ours(System):
         model.load_state_dict(dict(job.weights))
 
         model.eval()
+
+        if int8 and quantize_projections(model) == 0:
+            raise WarmupError(
+                f"`{job.name}` has no projection that is large enough for 8 bits; leave `ours-int8` out."
+            )
 
         self._job = job
         self._device = device
@@ -344,7 +354,9 @@ class Transformers(System):
 
 @final
 class CTranslate2(System):
-    def __init__(self, job: Job, device: torch.device, beam: int, threads: int) -> None:
+    def __init__(
+        self, job: Job, device: torch.device, beam: int, threads: int, int8: bool
+    ) -> None:
         import ctranslate2
 
         self._job = job
@@ -376,7 +388,11 @@ class CTranslate2(System):
         spec.save(folder)
 
         self._translator = ctranslate2.Translator(
-            folder, device=device.type, intra_threads=threads, inter_threads=1
+            folder,
+            device=device.type,
+            intra_threads=threads,
+            inter_threads=1,
+            compute_type="int8" if int8 else "default",
         )
 
         suppressed = [
@@ -466,17 +482,23 @@ def create_system(
     """
     :raises WarmupError: If the other library is not installed.
     """
-    if name not in (BASE, "ctranslate2"):
+    int8 = name in INT8_SYSTEMS
+
+    base_name = name.removesuffix("-int8")
+
+    if base_name not in (BASE, "ctranslate2"):
         warmup = "none" if name in PLAIN_SYSTEMS else name.replace("-", "_")
 
         # `ours` ends its search as the other libraries are asked to.
-        return Ours(job, device, beam, warmup, early_stopping=name == "ours")
+        early_stopping = base_name == "ours"
+
+        return Ours(job, device, beam, warmup, early_stopping=early_stopping, int8=int8)
 
     try:
         if name == BASE:
             return Transformers(job, device, beam)
 
-        return CTranslate2(job, device, beam, threads)
+        return CTranslate2(job, device, beam, threads, int8)
     except ImportError as ex:
         raise WarmupError(
             f"{ex.name} is not installed; install it with `pip install '.[bench,test]'` or choose other systems with `--systems`."
@@ -652,7 +674,11 @@ def create_parser() -> argparse.ArgumentParser:
 
     parser.add_argument(
         "--systems",
-        default=",".join([*PLAIN_SYSTEMS, *WARMUP_SYSTEMS]),
+        default=",".join(
+            name
+            for name in (*PLAIN_SYSTEMS, *WARMUP_SYSTEMS)
+            if name not in INT8_SYSTEMS
+        ),
         metavar="NAMES",
         help="what to compare, divided by commas (default: %(default)s)",
     )

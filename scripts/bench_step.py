@@ -151,6 +151,19 @@ SETTINGS: Final = {
             warmup_len=8,
             num_warmups=4,
         ),
+        # Transformer base, as in "Attention Is All You Need".
+        Setting(
+            name="base",
+            model_dim=512,
+            num_layers=6,
+            num_heads=8,
+            vocab_size=32_000,
+            source_len=30,
+            target_len=30,
+            warmup_len=8,
+            num_warmups=4,
+            needs_gpu=True,
+        ),
         Setting(
             name="t5-base",
             family="t5",

@@ -49,6 +49,7 @@ from scripts.bench_step import (
 from tests.common import assert_close, assert_equal, device
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.models import int8
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.t5 import T5Decoder
 from warmup_plugin.sampling import draw_candidates
@@ -535,11 +536,27 @@ class TestBenchGenerate:
         outputs = [
             bench_generate.create_system(name, job, device, 1, 1)(job.sources)
             for name in bench_generate.PLAIN_SYSTEMS
+            if name not in bench_generate.INT8_SYSTEMS
         ]
 
         assert all(len(output) == job.fixed_len for output in outputs[0])
 
         assert outputs[0] == outputs[1] == outputs[2]
+
+    def test_systems_of_8_bits_write_nearly_the_same(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = bench_generate.create_random_job(TINY, 5)
+
+        with pytest.raises(WarmupError, match="leave `ours-int8` out"):
+            bench_generate.create_system("ours-int8", job, device, 1, 1)
+
+        monkeypatch.setattr(int8, "_LEAST_SIZE", 1)
+
+        for name in bench_generate.INT8_SYSTEMS:
+            outputs = bench_generate.create_system(name, job, device, 1, 1)(job.sources)
+
+            assert [len(output) for output in outputs] == [job.fixed_len] * 5
 
     def test_memory_of_step_is_what_it_takes(self) -> None:
         # 64 MiB

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from warmup_plugin.data.text_files import read_place_arguments
 from warmup_plugin.late_imports import import_fairseq2
+from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     create_generate_parser,
     read_generation_arguments,
@@ -23,10 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = create_generate_parser().parse_args(argv)
 
-    return guard(lambda: _run(args), get_arguments(argv))
+    arguments = get_arguments(argv)
+
+    return guard(lambda: _run(args, arguments), arguments)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    if wants_processes(args):
+        return run_processes("generate", argv, args.processes)
+
     # fairseq2 takes seconds; not for `--help` and mistyped options.
     import_fairseq2()
 

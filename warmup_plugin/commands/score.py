@@ -10,6 +10,7 @@ from typing import Final
 
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.late_imports import import_fairseq2
+from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
     add_run_arguments,
@@ -104,10 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = create_parser().parse_args(argv)
 
-    return guard(lambda: _run(args), get_arguments(argv))
+    arguments = get_arguments(argv)
+
+    return guard(lambda: _run(args, arguments), arguments)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    if wants_processes(args):
+        return run_processes("score", argv, args.processes)
+
     # fairseq2 takes seconds; not for `--help`.
     import_fairseq2()
 

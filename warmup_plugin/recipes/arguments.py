@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from warmup_plugin.config_docs import FieldSource, read_fields
 from warmup_plugin.data.text_files import add_place_arguments
+from warmup_plugin.processes import add_processes_argument
 
 FULL_LIST: Final = (
     "docs/config.md describes every key of `--config`; docs/generation.md the options."
@@ -34,6 +35,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_direction_argument(parser)
 
     parser.add_argument("--no-rich", action="store_true", help="plain log lines")
+
+    add_processes_argument(parser)
+
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="large projections with weights of 8 bits, faster on CPUs and nearly as good",
+    )
 
     parser.add_argument(
         "--config",
@@ -142,6 +151,7 @@ def read_run_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": args.checkpoint,
         "direction": args.direction,
         "no_rich": args.no_rich,
+        "int8": args.int8,
         "settings": args.config,
     }
 

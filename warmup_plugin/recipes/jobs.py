@@ -61,6 +61,9 @@ class JobOptions:
     places: TextPlaces = TextPlaces()
     """Where the texts are in files of more than one a line."""
 
+    int8: bool = False
+    """If ``True``, large projections have weights of 8 bits."""
+
     no_rich: bool = False
 
     settings: Sequence[str] = ()
@@ -412,6 +415,8 @@ def _load_configs(
     set_places(config, options.places)
 
     section = run_config.get("generation") or {}
+
+    config["int8"] = options.int8
 
     config["truncate"] = bool(options.truncate or section.get("truncate"))
 

@@ -21,14 +21,15 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.pair_scorer import PairScorer
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.parsing import parse_json
-from warmup_plugin.recipes.common import refuse_float16
 from warmup_plugin.recipes.lines import FileSink, LineTask, Record, StreamSink
 from warmup_plugin.recipes.translate import (
     LinesConfig,
     check_vocabulary,
     create_progress,
     describe_job,
+    get_chunk_size,
     get_places,
+    prepare_model,
     read_input,
     read_pairs,
     refuse_to_cut_prompts,
@@ -98,15 +99,13 @@ class ScoreRecipe(Recipe):
 
         base_model = context.get_model()
 
-        refuse_float16(base_model, config.model.dtype)
+        prepare_model(base_model, config)
 
         model = create_conditional_model(base_model)
 
         check_vocabulary(model.num_logits, codec.layout.vocab_size)
 
         refuse_to_cut_prompts(config.truncate, model)
-
-        base_model.eval()
 
         scorer = PairScorer(
             model,
@@ -157,7 +156,7 @@ class ScoreRecipe(Recipe):
             sink,
             context.gangs,
             config.generator,
-            chunk_size=config.chunk_size * context.gangs.dp.size,
+            chunk_size=get_chunk_size(config, context),
             progress=create_progress(config, context, pairs),
         )
 

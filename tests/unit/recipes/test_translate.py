@@ -16,6 +16,7 @@ import pytest
 from warmup_plugin.__main__ import main
 from warmup_plugin.commands import generate
 from warmup_plugin.generation.translator import Translator, to_json_line
+from warmup_plugin.models import int8
 
 Translate: TypeAlias = Callable[..., tuple[int, bytes, str]]
 
@@ -73,6 +74,43 @@ class TestStreams:
 
         assert translate(warmup_run, text)[:2] == (0, out)
         assert translate(warmup_run, text, text)[:2] == (0, out * 2)
+
+    def test_projections_have_8_bits(
+        self,
+        warmup_run: Path,
+        translate: Translate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        status, out, err = translate(warmup_run, "--int8", stdin=TEXT.encode())
+
+        assert status == 0
+        assert "`--int8` changes nothing" in err
+
+        assert out == translate(warmup_run, stdin=TEXT.encode())[1]
+
+        # They count as large.
+        monkeypatch.setattr(int8, "_LEAST_SIZE", 1)
+
+        made = []
+
+        class Spy(int8.Int8Projection):  # type: ignore[misc]
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+
+                made.append(self)
+
+        monkeypatch.setattr(int8, "Int8Projection", Spy)
+
+        status, out, err = translate(warmup_run, "--int8", stdin=TEXT.encode())
+
+        assert status == 0 and "changes nothing" not in err
+        assert len(made) > 10 and out.count(b"\n") == TEXT.count("\n")
+
+        # Whatever the batches.
+        for further in (["--chunk-size", 3], ["--config", "max_num_tokens=20"]):
+            args = ("--int8", *further)
+
+            assert translate(warmup_run, *args, stdin=TEXT.encode())[:2] == (0, out)
 
     def test_jsonl_holds_n_best(self, warmup_run: Path, translate: Translate) -> None:
         args = ["--jsonl", "--num-best", 2, "--beam-size", 3]

@@ -272,7 +272,12 @@ class T5TiedProjection(Projection):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x * self.input_dim**-0.5, self.weight)
+        return linear(x * self.input_scale, self.weight)
+
+    @property
+    def input_scale(self) -> float:
+        """What inputs are multiplied by; see ``models/int8.py``."""
+        return float(self.input_dim**-0.5)
 
 
 def _init_embedding(embed: StandardEmbedding) -> None:

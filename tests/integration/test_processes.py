@@ -1,0 +1,164 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Commands that start several processes of themselves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands import TIMEOUT
+from tests.tiny_runs import (
+    ROOT,
+    command_environment,
+    python_command,
+    tiny_options,
+    to_args,
+)
+from warmup_plugin.commands import score, translate
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.processes import wants_processes
+from warmup_plugin.recipes.train import main as train
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def run_dir(
+    tmp_path_factory: pytest.TempPathFactory, text_folder: Path, tokenizer_file: Path
+) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "sft"
+
+    assert train(to_args(out, tiny_options(text_folder, tokenizer_file))) == 0
+
+    return out
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        python_command("-m", "warmup_plugin", *args),
+        cwd=ROOT,
+        env=command_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_lines_are_those_of_one_process(
+    tmp_path: Path, run_dir: Path, text_folder: Path
+) -> None:
+    text = (text_folder / "train.src").read_text()
+
+    assert text.count("\n") == 60
+
+    process = start("translate", run_dir, "--processes", 2, "--chunk-size", 7)
+
+    output, err = process.communicate(text, timeout=TIMEOUT)
+
+    assert process.returncode == 0, err
+
+    expected = tmp_path / "expected.txt"
+
+    args = [str(run_dir), str(text_folder / "train.src"), "-o", str(expected)]
+
+    assert translate.main(args) == 0
+
+    assert output == expected.read_text()
+
+
+def test_pairs_are_those_of_one_process(
+    tmp_path: Path, run_dir: Path, text_folder: Path
+) -> None:
+    further = ["--split", "valid", "--num-warmups", "0"]
+
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+
+    process = start("score", run_dir, *further, "-o", files[1], "--processes", 2)
+
+    _, err = process.communicate(timeout=TIMEOUT)
+
+    assert process.returncode == 0, err
+
+    assert score.main([str(run_dir), *further, "-o", str(files[0])]) == 0
+
+    one, two = (
+        [json.loads(line) for line in f.read_text().splitlines()] for f in files
+    )
+
+    assert len(one) == 6
+
+    for a, b in zip(one, two, strict=True):
+        assert b["log_prob"] == pytest.approx(a["log_prob"], rel=1e-5)
+
+
+def test_bad_line_is_one_sentence(run_dir: Path, text_folder: Path) -> None:
+    process = start("translate", run_dir, "--processes", 2)
+
+    _, err = process.communicate("ba\n" + "ba " * 3000 + "\n", timeout=TIMEOUT)
+
+    assert process.returncode == 2
+
+    errors = [line for line in err.splitlines() if "error:" in line.lower()]
+
+    assert len(errors) == 1 and "line 2" in errors[0].lower(), err
+    assert "Traceback" not in err
+
+
+def test_signal_ends_all(run_dir: Path) -> None:
+    process = start("translate", run_dir, "--processes", 2, "--interactive")
+
+    assert process.stdin is not None and process.stdout is not None
+
+    process.stdin.write("ba\n")
+    process.stdin.flush()
+
+    # Both are at work.
+    assert process.stdout.readline() != ""
+
+    process.send_signal(signal.SIGTERM)
+
+    begin = time.monotonic()
+
+    # The streams end with the last process that holds them.
+    process.communicate(timeout=TIMEOUT)
+
+    assert process.returncode == 128 + signal.SIGTERM
+    assert time.monotonic() - begin < 60.0
+
+
+class TestWantsProcesses:
+    @pytest.fixture(autouse=True)
+    def environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("RANK", "WARMUP_PROCESSES"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_call_tells_whether_to_start_them(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert not wants_processes(argparse.Namespace(processes=1))
+        assert wants_processes(argparse.Namespace(processes=2))
+
+        # This is one of them.
+        monkeypatch.setenv("WARMUP_PROCESSES", "2")
+
+        assert not wants_processes(argparse.Namespace(processes=2))
+
+    def test_call_refuses_wrong_numbers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(WarmupError, match="must be at least 1, but is 0"):
+            wants_processes(argparse.Namespace(processes=0))
+
+        monkeypatch.setenv("RANK", "0")
+
+        assert not wants_processes(argparse.Namespace(processes=1))
+
+        with pytest.raises(WarmupError, match="torchrun has done so already"):
+            wants_processes(argparse.Namespace(processes=2))

@@ -1,0 +1,159 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Several processes of one command on this machine, as torchrun would start them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+from warmup_plugin.errors import WarmupError
+
+_POLL_SECONDS: Final = 0.05
+
+_PATIENCE_SECONDS: Final = 10.0
+"""For so long the others may end by themselves once one has failed."""
+
+# Tells a process that it is one of several, whose options it shares.
+_MARK: Final = "WARMUP_PROCESSES"
+
+
+def add_processes_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share the lines out among N processes on this machine, one a GPU, or some threads each (default: 1)",
+    )
+
+
+def wants_processes(args: argparse.Namespace) -> bool:
+    """
+    Tells whether this process is to start several instead of doing the work.
+
+    :raises WarmupError: If there are none to start, or several already.
+    """
+    if _MARK in os.environ:
+        return False
+
+    if args.processes < 1:
+        raise WarmupError(
+            f"`--processes` must be at least 1, but is {args.processes}; correct it."
+        )
+
+    if args.processes > 1 and "RANK" in os.environ:
+        raise WarmupError(
+            "`--processes` starts several processes, but torchrun has done so already; leave it out."
+        )
+
+    return bool(args.processes > 1)
+
+
+def run_processes(command: str, argv: Sequence[str], num_processes: int) -> int:
+    """
+    Runs a command in several processes.
+
+    The first reads standard input. Signals are passed on; if a process fails, the others
+    are ended.
+
+    :param command: The name of the command.
+    :param argv: Its arguments.
+
+    :returns: The exit status of the first that failed; 0 if none has.
+    """
+    num_threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+
+    shared = {
+        "OMP_NUM_THREADS": str(num_threads),
+        **os.environ,
+        _MARK: str(num_processes),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_find_port()),
+    }
+
+    processes: list[subprocess.Popen[bytes]] = []
+
+    with _passing_signals(processes):
+        for rank in range(num_processes):
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "warmup_plugin", command, *argv],
+                    stdin=None if rank == 0 else subprocess.DEVNULL,
+                    env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                )
+            )
+
+        return _wait(processes)
+
+
+def _find_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+
+        port: int = sock.getsockname()[1]
+
+        return port
+
+
+@contextmanager
+def _passing_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    def handle(signum: int, frame: FrameType | None) -> None:
+        # A terminal sends its own to all.
+        if signum != signal.SIGINT:
+            for process in processes:
+                process.send_signal(signum)
+
+    old_handlers = {
+        signum: signal.signal(signum, handle)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+
+    try:
+        yield
+    finally:
+        for signum, handler in old_handlers.items():
+            signal.signal(signum, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    failure: int | None = None
+
+    end = float("inf")
+
+    while any(process.poll() is None for process in processes):
+        for process in processes:
+            status = process.returncode
+
+            if status and failure is None:
+                failure, end = status, time.monotonic() + _PATIENCE_SECONDS
+
+                _end(processes, signal.SIGTERM)
+
+        if time.monotonic() > end:
+            _end(processes, signal.SIGKILL)
+
+        time.sleep(_POLL_SECONDS)
+
+    if failure is None:
+        failure = next((p.returncode for p in processes if p.returncode), 0)
+
+    return 128 - failure if failure < 0 else failure
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], signum: signal.Signals) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signum)
