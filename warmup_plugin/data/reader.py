@@ -38,8 +38,8 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
     A target is ``<s> y </s>``. fairseq2 counts sources as well in
     ``Seq2SeqBatch.num_target_elements``; take it from the second part of
     ``as_auto_regressive()``. ``example`` of a batch holds lists: ``indices`` in the
-    :class:`TextPairs`, ``sources`` and ``targets`` as text, and with several directions
-    the names of these as ``directions``.
+    :class:`TextPairs`, ``sources`` as text, ``references``, a list of texts for each, and
+    with several directions the names of these as ``directions``.
     """
 
     def __init__(

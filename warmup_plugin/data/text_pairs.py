@@ -219,7 +219,9 @@ class _TextColumn:
         )
 
 
-def read_split(config: TextPairsConfig, split: str) -> TextPairs:
+def read_split(
+    config: TextPairsConfig, split: str, *, with_references: bool = True
+) -> TextPairs:
     """
     Reads and checks the text pairs of a split.
 
@@ -228,6 +230,8 @@ def read_split(config: TextPairsConfig, split: str) -> TextPairs:
 
     :param config: Where the pairs are.
     :param split: The name of the split, such as ``train``.
+    :param with_references: If ``False``, ``references_field`` is not looked at, as in
+        training, which reads the target alone.
 
     :returns: Every pair, in the order of the files, stripped of surrounding
         whitespace.
@@ -243,7 +247,7 @@ def read_split(config: TextPairsConfig, split: str) -> TextPairs:
     elif format_ == "jsonl" and config.example == "multiple_choice":
         _read_questions(pairs, files[0])
     elif format_ == "jsonl":
-        _read_jsonl(pairs, files[0], config)
+        _read_jsonl(pairs, files[0], config, with_references)
     else:
         _read_manifest(pairs, files[0])
 
@@ -641,7 +645,9 @@ def _read_questions(pairs: TextPairs, file: Path) -> None:
     _check_not_empty(pairs, file)
 
 
-def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
+def _read_jsonl(
+    pairs: TextPairs, file: Path, config: TextPairsConfig, with_references: bool
+) -> None:
     fields = [
         ("dataset.source_field", config.source_field),
         ("dataset.target_field", config.target_field),
@@ -664,7 +670,7 @@ def _read_jsonl(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
         pairs._sources.append(source.encode("utf-8"))
         pairs._targets.append(target.encode("utf-8"))
 
-        if has_json_field(value, references_field):
+        if with_references and has_json_field(value, references_field):
             references = get_json_list(
                 value, references_field, where, "dataset.references_field"
             )

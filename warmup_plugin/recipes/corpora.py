@@ -247,6 +247,7 @@ class CorpusReader:
 
         return {
             "directions": directions,
+            "is_training": is_training,
             "lens": [section.max_source_len, section.max_target_len],
             "seed": seed,
             "tokenizer": [self._config.tokenizer.name, self._config.tokenizer.family],
@@ -270,7 +271,9 @@ class CorpusReader:
             dataset = self._narrowed[name]["dataset"]
 
             corpus = corpora[name] = tokenize_pairs(
-                read_split(get_pairs_config(dataset), split),
+                read_split(
+                    get_pairs_config(dataset), split, with_references=not is_training
+                ),
                 codec,
                 max_source_len=section.max_source_len,
                 max_target_len=section.max_target_len,

@@ -569,6 +569,20 @@ class TestReferences:
         with pytest.raises(WarmupError, match="`others` .`dataset.references_field`"):
             read(tmp_path, references_field="others")
 
+    def test_training_reads_the_target_alone(self, tmp_path: Path) -> None:
+        row = {"source": "a", "target": "b", "targets": [{"of": "something else"}]}
+
+        write(tmp_path / "train.jsonl", json.dumps(row))
+
+        config = TextPairsConfig(path=tmp_path)
+
+        pairs = read_split(config, "train", with_references=False)
+
+        assert pairs.references(0) == ["b"]
+
+        with pytest.raises(WarmupError, match="`targets` .`dataset.references_field`"):
+            read_split(config, "train")
+
 
 class TestQuestions:
     @pytest.mark.parametrize("answer", [1, "B"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -114,6 +115,26 @@ def test_what_has_changed_is_tokenised_anew(
     folder.joinpath("sources.npy").write_bytes(b"")
 
     assert train("cleaned") == 1
+
+
+def test_references_of_training_text_do_not_matter(
+    tmp_path: Path, data: Path, tokenizer_file: Path
+) -> None:
+    for split, targets in (("train", 3), ("valid", ["ta", "ba"])):
+        sides = (data.joinpath(f"{split}.{lang}") for lang in ("src", "tgt"))
+
+        lines = [
+            json.dumps({"source": source, "target": target, "targets": targets})
+            for source, target in zip(*(f.read_text().splitlines() for f in sides))
+        ]
+
+        data.joinpath(f"{split}.jsonl").write_text("\n".join(lines))
+
+    options = tiny_options(
+        data, tokenizer_file, dataset__format="jsonl", dataset__cache=tmp_path / "cache"
+    )
+
+    assert main(to_args(tmp_path / "run", options)) == 0
 
 
 def test_large_split_is_kept_beside_data(
