@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from warmup_plugin.data.questions import read_question
+from warmup_plugin.data.test_sets import find_test_set, is_test_set
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json_leniently
 
@@ -236,6 +237,9 @@ def read_split(
     :returns: Every pair, in the order of the files, stripped of surrounding
         whitespace.
     """
+    if is_test_set(split):
+        return _read_test_set(config, split)
+
     _, format_, files = _find_split(config, split)
 
     pairs = TextPairs(split, describe_split(config, split))
@@ -256,6 +260,9 @@ def read_split(
 
 def describe_split(config: TextPairsConfig, split: str) -> str:
     """Returns what messages call a split."""
+    if is_test_set(split):
+        return f"the test set `{split}` of `{config.source_lang}-{config.target_lang}`"
+
     return f"the `{split}` split of `{_get_root(config)}`"
 
 
@@ -265,7 +272,32 @@ def check_split(config: TextPairsConfig, split: str) -> None:
 
     :raises WarmupError: If :func:`read_split` would not find it.
     """
-    _find_split(config, split)
+    list_split_files(config, split)
+
+
+def _read_test_set(config: TextPairsConfig, split: str) -> TextPairs:
+    source_file, reference_files = find_test_set(
+        split, config.source_lang, config.target_lang
+    )
+
+    pairs = TextPairs(split, describe_split(config, split))
+
+    _read_plain(pairs, source_file, reference_files[0])
+
+    references = [read_lines(file) for file in reference_files]
+
+    for file, lines in zip(reference_files, references):
+        if len(lines) != len(pairs):
+            raise WarmupError(
+                f"`{source_file}` has {len(pairs):,} lines, but `{file}` has {len(lines):,}: delete both, so that they are made anew."
+            )
+
+    if len(references) > 1:
+        for idx, texts in enumerate(zip(*references)):
+            # Some have several references of some sources alone.
+            pairs._references[idx] = [text for text in texts if text]
+
+    return pairs
 
 
 def list_split_files(config: TextPairsConfig, split: str) -> list[Path]:
@@ -274,6 +306,13 @@ def list_split_files(config: TextPairsConfig, split: str) -> list[Path]:
 
     :raises WarmupError: If it would not find them.
     """
+    if is_test_set(split):
+        source_file, reference_files = find_test_set(
+            split, config.source_lang, config.target_lang
+        )
+
+        return [source_file, *reference_files]
+
     _, format_, files = _find_split(config, split)
 
     if format_ != "manifest":

@@ -52,7 +52,7 @@ class TextPairsSection(TextPairsConfig, Validatable):
     """The development set, decoded at each validation."""
 
     test_split: str = "test"
-    """The split that ``generate`` and ``evaluate`` take by default."""
+    """The split that ``generate`` and ``evaluate`` take by default; here as everywhere, `sacrebleu:wmt24` is that test set of sacreBLEU."""
 
     max_train_pairs: int | None = None
     """Of the training split, only so many pairs, the first ones; those that are empty or too long count and are dropped then. With ``directions``, of each. ``None`` for all."""

@@ -164,7 +164,11 @@ def generate(options: GenerateOptions) -> int:
 
         # To cut changes nothing but lines that could not be translated at all.
         has_own = (
-            options.settings or options.generation or places.fields or places.columns
+            options.settings
+            or options.generation
+            or options.int8
+            or places.fields
+            or places.columns
         )
 
         if has_own or options.rank_labels is not None:

@@ -43,4 +43,7 @@ def details_file(output: Path) -> Path:
 
 
 def _name_output(what: str, direction: str | None, checkpoint: str) -> str:
+    # Test sets of sacreBLEU, such as `sacrebleu:wmt21/dev`, would be a folder, or a host.
+    what = what.replace("/", "-").replace(":", "-")
+
     return ".".join([what, *([] if direction is None else [direction]), checkpoint])
