@@ -103,6 +103,7 @@ setup(
         # the wheel without a network.
         # scikit-learn: macro-F1 is compared with its own.
         # hypothesis: input that breaks something is looked for.
+        # twine: what would be uploaded is checked.
         # selenium: the page of `report` is tried in Chromium where there is one.
         "test": [
             *METRICS,
@@ -113,6 +114,7 @@ setup(
             "scikit-learn>=1.5",
             "selenium>=4.20",
             "setuptools>=70.1",
+            "twine>=6",
         ],
         # scripts/prepare_*.py: where WMT's data is, XSum and CNN/DailyMail, and which
         # language a text is in. Each is used only where it is installed.

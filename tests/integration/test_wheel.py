@@ -61,9 +61,20 @@ def test_wheel_trains_outside_clone(
 
     pip = ("-m", "pip", "--disable-pip-version-check")
 
-    options = ("--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path / "dist")
+    dist = tmp_path / "dist"
 
-    run(tmp_path, *pip, "wheel", tmp_path / "sources", *options)
+    run(tmp_path / "sources", "setup.py", "--quiet", "sdist", "--dist-dir", dist)
+
+    [sdist] = dist.glob("warmup_plugin-*.tar.gz")
+
+    # From what is in the sdist alone.
+    options = ("--no-deps", "--no-build-isolation", "--wheel-dir", dist)
+
+    run(tmp_path, *pip, "wheel", sdist, *options)
+
+    output = run(tmp_path, "-m", "twine", "check", "--strict", *dist.iterdir())
+
+    assert output.count("PASSED") == 2
 
     [wheel] = (tmp_path / "dist").glob("warmup_plugin-*.whl")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import warmup_plugin
+from warmup_plugin.parsing import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +38,12 @@ class TestSetup:
         )
 
         assert process.stdout.split() == [warmup_plugin.__version__]
+
+    def test_citation_has_the_version(self) -> None:
+        citation = read_yaml(ROOT / "CITATION.cff")
+
+        assert citation["version"] == warmup_plugin.__version__
+        assert citation["license"] == "MIT"
 
 
 class TestMakefile:

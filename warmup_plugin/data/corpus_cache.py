@@ -142,9 +142,9 @@ def load_corpus(
     return (corpus, notes) if is_intact else None
 
 
-def get_size(folder: Path) -> int:
-    """Returns the bytes of a corpus of :func:`save_corpus`."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+def get_size(corpus: Corpus) -> int:
+    """Returns the bytes of a corpus, in files or in memory."""
+    return sum(array.nbytes for array in _list_arrays(corpus).values())
 
 
 def _load_corpus(

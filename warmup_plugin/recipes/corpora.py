@@ -84,12 +84,21 @@ class CorpusReader:
         :raises WarmupError: If the files are wrong; if they are not the same for all
             processes, each of which takes its share of one plan of batches.
         """
-        cache_dir = self._find_cache_dir(split)
+        folder = self._find_cached(split, is_training)
 
-        if cache_dir is None:
-            corpus, notes = self._make(split, is_training)
-        else:
-            corpus, notes = self._read_cached(split, is_training, cache_dir)
+        loaded = None if folder is None else self._load(folder, split)
+
+        # Also on a machine that does not see the files of the first one.
+        corpus, notes = loaded or self._make(split, is_training)
+
+        if loaded is not None and folder is not None:
+            size = get_size(corpus) / (1 << 20)
+
+            notes.append(
+                Note(
+                    f"{split}: the tokens are mapped from `{folder}` ({size:,.0f} MiB), which may be deleted when no run needs it."
+                )
+            )
 
         if self._gang.rank == 0:
             for note in notes:
@@ -98,6 +107,30 @@ class CorpusReader:
         self._check_same(corpus)
 
         return corpus
+
+    def _find_cached(self, split: str, is_training: bool) -> Path | None:
+        """
+        Returns the folder of a split in the cache, where the first process puts it.
+
+        The others wait for it, do as it does, and fail as it does.
+        """
+        result: Path | WarmupError | None = None
+
+        if self._gang.rank == 0:
+            try:
+                cache_dir = self._find_cache_dir(split)
+
+                if cache_dir is not None:
+                    result = self._prepare(split, is_training, cache_dir)
+            except WarmupError as ex:
+                result = ex
+
+        [result, *_] = gather_objects(self._gang, result)
+
+        if isinstance(result, WarmupError):
+            raise result
+
+        return result
 
     def _find_cache_dir(self, split: str) -> Path | None:
         """Returns the folder of caches; ``None`` to keep the tokens in memory."""
@@ -130,43 +163,6 @@ class CorpusReader:
             files += list_split_files(get_pairs_config(narrowed["dataset"]), split)
 
         return files
-
-    def _read_cached(
-        self, split: str, is_training: bool, cache_dir: Path
-    ) -> tuple[Corpus, list[Note]]:
-        folder: Path | WarmupError | None = None
-
-        # The others wait until the first has made it, and fail as it does.
-        if self._gang.rank == 0:
-            try:
-                folder = self._prepare(split, is_training, cache_dir)
-            except WarmupError as ex:
-                folder = ex
-
-        [folder, *_] = gather_objects(self._gang, folder)
-
-        if isinstance(folder, WarmupError):
-            raise folder
-
-        assert folder is not None
-
-        loaded = self._load(folder, split)
-
-        if loaded is None:
-            # A machine that does not see the files of the first one.
-            return self._make(split, is_training)
-
-        corpus, notes = loaded
-
-        size = get_size(folder) / (1 << 20)
-
-        notes.append(
-            Note(
-                f"{split}: the tokens are mapped from `{folder}` ({size:,.0f} MiB), which may be deleted when no run needs it."
-            )
-        )
-
-        return corpus, notes
 
     def _prepare(self, split: str, is_training: bool, cache_dir: Path) -> Path:
         """Makes what is not in the cache."""
