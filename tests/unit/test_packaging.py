@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ class TestSetup:
         assert process.stdout.split() == [warmup_plugin.__version__]
 
     def test_citation_has_the_version(self) -> None:
-        citation = read_yaml(ROOT / "CITATION.cff")
+        citation: Any = read_yaml(ROOT / "CITATION.cff")
 
         assert citation["version"] == warmup_plugin.__version__
         assert citation["license"] == "MIT"

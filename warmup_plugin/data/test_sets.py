@@ -5,24 +5,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.languages import shorten_code
 
 TEST_SET_PREFIX: Final = "sacrebleu:"
-
-# sacreBLEU has codes of two letters; those of three are NLLB's, and ISO 639-3.
-_CODES: Final = {
-    **{"ara": "ar", "arb": "ar", "ben": "bn", "ces": "cs", "dan": "da", "deu": "de"},
-    **{"eng": "en", "spa": "es", "est": "et", "fin": "fi", "fra": "fr", "guj": "gu"},
-    **{"hau": "ha", "hin": "hi", "hrv": "hr", "hun": "hu", "isl": "is", "ita": "it"},
-    **{"jpn": "ja", "kaz": "kk", "khm": "km", "kor": "ko", "lit": "lt", "lav": "lv"},
-    **{"lvs": "lv", "nld": "nl", "pol": "pl", "por": "pt", "pus": "ps", "pbt": "ps"},
-    **{"ron": "ro", "rus": "ru", "swe": "sv", "tur": "tr", "ukr": "uk", "vie": "vi"},
-    **{"xho": "xh", "zho": "zh", "zul": "zu"},
-}
 
 
 def is_test_set(split: str) -> bool:
@@ -54,7 +43,7 @@ def find_test_set(
             f"`{split}` is no test set of sacreBLEU {sacrebleu.__version__}, which knows {', '.join(f'`{n}`' for n in known)}; correct it."
         )
 
-    pair = f"{_to_code(source_lang)}-{_to_code(target_lang)}"
+    pair = f"{shorten_code(source_lang)}-{shorten_code(target_lang)}"
 
     pairs = sacrebleu.get_langpairs_for_testset(name)
 
@@ -76,9 +65,3 @@ def find_test_set(
         ) from None
 
     return Path(source_file), [Path(file) for file in reference_files]
-
-
-def _to_code(lang: str) -> str:
-    code = re.split("[-_]", lang)[0].lower()
-
-    return _CODES.get(code, code)

@@ -42,6 +42,34 @@ UNSPACED: Final = frozenset(("th", "lo", "km", "my", "bo", "dz"))
 """Their writing separates no words, and no tokenizer of theirs is at hand."""
 
 
+# ISO 639-3, which NLLB writes with a script behind it, and what has two letters.
+_TWO_LETTERS: Final = {
+    **{"ara": "ar", "arb": "ar", "ben": "bn", "bul": "bg", "cat": "ca", "ces": "cs"},
+    **{"dan": "da", "deu": "de", "ell": "el", "eng": "en", "est": "et", "eus": "eu"},
+    **{"fas": "fa", "fin": "fi", "fra": "fr", "gle": "ga", "glg": "gl", "guj": "gu"},
+    **{"hau": "ha", "heb": "he", "hin": "hi", "hrv": "hr", "hun": "hu", "hye": "hy"},
+    **{"ind": "id", "isl": "is", "ita": "it", "jpn": "ja", "kan": "kn", "kat": "ka"},
+    **{"kaz": "kk", "khm": "km", "kir": "ky", "kor": "ko", "lao": "lo", "lat": "la"},
+    **{"lav": "lv", "lvs": "lv", "lit": "lt", "ltz": "lb", "mal": "ml", "mar": "mr"},
+    **{"mkd": "mk", "mlt": "mt", "mya": "my", "nld": "nl", "nno": "nn", "nob": "nb"},
+    **{"npi": "ne", "pan": "pa", "pbt": "ps", "pes": "fa", "pol": "pl", "por": "pt"},
+    **{"pus": "ps", "ron": "ro", "rus": "ru", "sin": "si", "slk": "sk", "slv": "sl"},
+    **{"spa": "es", "srp": "sr", "swe": "sv", "swh": "sw", "tam": "ta", "tel": "te"},
+    **{"tgl": "tl", "tha": "th", "tur": "tr", "ukr": "uk", "urd": "ur", "vie": "vi"},
+    **{"xho": "xh", "zho": "zh", "zsm": "ms", "zul": "zu"},
+}
+
+
+def shorten_code(lang: str) -> str:
+    """
+    Returns the code of two letters of a language, such as ``de`` for ``deu_Latn`` and
+    ``de-AT``; one that has none stays as it is, without script and region.
+    """
+    code = re.split("[-_]", lang.lower())[0]
+
+    return _TWO_LETTERS.get(code, code)
+
+
 def get_written_language(code: str | None) -> str:
     """
     Returns the language that a code is written like, which decides about tokenizers.

@@ -19,6 +19,7 @@ from warmup_plugin.metrics.base import Metric, References
 from warmup_plugin.metrics.bertscore import BertScoreMetric
 from warmup_plugin.metrics.comet_score import CometMetric
 from warmup_plugin.metrics.labels import AccuracyMetric, MacroF1Metric
+from warmup_plugin.metrics.language_id import LanguageMetric
 from warmup_plugin.metrics.overlap import (
     OverlapMetric,
     create_bleu,
@@ -145,6 +146,15 @@ def _create_bertscore(options: MetricOptions) -> Metric:
     return BertScoreMetric(model, num_layers, options.target_lang)
 
 
+def _create_language(options: MetricOptions) -> Metric:
+    if options.target_lang is None:
+        raise WarmupError(
+            "The metric `language` needs `--target-lang`, the language that outputs are to be in; add it."
+        )
+
+    return LanguageMetric(options.target_lang)
+
+
 def _check_labels(options: MetricOptions) -> Sequence[str]:
     if not options.labels:
         raise WarmupError(
@@ -166,6 +176,7 @@ METRICS: Final[dict[str, MetricEntry]] = {
     "bertscore": MetricEntry(
         {"bertscore": "BERTScore"}, _create_bertscore, in_validation=False
     ),
+    "language": MetricEntry({"language": "in language"}, _create_language),
     "accuracy": MetricEntry(
         {"accuracy": "accuracy"}, lambda o: AccuracyMetric(_check_labels(o))
     ),

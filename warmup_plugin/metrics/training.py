@@ -27,6 +27,7 @@ def register_metric_descriptors(container: DependencyContainer) -> None:
         MetricDescriptor("rouge2",            "ROUGE-2",                       200, format_as_float, higher_better=True),
         MetricDescriptor("rougeL",            "ROUGE-L",                       200, format_as_float, higher_better=True),
         MetricDescriptor("rougeLsum",         "ROUGE-Lsum",                    200, format_as_float, higher_better=True),
+        MetricDescriptor("language",          "In Language (%)",               200, format_as_float, higher_better=True),
         MetricDescriptor("macro_f1",          "Macro-F1",                      200, format_as_float, higher_better=True),
         MetricDescriptor("warmup_k",          "Warmups per Source (K)",        400, format_as_int),
         MetricDescriptor("warmup_ess",        "Effective Sample Size",         401, format_as_float),

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.filters import DUPLICATES, FilterConfig
-from warmup_plugin.data.preparation.language_id import (
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.language_id import (
     LanguageIdentifier,
     create_language_identifier,
 )
-from warmup_plugin.errors import WarmupError
 from warmup_plugin.terminal import get_arguments, guard, show
 
 

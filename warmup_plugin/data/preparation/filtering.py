@@ -10,9 +10,9 @@ from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origi
 from warmup_plugin.data.preparation.files import hash_file
 from warmup_plugin.data.preparation.filters import FilterConfig, PairFilter
 from warmup_plugin.data.preparation.held_out import HeldOutText
-from warmup_plugin.data.preparation.language_id import LanguageIdentifier
 from warmup_plugin.data.preparation.parallel import Corpus, write_pairs
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.language_id import LanguageIdentifier
 
 
 def filter_corpus(

@@ -18,11 +18,11 @@ from warmup_plugin.data.preparation.filtering import (
 )
 from warmup_plugin.data.preparation.filters import FilterConfig, PairFilter
 from warmup_plugin.data.preparation.held_out import HeldOutText
-from warmup_plugin.data.preparation.language_id import LanguageIdentifier
 from warmup_plugin.data.preparation.mtdata_bridge import Mtdata
 from warmup_plugin.data.preparation.parallel import Corpus, write_pairs
 from warmup_plugin.data.preparation.wmt_recipes import CODES, WmtRecipe
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.language_id import LanguageIdentifier
 
 _LICENSE: Final = (
     "the data of WMT may be used for research; for other uses, the owners of each corpus decide"

@@ -11,8 +11,8 @@ from typing_extensions import override
 from warmup_plugin.data.preparation import filters
 from warmup_plugin.data.preparation.filters import FilterConfig, PairFilter
 from warmup_plugin.data.preparation.held_out import HeldOutText
-from warmup_plugin.data.preparation.language_id import LanguageIdentifier
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.language_id import LanguageIdentifier
 
 
 class FirstWordIdentifier(LanguageIdentifier):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,14 +13,21 @@ from typing import Any, Final, final
 
 from typing_extensions import override
 
-from warmup_plugin.data.preparation.files import hash_file
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import (
+    Measurement,
+    MetricUnavailable,
+    References,
+    SystemwiseMetric,
+    measure_mean,
+    sign_num_references,
+)
+from warmup_plugin.metrics.languages import shorten_code
 
 # What libraries call varieties that a corpus in the language may well hold.
 _VARIETIES: Final = {
     **dict.fromkeys(
-        ("zho", "cmn", "yue", "wuu", "nan", "hak", "gan", "hsn", "cdo", "cjy", "lzh"),
-        "zh",
+        ("cmn", "yue", "wuu", "nan", "hak", "gan", "hsn", "cdo", "cjy", "lzh"), "zh"
     ),
     "nb": "no",
     "nn": "no",
@@ -46,7 +55,7 @@ class LanguageIdentifier(ABC):
 
 def reduce_code(lang: str) -> str:
     """Reduces a code such as ``zh-TW``, ``zho_Hans`` or ``yue`` to ``zh``."""
-    code = lang.replace("_", "-").partition("-")[0].lower()
+    code = shorten_code(lang)
 
     return _VARIETIES.get(code, code)
 
@@ -115,7 +124,9 @@ class _FastText(LanguageIdentifier):
                 f"`{path}` is not a model of fastText ({ex}): download `lid.176.bin` again."
             ) from None
 
-        self._name = f"fastText {path.name}, SHA-256 {hash_file(path)}"
+        self._name = (
+            f"fastText {path.name}, SHA-256 {sha256(path.read_bytes()).hexdigest()}"
+        )
 
     @override
     def identify(self, text: str) -> str:
@@ -135,3 +146,55 @@ def _get_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "of unknown version"
+
+
+@final
+class LanguageMetric(SystemwiseMetric):
+    """
+    Computes the share of outputs in the target language, from 0 to 100.
+
+    What is identified is short, and the identifier errs: the share of the references, which
+    is in the details, is what can be reached.
+    """
+
+    def __init__(self, lang: str) -> None:
+        """
+        :raises MetricUnavailable: There is nothing to identify languages by.
+        """
+        identifier = create_language_identifier("auto")
+
+        if identifier is None:
+            raise MetricUnavailable(
+                "py3langid is not installed; run `pip install 'warmup_plugin[data]'`"
+            )
+
+        self._identifier = identifier
+        self._lang = lang
+
+    @override
+    def measure_one(
+        self, hypotheses: Sequence[str], references: References
+    ) -> list[Measurement]:
+        scores = self._score(hypotheses)
+
+        # Those of a sentence tell the same.
+        of_references = self._score([texts[0] for texts in references])
+
+        signature = f"{sign_num_references(references)}|lang:{reduce_code(self._lang)}|id:{self._identifier.name.replace(' ', '-')}"
+
+        return [
+            measure_mean(
+                "language",
+                "in language",
+                scores,
+                signature,
+                details={"of_references": sum(of_references) / len(of_references)},
+            )
+        ]
+
+    def _score(self, texts: Sequence[str]) -> list[float]:
+        # No text is in no language.
+        return [
+            100.0 * (bool(text.strip()) and self._identifier.is_in(text, self._lang))
+            for text in texts
+        ]

@@ -9,13 +9,14 @@ from types import ModuleType
 
 import pytest
 
-from warmup_plugin.data.preparation.language_id import (
-    create_language_identifier,
-    reduce_code,
-)
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import MetricUnavailable
+from warmup_plugin.metrics.language_id import create_language_identifier, reduce_code
+from warmup_plugin.metrics.registry import METRICS, MetricOptions
 
 GERMAN = "Die Führungskräfte rechtfertigen ihre Politik mit der Notwendigkeit."
+
+ENGLISH = "The committee meets again next week to discuss the budget of the city."
 
 CHINESE = "和其他一些专家一样，他对糖尿病能否治愈持怀疑态度。"
 
@@ -104,3 +105,34 @@ class TestCreateLanguageIdentifier:
         assert identifier.is_in(GERMAN, "de")
         assert not identifier.is_in(GERMAN, "en")
         assert identifier.is_in(CHINESE, "zh")
+
+
+class TestLanguageMetric:
+    OUTPUTS = [GERMAN, ENGLISH, "", GERMAN]
+
+    REFERENCES = [[GERMAN], [GERMAN, ENGLISH], [GERMAN], [ENGLISH]]
+
+    @pytest.mark.parametrize("lang", ["de", "deu_Latn", "de-AT"])
+    def test_call_counts_outputs_in_the_language(self, lang: str) -> None:
+        metric = METRICS["language"].create(MetricOptions(target_lang=lang))
+
+        [[measurement]] = metric.measure([self.OUTPUTS], self.REFERENCES, None)
+
+        assert measurement.score == 50.0
+        assert measurement.details == {"of_references": 75.0}
+
+        scores = measurement.sentence_scores()
+
+        assert scores is not None and scores.tolist() == [100.0, 0.0, 0.0, 100.0]
+
+        assert measurement.signature.startswith("nrefs:var|lang:de|id:py3langid-0.")
+
+    def test_call_needs_the_language(self) -> None:
+        with pytest.raises(WarmupError, match="needs `--target-lang`"):
+            METRICS["language"].create(MetricOptions())
+
+    def test_call_tells_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "py3langid", None)
+
+        with pytest.raises(MetricUnavailable, match="pip install"):
+            METRICS["language"].create(MetricOptions(target_lang="de"))
