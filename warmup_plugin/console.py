@@ -10,8 +10,10 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO, Final, TextIO, final
 
@@ -50,6 +52,11 @@ _INVALID_SECTION: Final = re.compile(r"`([\w.]+)` is not valid: ")
 _FIRST_KEY: Final = re.compile(r"(?:^|(?<=\. ))`([\w.-]+)`")
 # What it says of each field around that cause.
 _FIELD: Final = re.compile(r"`(\w+)` field cannot be structured\.")
+
+# What it says of a key that a section does not have, with the class of the section.
+_EXTRA_KEYS: Final = re.compile(
+    r"Value must contain only keys corresponding to the fields of `<class '(.+)'>`, but it contains extra key\(s\) (.+)\."
+)
 
 _MAX_MESSAGE_LEN: Final = 400
 
@@ -269,6 +276,12 @@ def describe_causes(ex: BaseException) -> str:
 
         if match := _FIELD.fullmatch(text):
             path.append(match[1])
+        elif match := _EXTRA_KEYS.fullmatch(text):
+            messages.append(
+                _shorten(_describe_extra_keys(path, match[1], match[2].split(", ")))
+            )
+
+            path.clear()
         elif path and text and not _NOISE.fullmatch(text):
             name = f"`{'.'.join(path)}`"
 
@@ -288,7 +301,38 @@ def describe_causes(ex: BaseException) -> str:
     if path:
         messages.append(f"`{'.'.join(path)}` cannot be read.")
 
-    return " ".join(m if m.endswith((".", "!")) else f"{m}." for m in messages)
+    return " ".join(m if m.endswith((".", "!", "?")) else f"{m}." for m in messages)
+
+
+def _describe_extra_keys(
+    path: Sequence[str], class_name: str, keys: Sequence[str]
+) -> str:
+    """
+    :param path: The names of the section in each other.
+    :param class_name: That of the section, with its module.
+    """
+    module_name, _, name = class_name.rpartition(".")
+
+    kls = getattr(sys.modules.get(module_name), name, None)
+
+    known = [f.name for f in fields(kls)] if is_dataclass(kls) else []
+
+    if kls is not None and not known:
+        return f"`{'.'.join(path)}` takes no settings, but has {', '.join(f'`{key}`' for key in keys)}; leave it out."
+
+    sentences = []
+
+    for key in keys:
+        sentence = f"`{'.'.join([*path, key])}` is not known"
+
+        similar = get_close_matches(key, known, n=1)
+
+        if similar:
+            sentence += f"; did you mean `{'.'.join([*path, *similar])}`?"
+
+        sentences.append(sentence)
+
+    return ", ".join(sentences)
 
 
 def name_keys(text: str) -> str:

@@ -313,7 +313,7 @@ class TestOwnCriterion:
         "key,value,message",
         [
             ("weight", 2, "`criterion.config.weight` must be from 0 to 1."),
-            ("nope", 1, "extra key(s) nope"),
+            ("nope", 1, "nope` is not known"),
         ],
     )
     def test_bad_setting_is_one_sentence(

@@ -67,14 +67,14 @@ class TestWarmupKeys:
                 "warmup.sampler.config.temperature=0",
                 "`warmup.sampler.config.temperature` must be",
             ),
-            ("warmup.sampler.config.nope=0", "extra key(s) nope"),
+            ("warmup.sampler.config.nope=0", "nope` is not known"),
             ("warmup.objective.name=nope", "`warmup.objective.name` is `nope`"),
-            ("warmup.objective.config.nope=0", "extra key(s) nope"),
+            ("warmup.objective.config.nope=0", "nope` is not known"),
             ("warmup.weight_temperature=0", "`warmup.weight_temperature` must be"),
             ("warmup.max_num_tokens=0", "`warmup.max_num_tokens` must be greater"),
             # Of former versions.
-            ("warmup.num_kept=1", "extra key(s) num_kept"),
-            ("warmup.temperature=1", "extra key(s) temperature"),
+            ("warmup.num_kept=1", "num_kept` is not known"),
+            ("warmup.temperature=1", "temperature` is not known"),
         ],
     )
     def test_bad_value_is_named(self, override: str, message: str) -> None:

@@ -8,13 +8,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast, final
+from typing import Any, Final, Generic, TypeVar, cast, final
 
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe
+from fairseq2.recipe.config import (
+    ADAFACTOR_OPTIMIZER,
+    ADAMW_OPTIMIZER,
+    COSINE_ANNEALING_LR,
+    MYLE_LR,
+    NOAM_LR,
+    PASSTHROUGH_LR,
+    POLYNOMIAL_DECAY_LR,
+    TRI_STAGE_LR,
+)
 from fairseq2.recipe.error import (
     LRSchedulerNotKnownError,
     OptimizerNotKnownError,
@@ -41,6 +51,13 @@ from warmup_plugin.fairseq2_doors import (
 )
 
 ConfigT = TypeVar("ConfigT")
+
+_OPTIMIZERS: Final = (ADAMW_OPTIMIZER, ADAFACTOR_OPTIMIZER)
+
+_LR_SCHEDULERS: Final = (
+    *(COSINE_ANNEALING_LR, MYLE_LR, NOAM_LR, POLYNOMIAL_DECAY_LR),
+    *(TRI_STAGE_LR, PASSTHROUGH_LR),
+)
 
 
 @final
@@ -78,12 +95,13 @@ class RecipeRunner(Generic[ConfigT]):
             ) from None
         except ValidationError as ex:
             raise WarmupError(name_keys(str(ex))) from None
-        except (
-            RecipeError,
-            LRSchedulerNotKnownError,
-            OptimizerNotKnownError,
-            SequenceGeneratorNotKnownError,
-        ) as ex:
+        except OptimizerNotKnownError as ex:
+            raise _make_unknown_error("optimizer.name", ex.name, _OPTIMIZERS) from None
+        except LRSchedulerNotKnownError as ex:
+            raise _make_unknown_error(
+                "lr_scheduler.name", ex.name, _LR_SCHEDULERS
+            ) from None
+        except (RecipeError, SequenceGeneratorNotKnownError) as ex:
             raise WarmupError(describe_causes(ex)) from None
 
         self._config = typed
@@ -139,6 +157,14 @@ class RecipeRunner(Generic[ConfigT]):
                         handler.close()
 
         return 0
+
+
+def _make_unknown_error(key: str, name: str, known: Sequence[str]) -> WarmupError:
+    names = ", ".join(f"`{n}`" for n in known)
+
+    return WarmupError(
+        f"`{key}` is `{name}`, which is not registered; use {names} or one that your own package registers."
+    )
 
 
 def unstructure_config(config: object) -> dict[str, Any]:

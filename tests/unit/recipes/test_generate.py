@@ -551,7 +551,7 @@ class TestBadInput:
             (["--checkpoint", "7"], "has no checkpoint `7`; use `best`, `last` or one"),
             (["--input", "nope.txt"], "The input file `nope.txt` does not exist"),
             (["--output", "/tmp"], "The output `/tmp` is a folder"),
-            (["--config", "nope=1"], "extra key(s) nope"),
+            (["--config", "nope=1"], "nope` is not known"),
             # As they were typed, not as the config calls them.
             (["--beam-size", "0"], "`--beam-size` must be greater than or equal to 1"),
             (

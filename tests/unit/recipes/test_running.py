@@ -31,12 +31,18 @@ class TestStructure:
     @pytest.mark.parametrize(
         "setting,message",
         [
-            ("foo=1", r"^The config cannot be read: .* extra key\(s\) foo\."),
+            ("foo=1", r"^The config cannot be read: `foo` is not known\.$"),
+            (
+                "regime.num_step=1",
+                "`regime.num_step` is not known; did you mean `regime.num_steps`\\?$",
+            ),
+            ("optimizer.config.foo=1", "`optimizer.config.foo` is not known"),
+            ("criterion.config.foo=1", "`criterion` takes no settings, but has `foo`"),
             ("regime.num_steps=x", "`regime.num_steps`.* must be a whole number"),
             ("regime.num_steps=0", "^`regime.num_steps` must be greater than"),
             ("task.name=nope", "^`task.name` is `nope`, which is not registered"),
-            ("optimizer.name=nope", "^nope is not a known optimizer"),
-            ("lr_scheduler.name=nope", "^nope is not a known learning rate"),
+            ("optimizer.name=nope", "^`optimizer.name` is `nope`, .*; use `adamw`"),
+            ("lr_scheduler.name=nope", "^`lr_scheduler.name` is .*; use `cosine_ann"),
             ("common.seed=-1", "^`common.seed` must be"),
         ],
     )
