@@ -243,6 +243,8 @@ class CorpusReader:
 
         return {
             "directions": directions,
+            # Rows of a run that names its only direction carry that name.
+            "has_directions": bool(section.directions),
             "is_training": is_training,
             "lens": [section.max_source_len, section.max_target_len],
             "seed": seed,

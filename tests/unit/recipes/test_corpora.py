@@ -117,6 +117,31 @@ def test_what_has_changed_is_tokenised_anew(
     assert train("cleaned") == 1
 
 
+def test_only_direction_is_no_run_without(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def train(name: str, directions: str | None) -> int:
+        options = tiny_options(
+            data,
+            tokenizer_file,
+            dataset__cache=tmp_path / "cache",
+            dataset__format="plain",
+            dataset__directions=directions,
+        )
+
+        assert main(to_args(tmp_path / name, options)) == 0
+
+        return capsys.readouterr().err.count(MADE)
+
+    # The text and all that is done to it is the same.
+    assert train("without", None) == 2
+    assert train("named", "{src-tgt: {}}") == 2
+    assert train("again", None) == 0
+
+
 def test_references_of_training_text_do_not_matter(
     tmp_path: Path, data: Path, tokenizer_file: Path
 ) -> None:
