@@ -248,7 +248,12 @@ class CorpusReader:
             "is_training": is_training,
             "lens": [section.max_source_len, section.max_target_len],
             "seed": seed,
-            "tokenizer": [self._config.tokenizer.name, self._config.tokenizer.family],
+            "tokenizer": [
+                self._config.tokenizer.name,
+                self._config.tokenizer.family,
+                # Such as the tokens of the languages, or the one that ends a text.
+                self._config.tokenizer.config_overrides,
+            ],
             "reads_prompts": self._reads_prompts,
             "versions": [version(name) for name in _TOKENIZING_PACKAGES],
         }

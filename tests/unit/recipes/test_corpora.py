@@ -9,10 +9,12 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.hub_files import NLLB_LANGS, write_nllb_tokenizer
 from tests.tiny_runs import (
     assert_same_weights,
     load_weights,
@@ -140,6 +142,32 @@ def test_only_direction_is_no_run_without(
     assert train("without", None) == 2
     assert train("named", "{src-tgt: {}}") == 2
     assert train("again", None) == 0
+
+
+def test_tokenizer_read_in_another_way_has_other_tokens(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nllb_tokenizer(tmp_path / "tokenizer")
+
+    def train(name: str, langs: Sequence[str]) -> int:
+        options = tiny_options(
+            data,
+            tmp_path / "tokenizer" / "sentencepiece.bpe.model",
+            dataset__cache=tmp_path / "cache",
+            tokenizer__family="nllb",
+            # The languages have their tokens in this order.
+            tokenizer__config_overrides=f"{{langs: [{', '.join(langs)}], default_lang: eng_Latn}}",
+            tokenizer__source_lang="deu_Latn",
+            tokenizer__target_lang="fra_Latn",
+        )
+
+        assert main(to_args(tmp_path / name, options)) == 0
+
+        return capsys.readouterr().err.count(MADE)
+
+    assert train("first", NLLB_LANGS) == 2
+    assert train("reversed", NLLB_LANGS[::-1]) == 2
+    assert train("again", NLLB_LANGS) == 0
 
 
 def test_references_of_training_text_do_not_matter(
