@@ -151,8 +151,13 @@ class CorpusReader:
 
         # Runs on the same data share it; what may not be written to is somebody else's.
         for folder in (Path(narrowed["dataset"]["path"]), self._run_dir.path):
-            if os.access(folder.expanduser(), os.W_OK):
-                return folder.expanduser() / CACHE_FOLDER
+            cache_dir = folder.expanduser() / CACHE_FOLDER
+
+            # Another user of the same data may have made it.
+            place = cache_dir if cache_dir.is_dir() else cache_dir.parent
+
+            if os.access(place, os.W_OK | os.X_OK):
+                return cache_dir
 
         return None
 

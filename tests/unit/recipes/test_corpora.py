@@ -208,21 +208,31 @@ def test_large_split_is_kept_beside_data(
     assert folder.name.startswith("train-")
 
 
+@pytest.mark.parametrize("has_cache", [False, True])
 def test_large_split_of_somebody_else_is_kept_in_run(
     tmp_path: Path,
     data: Path,
     tokenizer_file: Path,
     monkeypatch: pytest.MonkeyPatch,
+    has_cache: bool,
 ) -> None:
     monkeypatch.setattr(corpora, "LEAST_CACHED_BYTES", 1)
 
+    foreign = data
+
+    # A folder of data that all may write to, and of caches that another user has made.
+    if has_cache:
+        foreign = data / CACHE_FOLDER
+
+        foreign.mkdir()
+
     # Root may write anywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: path != data)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != foreign)
 
     assert main(to_args(tmp_path / "run", tiny_options(data, tokenizer_file))) == 0
 
     assert len(list(tmp_path.joinpath("run", CACHE_FOLDER).iterdir())) == 2
-    assert not data.joinpath(CACHE_FOLDER).exists()
+    assert not list(data.joinpath(CACHE_FOLDER).glob("*"))
 
 
 def test_folder_that_cannot_be_made_is_named(
