@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final, final
 
 from fairseq2.gang import Gang
@@ -205,15 +208,15 @@ class CorpusReader:
         if folder.exists():
             log.warning("`{}` is damaged and is made anew.", folder)
 
-            # Under another name first, so that nobody opens half of it.
-            remains = folder.with_name(f"{folder.name}.damaged")
+            # Under another name first, so that nobody opens half of it; its own one, since
+            # a killed process may have left such a folder.
+            remains = folder.with_name(f"{folder.name}.{token_hex(8)}.tmp")
 
-            folder.rename(remains)
+            # Another run may have been faster.
+            with suppress(FileNotFoundError):
+                folder.rename(remains)
 
-            for file in remains.iterdir():
-                file.unlink()
-
-            remains.rmdir()
+            shutil.rmtree(remains, ignore_errors=True)
 
     def _load(self, folder: Path, split: str) -> tuple[Corpus, list[Note]] | None:
         origins = [

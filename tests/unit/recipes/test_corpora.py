@@ -190,6 +190,31 @@ def test_references_of_training_text_do_not_matter(
     assert main(to_args(tmp_path / "run", options)) == 0
 
 
+def test_what_a_killed_repair_has_left_stands_in_no_way(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = tmp_path / "cache"
+
+    options = tiny_options(data, tokenizer_file, dataset__cache=cache)
+
+    assert main(to_args(tmp_path / "first", options)) == 0
+
+    [folder] = cache.glob("train-*")
+
+    shutil.copytree(folder, folder.with_name(f"{folder.name}.damaged"))
+
+    folder.joinpath("sources.npy").unlink()
+    folder.joinpath("folder").mkdir()
+
+    assert main(to_args(tmp_path / "again", options)) == 0
+
+    assert "is damaged and is made anew" in capsys.readouterr().err
+    assert not folder.joinpath("folder").exists()
+
+
 def test_large_split_is_kept_beside_data(
     tmp_path: Path,
     data: Path,
