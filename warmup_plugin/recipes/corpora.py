@@ -10,15 +10,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, final
 
+import torch.distributed as dist
 from fairseq2.gang import Gang
 from fairseq2.logging import log
 
-from warmup_plugin.criteria.validation import gather_objects
 from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, tokenize_pairs
 from warmup_plugin.data.corpus_cache import (
     CACHE_FOLDER,
@@ -40,8 +41,42 @@ from warmup_plugin.tokenizers.codec import TextCodec
 LEAST_CACHED_BYTES: Final = 32 << 20
 """Text files that are smaller, some 200,000 pairs, are tokenised in seconds."""
 
+# Whoever waits for a process that has ended is told so at once.
+_PATIENCE: Final = timedelta(days=7)
+
 # Of which another version may tokenise another way.
 _TOKENIZING_PACKAGES: Final = ("fairseq2", "fairseq2n", "tokenizers")
+
+
+@final
+class PatientGroup:
+    """
+    Lets processes exchange what takes one of them long to make.
+
+    ``gang.timeout`` does not count here: it is for what takes all equally long, and tens of
+    millions of pairs take a process more than its 15 minutes.
+    """
+
+    def __init__(self, gang: Gang) -> None:
+        """:param gang: All processes of the training, each of which calls this."""
+        self._size = gang.size
+
+        self._group = (
+            None
+            if gang.size == 1
+            else dist.new_group(backend="gloo", timeout=_PATIENCE)
+        )
+
+    def gather(self, item: object) -> list[Any]:
+        """Collects one picklable object of every process, in the order of the ranks."""
+        if self._size == 1:
+            return [item]
+
+        items: list[Any] = [None] * self._size
+
+        dist.all_gather_object(items, item, group=self._group)
+
+        return items
 
 
 @final
@@ -66,6 +101,7 @@ class CorpusReader:
         self._codecs = codecs
         self._run_dir = run_dir
         self._gang = gang
+        self._group = PatientGroup(gang)
         self._reads_prompts = reads_prompts
 
         sections = {
@@ -128,7 +164,7 @@ class CorpusReader:
             except WarmupError as ex:
                 result = ex
 
-        [result, *_] = gather_objects(self._gang, result)
+        [result, *_] = self._group.gather(result)
 
         if isinstance(result, WarmupError):
             raise result
@@ -335,7 +371,8 @@ class CorpusReader:
         if self._gang.size == 1:
             return
 
-        facts = gather_objects(self._gang, (len(corpus), corpus.digest()))
+        # A machine that does not see the cache of the first one may have tokenised.
+        facts = self._group.gather((len(corpus), corpus.digest()))
 
         for rank, fact in enumerate(facts):
             if fact != facts[0]:
