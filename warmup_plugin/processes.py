@@ -119,6 +119,8 @@ def _passing_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[N
     old_handlers = {
         signum: signal.signal(signum, handle)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # As `nohup` asks for; the processes inherit it.
+        if signal.getsignal(signum) is not signal.SIG_IGN
     }
 
     try:

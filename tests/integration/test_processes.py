@@ -135,6 +135,42 @@ def test_signal_ends_all(run_dir: Path) -> None:
     assert time.monotonic() - begin < 60.0
 
 
+def test_hangup_that_is_ignored_ends_none(run_dir: Path) -> None:
+    old_handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    try:
+        # As `nohup` starts it; a process that is warm has been started before.
+        process = subprocess.Popen(
+            python_command(
+                *("-m", "warmup_plugin", "translate", run_dir),
+                *("--processes", 2, "--interactive"),
+                is_warm=False,
+            ),
+            cwd=ROOT,
+            env=command_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, old_handler)
+
+    assert process.stdin is not None and process.stdout is not None
+
+    for _ in range(2):
+        process.stdin.write("ba\n")
+        process.stdin.flush()
+
+        assert process.stdout.readline() != ""
+
+        process.send_signal(signal.SIGHUP)
+
+    _, err = process.communicate(timeout=TIMEOUT)
+
+    assert process.returncode == 0, err
+
+
 class TestWantsProcesses:
     @pytest.fixture(autouse=True)
     def environment(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from warmup_plugin.data.corpus import Corpus, CorpusReport, TokenSeqs
 from warmup_plugin.data.text_pairs import TextPairs
+from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_new
 
 CACHE_FOLDER: Final = ".warmup_cache"
@@ -54,6 +55,8 @@ def make_cache_name(split: str, files: Iterable[Path], settings: object) -> str:
     :param files: The files that are read: text and tokenizer. What is in them counts, not
         where they are.
     :param settings: All else that makes a difference, as JSON can write it.
+
+    :raises WarmupError: If one of the files cannot be read.
     """
     digest = blake2b(digest_size=12)
 
@@ -62,11 +65,16 @@ def make_cache_name(split: str, files: Iterable[Path], settings: object) -> str:
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
 
     for file in files:
-        digest.update(f"\n{file.name}\n{file.stat().st_size}\n".encode())
+        try:
+            digest.update(f"\n{file.name}\n{file.stat().st_size}\n".encode())
 
-        with file.open("rb") as fp:
-            while block := fp.read(1 << 20):
-                digest.update(block)
+            with file.open("rb") as fp:
+                while block := fp.read(1 << 20):
+                    digest.update(block)
+        except OSError as ex:
+            raise WarmupError(
+                f"`{file}` cannot be read ({ex.strerror or ex}): check that it is a file and its permissions."
+            ) from None
 
     return f"{split}-{digest.hexdigest()}"
 

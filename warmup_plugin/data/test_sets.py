@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,15 @@ TEST_SET_PREFIX: Final = "sacrebleu:"
 def is_test_set(split: str) -> bool:
     """Tells whether a split is a test set of sacreBLEU."""
     return split.startswith(TEST_SET_PREFIX)
+
+
+def make_file_name(split: str) -> str:
+    """
+    Returns what a split is called in names of files and in fairseq2's metrics.
+
+    Of ``sacrebleu:wmt21/dev``, ``:`` is refused there, and ``/`` would be a folder.
+    """
+    return re.sub(r"[^-\w]", "-", split) if is_test_set(split) else split
 
 
 def find_test_set(

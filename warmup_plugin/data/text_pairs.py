@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -318,10 +319,14 @@ def list_split_files(config: TextPairsConfig, split: str) -> list[Path]:
     if format_ != "manifest":
         return files
 
-    # Those that it names lie below it.
-    return (
-        sorted(file for file in files[0].parent.rglob("*.*") if file.is_file()) + files
-    )
+    # Those that it names lie below it, also in folders that are links.
+    below = [
+        Path(folder, name)
+        for folder, _, names in os.walk(files[0].parent, followlinks=True)
+        for name in names
+    ]
+
+    return sorted(file for file in below if file.is_file() and file.suffix) + files
 
 
 def _find_split(config: TextPairsConfig, split: str) -> tuple[Path, str, list[Path]]:

@@ -6,16 +6,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Final, final
 
+import torch.distributed as dist
 from fairseq2.gang import Gang
 from fairseq2.logging import log
 
-from warmup_plugin.criteria.validation import gather_objects
 from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, tokenize_pairs
 from warmup_plugin.data.corpus_cache import (
     CACHE_FOLDER,
@@ -37,8 +41,42 @@ from warmup_plugin.tokenizers.codec import TextCodec
 LEAST_CACHED_BYTES: Final = 32 << 20
 """Text files that are smaller, some 200,000 pairs, are tokenised in seconds."""
 
+# Whoever waits for a process that has ended is told so at once.
+_PATIENCE: Final = timedelta(days=7)
+
 # Of which another version may tokenise another way.
 _TOKENIZING_PACKAGES: Final = ("fairseq2", "fairseq2n", "tokenizers")
+
+
+@final
+class PatientGroup:
+    """
+    Lets processes exchange what takes one of them long to make.
+
+    ``gang.timeout`` does not count here: it is for what takes all equally long, and tens of
+    millions of pairs take a process more than its 15 minutes.
+    """
+
+    def __init__(self, gang: Gang) -> None:
+        """:param gang: All processes of the training, each of which calls this."""
+        self._size = gang.size
+
+        self._group = (
+            None
+            if gang.size == 1
+            else dist.new_group(backend="gloo", timeout=_PATIENCE)
+        )
+
+    def gather(self, item: object) -> list[Any]:
+        """Collects one picklable object of every process, in the order of the ranks."""
+        if self._size == 1:
+            return [item]
+
+        items: list[Any] = [None] * self._size
+
+        dist.all_gather_object(items, item, group=self._group)
+
+        return items
 
 
 @final
@@ -63,6 +101,7 @@ class CorpusReader:
         self._codecs = codecs
         self._run_dir = run_dir
         self._gang = gang
+        self._group = PatientGroup(gang)
         self._reads_prompts = reads_prompts
 
         sections = {
@@ -125,7 +164,7 @@ class CorpusReader:
             except WarmupError as ex:
                 result = ex
 
-        [result, *_] = gather_objects(self._gang, result)
+        [result, *_] = self._group.gather(result)
 
         if isinstance(result, WarmupError):
             raise result
@@ -151,8 +190,13 @@ class CorpusReader:
 
         # Runs on the same data share it; what may not be written to is somebody else's.
         for folder in (Path(narrowed["dataset"]["path"]), self._run_dir.path):
-            if os.access(folder.expanduser(), os.W_OK):
-                return folder.expanduser() / CACHE_FOLDER
+            cache_dir = folder.expanduser() / CACHE_FOLDER
+
+            # Another user of the same data may have made it.
+            place = cache_dir if cache_dir.is_dir() else cache_dir.parent
+
+            if os.access(place, os.W_OK | os.X_OK):
+                return cache_dir
 
         return None
 
@@ -200,15 +244,15 @@ class CorpusReader:
         if folder.exists():
             log.warning("`{}` is damaged and is made anew.", folder)
 
-            # Under another name first, so that nobody opens half of it.
-            remains = folder.with_name(f"{folder.name}.damaged")
+            # Under another name first, so that nobody opens half of it; its own one, since
+            # a killed process may have left such a folder.
+            remains = folder.with_name(f"{folder.name}.{token_hex(8)}.tmp")
 
-            folder.rename(remains)
+            # Another run may have been faster.
+            with suppress(FileNotFoundError):
+                folder.rename(remains)
 
-            for file in remains.iterdir():
-                file.unlink()
-
-            remains.rmdir()
+            shutil.rmtree(remains, ignore_errors=True)
 
     def _load(self, folder: Path, split: str) -> tuple[Corpus, list[Note]] | None:
         origins = [
@@ -243,10 +287,17 @@ class CorpusReader:
 
         return {
             "directions": directions,
+            # Rows of a run that names its only direction carry that name.
+            "has_directions": bool(section.directions),
             "is_training": is_training,
             "lens": [section.max_source_len, section.max_target_len],
             "seed": seed,
-            "tokenizer": [self._config.tokenizer.name, self._config.tokenizer.family],
+            "tokenizer": [
+                self._config.tokenizer.name,
+                self._config.tokenizer.family,
+                # Such as the tokens of the languages, or the one that ends a text.
+                self._config.tokenizer.config_overrides,
+            ],
             "reads_prompts": self._reads_prompts,
             "versions": [version(name) for name in _TOKENIZING_PACKAGES],
         }
@@ -320,7 +371,8 @@ class CorpusReader:
         if self._gang.size == 1:
             return
 
-        facts = gather_objects(self._gang, (len(corpus), corpus.digest()))
+        # A machine that does not see the cache of the first one may have tokenised.
+        facts = self._group.gather((len(corpus), corpus.digest()))
 
         for rank, fact in enumerate(facts):
             if fact != facts[0]:

@@ -33,6 +33,7 @@ from warmup_plugin.criteria.setup import (
 from warmup_plugin.criteria.validation import TranslationValidUnit, ValidDirection
 from warmup_plugin.data.directions import split_direction
 from warmup_plugin.data.reader import TextPairReader
+from warmup_plugin.data.test_sets import make_file_name
 from warmup_plugin.generation import WarmupGenerator, create_generation_config
 from warmup_plugin.metrics.registry import DEFAULT_METRICS
 from warmup_plugin.metrics.training import shorten_metric_lines
@@ -172,7 +173,7 @@ class TranslationTrainRecipe(Recipe):
             )
 
         valid_unit = TranslationValidUnit(
-            config.dataset.valid_split,
+            make_file_name(config.dataset.valid_split),
             criterion,
             create_generator,
             codec,

@@ -14,6 +14,7 @@ from typing import Final, cast, final
 import numpy as np
 
 from warmup_plugin.collapse import MAX_CUT, MAX_DUPLICATE, MAX_EMPTY, MAX_REPETITION
+from warmup_plugin.data.test_sets import make_file_name
 from warmup_plugin.data.text_pairs import iter_lines
 from warmup_plugin.parsing import parse_json
 
@@ -176,7 +177,7 @@ class _Records:
 def read_curves(run_dir: Path, valid_split: str) -> Curves:
     """Reads what a run has written in ``metrics/``; nothing is no error."""
     train_file = run_dir / "metrics" / "train.jsonl"
-    valid_file = run_dir / "metrics" / "valid" / f"{valid_split}.jsonl"
+    valid_file = run_dir / "metrics" / "valid" / f"{make_file_name(valid_split)}.jsonl"
 
     train, valid = _read_records(train_file), _read_records(valid_file)
 

@@ -19,6 +19,7 @@ from warmup_plugin.data.corpus_cache import (
     save_corpus,
 )
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.errors import WarmupError
 
 NOTES = [Note("train: all kept."), Note("much is unknown", is_warning=True)]
 
@@ -186,3 +187,12 @@ class TestMakeCacheName:
 
         assert make("a", "texT", {"max_len": 5, "path": Path("x")}) != first
         assert make("a", "text", {"max_len": 6, "path": Path("x")}) != first
+
+    def test_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "train.en"
+
+        # Root may read all that can be read.
+        file.symlink_to("/proc/self/mem")
+
+        with pytest.raises(WarmupError, match="train.en` cannot be read"):
+            make_cache_name("train", [file], None)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import sacrebleu
 
-from warmup_plugin.data.test_sets import find_test_set, is_test_set
+from tests.tiny_runs import tiny_options, to_args, write_tiny_text
+from warmup_plugin.data.test_sets import find_test_set, is_test_set, make_file_name
 from warmup_plugin.data.text_pairs import (
     TextPairsConfig,
     check_split,
@@ -17,6 +18,8 @@ from warmup_plugin.data.text_pairs import (
     read_split,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.recipes.train import main
+from warmup_plugin.report.curves import read_curves
 
 
 def write_set(
@@ -124,3 +127,36 @@ class TestFindTestSet:
 def test_other_splits_are_none() -> None:
     assert is_test_set("sacrebleu:wmt24")
     assert not is_test_set("wmt24")
+
+
+@pytest.mark.parametrize("name", ["wmt14", "wmt14/full"])
+def test_set_is_decoded_in_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_file: Path, name: str
+) -> None:
+    data = write_tiny_text(tmp_path / "data")
+
+    for side in ("src", "tgt"):
+        lang = {"src": "en", "tgt": "de"}[side]
+
+        for file in data.glob(f"*.{side}"):
+            file.rename(file.with_suffix(f".{lang}"))
+
+    write_set(tmp_path, monkeypatch, ["A\nB\nC\n"])
+
+    options = tiny_options(
+        data,
+        tokenizer_file,
+        dataset__source_lang="en",
+        dataset__target_lang="de",
+        dataset__valid_split=f"sacrebleu:{name}",
+        generation__max_len_b=5,
+    )
+
+    assert main(to_args(tmp_path / "run", options)) == 0
+
+    assert read_curves(tmp_path / "run", f"sacrebleu:{name}").valid
+
+
+def test_names_of_files_are_plain() -> None:
+    assert make_file_name("sacrebleu:wmt21/dev") == "sacrebleu-wmt21-dev"
+    assert make_file_name("dev.v2") == "dev.v2"

@@ -20,6 +20,7 @@ from warmup_plugin.data.text_pairs import (
     TextPairsConfig,
     iter_json_objects,
     iter_lines,
+    list_split_files,
     read_lines,
     read_split,
 )
@@ -681,3 +682,27 @@ def test_nested_json_is_refused(tmp_path: Path, depth: int) -> None:
 
     with pytest.raises(WarmupError, match="Line 1 of .* is nested too deeply"):
         list(iter_json_objects(file))
+
+
+def test_files_of_a_manifest_may_lie_behind_a_link(tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+
+    folder.mkdir()
+
+    for lang in ("en", "de"):
+        folder.joinpath(f"en-de.{lang}.txt").write_text("a\n")
+
+    split = tmp_path / "data" / "train"
+
+    split.mkdir(parents=True)
+
+    split.joinpath("corpus").symlink_to(folder)
+    split.joinpath("MANIFEST").write_text("corpus/en-de\t1\n")
+
+    config = TextPairsConfig(path=tmp_path / "data")
+
+    assert len(read_split(config, "train")) == 1
+
+    assert [file.name for file in list_split_files(config, "train")] == [
+        *("en-de.de.txt", "en-de.en.txt", "MANIFEST")
+    ]

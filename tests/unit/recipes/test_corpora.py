@@ -9,10 +9,12 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.hub_files import NLLB_LANGS, write_nllb_tokenizer
 from tests.tiny_runs import (
     assert_same_weights,
     load_weights,
@@ -117,6 +119,57 @@ def test_what_has_changed_is_tokenised_anew(
     assert train("cleaned") == 1
 
 
+def test_only_direction_is_no_run_without(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def train(name: str, directions: str | None) -> int:
+        options = tiny_options(
+            data,
+            tokenizer_file,
+            dataset__cache=tmp_path / "cache",
+            dataset__format="plain",
+            dataset__directions=directions,
+        )
+
+        assert main(to_args(tmp_path / name, options)) == 0
+
+        return capsys.readouterr().err.count(MADE)
+
+    # The text and all that is done to it is the same.
+    assert train("without", None) == 2
+    assert train("named", "{src-tgt: {}}") == 2
+    assert train("again", None) == 0
+
+
+def test_tokenizer_read_in_another_way_has_other_tokens(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nllb_tokenizer(tmp_path / "tokenizer")
+
+    def train(name: str, langs: Sequence[str]) -> int:
+        options = tiny_options(
+            data,
+            tmp_path / "tokenizer" / "sentencepiece.bpe.model",
+            dataset__cache=tmp_path / "cache",
+            tokenizer__family="nllb",
+            # The languages have their tokens in this order.
+            tokenizer__config_overrides=f"{{langs: [{', '.join(langs)}], default_lang: eng_Latn}}",
+            tokenizer__source_lang="deu_Latn",
+            tokenizer__target_lang="fra_Latn",
+        )
+
+        assert main(to_args(tmp_path / name, options)) == 0
+
+        return capsys.readouterr().err.count(MADE)
+
+    assert train("first", NLLB_LANGS) == 2
+    assert train("reversed", NLLB_LANGS[::-1]) == 2
+    assert train("again", NLLB_LANGS) == 0
+
+
 def test_references_of_training_text_do_not_matter(
     tmp_path: Path, data: Path, tokenizer_file: Path
 ) -> None:
@@ -137,6 +190,31 @@ def test_references_of_training_text_do_not_matter(
     assert main(to_args(tmp_path / "run", options)) == 0
 
 
+def test_what_a_killed_repair_has_left_stands_in_no_way(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = tmp_path / "cache"
+
+    options = tiny_options(data, tokenizer_file, dataset__cache=cache)
+
+    assert main(to_args(tmp_path / "first", options)) == 0
+
+    [folder] = cache.glob("train-*")
+
+    shutil.copytree(folder, folder.with_name(f"{folder.name}.damaged"))
+
+    folder.joinpath("sources.npy").unlink()
+    folder.joinpath("folder").mkdir()
+
+    assert main(to_args(tmp_path / "again", options)) == 0
+
+    assert "is damaged and is made anew" in capsys.readouterr().err
+    assert not folder.joinpath("folder").exists()
+
+
 def test_large_split_is_kept_beside_data(
     tmp_path: Path,
     data: Path,
@@ -155,21 +233,31 @@ def test_large_split_is_kept_beside_data(
     assert folder.name.startswith("train-")
 
 
+@pytest.mark.parametrize("has_cache", [False, True])
 def test_large_split_of_somebody_else_is_kept_in_run(
     tmp_path: Path,
     data: Path,
     tokenizer_file: Path,
     monkeypatch: pytest.MonkeyPatch,
+    has_cache: bool,
 ) -> None:
     monkeypatch.setattr(corpora, "LEAST_CACHED_BYTES", 1)
 
+    foreign = data
+
+    # A folder of data that all may write to, and of caches that another user has made.
+    if has_cache:
+        foreign = data / CACHE_FOLDER
+
+        foreign.mkdir()
+
     # Root may write anywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: path != data)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != foreign)
 
     assert main(to_args(tmp_path / "run", tiny_options(data, tokenizer_file))) == 0
 
     assert len(list(tmp_path.joinpath("run", CACHE_FOLDER).iterdir())) == 2
-    assert not data.joinpath(CACHE_FOLDER).exists()
+    assert not list(data.joinpath(CACHE_FOLDER).glob("*"))
 
 
 def test_folder_that_cannot_be_made_is_named(

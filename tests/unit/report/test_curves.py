@@ -44,6 +44,14 @@ class TestReadCurves:
 
         assert read_curves(tmp_path, "other").valid == {}
 
+    def test_call_finds_test_set(self, tmp_path: Path) -> None:
+        write_rows(
+            tmp_path / "metrics" / "valid" / "sacrebleu-wmt21-dev.jsonl",
+            [{"Step": 15, "BLEU": 7.0}],
+        )
+
+        assert read_curves(tmp_path, "sacrebleu:wmt21/dev").valid
+
     def test_call_drops_what_a_resumed_run_repeats(self, tmp_path: Path) -> None:
         steps = [10, 20, 30, 20, 30, 40]
 
