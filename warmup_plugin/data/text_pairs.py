@@ -296,7 +296,8 @@ def _read_test_set(config: TextPairsConfig, split: str) -> TextPairs:
     if len(references) > 1:
         for idx, texts in enumerate(zip(*references)):
             # Some have several references of some sources alone.
-            pairs._references[idx] = [text for text in texts if text]
+            if any(texts):
+                pairs._references[idx] = [text for text in texts if text]
 
     return pairs
 

@@ -179,7 +179,12 @@ class CorpusReader:
             return None
 
         if setting != "auto":
-            return Path(setting).expanduser()
+            try:
+                return Path(setting).expanduser()
+            except RuntimeError:
+                raise WarmupError(
+                    f"`dataset.cache` is `{setting}`, but there is no such user; correct it."
+                ) from None
 
         files = self._list_files(split)
 

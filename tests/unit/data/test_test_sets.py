@@ -79,7 +79,7 @@ class TestReadSplit:
     def test_set_has_several_references(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write_set(tmp_path, monkeypatch, ["A\nB\nC\n", "AA\n\nCC\n"])
+        write_set(tmp_path, monkeypatch, ["A\nB\n\n", "AA\n\n\n"])
 
         pairs = read_split(TextPairsConfig(), "sacrebleu:wmt20/tworefs")
 
@@ -87,7 +87,8 @@ class TestReadSplit:
         assert [pairs.references(n) for n in range(3)] == [
             ["A", "AA"],
             ["B"],
-            ["C", "CC"],
+            # None at all is an empty one.
+            [""],
         ]
 
     @pytest.mark.parametrize("references", [["A\nB\n"], ["A\nB\nC\n", "AA\n"]])

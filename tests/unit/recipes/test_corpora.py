@@ -260,6 +260,22 @@ def test_large_split_of_somebody_else_is_kept_in_run(
     assert not list(data.joinpath(CACHE_FOLDER).glob("*"))
 
 
+def test_folder_of_nobody_is_refused(
+    tmp_path: Path,
+    data: Path,
+    tokenizer_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = tiny_options(data, tokenizer_file, dataset__cache="~nobody_at_all/cache")
+
+    assert main(to_args(tmp_path / "run", options)) != 0
+
+    err = capsys.readouterr().err
+
+    assert "`dataset.cache` is `~nobody_at_all/cache`, but there is no such user" in err
+    assert "Traceback" not in err
+
+
 def test_folder_that_cannot_be_made_is_named(
     tmp_path: Path,
     data: Path,
