@@ -7,6 +7,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -282,6 +283,11 @@ class Corpus:
 
     def digest(self) -> str:
         """Returns a checksum that tells a corpus from one with other rows."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        # Several ask for it at a start, and it reads all tokens.
         return f"{self.sources.digest():08x}{self.targets.digest():08x}"
 
     def sizes(self) -> NDArray[np.int64]:

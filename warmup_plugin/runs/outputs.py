@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from warmup_plugin.data.test_sets import make_file_name
+
 
 def translation_file(
     run_dir: Path, what: str, direction: str | None, checkpoint: str
@@ -43,7 +45,6 @@ def details_file(output: Path) -> Path:
 
 
 def _name_output(what: str, direction: str | None, checkpoint: str) -> str:
-    # Test sets of sacreBLEU, such as `sacrebleu:wmt21/dev`, would be a folder, or a host.
-    what = what.replace("/", "-").replace(":", "-")
-
-    return ".".join([what, *([] if direction is None else [direction]), checkpoint])
+    return ".".join(
+        [make_file_name(what), *([] if direction is None else [direction]), checkpoint]
+    )
