@@ -24,7 +24,6 @@ from warmup_plugin.data.synthetic_pivot import (
 )
 from warmup_plugin.errors import WarmupError
 
-
 _AUXILIARIES = {"wido", "wida", "widu", "wide"}
 
 
