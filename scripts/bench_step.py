@@ -11,7 +11,8 @@ as the prediction assumes. Dropout is 0.1 and label smoothing 0, the same for al
 steps that are compared alternate in one process. ``fairseq2-sft`` is fairseq2's own
 forward, which ``sft`` replaces; ``plain`` and ``hf-warmup`` are what
 one writes who repeats each source K times and differentiates the marginal through all
-candidates, on fairseq2's and on transformers' forward. ``joint-1`` draws by a beam of
+candidates, on fairseq2's and on transformers' forward. ``mrt`` draws K outputs, which end
+at the length of the source, and scores them by chrF++. ``joint-1`` draws by a beam of
 K + 1, which the prediction does not count. ::
 
     python scripts/bench_step.py
@@ -28,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -80,10 +81,12 @@ from warmup_plugin.criteria import look as look_module
 from warmup_plugin.criteria import warmup as warmup_module
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.criteria.config import KeepSection
+from warmup_plugin.criteria.mrt import MrtConfig, create_mrt_criterion
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderRows, join_rows
+from warmup_plugin.metrics.sentence import create_sentence_metric
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     create_conditional_model,
@@ -303,6 +306,7 @@ WARMUP_VARIANTS: Final = {
 }
 
 _SFT: Final = "sft"
+_MRT: Final = "mrt"
 _FAIRSEQ2_SFT: Final = "fairseq2-sft"
 _PLAIN: Final = "plain"
 _HF_SFT: Final = "hf-sft"
@@ -311,6 +315,7 @@ _HF_WARMUP: Final = "hf-warmup"
 VARIANTS: Final = (
     _SFT,
     *WARMUP_VARIANTS,
+    _MRT,
     _FAIRSEQ2_SFT,
     _PLAIN,
     _HF_SFT,
@@ -441,8 +446,17 @@ def create_step(
     if name == _PLAIN:
         return finish(module, partial(_compute_plain_loss, model, setting, batch))
 
+    if name == _MRT:
+        batch = _add_texts(batch)
+
+        factory: CreateCriterion = partial(_create_mrt_criterion, setting)
+    else:
+        factory = (
+            create_warmup_criterion if name in WARMUP_VARIANTS else create_sft_criterion
+        )
+
     criterion, metric_bag = _create_criterion(
-        model, setting, WARMUP_VARIANTS.get(name), device
+        model, setting, factory, WARMUP_VARIANTS.get(name), device
     )
 
     def compute_loss() -> Tensor:
@@ -451,19 +465,54 @@ def create_step(
     return finish(module, compute_loss, model=model)
 
 
+CreateCriterion = Callable[[CriterionContext], Criterion]
+
+
+def _write_text(tokens: Sequence[int]) -> str:
+    """Writes a word for each token, about as long as those of a tokenizer."""
+    return " ".join(f"w{token}" for token in tokens)
+
+
+def _add_texts(batch: Seq2SeqBatch) -> Seq2SeqBatch:
+    def write(seqs: Tensor) -> list[str]:
+        return [_write_text(seq) for seq in seqs.tolist()]
+
+    sources, references = write(batch.source_seqs), write(batch.target_seqs)
+
+    return Seq2SeqBatch(
+        batch.source_seqs,
+        batch.source_seq_lens,
+        batch.target_seqs,
+        batch.target_seq_lens,
+        example={
+            "indices": list(range(len(sources))),
+            "sources": sources,
+            "references": [[text] for text in references],
+        },
+    )
+
+
+def _create_mrt_criterion(setting: Setting, context: CriterionContext) -> Criterion:
+    config = MrtConfig(num_samples=setting.num_warmups, max_len_a=1.0, max_len_b=1)
+
+    return create_mrt_criterion(
+        replace(context, decode=_write_text),
+        config,
+        create_sentence_metric("chrf", None),
+        seed=1,
+    )
+
+
 def _create_criterion(
     model: ConditionalModel,
     setting: Setting,
+    factory: CreateCriterion,
     variant: WarmupVariant | None,
     device: torch.device,
 ) -> tuple[Criterion, MetricBag]:
     if variant is None:
-        factory = create_sft_criterion
-
         # Which it does not read.
         variant = WARMUP_VARIANTS["marginal-1"]
-    else:
-        factory = create_warmup_criterion
 
     criterion = factory(
         CriterionContext(

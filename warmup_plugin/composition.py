@@ -14,12 +14,16 @@ from fairseq2.generation import Seq2SeqGenerator, SequenceGenerator
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.cli import register_cli_error
 from fairseq2.recipe.component import register_component
+from fairseq2.recipe.config import CommonSection
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.nn import Module
+from typing_extensions import override
 
 from warmup_plugin.config_values import register_config_values
 from warmup_plugin.criteria.base import Criterion, CriterionContext
-from warmup_plugin.criteria.registry import register_criterion
+from warmup_plugin.criteria.mrt import MrtConfig, create_mrt_criterion
+from warmup_plugin.criteria.registry import CriterionFactory, register_criterion
 from warmup_plugin.criteria.setup import check_generator
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
@@ -29,6 +33,8 @@ from warmup_plugin.generation.adapters import (
     WarmupSeq2SeqGenerator,
     WarmupSequenceGenerator,
 )
+from warmup_plugin.metrics.comet_score import CometSentenceMetric
+from warmup_plugin.metrics.sentence import SentenceMetric, create_sentence_metric
 from warmup_plugin.metrics.training import register_metric_descriptors
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.hugging_face.table import register_hugging_face_converters
@@ -96,6 +102,8 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     _register_tasks(container)
 
     _register_criteria(container)
+
+    _register_sentence_metrics(container)
 
     register_metric_descriptors(container)
 
@@ -167,6 +175,92 @@ def _register_criteria(container: DependencyContainer) -> None:
 
     register_criterion(
         container, "warmup", NoConfig, create_warmup, writes_warmups=True
+    )
+
+    # Its config tells whether it writes warmups.
+    def create_mrt(resolver: DependencyResolver, config: MrtConfig) -> CriterionFactory:
+        # A name that is not known is to be told before training begins.
+        config.metric.structure(resolver)
+
+        def create(context: CriterionContext) -> Criterion:
+            return create_mrt_criterion(
+                context,
+                config,
+                config.metric.create(resolver),
+                seed=resolver.resolve(CommonSection).seed,
+            )
+
+        return CriterionFactory(create, writes_warmups=config.with_warmups)
+
+    register_component(container, CriterionFactory, "mrt", MrtConfig, create_mrt)
+
+
+@dataclass(kw_only=True)
+class BleuSentenceConfig:
+    """Configures the sentence metric ``bleu``."""
+
+    target_lang: str | None = None
+    """The language that chooses the tokenizer; ``None`` for ``dataset.target_lang``."""
+
+
+@dataclass(kw_only=True)
+class CometSentenceConfig(Validatable):
+    """Configures the sentence metric ``comet``."""
+
+    model: str | None = None
+    """A checkpoint of COMET, its folder or a name on the Hugging Face Hub, such as `Unbabel/wmt22-comet-da`. Must be set."""
+
+    gpus: int = 0
+    """The number of GPUs of COMET, 0 or 1; each process has a worker of its own."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.model is None:
+            result.add_error(
+                "`model` must be set to a checkpoint of COMET, such as `Unbabel/wmt22-comet-da`."
+            )
+
+        if self.gpus not in (0, 1):
+            result.add_error("`gpus` must be 0 or 1.")
+
+        return result
+
+
+def _register_sentence_metrics(container: DependencyContainer) -> None:
+    def create_chrf(resolver: DependencyResolver, config: NoConfig) -> SentenceMetric:
+        return create_sentence_metric("chrf", None)
+
+    register_component(container, SentenceMetric, "chrf", NoConfig, create_chrf)
+
+    def create_bleu(
+        resolver: DependencyResolver, config: BleuSentenceConfig
+    ) -> SentenceMetric:
+        target_lang = config.target_lang
+
+        if target_lang is None:
+            recipe_config = RecipeContext(resolver).get_config_as(object)
+
+            dataset = getattr(recipe_config, "dataset", None)
+
+            target_lang = getattr(dataset, "target_lang", None)
+
+        return create_sentence_metric("bleu", target_lang)
+
+    register_component(
+        container, SentenceMetric, "bleu", BleuSentenceConfig, create_bleu
+    )
+
+    def create_comet(
+        resolver: DependencyResolver, config: CometSentenceConfig
+    ) -> SentenceMetric:
+        assert config.model is not None
+
+        return CometSentenceMetric(config.model, gpus=config.gpus)
+
+    register_component(
+        container, SentenceMetric, "comet", CometSentenceConfig, create_comet
     )
 
 

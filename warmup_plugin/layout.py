@@ -85,6 +85,24 @@ class DecoderLayout:
             torch.tensor([self.separator_idx], device=device),
         )
 
+    def unwritten_tokens(self, num_logits: int, device: torch.device) -> ExcludedTokens:
+        """
+        Lists the tokens that generation writes in no part of a sequence, so that outputs
+        that are drawn have the probability that is learned; the unknown token, which
+        references may hold, is written.
+
+        :param num_logits: See :meth:`excluded_tokens`.
+        """
+        in_target = {*self.banned_in_target, *range(self.vocab_size, num_logits)}
+
+        if self.unk_idx is not None and self.unk_idx != self.pad_idx:
+            in_target.discard(self.unk_idx)
+
+        return ExcludedTokens(
+            self.excluded_tokens(num_logits, device).in_warmup,
+            torch.tensor(sorted(in_target), device=device),
+        )
+
 
 @final
 @dataclass(frozen=True)

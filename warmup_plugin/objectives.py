@@ -9,7 +9,9 @@ b = log P(y|c,x) and ``proposal_log_probs`` q, the log-probability of c under th
 distribution it was drawn from, each :math:`(N,K)`, natural logarithm, fp32. q never
 carries a gradient; for fresh draws from the model itself it equals a. The importance
 weight exp(a - q) keeps draws from any other proposal correct. :func:`entropy_term` and
-:func:`reference_kl_term` are not objectives but terms to add to one.
+:func:`reference_kl_term` are not objectives but terms to add to one;
+:func:`expected_risk_loss` and :func:`score_function_loss` take scores of outputs in the
+place of log P(y|c,x).
 
 Sequence probabilities underflow, so nothing here leaves the log domain.
 """
@@ -370,3 +372,63 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     :returns: Between 1 (one candidate decides) and K. *Shape:* :math:`(N)`.
     """
     return log_weights.softmax(dim=1).square().sum(dim=1).reciprocal()
+
+
+def expected_risk_loss(
+    log_probs: Tensor, risks: Tensor, mask: Tensor, *, alpha: float
+) -> Tensor:
+    r"""
+    Computes the expected risk of sampled outputs, divided by :math:`\alpha`.
+
+    Of the distinct samples S of a source, :math:`R = \sum_{y \in S} Q(y) \Delta(y)` with
+    :math:`Q(y) = P(y|x)^\alpha / \sum_{y' \in S} P(y'|x)^\alpha` (minimum risk training,
+    Shen et al., 2016, arXiv 1512.02433). Its gradient is :math:`\alpha \sum_y Q(y)
+    (\Delta(y) - R) \nabla \log P(y|x)`; divided by :math:`\alpha` its size does not
+    depend on how flat Q is. With :math:`\alpha = 1` and all outputs in S it is the
+    gradient of the expected risk itself.
+
+    :param log_probs: log P of each sample. *Shape:* :math:`(N,K)`.
+    :param risks: :math:`\Delta`, without gradient. *Shape:* :math:`(N,K)`.
+    :param mask: ``False`` where a source has fewer than K distinct samples. *Shape:*
+        :math:`(N,K)`.
+
+    :returns: :math:`R / \alpha`. *Shape:* :math:`(N)`.
+    """
+    # (N, K)
+    scores = (alpha * log_probs).masked_fill(~mask, -torch.inf)
+
+    # (N, K) -> (N)
+    return (scores.softmax(dim=1) * risks).sum(dim=1) / alpha
+
+
+def score_function_loss(
+    log_probs: Tensor, risks: Tensor, counts: Tensor, *, baseline: bool
+) -> Tensor:
+    r"""
+    Estimates the expected risk :math:`E_{y \sim P(y|x)}[\Delta(y)]` from M draws.
+
+    The value is their mean risk, the gradient the score function
+    :math:`\frac1M \sum_m (\Delta_m - b_m) \nabla \log P(y_m|x)` (REINFORCE, Williams,
+    1992). With the mean risk of the *other* draws as :math:`b_m` (Kool et al., 2019) it
+    stays unbiased: what does not depend on :math:`y_m` multiplies a score of mean zero.
+
+    See :func:`expected_risk_loss` for the other parameters.
+
+    :param counts: How often each of the distinct samples was drawn, M times in all; 0
+        where a source has fewer than K of them. *Shape:* :math:`(N,K)`.
+    :param baseline: If ``False``, :math:`b = 0`.
+
+    :returns: *Shape:* :math:`(N)`.
+    """
+    # (N, 1)
+    num_draws = counts.sum(dim=1, keepdim=True)
+
+    mean = (counts * risks).sum(dim=1, keepdim=True) / num_draws
+
+    # From the mean of all draws it is (M - 1) / M times as far as from that of the others.
+    advantages = (risks - mean) * num_draws / (num_draws - 1.0) if baseline else risks
+
+    coefs = counts * advantages / num_draws
+
+    # (N, K) -> (N)
+    return mean.squeeze(1) + _zero_with_grad(log_probs, coefs).sum(dim=1)

@@ -72,6 +72,18 @@ class TestWarmupKeys:
             ("warmup.objective.config.nope=0", "nope` is not known"),
             ("warmup.weight_temperature=0", "`warmup.weight_temperature` must be"),
             ("warmup.max_num_tokens=0", "`warmup.max_num_tokens` must be greater"),
+            (
+                "criterion={name: mrt, config: {metric: {name: nope}}}",
+                "`criterion.config.metric.name` is `nope`, which is",
+            ),
+            (
+                "criterion={name: mrt, config: {metric: {name: comet}}}",
+                "`model` must be set to a checkpoint of COMET",
+            ),
+            (
+                "criterion={name: mrt, config: {num_samples: 1}}",
+                "`criterion.config.num_samples` must be at least 2",
+            ),
             # Of former versions.
             ("warmup.num_kept=1", "num_kept` is not known"),
             ("warmup.temperature=1", "temperature` is not known"),
@@ -121,7 +133,8 @@ class TestPreset:
 
         assert config["task"]["name"] == name.partition("/")[0]
 
-    @pytest.mark.parametrize("name", PRESETS)
+    # Whether `mrt` writes warmups stands in its config.
+    @pytest.mark.parametrize("name", [n for n in PRESETS if not n.endswith("_mrt")])
     def test_criterion_is_one_key_apart(self, name: str) -> None:
         config = resolve(name)
 
@@ -179,6 +192,19 @@ class TestPreset:
         eight["trainer"]["grad_accumulation"] = one["trainer"]["grad_accumulation"]
 
         assert one == eight
+
+    def test_settings_of_mrt_tell_whether_there_are_warmups(self) -> None:
+        def has_warmups(*overrides: str) -> object:
+            config = resolve("translation/finetune_mrt", overrides=overrides)
+
+            return config["criterion"]["writes_warmups"]
+
+        assert has_warmups() is False
+
+        assert has_warmups("criterion.config.with_warmups=true") is True
+
+        # Another criterion has none of its settings.
+        assert has_warmups("criterion.name=sft") is None
 
     def test_direction_takes_the_place_of_all(self) -> None:
         config = resolve("directions/all", "directions/de_en")

@@ -62,6 +62,12 @@ class CriterionContext:
     publish_every_n_steps: int | None
     """Health figures that cost a pass are measured on these steps only."""
 
+    decode: Callable[[Sequence[int]], str] | None = None
+    """Turns the tokens of an output into text, for what scores texts."""
+
+    num_template_tokens: int = 0
+    """See :class:`~warmup_plugin.generation.WarmupGenerator`."""
+
 
 @final
 @dataclass(frozen=True)
@@ -204,6 +210,18 @@ def update_batch_metrics(batch: Seq2SeqBatch, metric_bag: MetricBag) -> None:
     metric_bag.get("padding", Sum).update(batch.padding)
 
 
+def check_loss(value: float) -> None:
+    """
+    Checks what is minimised.
+
+    :raises WarmupError: If it is not finite.
+    """
+    if not math.isfinite(value):
+        raise WarmupError(
+            f"The loss is {value}; training has diverged: lower `optimizer.config.lr` or set `trainer.max_grad_norm`. The checkpoints saved so far are intact."
+        )
+
+
 def update_loss(loss: Tensor, num_targets: int, metric_bag: MetricBag) -> None:
     """
     Logs a summed loss per target token.
@@ -214,10 +232,7 @@ def update_loss(loss: Tensor, num_targets: int, metric_bag: MetricBag) -> None:
     """
     value = float(loss.detach()) / num_targets
 
-    if not math.isfinite(value):
-        raise WarmupError(
-            f"The loss is {value}; training has diverged: lower `optimizer.config.lr` or set `trainer.max_grad_norm`. The checkpoints saved so far are intact."
-        )
+    check_loss(value)
 
     metric_bag.get("nll_loss", Mean).update(value, weight=num_targets)
 

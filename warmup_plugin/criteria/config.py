@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -16,6 +17,9 @@ from warmup_plugin.objectives import Objective
 from warmup_plugin.sampling import WarmupSampler
 from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
 
+# Whether they write warmups needs no look at their settings.
+_KNOWN_BY_NAME: Final = ("sft", "warmup")
+
 
 @dataclass(kw_only=True)
 class CriterionSection(ComponentSection[CriterionFactory], Validatable):
@@ -23,13 +27,13 @@ class CriterionSection(ComponentSection[CriterionFactory], Validatable):
 
     kls = CriterionFactory
     key = "criterion"
-    known = ("sft", "warmup")
+    known = ("sft", "warmup", "mrt")
 
     name: str = "sft"
-    """The registered name: `sft` (plain fine-tuning), `warmup` or one of your own package."""
+    """The registered name: `sft` (plain fine-tuning), `warmup`, `mrt` (minimum risk training) or one of your own package."""
 
     config: object = None
-    """The settings of a criterion of your own; `sft` has none, those of `warmup` are the section `warmup`. ``None`` for its defaults."""
+    """The settings of `mrt` or a criterion of your own; `sft` has none, those of `warmup` are the section `warmup`. ``None`` for its defaults."""
 
     label_smoothing: float = 0.1
     """The share of label smoothing on the target's tokens, the same for all."""
@@ -49,7 +53,7 @@ class CriterionSection(ComponentSection[CriterionFactory], Validatable):
         super().structure(resolver)
 
         # Of ours the name says it, in runs of earlier versions too.
-        if self.writes_warmups is None and self.name not in self.known:
+        if self.writes_warmups is None and self.name not in _KNOWN_BY_NAME:
             self.writes_warmups = self.create(resolver).writes_warmups
 
     @override
@@ -61,7 +65,7 @@ class CriterionSection(ComponentSection[CriterionFactory], Validatable):
                 "`label_smoothing` must be greater than or equal to 0 and less than 1."
             )
 
-        if self.writes_warmups is not None and self.name in self.known:
+        if self.writes_warmups is not None and self.name in _KNOWN_BY_NAME:
             result.add_error(
                 f"`writes_warmups` is known of `{self.name}`; leave it out."
             )

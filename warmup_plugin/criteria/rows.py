@@ -9,7 +9,7 @@ from functools import partial
 from typing import final
 
 import torch
-from fairseq2.gang import ReduceOperation
+from fairseq2.gang import Gang, ReduceOperation
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -46,6 +46,41 @@ def create_keep(section: KeepSection, num_warmups: int) -> Keep:
     keep = keep_resampled if section.name == "resample" else keep_top
 
     return partial(keep, num_kept=section.num)
+
+
+def divide_rows(
+    rows: DecoderRows, budget: int | None, gang: Gang
+) -> list[Tensor] | None:
+    """
+    Divides rows into passes that fit into memory; ``None`` for one pass.
+
+    :param budget: The most tokens of a pass; ``None`` for no limit.
+    :param gang: The ranks that pass their rows at the same time.
+    """
+    if budget is None:
+        return None
+
+    # Rows of a source together: they share its keys and values.
+    order = rows.source_idx.argsort(stable=True)
+
+    seq_lens = [rows.seq_lens[i] for i in order.tolist()]
+
+    passes = [order[begin:end] for begin, end in divide_sizes(seq_lens, budget)]
+
+    num_passes = len(passes)
+
+    if gang.size > 1:
+        # Under FSDP every pass gathers parameters, so all ranks make as many.
+        most = torch.tensor(num_passes, device=order.device)
+
+        gang.all_reduce(most, ReduceOperation.MAX)
+
+        num_passes = int(most)
+
+    if num_passes == 1:
+        return None
+
+    return passes + [order[:0]] * (num_passes - len(passes))
 
 
 @final
@@ -145,35 +180,8 @@ class RowBuilder:
         )
 
     def divide(self, rows: DecoderRows) -> list[Tensor] | None:
-        """Divides rows into passes that fit into memory; ``None`` for one pass."""
-        budget = self._config.max_num_tokens
-
-        if budget is None:
-            return None
-
-        # Rows of a source together: they share its keys and values.
-        order = rows.source_idx.argsort(stable=True)
-
-        seq_lens = [rows.seq_lens[i] for i in order.tolist()]
-
-        passes = [order[begin:end] for begin, end in divide_sizes(seq_lens, budget)]
-
-        num_passes = len(passes)
-
-        gang = self._context.gangs.dp
-
-        if gang.size > 1:
-            # Under FSDP every pass gathers parameters, so all ranks make as many.
-            most = torch.tensor(num_passes, device=order.device)
-
-            gang.all_reduce(most, ReduceOperation.MAX)
-
-            num_passes = int(most)
-
-        if num_passes == 1:
-            return None
-
-        return passes + [order[:0]] * (num_passes - len(passes))
+        """See :func:`divide_rows`."""
+        return divide_rows(rows, self._config.max_num_tokens, self._context.gangs.dp)
 
     def _differentiate(
         self, look: Look, target_seq_lens: Tensor

@@ -82,7 +82,13 @@ def find_trainer_errors(
 
     if precision.mode != "off" and precision.dtype == torch.float16:
         if criterion.name != "sft":
-            yield "`trainer.mixed_precision.dtype` must be `bfloat16`; warmups are not trained in float16, whose scaled losses they do not know."
+            what = (
+                "warmups are"
+                if criterion.name == "warmup"
+                else f"`{criterion.name}` is"
+            )
+
+            yield f"`trainer.mixed_precision.dtype` must be `bfloat16`; {what} not trained in float16, whose scaled losses are not known there."
 
 
 def create_criterion(
@@ -140,6 +146,8 @@ def create_criterion(
             publish_every_n_steps=resolver.resolve(
                 RegimeSection
             ).publish_metrics_every_n_steps,
+            decode=codecs[0].decode,
+            num_template_tokens=codecs[0].num_template_tokens,
         )
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
@@ -10,6 +11,7 @@ from typing import final
 import numpy as np
 from typing_extensions import override
 
+from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import (
     Measurement,
     Metric,
@@ -40,16 +42,7 @@ class CometMetric(Metric):
 
         :raises MetricUnavailable: There is no environment of COMET.
         """
-        python = find_comet_python()
-
-        if python is None:
-            raise MetricUnavailable(
-                "COMET needs an environment of its own, which is not there; build it "
-                "by `make comet` in a clone, or name its interpreter by the "
-                "environment variable WARMUP_COMET_PYTHON."
-            )
-
-        self._python = python
+        self._python = _find_python()
         self._model = model
         self._gpus = gpus
 
@@ -62,22 +55,11 @@ class CometMetric(Metric):
     ) -> list[list[Measurement]]:
         assert sources is not None
 
-        num_references = [len(texts) for texts in references]
-
-        flat = [text for texts in references for text in texts]
-
-        # Where the references of each sentence begin in it.
-        starts = np.cumsum([0, *num_references[:-1]])
-
-        def repeat(lines: Sequence[str]) -> list[str]:
-            return [line for line, n in zip(lines, num_references) for _ in range(n)]
-
         try:
             # One worker, which loads the model once, for all systems.
             with CometClient(self._python, self._model, gpus=self._gpus) as client:
-                # Some models read references that they do not require.
                 scores = [
-                    client.score(repeat(sources), repeat(hypotheses), flat)
+                    _score_sentences(client, hypotheses, references, sources)
                     for hypotheses in systems
                 ]
 
@@ -92,12 +74,95 @@ class CometMetric(Metric):
         )
 
         return [
-            [measure_mean("comet", "COMET", means.tolist(), signature)]
-            for means in (
-                np.add.reduceat(system_scores, starts) / num_references
-                for system_scores in scores
-            )
+            [measure_mean("comet", "COMET", system_scores, signature)]
+            for system_scores in scores
         ]
+
+
+@final
+class CometSentenceMetric:
+    """
+    Scores single outputs by a COMET model, as
+    :class:`~warmup_plugin.metrics.sentence.SentenceMetric` asks for.
+
+    Its worker is started with the first outputs and ends with the process.
+    """
+
+    def __init__(self, model: str, *, gpus: int = 0) -> None:
+        """
+        :param model: See :class:`CometMetric`.
+
+        :raises WarmupError: There is no environment of COMET.
+        """
+        self._model = model
+        self._gpus = gpus
+        self._client: CometClient | None = None
+
+        try:
+            self._python = _find_python()
+        except MetricUnavailable as ex:
+            raise WarmupError(str(ex)) from None
+
+    def __call__(
+        self,
+        hypotheses: Sequence[str],
+        references: References,
+        sources: Sequence[str],
+    ) -> Sequence[float]:
+        try:
+            if self._client is None:
+                self._client = CometClient(self._python, self._model, gpus=self._gpus)
+
+                atexit.register(self._client.close)
+
+            return _score_sentences(self._client, hypotheses, references, sources)
+        except (CometUnavailable, CometRequestError) as ex:
+            raise WarmupError(str(ex)) from None
+
+
+def _score_sentences(
+    client: CometClient,
+    hypotheses: Sequence[str],
+    references: References,
+    sources: Sequence[str],
+) -> list[float]:
+    """Scores hypotheses; with several references each, the mean over them."""
+    num_references = [len(texts) for texts in references]
+
+    # Where the references of each sentence begin.
+    starts = np.cumsum([0, *num_references[:-1]])
+
+    def repeat(lines: Sequence[str]) -> list[str]:
+        return [line for line, n in zip(lines, num_references) for _ in range(n)]
+
+    # Some models read references that they do not require.
+    scores = client.score(
+        repeat(sources),
+        repeat(hypotheses),
+        [text for texts in references for text in texts],
+    )
+
+    means: list[float] = (np.add.reduceat(scores, starts) / num_references).tolist()
+
+    return means
+
+
+def _find_python() -> Path:
+    """
+    Finds the interpreter of COMET's environment.
+
+    :raises MetricUnavailable: If there is none.
+    """
+    python = find_comet_python()
+
+    if python is None:
+        raise MetricUnavailable(
+            "COMET needs an environment of its own, which is not there; build it "
+            "by `make comet` in a clone, or name its interpreter by the "
+            "environment variable WARMUP_COMET_PYTHON."
+        )
+
+    return python
 
 
 def _name_model(model: str) -> str:

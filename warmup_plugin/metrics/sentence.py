@@ -1,12 +1,12 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
-"""Scores of single sentences, as for minimum Bayes risk."""
+"""Scores of single sentences, as for minimum Bayes risk and minimum risk training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sacrebleu.metrics.base import Metric
 
@@ -19,6 +19,46 @@ _FACTORIES: Final[dict[str, Callable[[str | None], Metric]]] = {
     "bleu": lambda target_lang: create_bleu(target_lang, effective_order=True),
     "chrf": lambda target_lang: create_chrf(),
 }
+
+
+class SentenceMetric(Protocol):
+    """Scores single outputs, higher for better ones: what ``mrt`` trains for."""
+
+    def __call__(
+        self,
+        hypotheses: Sequence[str],
+        references: References,
+        sources: Sequence[str],
+    ) -> Sequence[float]:
+        """
+        :param references: Those of the hypothesis of the same index.
+        :param sources: That of the hypothesis of the same index.
+
+        :returns: One finite number a hypothesis, such that 1 is a good output rather
+            than 100.
+
+        :raises WarmupError: If what the metric needs is missing.
+        """
+
+
+def create_sentence_metric(metric: str, target_lang: str | None) -> SentenceMetric:
+    """
+    Creates what scores single outputs from 0 to 1.
+
+    :param metric: See :func:`sentence_scores`.
+    :param target_lang: See :func:`sentence_scores`.
+    """
+
+    def score(
+        hypotheses: Sequence[str], references: References, sources: Sequence[str]
+    ) -> Sequence[float]:
+        scores = sentence_scores(
+            metric, hypotheses, references, target_lang=target_lang
+        )
+
+        return [score / 100.0 for score in scores]
+
+    return score
 
 
 def sentence_scores(

@@ -39,6 +39,10 @@ def register_metric_descriptors(container: DependencyContainer) -> None:
         MetricDescriptor("warmup_repetition", "Repetition in Warmups (%)",     407, format_as_percentage),
         MetricDescriptor("warmup_gain",       "Gain over No Warmup (nats)",    408, format_as_float),
         MetricDescriptor("draw_share",        "Share of Step Drawing (%)",     409, format_as_percentage),
+        # Of minimum risk training, in the units of its metric.
+        MetricDescriptor("sample_score",      "Score of Samples",              410, format_as_float, higher_better=True),
+        MetricDescriptor("sample_best",       "Score of Best Sample",          411, format_as_float, higher_better=True),
+        MetricDescriptor("sample_distinct",   "Distinct Samples (%)",          412, format_as_percentage),
         MetricDescriptor("time_left",         "Time Left",                     506, format_as_duration),
     ]
     # fmt: on

@@ -12,7 +12,8 @@ from torch import device
 from torch.nn import Module
 
 if TYPE_CHECKING:
-    from warmup_plugin.recipes.train_config import TrainConfig
+    from warmup_plugin.criteria.mrt import MrtConfig
+from warmup_plugin.recipes.train_config import TrainConfig
 
 
 def describe_training(
@@ -80,6 +81,11 @@ def _describe_criterion(config: TrainConfig, smooths_loss: bool) -> str:
         text += f" with K = {warmup.num_warmups} warmups a source of at most {warmup.max_warmup_len} tokens, objective {warmup.objective.name}, sampler {warmup.sampler.name}"
 
     smoothing = config.criterion.label_smoothing
+
+    mrt = config.criterion.config
+
+    if isinstance(mrt, MrtConfig):
+        return f"{text} with {mrt.num_samples} samples a source, scored by {mrt.metric.name}, estimator {mrt.estimator}."
 
     if smoothing > 0.0:
         includes = "does not include"

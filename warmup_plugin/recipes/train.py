@@ -4,7 +4,7 @@
 """
 Trains a model: ``python -m recipes.train OUT --config-file F.yaml``.
 
-``criterion.name`` is ``sft`` or ``warmup``; everything else is shared.
+``criterion.name`` is ``sft``, ``warmup`` or ``mrt``; everything else is shared.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ KEYS: Final = (
     KeyHelp("init_from", "null", "a run whose model and tokenizer to start from"),
     KeyHelp("task.name", "translation", "or summarization, multiple_choice"),
     KeyHelp("model.arch", "transformer_tiny", "the size of a model from scratch"),
-    KeyHelp("criterion.name", "sft", "sft, or warmup for warmups before outputs"),
+    KeyHelp("criterion.name", "sft", "sft, warmup for warmups before outputs, or mrt"),
     KeyHelp("warmup.num_warmups", "4", "K, the warmups drawn for a source"),
     KeyHelp("warmup.max_warmup_len", "8", "the most tokens of a warmup"),
     KeyHelp("warmup.sft_weight", "0.0", "adds the loss without a warmup"),
