@@ -309,34 +309,29 @@ class TestMrtCriterion:
 
         assert measure_error(grads, exact.grad) < 1e-4
 
-    @each_path
-    @each_kind
-    def test_reinforce_approaches_exact_gradient(
-        self, kind: str, with_warmups: bool
-    ) -> None:
-        exact = enumerate_outputs(kind, with_warmups)
+        if with_warmups:
+            # What P(c|x) learns is so much of it that this would see it missing.
+            part = (exact.log_probs.exp() * exact.risks) @ exact.warmup_grads
 
-        model = create_plain_model(kind)
+            assert part.norm() > 0.01 * exact.grad.norm()
+
+    @each_path
+    def test_reinforce_approaches_exact_gradient(self, with_warmups: bool) -> None:
+        exact = enumerate_outputs("transformer", with_warmups)
+
+        model = create_plain_model("transformer")
 
         criterion = create_mrt(
             model, estimator="reinforce", num_samples=16, with_warmups=with_warmups
         )
 
-        num = 1000
+        num = 200
 
         batch = create_text_batch(SOURCES[:1] * num, TARGETS[:1] * num)
 
         grads = compute_grads(model, criterion, batch) / num
 
-        assert measure_error(grads, exact.grad) < 0.1
-
-        if with_warmups:
-            # What P(c|x) is taught is a part of it.
-            probs = exact.log_probs.exp()
-
-            part = (probs * exact.risks) @ exact.warmup_grads
-
-            assert measure_error(grads + part, exact.grad) > 0.2
+        assert measure_error(grads, exact.grad) < 0.15
 
     def test_draws_depend_on_pair_and_step_alone(self) -> None:
         model = create_plain_model("transformer")
