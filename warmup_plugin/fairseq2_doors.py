@@ -87,10 +87,10 @@ def late_compiler() -> Iterator[None]:
 
 def keep_compiler_out() -> None:
     """
-    Lets a model be made, read batches and be trained without importing torch's compiler.
+    Lets a model be loaded and read batches without importing torch's compiler.
 
-    It is imported, with sympy and triton, only to be told what to leave alone. Until
-    something else imports it, nothing is compiled, so that it need not be told.
+    It is imported, with sympy and triton, only to be told what is dynamic. Until something
+    else imports it, as optimizers do, nothing is compiled, so that it need not be told.
     """
     import torch
 
@@ -99,14 +99,6 @@ def keep_compiler_out() -> None:
 
     # Which the import replaces.
     setattr(torch, "_dynamo", _LateCompiler())
-
-    optimizer = torch.optim.Optimizer
-
-    for function in (
-        *(optimizer.add_param_group, optimizer.zero_grad),
-        *(optimizer.state_dict, optimizer.load_state_dict),
-    ):
-        _LateDisabled(function)
 
     _skip_meta_values()
 
@@ -122,31 +114,6 @@ class _LateCompiler:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module("torch._dynamo"), name)
-
-
-@final
-class _LateDisabled:
-    """Is called by one of torch's wrappers as what its compiler leaves alone."""
-
-    NAME: Final = "__dynamo_disable"
-    """Where torch keeps that."""
-
-    def __init__(self, wrapper: Any) -> None:
-        self._wrapper = wrapper
-
-        setattr(wrapper.__wrapped__, self.NAME, self)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        function = self._wrapper.__wrapped__
-
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-
-        # From now on as if this had not been; another thread may have been faster.
-        if getattr(function, self.NAME, None) is self:
-            delattr(function, self.NAME)
-
-        return self._wrapper(*args, **kwargs)
 
 
 def _skip_meta_values() -> None:
@@ -186,10 +153,10 @@ def _skip_meta_values() -> None:
                 if tensor.is_meta:
                     return tensor
 
-            if func is torch.empty_like and args[0].is_meta:
-                return torch.empty_strided(
-                    args[0].size(), args[0].stride(), dtype=args[0].dtype, **kwargs
-                )
+            # As `to_empty()` calls it.
+            if func is torch.empty_like and kwargs.keys() == {"device"}:
+                if args[0].is_meta and args[0].is_contiguous():
+                    return torch.empty(args[0].size(), dtype=args[0].dtype, **kwargs)
 
             return func(*args, **kwargs)
 

@@ -49,9 +49,30 @@ import_fairseq2()
 
 import sys
 
+import torch
+from fairseq2 import init_fairseq2
 from fairseq2.data.tokenizers.hg import load_hg_token_model
+from fairseq2.gang import create_fake_gangs
+from fairseq2.models.family import ModelFamily
 
-assert "transformers" not in sys.modules
+resolver = init_fairseq2()
+
+gangs = create_fake_gangs(torch.device("cpu"))
+
+for name in ("nllb", "t5", "llama", "qwen", "mistral"):
+    family = resolver.resolve(ModelFamily, key=name)
+
+    config = family.config_kls()
+
+    for key in ("num_layers", "num_encoder_layers", "num_decoder_layers"):
+        if hasattr(config, key):
+            setattr(config, key, 1)
+
+    model = family.create_new_model(config, gangs, torch.float32, True, False)
+
+    assert next(model.parameters()).is_meta
+
+    assert not {"torch._dynamo", "sympy", "transformers"} & set(sys.modules), name
 
 model = load_hg_token_model(sys.argv[1])
 

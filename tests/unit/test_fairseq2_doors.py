@@ -56,10 +56,6 @@ DOORS: Final = Doors(
         "keep_compiler_out": [
             "torch:_dynamo",
             "torch._dynamo:maybe_mark_dynamic/2",
-            "torch.optim:Optimizer.add_param_group.__wrapped__/2",
-            "torch.optim:Optimizer.zero_grad.__wrapped__/2",
-            "torch.optim:Optimizer.state_dict.__wrapped__/1",
-            "torch.optim:Optimizer.load_state_dict.__wrapped__/2",
         ],
         "_skip_meta_values": [
             "fairseq2.models.family:StandardModelFamily._do_create_model/5",
