@@ -172,7 +172,7 @@ def _skip_meta_values() -> None:
 
     setattr(kls, "_do_create_model", with_mode(kls._do_create_model))
 
-    setattr(family, "to_empty", with_mode(family.to_empty))
+    setattr(family, "to_empty", with_mode(vars(family)["to_empty"]))
 
     for encoder_kls in (
         *(SinusoidalPositionEncoder, RotaryEncoder, ReferenceRotaryEncoder),
@@ -195,7 +195,7 @@ def keep_s3_out() -> None:
     """Lets fairseq2 know paths of S3 without importing what reads them until one is read."""
     from fairseq2 import file_system
 
-    make = file_system.filesystem
+    make = vars(file_system)["filesystem"]
 
     # fairseq2 asks whether it is installed by making one.
     if find_spec("s3fs") is None or isinstance(make, partial):
