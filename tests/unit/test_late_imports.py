@@ -169,9 +169,12 @@ class TestLateS3:
         used = []
 
         def make(protocol: str) -> Any:
-            return SimpleNamespace(
-                exists=lambda path: not used.append((protocol, path))
-            )
+            def exists(path: str) -> bool:
+                used.append((protocol, path))
+
+                return True
+
+            return SimpleNamespace(exists=exists)
 
         registry = file_system.FileSystemRegistry
 
