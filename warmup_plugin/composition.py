@@ -33,6 +33,7 @@ from warmup_plugin.generation.adapters import (
     WarmupSeq2SeqGenerator,
     WarmupSequenceGenerator,
 )
+from warmup_plugin.late_assets import register_late_assets
 from warmup_plugin.metrics.comet_score import CometSentenceMetric
 from warmup_plugin.metrics.sentence import SentenceMetric, create_sentence_metric
 from warmup_plugin.metrics.training import register_metric_descriptors
@@ -80,6 +81,8 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     register_storage(container)
 
     register_config_values(container)
+
+    register_late_assets(container)
 
     register_warmup_spm_family(container)
 
