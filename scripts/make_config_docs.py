@@ -68,7 +68,7 @@ from warmup_plugin.criteria import (
 from warmup_plugin.criteria.mrt import SentenceMetricSection
 from warmup_plugin.fairseq2_doors import list_components, register_optimizers
 from warmup_plugin.files import write_text_atomically
-from warmup_plugin.metrics.sentence import SentenceMetric
+from warmup_plugin.metrics.base import SentenceMetric
 from warmup_plugin.models.t5 import T5Config
 from warmup_plugin.objectives import Objective
 from warmup_plugin.recipes.score import ScoreConfig

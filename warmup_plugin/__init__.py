@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from warmup_plugin.layout import join_rows as join_rows
     from warmup_plugin.layout import plain_rows as plain_rows
     from warmup_plugin.layout import split_seq as split_seq
-    from warmup_plugin.metrics.sentence import SentenceMetric as SentenceMetric
+    from warmup_plugin.metrics.base import SentenceMetric as SentenceMetric
     from warmup_plugin.models.conditional import ConditionalModel as ConditionalModel
     from warmup_plugin.models.conditional import EncodedSource as EncodedSource
     from warmup_plugin.models.conditional import RowCoefs as RowCoefs
@@ -89,7 +89,7 @@ _PLACES: Final = {
     "plain_rows": "layout",
     "register_criterion": "criteria",
     "RowCoefs": "models.conditional",
-    "SentenceMetric": "metrics.sentence",
+    "SentenceMetric": "metrics.base",
     "setup_model": "criteria.setup",
     "split_seq": "layout",
     "TaskContext": "tasks",

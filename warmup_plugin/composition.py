@@ -34,8 +34,7 @@ from warmup_plugin.generation.adapters import (
     WarmupSequenceGenerator,
 )
 from warmup_plugin.late_assets import register_late_assets
-from warmup_plugin.metrics.comet_score import CometSentenceMetric
-from warmup_plugin.metrics.sentence import SentenceMetric, create_sentence_metric
+from warmup_plugin.metrics.base import SentenceMetric
 from warmup_plugin.metrics.training import register_metric_descriptors
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.hugging_face.table import register_hugging_face_converters
@@ -232,7 +231,10 @@ class CometSentenceConfig(Validatable):
 
 
 def _register_sentence_metrics(container: DependencyContainer) -> None:
+    # What they are made of takes a while to import, and most runs ask for none.
     def create_chrf(resolver: DependencyResolver, config: NoConfig) -> SentenceMetric:
+        from warmup_plugin.metrics.sentence import create_sentence_metric
+
         return create_sentence_metric("chrf", None)
 
     register_component(container, SentenceMetric, "chrf", NoConfig, create_chrf)
@@ -240,6 +242,8 @@ def _register_sentence_metrics(container: DependencyContainer) -> None:
     def create_bleu(
         resolver: DependencyResolver, config: BleuSentenceConfig
     ) -> SentenceMetric:
+        from warmup_plugin.metrics.sentence import create_sentence_metric
+
         target_lang = config.target_lang
 
         if target_lang is None:
@@ -258,6 +262,8 @@ def _register_sentence_metrics(container: DependencyContainer) -> None:
     def create_comet(
         resolver: DependencyResolver, config: CometSentenceConfig
     ) -> SentenceMetric:
+        from warmup_plugin.metrics.comet_score import CometSentenceMetric
+
         assert config.model is not None
 
         return CometSentenceMetric(config.model, gpus=config.gpus)

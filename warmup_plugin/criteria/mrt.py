@@ -34,7 +34,7 @@ from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig
 from warmup_plugin.layout import DecoderRows, ExcludedTokens
-from warmup_plugin.metrics.sentence import SentenceMetric
+from warmup_plugin.metrics.base import SentenceMetric
 from warmup_plugin.models.conditional import RowCoefs, evaluation_mode
 from warmup_plugin.objectives import expected_risk_loss, score_function_loss
 from warmup_plugin.sampling.truncation import MIN_TEMPERATURE

@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,3 +231,23 @@ class SystemwiseMetric(Metric):
     def measure_one(
         self, hypotheses: Sequence[str], references: References
     ) -> list[Measurement]: ...
+
+
+class SentenceMetric(Protocol):
+    """Scores single outputs, higher for better ones: what ``mrt`` trains for."""
+
+    def __call__(
+        self,
+        hypotheses: Sequence[str],
+        references: References,
+        sources: Sequence[str],
+    ) -> Sequence[float]:
+        """
+        :param references: Those of the hypothesis of the same index.
+        :param sources: That of the hypothesis of the same index.
+
+        :returns: One finite number a hypothesis, such that 1 is a good output rather
+            than 100.
+
+        :raises WarmupError: If what the metric needs is missing.
+        """

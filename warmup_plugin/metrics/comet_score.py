@@ -83,7 +83,7 @@ class CometMetric(Metric):
 class CometSentenceMetric:
     """
     Scores single outputs by a COMET model, as
-    :class:`~warmup_plugin.metrics.sentence.SentenceMetric` asks for.
+    :class:`~warmup_plugin.metrics.base.SentenceMetric` asks for.
 
     Its worker is started with the first outputs and ends with the process.
     """

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from sacrebleu.metrics.base import Metric
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.base import MetricUnavailable, References
+from warmup_plugin.metrics.base import MetricUnavailable, References, SentenceMetric
 from warmup_plugin.metrics.overlap import create_bleu, create_chrf
 from warmup_plugin.metrics.sacrebleu_doors import read_references, score_sentence
 
@@ -19,26 +19,6 @@ _FACTORIES: Final[dict[str, Callable[[str | None], Metric]]] = {
     "bleu": lambda target_lang: create_bleu(target_lang, effective_order=True),
     "chrf": lambda target_lang: create_chrf(),
 }
-
-
-class SentenceMetric(Protocol):
-    """Scores single outputs, higher for better ones: what ``mrt`` trains for."""
-
-    def __call__(
-        self,
-        hypotheses: Sequence[str],
-        references: References,
-        sources: Sequence[str],
-    ) -> Sequence[float]:
-        """
-        :param references: Those of the hypothesis of the same index.
-        :param sources: That of the hypothesis of the same index.
-
-        :returns: One finite number a hypothesis, such that 1 is a good output rather
-            than 100.
-
-        :raises WarmupError: If what the metric needs is missing.
-        """
 
 
 def create_sentence_metric(metric: str, target_lang: str | None) -> SentenceMetric:
