@@ -340,7 +340,7 @@ def _describe_components(
     key: str, section: Any, interface: object, resolver: DependencyResolver
 ) -> Iterator[str]:
     """Describes the settings of each component that a section can name."""
-    name_key = key.replace(".config", ".name")
+    name_key = f"{key.removesuffix('.config')}.name"
 
     is_fairseq2 = False
 

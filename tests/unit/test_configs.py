@@ -78,7 +78,7 @@ class TestWarmupKeys:
             ),
             (
                 "criterion={name: mrt, config: {metric: {name: comet}}}",
-                "`model` must be set to a checkpoint of COMET",
+                "`criterion.config.metric.config.model` must be set to a checkpoint",
             ),
             (
                 "criterion={name: mrt, config: {num_samples: 1}}",
@@ -204,7 +204,7 @@ class TestPreset:
         assert has_warmups("criterion.config.with_warmups=true") is True
 
         # Another criterion has none of its settings.
-        assert has_warmups("criterion.name=sft") is None
+        assert has_warmups("criterion.name=sft", "criterion.config=null") is None
 
     def test_direction_takes_the_place_of_all(self) -> None:
         config = resolve("directions/all", "directions/de_en")

@@ -453,20 +453,25 @@ class MrtCriterion(Criterion):
 
         risks = 1.0 - samples.scores
 
-        def compute_losses(log_probs: Tensor, *_: Tensor) -> Tensor:
+        def compute_losses(
+            warmup_log_probs: Tensor,
+            target_log_probs: Tensor,
+            proposal_log_probs: Tensor,
+        ) -> Tensor:
+            # Of both parts together, which have the same derivative.
             if config.estimator == "risk":
                 return expected_risk_loss(
-                    log_probs, risks, samples.mask, alpha=config.alpha
+                    target_log_probs, risks, samples.mask, alpha=config.alpha
                 )
 
             return score_function_loss(
-                log_probs, risks, samples.counts, baseline=config.baseline
+                target_log_probs, risks, samples.counts, baseline=config.baseline
             )
 
         zeros = torch.zeros_like(risks)
 
-        _, coefs, _ = differentiate_objective(
-            compute_losses, zeros if log_probs is None else log_probs, zeros, zeros
+        _, _, coefs = differentiate_objective(
+            compute_losses, zeros, zeros if log_probs is None else log_probs, zeros
         )
 
         return coefs

@@ -88,7 +88,7 @@ def find_trainer_errors(
                 else f"`{criterion.name}` is"
             )
 
-            yield f"`trainer.mixed_precision.dtype` must be `bfloat16`; {what} not trained in float16, whose scaled losses are not known there."
+            yield f"`trainer.mixed_precision.dtype` must be `bfloat16`; {what} not trained in float16 with its scaled losses."
 
 
 def create_criterion(

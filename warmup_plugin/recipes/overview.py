@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from torch import device
 from torch.nn import Module
 
+from warmup_plugin.criteria.mrt import MrtConfig
+
 if TYPE_CHECKING:
-    from warmup_plugin.criteria.mrt import MrtConfig
-from warmup_plugin.recipes.train_config import TrainConfig
+    from warmup_plugin.recipes.train_config import TrainConfig
 
 
 def describe_training(

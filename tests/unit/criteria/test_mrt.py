@@ -473,7 +473,7 @@ class TestMrtCriterion:
 
         assert len(drawn) <= 4
 
-        assert get_metric(bag, "sample_best") <= max(score_text(drawn, drawn, drawn))  # type: ignore[arg-type]
+        assert get_metric(bag, "sample_best") <= max(score_text(drawn, drawn, drawn))
 
     def test_passes_in_little_memory_are_same(self) -> None:
         def run(max_num_tokens: int | None) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.common import create_tiny_model
+from warmup_plugin.criteria.mrt import MrtConfig
 from warmup_plugin.recipes.overview import describe_training
 from warmup_plugin.recipes.train_config import TrainConfig
 
@@ -56,6 +57,17 @@ class TestDescribeTraining:
         config.criterion.label_smoothing = 0.0
 
         assert describe(config)[1].endswith("sampler independent.")
+
+    def test_call_describes_minimum_risk_training(self) -> None:
+        config = TrainConfig()
+
+        config.criterion.name = "mrt"
+        config.criterion.config = MrtConfig(num_samples=5)
+
+        # There is no label smoothing.
+        assert describe(config)[1] == (
+            "Criterion: mrt with 5 samples a source, scored by chrf, estimator risk."
+        )
 
     def test_call_describes_start(self) -> None:
         config = TrainConfig()
