@@ -11,6 +11,17 @@ from torch import Tensor
 from torch.nn import Module
 
 
+def has_tied_embeddings(model: Module) -> bool:
+    """
+    Tells whether a token is written by the same row by which it is read.
+
+    :param model: A ``TransformerModel`` or ``TransformerLM``.
+    """
+    frontend, proj = cast(Any, model).decoder_frontend, cast(Any, model).final_proj
+
+    return frontend.embed.weight is proj.weight
+
+
 @torch.no_grad()
 def prepare_separator(
     model: Module, separator_idx: int, eos_idx: int, begin_indices: Sequence[int]
@@ -38,7 +49,7 @@ def prepare_separator(
         if weight is not None and not weight.is_meta:
             weight[separator_idx] = weight[eos_idx]
 
-    if embed_weight is proj.weight or embed_weight.is_meta:
+    if has_tied_embeddings(model) or embed_weight.is_meta:
         return
 
     begins = embed_weight[list(dict.fromkeys(begin_indices))]

@@ -193,12 +193,6 @@ def create_direction_codecs(
     directions = config["dataset"]["directions"]
 
     if directions:
-        for name in codecs:
-            if directions[name].get("behind") and not reads_prompts:
-                raise WarmupError(
-                    f"`dataset.directions.{name}.behind` is for decoder-only models, which read a warmup as they read a source; leave it out."
-                )
-
         plain = {name for name in codecs if directions[name].get("plain")}
 
         if config["tokenizer"].get("warmup_lang") is not None:
