@@ -113,6 +113,11 @@ class TestSite:
                     assert (site / page).parent.joinpath(image).is_file()
                     assert f".{theme}." in image
 
+    def test_figure_in_code_stays_code(self, site: Path) -> None:
+        text = (site / "docs" / "suite.html").read_text(encoding="utf-8")
+
+        assert "picture" in text and "only-light" not in text
+
     def test_pages_fit_a_telephone(self, site: Path, driver: Any) -> None:
         size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 
