@@ -93,6 +93,15 @@ def create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
+        "--ensemble",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN_DIR",
+        help="further runs of the same tokenizer; each token is predicted by the mean of all models' probabilities",
+    )
+
+    parser.add_argument(
         "--backend",
         choices=["fairseq2", "ctranslate2"],
         default="fairseq2",
@@ -125,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return translate(
         TranslateOptions(
             ctranslate2=ctranslate2,
+            ensemble=args.ensemble,
             **read_generation_arguments(args),
             places=read_place_arguments(args, {"sources": args.files}),
             truncate=args.truncate,

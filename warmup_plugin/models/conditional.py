@@ -62,6 +62,9 @@ class EncodedSource:
     """The keys and values of the sources; filled by the first pass without gradient
     that needs them."""
 
+    others: tuple[EncodedSource, ...] = ()
+    """The same sources as the other models of an ensemble see them."""
+
     @property
     def num_sources(self) -> int:
         """The number N of sources."""

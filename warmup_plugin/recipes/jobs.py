@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -25,7 +25,7 @@ from warmup_plugin.generation import GenerationConfig, GenerationSection
 from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES
 from warmup_plugin.recipes.arguments import name_options, to_option
 from warmup_plugin.recipes.checks import read_run_config
-from warmup_plugin.recipes.common import get_rank
+from warmup_plugin.recipes.common import get_codec_options, get_rank
 from warmup_plugin.recipes.config_files import apply_settings
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
@@ -113,6 +113,9 @@ class TranslateOptions(GenerationJobOptions):
     has_prefixes: bool = False
 
     chunk_size: int | None = None
+
+    ensemble: Sequence[Path] = ()
+    """Further runs of the same tokenizer, whose models predict each token together."""
 
     ctranslate2: Path | None = None
     """Where the model is as CTranslate2 reads it, which is to write instead."""
@@ -236,6 +239,9 @@ def translate(options: TranslateOptions) -> int:
         as_json=options.as_json,
     )
 
+    if options.ensemble:
+        config["ensemble"] = _list_members(run_config, options)
+
     if options.ctranslate2 is not None:
         _prepare_for_ctranslate2(config, options)
 
@@ -274,6 +280,72 @@ def translate(options: TranslateOptions) -> int:
         )
 
     return status
+
+
+def _list_members(
+    run_config: Mapping[str, Any], options: TranslateOptions
+) -> list[object]:
+    """
+    Returns the models of other runs, as a config names them.
+
+    :raises WarmupError: If they read or write other tokens, or all depend on one that
+        cannot be found.
+    """
+    if options.ctranslate2 is not None:
+        raise WarmupError(
+            "`--ensemble` is not for `--backend ctranslate2`, which has one model; leave one of them out."
+        )
+
+    members: list[object] = []
+
+    for path in options.ensemble:
+        other_options = replace(options, run_dir=path)
+
+        other_config, _ = load_run_config(other_options)
+
+        difference = None
+
+        if _read_tokenizer(path) != _read_tokenizer(options.run_dir):
+            difference = "another tokenizer"
+        elif _get_options(other_config) != _get_options(run_config):
+            difference = "another prompt, separator or language"
+        elif _get_warmups(other_config) != _get_warmups(run_config):
+            difference = "warmups of another kind"
+
+        if difference is not None:
+            raise WarmupError(
+                f"The run in `{path}` has {difference} than that in `{options.run_dir}`, so that they cannot write together; name runs that differ in their weights alone."
+            )
+
+        members.append(
+            create_lines_config(RunDir(path), options.checkpoint, other_config)["model"]
+        )
+
+    return members
+
+
+def _read_tokenizer(path: Path) -> object:
+    run_dir = RunDir(path)
+
+    tokenizer_path = run_dir.tokenizer_path
+
+    if tokenizer_path is None:
+        return read_run_config(run_dir, complete=True)["tokenizer"]["name"]
+
+    if tokenizer_path.is_file():
+        return tokenizer_path.read_bytes()
+
+    files = (file for file in sorted(tokenizer_path.rglob("*")) if file.is_file())
+
+    return [(file.name, file.read_bytes()) for file in files]
+
+
+def _get_options(run_config: Mapping[str, Any]) -> object:
+    return get_codec_options(run_config["tokenizer"], run_config["dataset"])
+
+
+def _get_warmups(run_config: Mapping[str, Any]) -> object:
+    return writes_warmups(run_config), has_empty_warmup(run_config)
 
 
 def _prepare_for_ctranslate2(config: dict[str, Any], options: TranslateOptions) -> None:

@@ -26,6 +26,7 @@ from fairseq2.recipe.config import (
 )
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
 from fairseq2.task import Task
+from fairseq2.utils.structured import ValueConverter
 from torch.nn import Module
 from typing_extensions import override
 
@@ -50,7 +51,12 @@ from warmup_plugin.generation.adapters import (
 from warmup_plugin.generation.ctranslate2_generator import CTranslate2Generator
 from warmup_plugin.generation.label_ranker import LabelRanker
 from warmup_plugin.generation.translator import Translation, Translator
-from warmup_plugin.models.conditional import ConditionalModel
+from warmup_plugin.models.conditional import (
+    ConditionalModel,
+    create_conditional_model,
+)
+from warmup_plugin.models.ensemble import EnsembleModel
+from warmup_plugin.models.families import find_family
 from warmup_plugin.models.int8 import quantize_projections
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
@@ -163,6 +169,9 @@ class GenerateConfig(LinesConfig):
 
     ctranslate2: Path | None = None
     """A folder with the model as CTranslate2 reads it, which writes instead; ``None`` for the model itself."""
+
+    ensemble: list[ReferenceModelSection] = field(default_factory=list)
+    """Further models of the same tokenizer, whose mean of probabilities with ``model`` predicts each token."""
 
     labels: list[str] = field(default_factory=list)
     """If given, the output is the likeliest of them. With warmups, which the generator's ``warmup`` other than `none` means, by the mean of P(y|c,x) over its ``num_warmups`` draws."""
@@ -312,6 +321,9 @@ class TranslationGenerateRecipe(Recipe):
 
         generator = self._get_generator(context, config)
 
+        if config.ensemble:
+            generator = self._create_ensemble(context, config, generator, codec)
+
         model = generator.model
 
         check_vocabulary(model.num_logits, codec.layout.vocab_size)
@@ -408,6 +420,30 @@ class TranslationGenerateRecipe(Recipe):
         )
 
     @staticmethod
+    def _create_ensemble(
+        context: RecipeContext,
+        config: GenerateConfig,
+        generator: WarmupGenerator,
+        codec: TextCodec,
+    ) -> WarmupGenerator:
+        members = [generator.model]
+
+        for section in config.ensemble:
+            module = _load_model(context, section)
+
+            prepare_model(module, config)
+
+            members.append(create_conditional_model(module))
+
+        return WarmupGenerator(
+            EnsembleModel(members),
+            codec.layout,
+            generator.config,
+            decode=codec.decode,
+            num_template_tokens=codec.num_template_tokens,
+        )
+
+    @staticmethod
     def _choose_engine(
         config: GenerateConfig, generator: WarmupGenerator, device: torch.device
     ) -> WarmupGenerator | CTranslate2Generator:
@@ -461,6 +497,11 @@ class TranslationGenerateRecipe(Recipe):
             num_text_outputs=config.num_text_outputs,
             # Without it as in earlier versions, whose jobs go on.
             **({} if config.ctranslate2 is None else {"backend": "ctranslate2"}),
+            **(
+                {"ensemble": [str(m.path) for m in config.ensemble]}
+                if config.ensemble
+                else {}
+            ),
             **dataclasses.asdict(generator.config),
         )
 
@@ -472,6 +513,27 @@ class TranslationGenerateRecipe(Recipe):
     @override
     def config_kls(self) -> type[object]:
         return GenerateConfig
+
+
+def _load_model(context: RecipeContext, section: ReferenceModelSection) -> Module:
+    """Loads a model that the recipe itself does not know."""
+    family = find_family(section.family, context.resolver)
+
+    model_config = context.resolver.resolve(ValueConverter).structure(
+        section.config_overrides, family.config_kls
+    )
+
+    assert section.path is not None
+
+    return family.load_custom_model(
+        section.path,
+        model_config,
+        context.gangs,
+        section.dtype,
+        load_rank0_only=False,
+        mmap=section.mmap,
+        restrict=None,
+    )
 
 
 def _show_prompts(lines: Iterator[Line]) -> Iterator[Line]:

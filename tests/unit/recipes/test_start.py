@@ -1214,6 +1214,10 @@ class TestDirections:
             ({"dataset.directions": "{en: {}}"}, "names `en`, which is no direction"),
             ({"dataset.directions": "{}"}, "`dataset.directions` must not be empty"),
             (
+                {"dataset.cache": "off"},
+                "`dataset.cache` must be `auto`, `none` or a folder, but is `off`",
+            ),
+            (
                 {"dataset.sampling_temperature": 0.5},
                 "must be a number greater than or equal to 1",
             ),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 from warmup_plugin.__main__ import main
 from warmup_plugin.commands import generate
 from warmup_plugin.generation.translator import Translator, to_json_line
+from warmup_plugin.interop.checkpoints import load_weights, write_weights
 from warmup_plugin.models import int8
+from warmup_plugin.runs.run_dir import RunDir
 
 Translate: TypeAlias = Callable[..., tuple[int, bytes, str]]
 
@@ -624,3 +627,86 @@ def test_json_is_one_line_for_all_readers() -> None:
     assert len(line.splitlines()) == 1
 
     assert json.loads(line) == {"a": "x\u2028y\u2029z\x85\t\n"}
+
+
+class TestEnsemble:
+    def test_other_models_have_their_say(
+        self, tmp_path: Path, warmup_run: Path, translate: Translate
+    ) -> None:
+        def get_log_probs(*args: object) -> list[float]:
+            status, out, err = translate(
+                warmup_run, "--jsonl", *args, stdin=b"puke\nta"
+            )
+
+            assert status == 0, err
+
+            return [json.loads(line)["log_prob"] for line in out.splitlines()]
+
+        alone = get_log_probs()
+
+        assert get_log_probs("--ensemble", warmup_run) == pytest.approx(alone)
+
+        other = tmp_path / "other"
+
+        shutil.copytree(warmup_run, other)
+
+        run_dir = RunDir(other)
+
+        step_nr = run_dir.find_checkpoint("best")
+
+        weights = load_weights(run_dir, step_nr)
+
+        # Whatever was learned, it has half of it.
+        halves = {name: weight / 2 for name, weight in weights.items()}
+
+        shutil.rmtree(run_dir.model_path(step_nr))
+
+        write_weights(run_dir, step_nr, halves)
+
+        together = get_log_probs("--ensemble", other, warmup_run)
+
+        assert together != pytest.approx(alone)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ([], "has warmups of another kind than that in"),
+            (["--backend", "ctranslate2"], "`--ensemble` is not for"),
+        ],
+    )
+    def test_what_does_not_go_together_is_refused(
+        self,
+        options: list[str],
+        message: str,
+        sft_run: Path,
+        warmup_run: Path,
+        translate: Translate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # Nothing is written into a run that others use.
+        monkeypatch.setattr(
+            "warmup_plugin.interop.ctranslate2.convert_run", lambda *_, **__: sft_run
+        )
+
+        status, _, err = translate(
+            warmup_run, "--ensemble", sft_run, *options, stdin=b"ta"
+        )
+
+        assert status == 2 and message in err and err.count("error") == 1
+
+    def test_tokenizer_is_the_same(
+        self, tmp_path: Path, warmup_run: Path, translate: Translate
+    ) -> None:
+        other = tmp_path / "other"
+
+        shutil.copytree(warmup_run, other)
+
+        tokenizer = RunDir(other).tokenizer_path
+
+        assert tokenizer is not None and tokenizer.is_file()
+
+        tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
+
+        status, _, err = translate(warmup_run, "--ensemble", other, stdin=b"ta")
+
+        assert status == 2 and "has another tokenizer than that in" in err
