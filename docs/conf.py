@@ -71,6 +71,8 @@ nitpicky = True
 # Other packages are not linked, since their indices would have to be downloaded.
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|fairseq2|numpy|pathlib|torch|typing)\..*"),
+    # Types of ours in signatures that are no part of the reference.
+    (r"py:class", r"warmup_plugin(\.\w+){3}"),
     # Names as the sources import them.
     (r"py:.*", r"ConfigT|DependencyContainer|RecipeError|Tensor"),
 ]
