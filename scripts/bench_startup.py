@@ -8,14 +8,19 @@ Measured in turn, a tiny model each time, in wall seconds and in seconds of the 
 other work on the machine does not stretch as much:
 
 - ``import``: ``python -c "import torch, fairseq2"``, what none can do without;
-- ``train, log``: ``python -m recipes.train`` until its first line;
-- ``train, step``: the same until the figures of the first step;
-- ``translate``: ``python -m warmup_plugin translate`` until the first output.
+- ``help``: ``python -m warmup_plugin translate --help``, which needs no model;
+- ``log``: ``python -m recipes.train`` until its first line;
+- ``step``: the same until the figures of the first step;
+- ``translate``: ``python -m warmup_plugin translate`` until the first output;
+- ``generate``: the test split of a run, until it is written;
+- ``score``: the same of its log-probabilities;
+- ``evaluate``: the scores of what ``generate`` wrote.
 
-Several clones, such as one of an older commit, are compared side by side. ::
+Several clones, such as one of an older commit, are compared side by side; the ratio to the
+import counts seconds of the CPU, of the same clone. ::
 
     python scripts/bench_startup.py
-    python scripts/bench_startup.py --clones . ../older --rounds 9
+    python scripts/bench_startup.py --clones ../older . --cases import,translate --rounds 9
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ from scripts.bench_common import (
     add_common_arguments,
     describe_environment,
     format_table,
+    parse_names,
     prepare_device,
     run_benchmark,
 )
@@ -54,6 +60,10 @@ from warmup_plugin.errors import WarmupError
 _IMPORT: Final = ("-c", "import torch, fairseq2; print('done')")
 
 _FIRST_STEP: Final = "Train Metrics (step 1)"
+
+CASES: Final = (
+    *("import", "help", "log", "step", "translate", "generate", "score", "evaluate"),
+)
 
 # Name, command and what the line that counts holds.
 Case = tuple[str, Sequence[str], str]
@@ -84,15 +94,24 @@ def write_data(folder: Path) -> list[str]:
 
 def list_cases(folder: Path, settings: Sequence[str]) -> list[Case]:
     """Lists what is measured; ``folder / "run"`` is a run that was trained."""
+    source = str(folder / "text" / "test.src")
+
     new_run = ("-m", "recipes.train", str(folder / "new"), "--config", *settings)
 
-    translate = ("-m", "warmup_plugin", "translate", str(folder / "run"))
+    run_dir = str(folder / "run")
+
+    def command(name: str, *args: str) -> Sequence[str]:
+        return ("-m", "warmup_plugin", name, *args)
 
     return [
         ("import", _IMPORT, ""),
-        ("train, log", new_run, ""),
-        ("train, step", new_run, _FIRST_STEP),
-        ("translate", (*translate, str(folder / "text" / "test.src")), ""),
+        ("help", command("translate", "--help"), "usage:"),
+        ("log", new_run, ""),
+        ("step", new_run, _FIRST_STEP),
+        ("translate", command("translate", run_dir, source), ""),
+        ("generate", command("generate", run_dir), "lines written"),
+        ("score", command("score", run_dir), "a token"),
+        ("evaluate", command("evaluate", run_dir, "--num-bootstrap", "0"), "BLEU"),
     ]
 
 
@@ -144,6 +163,11 @@ def run_cases(args: argparse.Namespace) -> None:
 
     clones = [clone.resolve() for clone in args.clones]
 
+    # The others are measured by it.
+    names = {"import", *parse_names("--cases", args.cases, CASES)}
+
+    load = os.getloadavg()
+
     with tempfile.TemporaryDirectory(prefix="warmup_plugin-") as name:
         folder = Path(name)
 
@@ -164,8 +188,14 @@ def run_cases(args: argparse.Namespace) -> None:
         # What the first round reads from the disk the others find in memory.
         for round_nr in range(1 + args.rounds):
             for case, command, text in list_cases(folder, settings):
+                if case not in names:
+                    continue
+
                 for clone in clones:
                     shutil.rmtree(folder / "new", ignore_errors=True)
+
+                    if case in ("generate", "score"):
+                        shutil.rmtree(folder / "run" / case, ignore_errors=True)
 
                     print(f"round {round_nr}: {case} in {clone}", file=sys.stderr)
 
@@ -181,24 +211,22 @@ def run_cases(args: argparse.Namespace) -> None:
     for (case, clone), results in times.items():
         wall, cpu = (statistics.median(values) for values in zip(*results))
 
-        first_wall, first_cpu = (
-            statistics.median(values) for values in zip(*times[case, clones[0]])
-        )
+        import_cpu = statistics.median(cpu for _, cpu in times["import", clone])
 
         rows.append(
-            [case, clone.name, f"{wall:.2f}", f"{cpu:.2f}"]
-            + [f"{wall / first_wall:.2f}", f"{cpu / first_cpu:.2f}"]
+            [case, clone.name, f"{wall:.2f}", f"{cpu:.2f}", f"{cpu / import_cpu:.2f}"]
         )
 
         records.append(
-            {"case": case, "clone": clone.name, "wall_s": wall, "cpu_s": cpu}
+            {
+                **{"case": case, "clone": clone.name, "wall_s": wall, "cpu_s": cpu},
+                "of_import": cpu / import_cpu,
+            }
         )
 
-    header = ["until", "clone", "wall s", "CPU s", "of the first", "of its CPU"]
+    print(format_table(["until", "clone", "wall s", "CPU s", "of the import"], rows))
 
-    print(format_table(header, rows))
-
-    print(json.dumps({**describe_environment(args), "startup": records}))
+    print(json.dumps({**describe_environment(args), "load": load, "startup": records}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -216,6 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[ROOT],
         metavar="DIR",
         help="the clones to compare (default: this one)",
+    )
+
+    parser.add_argument(
+        "--cases",
+        default=",".join(CASES),
+        metavar="NAMES",
+        help="what is measured besides the import (default: %(default)s)",
     )
 
     args = parser.parse_args(argv)

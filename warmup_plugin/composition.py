@@ -29,6 +29,7 @@ from warmup_plugin.generation.adapters import (
     WarmupSeq2SeqGenerator,
     WarmupSequenceGenerator,
 )
+from warmup_plugin.late_assets import register_late_assets
 from warmup_plugin.metrics.training import register_metric_descriptors
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.hugging_face.table import register_hugging_face_converters
@@ -74,6 +75,8 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
     register_storage(container)
 
     register_config_values(container)
+
+    register_late_assets(container)
 
     register_warmup_spm_family(container)
 

@@ -18,9 +18,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
+from functools import cached_property, partial, wraps
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast, final
 
 if TYPE_CHECKING:
     from fairseq2.data.tokenizers import Tokenizer
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
     from fairseq2.utils.structured import StandardValueConverter
     from torch import Tensor
     from torch.nn import Module
+
+T = TypeVar("T")
+
+Provider: TypeAlias = Callable[["DependencyResolver"], T]
 
 # Imports
 
@@ -79,6 +85,146 @@ def late_compiler() -> Iterator[None]:
         setattr(torch.compiler, "disable", disable)
 
 
+def keep_compiler_out() -> None:
+    """
+    Lets a model be loaded and read batches without importing torch's compiler.
+
+    It is imported, with sympy and triton, only to be told what is dynamic. Until something
+    else imports it, as optimizers do, nothing is compiled, so that it need not be told.
+    """
+    import torch
+
+    if "torch._dynamo" in sys.modules or "_dynamo" in vars(torch):
+        return
+
+    # Which the import replaces.
+    setattr(torch, "_dynamo", _LateCompiler())
+
+    _skip_meta_values()
+
+
+@final
+class _LateCompiler:
+    """Stands for ``torch._dynamo`` until that is imported."""
+
+    def maybe_mark_dynamic(self, *args: object) -> None:
+        """Called for each batch."""
+        if "torch._dynamo" in sys.modules:
+            self.__getattr__("maybe_mark_dynamic")(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module("torch._dynamo"), name)
+
+
+def _skip_meta_values() -> None:
+    """
+    Keeps fairseq2 from computing values for the meta device, which has none.
+
+    torch would import sympy and the compiler for it. They are computed once the model is
+    on a real device.
+    """
+    import torch
+    from fairseq2.models import family
+    from fairseq2.nn import (
+        ReferenceRotaryEncoder,
+        RotaryEncoder,
+        SinusoidalPositionEncoder,
+    )
+    from torch import Tensor
+    from torch.nn import init
+    from torch.overrides import TorchFunctionMode
+
+    # How parameters get their first values, also the parts of `trunc_normal_`.
+    fill = {
+        *(init.normal_, init.uniform_, init.kaiming_uniform_),
+        *(Tensor.normal_, Tensor.uniform_),
+        *(Tensor.add_, Tensor.clamp_, Tensor.erfinv_, Tensor.mul_),
+    }
+
+    class SkipMode(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+
+            if func in fill:
+                tensor = args[0] if args else kwargs["tensor"]
+
+                if tensor.is_meta:
+                    return tensor
+
+            # As `to_empty()` calls it.
+            if func is torch.empty_like and kwargs.keys() == {"device"}:
+                if args[0].is_meta and args[0].is_contiguous():
+                    return torch.empty(args[0].size(), dtype=args[0].dtype, **kwargs)
+
+            return func(*args, **kwargs)
+
+    def with_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with SkipMode():
+                return function(*args, **kwargs)
+
+        return call
+
+    kls = family.StandardModelFamily
+
+    setattr(kls, "_do_create_model", with_mode(kls._do_create_model))
+
+    setattr(family, "to_empty", with_mode(vars(family)["to_empty"]))
+
+    for encoder_kls in (
+        *(SinusoidalPositionEncoder, RotaryEncoder, ReferenceRotaryEncoder),
+    ):
+        reset = _unless_meta(encoder_kls.reset_non_persistent_buffers)
+
+        setattr(encoder_kls, "reset_non_persistent_buffers", reset)
+
+
+def _unless_meta(reset: Callable[[Any], None]) -> Callable[[Any], None]:
+    @wraps(reset)
+    def reset_unless_meta(module: Module) -> None:
+        if not any(buffer.is_meta for buffer in module.buffers()):
+            reset(module)
+
+    return reset_unless_meta
+
+
+def keep_s3_out() -> None:
+    """Lets fairseq2 know paths of S3 without importing what reads them until one is read."""
+    from fairseq2 import file_system
+
+    make = vars(file_system)["filesystem"]
+
+    # fairseq2 asks whether it is installed by making one.
+    if find_spec("s3fs") is None or isinstance(make, partial):
+        return
+
+    def make_late(make: Callable[..., Any], protocol: str, **options: Any) -> Any:
+        if protocol != "s3":
+            return make(protocol, **options)
+
+        return _LateObject(partial(make, protocol, **options))
+
+    setattr(file_system, "filesystem", partial(make_late, make))
+
+
+@final
+class _LateObject:
+    """Stands for an object until something of it is used."""
+
+    def __init__(self, make: Callable[[], object]) -> None:
+        self._make = make
+
+    @cached_property
+    def _object(self) -> object:
+        return self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._object, name)
+
+
 # Dependencies and configs
 
 
@@ -88,6 +234,15 @@ def remove_provider(container: DependencyContainer, kls: type[object]) -> None:
 
     if None in container._keys[kls]:
         container._keys[kls].remove(None)
+
+
+def take_provider(container: DependencyContainer, kls: type[T]) -> Provider[T]:
+    """Returns what makes an object for fairseq2, and makes room for a provider of ours."""
+    provider = container._registrations[(kls, None)].provider
+
+    remove_provider(container, kls)
+
+    return cast("Provider[T]", provider)
 
 
 def find_dependency_resolver() -> DependencyResolver | None:

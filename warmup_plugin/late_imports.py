@@ -12,6 +12,7 @@ is compiled.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +23,16 @@ from typing import Any, Final, final
 
 from typing_extensions import override
 
-from warmup_plugin.fairseq2_doors import late_compiler
+from warmup_plugin.fairseq2_doors import (
+    keep_compiler_out,
+    keep_s3_out,
+    late_compiler,
+)
 
 # The modules whose names fairseq2 imports.
 _MODULES: Final = (
+    "huggingface_hub._snapshot_download",
+    "torch.utils.tensorboard",
     "transformers",
     "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
     "wandb",
@@ -43,7 +50,7 @@ def import_fairseq2() -> None:
     if "fairseq2.recipe" in sys.modules:
         return
 
-    with _late_modules(), late_compiler():
+    with _uncollected(), _late_modules(), late_compiler():
         for name in (
             "fairseq2.recipe.cli",
             "fairseq2.recipe.composition",
@@ -51,14 +58,30 @@ def import_fairseq2() -> None:
         ):
             import_module(name)
 
+    keep_compiler_out()
+
+    keep_s3_out()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps the garbage collector from looking for any in what is imported to stay."""
+    was_enabled = gc.isenabled()
+
+    gc.disable()
+
+    try:
+        yield
+    finally:
+        gc.freeze()
+
+        if was_enabled:
+            gc.enable()
+
 
 @contextmanager
 def _late_modules() -> Iterator[None]:
-    late = {
-        name: _LateModule(name)
-        for name in _MODULES
-        if name.partition(".")[0] not in sys.modules
-    }
+    late = {name: _LateModule(name) for name in _MODULES if name not in sys.modules}
 
     sys.modules.update(late)
 
@@ -126,7 +149,14 @@ class _LateClass(type):
 
     @override
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, cls._load())
+        module = sys.modules.get(cls._module)
+
+        # Or there would be no instances.
+        return (
+            module is not None
+            and not isinstance(module, _LateModule)
+            and isinstance(instance, cls._load())
+        )
 
     @override
     def __subclasscheck__(cls, subclass: type) -> bool:

@@ -53,6 +53,19 @@ DOORS: Final = Doors(
             "torch._functorch.config:__name__",
             "torch.compiler:disable",
         ],
+        "keep_compiler_out": [
+            "torch:_dynamo",
+            "torch._dynamo:maybe_mark_dynamic/2",
+        ],
+        "_skip_meta_values": [
+            "fairseq2.models.family:StandardModelFamily._do_create_model/5",
+            "fairseq2.models.family:to_empty/2",
+            "fairseq2.nn:ReferenceRotaryEncoder.reset_non_persistent_buffers/1",
+            "fairseq2.nn:RotaryEncoder.reset_non_persistent_buffers/1",
+            "fairseq2.nn:SinusoidalPositionEncoder.reset_non_persistent_buffers/1",
+        ],
+        "keep_s3_out": ["fairseq2.file_system:filesystem/1"],
+        "take_provider": [f"{_CONTAINER}._registrations"],
         "remove_provider": [f"{_CONTAINER}._registrations", f"{_CONTAINER}._keys"],
         "find_dependency_resolver": ["fairseq2.runtime.dependency:_resolver"],
         "set_structurer": [

@@ -26,7 +26,7 @@ ROOMS: Final = (
         "warmup_lens",
         "console",
     ),
-    *("storage", "weights_and_biases"),
+    *("storage", "late_assets", "gathering", "weights_and_biases"),
     # The method.
     *("layout", "objectives", "tokenizers", "models", "sampling", "scoring"),
     # Text and what is made of it.

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fairseq2 import file_system
 
 from warmup_plugin import late_imports
-from warmup_plugin.fairseq2_doors import late_compiler
+from warmup_plugin.fairseq2_doors import _LateCompiler, keep_s3_out, late_compiler
 from warmup_plugin.late_imports import _late_modules
+from warmup_plugin.recipes.running import RecipeRunner
+from warmup_plugin.recipes.translate import GenerateConfig, TranslationGenerateRecipe
 
 _LATE = """\
 class Shape:
@@ -102,7 +106,115 @@ class TestLateModules:
             assert sys.modules["late_one"] is module
 
 
+def test_nothing_is_an_instance_before_the_import(user: Any) -> None:
+    assert not user.is_shape(3)
+
+    assert "late_one" not in sys.modules
+
+
+def test_imports_are_not_looked_through_for_garbage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    monkeypatch.setattr(
+        late_imports, "import_module", lambda name: seen.append(gc.isenabled())
+    )
+
+    monkeypatch.setattr(late_imports, "keep_compiler_out", lambda: None)
+    monkeypatch.setattr(late_imports, "keep_s3_out", lambda: None)
+
+    monkeypatch.delitem(sys.modules, "fairseq2.recipe")
+
+    late_imports.import_fairseq2()
+
+    assert seen and not any(seen)
+
+    assert gc.isenabled() and gc.get_freeze_count() > 0
+
+    gc.unfreeze()
+
+
+class TestLateS3:
+    def test_it_is_imported_when_it_is_used(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = []
+
+        def make(protocol: str, **options: object) -> Any:
+            made.append((protocol, options))
+
+            return SimpleNamespace(name=protocol)
+
+        monkeypatch.setattr(file_system, "filesystem", make)
+
+        keep_s3_out()
+
+        # Again for each command of a process.
+        keep_s3_out()
+
+        make_late = vars(file_system)["filesystem"]
+
+        assert make_late("file").name == "file"
+
+        s3 = make_late("s3", anon=True)
+
+        assert made == [("file", {})]
+
+        assert s3.name == s3.name == "s3"
+
+        assert made == [("file", {}), ("s3", {"anon": True})]
+
+    def test_fairseq2_knows_its_paths(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        used = []
+
+        def make(protocol: str) -> Any:
+            def exists(path: str) -> bool:
+                used.append((protocol, path))
+
+                return True
+
+            return SimpleNamespace(exists=exists)
+
+        registry = file_system.FileSystemRegistry
+
+        monkeypatch.setattr(file_system, "filesystem", make)
+        monkeypatch.setattr(registry, "_resolvers", [])
+
+        keep_s3_out()
+
+        RecipeRunner(TranslationGenerateRecipe(), GenerateConfig)
+
+        path = Path("s3://bucket/file")
+
+        assert registry.resolve_filesystem(path).exists(path)
+
+        assert used == [("s3", "bucket/file")]
+
+
 class TestLateCompiler:
+    def test_late_one_gives_way_to_the_real_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compiler = import_module("torch._dynamo")
+
+        batch = torch.zeros(2)
+
+        with monkeypatch.context() as context:
+            context.delitem(sys.modules, "torch._dynamo")
+
+            _LateCompiler().maybe_mark_dynamic(batch, 0)
+
+            assert "torch._dynamo" not in sys.modules
+
+        assert not hasattr(batch, "_dynamo_weak_dynamic_indices")
+
+        _LateCompiler().maybe_mark_dynamic(batch, 0)
+
+        assert hasattr(batch, "_dynamo_weak_dynamic_indices")
+
+        assert _LateCompiler().config is compiler.config
+
     def test_function_is_called_and_kept_from_the_compiler(self) -> None:
         disable = torch.compiler.disable
 

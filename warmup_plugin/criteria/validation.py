@@ -9,9 +9,8 @@ from functools import cache
 from typing import Any, cast, final
 
 import torch
-import torch.distributed as dist
 from fairseq2.datasets import Seq2SeqBatch
-from fairseq2.gang import Gang, Gangs
+from fairseq2.gang import Gangs
 from fairseq2.logging import log
 from fairseq2.metrics import Mean, MetricBag
 from fairseq2.metrics.common import add_seq2seq_batch_metrics
@@ -23,25 +22,14 @@ from warmup_plugin.criteria.base import (
     WeighedWarmup,
     update_batch_metrics,
 )
+from warmup_plugin.gathering import gather_objects
 from warmup_plugin.generation import WarmupGenerator
-from warmup_plugin.metrics.registry import DEFAULT_METRICS
+from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.translation import (
     check_validation_metrics,
     score_translations,
 )
 from warmup_plugin.tokenizers.codec import TextCodec
-
-
-def gather_objects(gang: Gang, item: Any) -> list[Any]:
-    """Collects one picklable object of every rank, in the order of the ranks."""
-    if gang.size == 1:
-        return [item]
-
-    items: list[Any] = [None] * gang.size
-
-    dist.all_gather_object(items, item, group=gang.as_process_group())
-
-    return items
 
 
 @final

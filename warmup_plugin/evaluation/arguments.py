@@ -17,8 +17,8 @@ from warmup_plugin.data.text_files import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.late_imports import import_fairseq2
+from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.registry import (
-    DEFAULT_METRICS,
     METRICS,
     MetricOptions,
     check_metric_names,

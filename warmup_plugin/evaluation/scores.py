@@ -14,8 +14,9 @@ from typing import cast
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import System
 from warmup_plugin.files import write_text_atomically
+from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.base import Evaluation as Evaluation
-from warmup_plugin.metrics.registry import DEFAULT_METRICS, METRICS, MetricOptions
+from warmup_plugin.metrics.registry import METRICS, MetricOptions
 from warmup_plugin.metrics.resampling import (
     DEFAULT_SEED,
     NUM_TRIALS,

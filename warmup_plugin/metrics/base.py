@@ -6,11 +6,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
+
+DEFAULT_METRICS: Final = ("bleu", "chrf")
+"""What translations are scored by unless told otherwise."""
 
 FloatArray = NDArray[np.float64]
 

@@ -30,9 +30,6 @@ from warmup_plugin.metrics.overlap import (
 # fairseq2's own takes seconds to import.
 _log = logging.getLogger(__name__)
 
-DEFAULT_METRICS: Final = ("bleu", "chrf")
-"""What translations are scored by unless told otherwise."""
-
 
 @final
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.base import Comparison as Comparison
 from warmup_plugin.metrics.base import Evaluation, FloatArray, Measurement, Metric
 from warmup_plugin.metrics.base import MetricScore as MetricScore
 from warmup_plugin.metrics.base import MetricUnavailable, References
 from warmup_plugin.metrics.registry import (
-    DEFAULT_METRICS,
     METRICS,
     MetricOptions,
     check_metric_names,

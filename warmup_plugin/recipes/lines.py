@@ -43,10 +43,10 @@ from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 from typing_extensions import override
 
-from warmup_plugin.criteria.validation import gather_objects
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_to_append, write_text_atomically
+from warmup_plugin.gathering import gather_objects
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.terminal import escape_controls
 

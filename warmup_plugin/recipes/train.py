@@ -35,7 +35,7 @@ from warmup_plugin.data.directions import split_direction
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.test_sets import make_file_name
 from warmup_plugin.generation import WarmupGenerator, create_generation_config
-from warmup_plugin.metrics.registry import DEFAULT_METRICS
+from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.training import shorten_metric_lines
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.recipes.common import (

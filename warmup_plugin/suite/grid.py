@@ -26,7 +26,8 @@ from warmup_plugin.evaluation.arguments import (
     add_metric_arguments,
     read_metric_arguments,
 )
-from warmup_plugin.metrics.registry import DEFAULT_METRICS, METRICS, MetricOptions
+from warmup_plugin.metrics.base import DEFAULT_METRICS
+from warmup_plugin.metrics.registry import METRICS, MetricOptions
 from warmup_plugin.parsing import read_yaml
 
 # They become the names of folders, and parts of `--only`.

@@ -8,8 +8,8 @@ from typing import Final, final
 
 from typing_extensions import override
 
+from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.languages import get_language
-from warmup_plugin.metrics.registry import DEFAULT_METRICS
 from warmup_plugin.tasks.base import (
     TaskContext,
     TaskSettings,

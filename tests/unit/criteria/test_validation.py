@@ -19,12 +19,9 @@ from typing_extensions import override
 from tests.common import BOS_IDX, EOS_IDX, create_layout, device, pad_rows
 from warmup_plugin.criteria import validation
 from warmup_plugin.criteria.base import Criterion, WeighedWarmup
-from warmup_plugin.criteria.validation import (
-    TranslationValidUnit,
-    ValidDirection,
-    gather_objects,
-)
+from warmup_plugin.criteria.validation import TranslationValidUnit, ValidDirection
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.gathering import gather_objects
 from warmup_plugin.generation import Hypothesis, WarmupGenerator
 from warmup_plugin.metrics.translation import score_translations
 from warmup_plugin.tokenizers.codec import EncodedText, TextCodec

@@ -1,0 +1,21 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from fairseq2.gang import Gang
+
+
+def gather_objects(gang: Gang, item: Any) -> list[Any]:
+    """Collects one picklable object of every rank, in the order of the ranks."""
+    if gang.size == 1:
+        return [item]
+
+    items: list[Any] = [None] * gang.size
+
+    dist.all_gather_object(items, item, group=gang.as_process_group())
+
+    return items
