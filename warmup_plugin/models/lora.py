@@ -16,10 +16,10 @@ checkpoints of the base and conversions see nothing new.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 import torch.nn as nn
