@@ -103,6 +103,7 @@ setup(
         # the wheel without a network.
         # scikit-learn: macro-F1 is compared with its own.
         # hypothesis: input that breaks something is looked for.
+        # peft: adapters are read and made by it.
         # py3langid: languages are identified.
         # twine: what would be uploaded is checked.
         # selenium: the page of `report` is tried in Chromium where there is one.
@@ -110,6 +111,7 @@ setup(
             *METRICS,
             "ctranslate2>=4.6",
             "hypothesis>=6.100",
+            "peft>=0.17",
             "py3langid>=0.4",
             "pytest>=8",
             "pytest-xdist>=3.6",

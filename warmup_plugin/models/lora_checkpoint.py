@@ -13,7 +13,7 @@ asset card) gets the base with the adapter merged into it, and needs not know.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
@@ -196,6 +196,28 @@ def find_base(record: AdapterRecord, checkpoint_dir: Path) -> Path:
     )
 
 
+def prepare_base(
+    weights: Iterable[tuple[str, Tensor]], record: AdapterRecord
+) -> Iterator[tuple[str, Tensor]]:
+    """
+    Makes of weights what an adapter was trained beside, in the type that it was.
+
+    :param weights: Those of :func:`find_base`.
+    """
+    prepared = {name for row in record.rows for name in row.weights}
+
+    for name, weight in weights:
+        weight = weight.to(getattr(torch, record.dtype))
+
+        if name in prepared:
+            # Equal weights share their memory, also if they are not tied.
+            weight = weight.clone()
+
+            prepare_rows({name: weight}, record.rows)
+
+        yield name, weight
+
+
 @final
 class AdapterCheckpointLoader(ModelCheckpointLoader):
     """
@@ -251,9 +273,11 @@ class AdapterCheckpointLoader(ModelCheckpointLoader):
     ) -> Iterator[tuple[str, Tensor]]:
         adapter = self.load_adapter(path, options)
 
-        base = self.load_base(record, path.parent.parent, shard_dims, options)
+        base = find_base(record, path.parent.parent)
 
-        for name, weight in base:
+        weights = self.lazy_load(base, shard_dims, options)
+
+        for name, weight in prepare_base(weights, record):
             module = name.removesuffix(".weight")
 
             a, b = (adapter.pop(f"{module}.{n}", None) for n in (A_NAME, B_NAME))
@@ -292,35 +316,6 @@ class AdapterCheckpointLoader(ModelCheckpointLoader):
                 )
 
         return adapter
-
-    def load_base(
-        self,
-        record: AdapterRecord,
-        checkpoint_dir: Path,
-        shard_dims: Mapping[str, int],
-        options: ModelCheckpointLoadOptions,
-    ) -> Iterator[tuple[str, Tensor]]:
-        """
-        Loads what an adapter was trained beside, in the type that it was trained in.
-
-        :param checkpoint_dir: That of the adapter.
-
-        :raises WarmupError: As of :func:`find_base`.
-        """
-        base = find_base(record, checkpoint_dir)
-
-        prepared = {name for row in record.rows for name in row.weights}
-
-        for name, weight in self.lazy_load(base, shard_dims, options):
-            weight = weight.to(getattr(torch, record.dtype))
-
-            if name in prepared:
-                # Equal weights share their memory, also if they are not tied.
-                weight = weight.clone()
-
-                prepare_rows({name: weight}, record.rows)
-
-            yield name, weight
 
     @override
     def supports_path(self, path: Path) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,8 +82,10 @@ def load_whole(run_dir: Path, step: int) -> dict[str, Tensor]:
     return checkpoints.load_weights(RunDir(run_dir), step)
 
 
-def read_record(run_dir: Path) -> dict[str, object]:
-    return dict(json.loads((run_dir / "checkpoints/lora.json").read_text()))
+def read_record(run_dir: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run_dir / "checkpoints/lora.json").read_text())
+
+    return record
 
 
 def write_record(run_dir: Path, **fields: object) -> None:
@@ -112,7 +115,7 @@ class TestCheckpoint:
 
         assert before.keys() == after.keys()
 
-        [row] = read_record(lora_run)["rows"]  # type: ignore[misc]
+        row = read_record(lora_run)["rows"][0]
 
         for name, weight in before.items():
             module = name.removesuffix(".weight")
