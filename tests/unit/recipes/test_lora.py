@@ -23,6 +23,7 @@ from tests.tiny_runs import (
 from warmup_plugin.commands import generate
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop import checkpoints
+from warmup_plugin.interop.averaging import average_checkpoints
 from warmup_plugin.models.lora import is_adapter_weight
 from warmup_plugin.recipes.train import main
 from warmup_plugin.runs.run_dir import RunDir
@@ -286,3 +287,15 @@ class TestUse:
         assert "`lora.rank` is set, but there is no model" in capfd.readouterr().err
 
         assert not (tmp_path / "run").exists()
+
+    def test_average_is_of_whole_models(self, lora_run: Path, tmp_path: Path) -> None:
+        average_checkpoints(
+            RunDir(lora_run), num=2, best=False, output=tmp_path / "average"
+        )
+
+        average = load_whole(tmp_path / "average", 4)
+
+        before, after = load_whole(lora_run, 2), load_whole(lora_run, 4)
+
+        for name, weight in average.items():
+            assert_close(weight, (before[name] + after[name]) / 2)
