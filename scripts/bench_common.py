@@ -19,9 +19,12 @@ from typing import Any, Final, final
 import fairseq2
 import torch
 from fairseq2.datasets import Seq2SeqBatch
+from fairseq2.models.llama import LLaMAConfig
+from fairseq2.models.llama.factory import create_llama_model
 from fairseq2.models.nllb import NllbConfig
 from fairseq2.models.nllb.factory import create_nllb_model
 from fairseq2.models.transformer import TransformerModel
+from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 
@@ -46,12 +49,13 @@ class Setting:
     name: str
 
     family: str = "nllb"
-    """Of fairseq2, ``nllb`` or ``t5``, whose positions are a bias of attention."""
+    """Of fairseq2: ``nllb``; ``t5``, whose positions are a bias of attention; or ``llama``,
+    whose prompts are the sources."""
 
     model_dim: int
 
     num_layers: int
-    """Of the encoder and of the decoder each."""
+    """Of the encoder and of the decoder each, or of the only decoder."""
 
     num_heads: int = 4
 
@@ -78,22 +82,56 @@ class Setting:
     @property
     def max_seq_len(self) -> int:
         """No sequence of :func:`create_batch` with a warmup is longer."""
-        longest = 2 * max(self.source_len, self.target_len)
+        if self.is_decoder_only:
+            longest = 2 * (self.source_len + self.target_len)
+        else:
+            longest = 2 * max(self.source_len, self.target_len)
 
         return longest + self.warmup_len + 2
 
+    @property
+    def is_decoder_only(self) -> bool:
+        return self.family == "llama"
+
     def describe(self) -> str:
         """Describes the setting for people."""
+        layers = str(self.num_layers)
+
+        if not self.is_decoder_only:
+            layers = f"{layers}+{layers}"
+
         return (
-            f"{self.name} ({self.family}): {self.model_dim} dimensions, {self.num_layers}+{self.num_layers} layers, "
+            f"{self.name} ({self.family}): {self.model_dim} dimensions, {layers} layers, "
             f"V = {self.vocab_size:,}; x / y / c = {self.source_len} / {self.target_len} / "
             f"{self.warmup_len} tokens, K = {self.num_warmups}"
         )
 
 
-def create_model(setting: Setting, device: torch.device) -> TransformerModel:
+def create_model(
+    setting: Setting, device: torch.device
+) -> TransformerModel | TransformerLM:
     """Creates an untrained model, whose weights are the same at every call."""
     torch.manual_seed(0)
+
+    if setting.is_decoder_only:
+        llama_config = LLaMAConfig(
+            model_dim=setting.model_dim,
+            max_seq_len=setting.max_seq_len,
+            vocab_size=setting.vocab_size,
+            pad_idx=PAD_IDX,
+            tied_embeddings=True,
+            shard_embed_dim=False,
+            num_layers=setting.num_layers,
+            num_attn_heads=setting.num_heads,
+            num_key_value_heads=setting.num_heads,
+            # Of which it takes two thirds, in three matrices instead of two.
+            ffn_inner_dim=4 * setting.model_dim,
+            ffn_inner_dim_multiple_of=8,
+            dropout_p=0.1,
+        )
+
+        with device:
+            return create_llama_model(llama_config)
 
     if setting.family == "t5":
         t5_config = T5Config(

@@ -41,6 +41,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq2.gang import FakeGang, Gangs
+from torch.nn import Module
 
 from scripts.bench_common import (
     ROOT,
@@ -160,8 +161,11 @@ def measure_start(folder: Path, cache: str) -> dict[str, float]:
 
     begin = time.perf_counter()
 
+    def get_model() -> Module:
+        raise RuntimeError("no direction stands behind another")
+
     corpus = CorpusReader(
-        config, codecs, RunDir(folder / "run"), gang, reads_prompts=False
+        config, codecs, RunDir(folder / "run"), gang, get_model, reads_prompts=False
     ).read("train", is_training=True)
 
     read_time = time.perf_counter() - begin

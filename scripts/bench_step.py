@@ -42,15 +42,20 @@ from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import create_fake_gangs
 from fairseq2.metrics import Mean, MetricBag
 from fairseq2.metrics.common import add_seq2seq_batch_metrics
+from fairseq2.models.transformer.ac import apply_ac_to_transformer
+from fairseq2.models.transformer_lm import TransformerLM
+from fairseq2.models.transformer_lm.ac import apply_ac_to_transformer_lm
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.utils.rnn import pad_sequence
 
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.bench_common import (
+    PAD_IDX,
     ROOT,
     Setting,
     add_common_arguments,
@@ -154,6 +159,28 @@ SETTINGS: Final = {
             warmup_len=8,
             num_warmups=4,
         ),
+        Setting(
+            name="llama-captions",
+            family="llama",
+            model_dim=128,
+            num_layers=4,
+            vocab_size=6000,
+            source_len=17,
+            target_len=17,
+            warmup_len=8,
+            num_warmups=4,
+        ),
+        Setting(
+            name="llama-sentence",
+            family="llama",
+            model_dim=256,
+            num_layers=12,
+            vocab_size=8000,
+            source_len=30,
+            target_len=30,
+            warmup_len=8,
+            num_warmups=4,
+        ),
         # Transformer base, as in "Attention Is All You Need".
         Setting(
             name="base",
@@ -198,45 +225,55 @@ SETTINGS: Final = {
 
 
 def predict_multiple(
-    setting: Setting, num_kept: int | None, *, source_repeated: bool = False
+    setting: Setting,
+    num_kept: int | None,
+    *,
+    source_repeated: bool = False,
+    checkpoints_activations: bool = False,
 ) -> float:
     """
     Predicts a warmup step as a multiple of the SFT step by counting multiply-adds.
 
     With d dimensions, a token costs 12 d² in a layer of the encoder, 14 d² in a layer
     of the decoder, and V d in the output projection; the keys and values of a source
-    token cost 2 d² in a layer of the decoder. A warmup is counted with its separator.
-    Backward costs two forwards. Attention weights, softmax and drawing are not counted.
+    token cost 2 d² in a layer of the decoder; a token of a decoder-only model costs 12 d².
+    A warmup is counted with its separator. Backward costs two forwards. Attention weights, softmax and drawing are not counted.
 
     :param num_kept: The candidates a source in the differentiable pass; ``None`` for
         all, which need not be weighed first.
     :param source_repeated: ``True`` if each candidate has its source encoded.
+    :param checkpoints_activations: ``True`` if backward computes forward once more.
     """
     squared = setting.model_dim**2
 
     num_layers = setting.num_layers
 
-    encode = setting.source_len * (12 + 2) * num_layers * squared
+    layer = (12 if setting.is_decoder_only else 14) * squared
 
-    token = 14 * num_layers * squared + setting.vocab_size * setting.model_dim
+    encode = setting.source_len * num_layers * layer
+
+    token = num_layers * layer + setting.vocab_size * setting.model_dim
 
     warmup = (setting.warmup_len + 1) * token
 
     target = setting.target_len * token
 
-    sft = 3 * (encode + target)
+    # Passes forward that a pass with gradient is worth.
+    grad = 4 if checkpoints_activations else 3
+
+    sft = grad * (encode + target)
 
     num_warmups = setting.num_warmups
 
     num_encoded = num_warmups if source_repeated else 1
 
     # Once without gradient, for drawing and weighing, and once with.
-    step = 4 * num_encoded * encode + num_warmups * warmup
+    step = (1 + grad) * num_encoded * encode + num_warmups * warmup
 
     if num_kept is None:
-        step += 3 * num_warmups * (warmup + target)
+        step += grad * num_warmups * (warmup + target)
     else:
-        step += num_warmups * target + 3 * num_kept * (warmup + target)
+        step += num_warmups * target + grad * num_kept * (warmup + target)
 
     return step / sft
 
@@ -315,7 +352,7 @@ _MIN_SLOWDOWNS: Final = {("captions", _HF_WARMUP): 2.0}
 
 @final
 class BenchStep:
-    """One forward and backward."""
+    """Forward and backward of one batch, or of several."""
 
     def __init__(
         self,
@@ -325,9 +362,11 @@ class BenchStep:
         dtype: torch.dtype,
         *,
         model: ConditionalModel | None = None,
+        num_accumulate: int = 1,
     ) -> None:
         """
         :param model: What ``compute_loss`` encodes with, to be profiled.
+        :param num_accumulate: The number of batches of a step.
         """
         self.module = module
         self.model = model
@@ -335,9 +374,11 @@ class BenchStep:
         self._compute_loss = compute_loss
         self._device = device
         self._dtype = dtype
+        self._num_accumulate = num_accumulate
 
     def __call__(self) -> None:
-        self.backward(self.forward())
+        for _ in range(self._num_accumulate):
+            self.backward(self.forward())
 
     def forward(self) -> Tensor:
         """Computes the loss."""
@@ -369,9 +410,19 @@ def create_step(
     batch: Seq2SeqBatch,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    checkpoints_activations: bool = False,
+    num_accumulate: int = 1,
 ) -> BenchStep:
-    """Creates the step of a variant, with a model of its own."""
-    finish = partial(BenchStep, device=device, dtype=dtype)
+    """
+    Creates the step of a variant, with a model of its own.
+
+    :param checkpoints_activations: If ``True``, backward computes each layer once more.
+    :param num_accumulate: The number of batches of a step.
+    """
+    finish = partial(
+        BenchStep, device=device, dtype=dtype, num_accumulate=num_accumulate
+    )
 
     if name in (_HF_SFT, _HF_WARMUP):
         marian = create_marian(setting, device)
@@ -385,17 +436,27 @@ def create_step(
 
     module = create_model(setting, device)
 
-    if name == _FAIRSEQ2_SFT:
-        return finish(module, partial(_compute_fairseq2_sft_loss, module, batch))
-
     # As it comes from fairseq2.
-    if name != _PLAIN:
+    if name not in (_FAIRSEQ2_SFT, _PLAIN):
         make_scorable(module)
 
     if name in LORA_VARIANTS:
         add_adapter(module, LoraSection(rank=_LORA_RANK))
 
         name = name.removeprefix(_LORA)
+
+    # As the recipes do it.
+    if checkpoints_activations:
+        if isinstance(module, TransformerLM):
+            apply_ac_to_transformer_lm(module, every_nth_layer=1)
+        else:
+            apply_ac_to_transformer(module, every_nth_layer=1)
+
+    if name == _FAIRSEQ2_SFT:
+        if isinstance(module, TransformerLM):
+            return finish(module, _create_lm_sft_loss(module, batch))
+
+        return finish(module, partial(_compute_fairseq2_sft_loss, module, batch))
 
     model = create_conditional_model(module)
 
@@ -469,6 +530,51 @@ def _compute_fairseq2_sft_loss(module: Module, batch: Seq2SeqBatch) -> Tensor:
     )
 
     return loss
+
+
+def _create_lm_sft_loss(module: Module, batch: Seq2SeqBatch) -> Callable[[], Tensor]:
+    """
+    Returns what computes -log P(y|x) by fairseq2's forward, over prompts and targets in
+    padded sequences.
+    """
+    assert batch.source_seq_lens is not None and batch.target_seq_lens is not None
+
+    rows, masks = [], []
+
+    lens = zip(batch.source_seq_lens, batch.target_seq_lens)
+
+    for n, (source_len, target_len) in enumerate(lens):
+        source, target = batch.source_seqs[n], batch.target_seqs[n]
+
+        rows.append(torch.cat([source[:source_len], target[:target_len]]))
+
+        # From the token behind the last one of the prompt.
+        mask = torch.zeros_like(rows[-1][1:], dtype=torch.bool)
+
+        mask[source_len:] = True
+
+        masks.append(mask)
+
+    seqs = pad_sequence(rows, batch_first=True, padding_value=PAD_IDX)
+
+    target_mask = pad_sequence(masks, batch_first=True)
+
+    inputs = seqs[:, :-1]
+
+    layout = BatchLayout.of(inputs, [len(row) - 1 for row in rows])
+
+    def compute_loss() -> Tensor:
+        loss: Tensor = module(
+            inputs,
+            layout,
+            targets=seqs[:, 1:],
+            target_mask=target_mask,
+            reduction="sum",
+        )
+
+        return loss
+
+    return compute_loss
 
 
 def _compute_plain_loss(
@@ -662,13 +768,19 @@ class Measurement:
         return self.peak_bytes / self.baseline.peak_bytes
 
 
-def predict_variant(setting: Setting, name: str) -> float | None:
+def predict_variant(
+    setting: Setting, name: str, *, checkpoints_activations: bool = False
+) -> float | None:
     """Predicts the multiple of a variant; ``None`` for an SFT step."""
+    predict = partial(
+        predict_multiple, setting, checkpoints_activations=checkpoints_activations
+    )
+
     if name in WARMUP_VARIANTS:
-        return predict_multiple(setting, WARMUP_VARIANTS[name].num_kept)
+        return predict(WARMUP_VARIANTS[name].num_kept)
 
     if name in (_PLAIN, _HF_WARMUP):
-        return predict_multiple(setting, None, source_repeated=True)
+        return predict(None, source_repeated=True)
 
     return None
 
@@ -694,7 +806,11 @@ def measure_setting(
 
     measurements = {
         name: Measurement(
-            times[name], predict_variant(setting, name), num_trained=num_trained[name]
+            times[name],
+            predict_variant(
+                setting, name, checkpoints_activations=args.checkpoint_activations
+            ),
+            num_trained=num_trained[name],
         )
         for name in names
     }
@@ -720,7 +836,18 @@ def _create_steps(
 
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
 
-    return {name: create_step(name, setting, batch, device, dtype) for name in names}
+    return {
+        name: create_step(
+            name,
+            setting,
+            batch,
+            device,
+            dtype,
+            checkpoints_activations=args.checkpoint_activations,
+            num_accumulate=args.accumulate,
+        )
+        for name in names
+    }
 
 
 def _get_num_tokens(setting: Setting, args: argparse.Namespace) -> int:
@@ -790,8 +917,11 @@ def _measure_memory_apart(setting: Setting, args: argparse.Namespace, name: str)
 
     command += ["--num-tokens", str(_get_num_tokens(setting, args))]
 
-    for option in ("threads", "device", "dtype"):
+    for option in ("threads", "device", "dtype", "accumulate"):
         command += [f"--{option}", str(getattr(args, option))]
+
+    if args.checkpoint_activations:
+        command.append("--checkpoint-activations")
 
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
@@ -1037,6 +1167,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     parser.add_argument(
+        "--accumulate",
+        type=parse_positive_int,
+        default=1,
+        metavar="N",
+        help="batches of a step (default: %(default)s)",
+    )
+
+    parser.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="let backward compute each layer once more, to save memory",
+    )
+
+    parser.add_argument(
         "--allow-slow",
         action="store_true",
         help="measure t5-base and mt5-base on the CPU",
@@ -1059,7 +1203,14 @@ def _run(args: argparse.Namespace) -> None:
     if args.profile is not None:
         parse_names("--profile", args.profile, [*WARMUP_VARIANTS])
 
+    others = [name for name in names if name in (_PLAIN, _HF_SFT, _HF_WARMUP)]
+
     for setting in settings:
+        if setting.is_decoder_only and others:
+            raise WarmupError(
+                f"`--variants` names `{others[0]}`, which is written for encoder-decoders; leave it out for `{setting.name}`."
+            )
+
         if setting.needs_gpu and args.device == "cpu" and not args.allow_slow:
             raise WarmupError(
                 f"`--settings` names `{setting.name}`, whose step takes minutes on a CPU; give `--device cuda`, or `--allow-slow` to measure it all the same."
@@ -1100,7 +1251,7 @@ def _run(args: argparse.Namespace) -> None:
         else:
             measurements = measure_setting(setting, args, names)
 
-            print(_format_measurements(measurements, num_tokens))
+            print(_format_measurements(measurements, args.accumulate * num_tokens))
 
             record["steps"] = {n: _to_json(m) for n, m in measurements.items()}
 
@@ -1114,6 +1265,8 @@ def _run(args: argparse.Namespace) -> None:
                 "benchmark": "step",
                 **describe_environment(args),
                 "dtype": args.dtype,
+                "num_accumulate": args.accumulate,
+                "checkpoints_activations": args.checkpoint_activations,
                 "settings": records,
             }
         )

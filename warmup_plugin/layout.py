@@ -158,6 +158,7 @@ def join_rows(
     with_separator: Tensor,
     target_idx: Tensor,
     source_idx: Tensor | None = None,
+    given_lens: Tensor | None = None,
 ) -> DecoderRows:
     """
     Puts each warmup between the prefix and the rest of its target.
@@ -174,6 +175,9 @@ def join_rows(
     :param target_idx: The target that each row takes. *Shape:* :math:`(B)`.
     :param source_idx: The source that each row belongs to; ``None`` if each source has
         one target, of the same number. *Shape:* :math:`(B)`.
+    :param given_lens: The number of tokens that each target begins with, behind its
+        prefix, which are given and do not count in log P(y|c,x); ``None`` for none.
+        *Shape:* :math:`(N)`.
     """
     if source_idx is None:
         source_idx = target_idx
@@ -219,7 +223,12 @@ def join_rows(
     counted_separator = is_separator & ~warmup_cut.unsqueeze(1)
 
     warmup_mask = in_warmup | counted_separator
-    target_mask = (at >= target_at) & in_row
+    learned_at = target_at
+
+    if given_lens is not None:
+        learned_at = target_at + given_lens.index_select(0, target_idx).unsqueeze(1)
+
+    target_mask = (at >= learned_at) & in_row
 
     # The last token of a row is only ever predicted.
     return DecoderRows(
@@ -238,6 +247,7 @@ def plain_rows(
     target_seq_lens: Tensor,
     *,
     with_separator: bool,
+    given_lens: Tensor | None = None,
 ) -> DecoderRows:
     """
     Builds rows without warmup, one a source.
@@ -245,6 +255,7 @@ def plain_rows(
     :param with_separator: If ``True``, the rows have the empty warmup, ``[prefix] SEP y
         EOS``, whose separator is given; else they are those of plain fine-tuning,
         ``[prefix] y EOS``.
+    :param given_lens: See :func:`join_rows`.
     """
     num_rows = target_seqs.size(0)
 
@@ -261,6 +272,7 @@ def plain_rows(
         warmup_cut=separators,
         with_separator=separators,
         target_idx=torch.arange(num_rows, device=device),
+        given_lens=given_lens,
     )
 
 

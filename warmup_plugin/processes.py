@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import Final, final
 
 from warmup_plugin.errors import WarmupError
 
@@ -23,6 +24,9 @@ _POLL_SECONDS: Final = 0.05
 
 _PATIENCE_SECONDS: Final = 10.0
 """For so long the others may end by themselves once one has failed."""
+
+_INTERRUPT_SECONDS: Final = 1.0
+"""After so long nobody but this process has been interrupted."""
 
 # Tells a process that it is one of several, whose options it shares.
 _MARK: Final = "WARMUP_PROCESSES"
@@ -86,7 +90,7 @@ def run_processes(command: str, argv: Sequence[str], num_processes: int) -> int:
 
     processes: list[subprocess.Popen[bytes]] = []
 
-    with _passing_signals(processes):
+    with _passing_signals(processes) as interrupt:
         for rank in range(num_processes):
             processes.append(
                 subprocess.Popen(
@@ -96,7 +100,7 @@ def run_processes(command: str, argv: Sequence[str], num_processes: int) -> int:
                 )
             )
 
-        return _wait(processes)
+        return _wait(processes, interrupt)
 
 
 def _find_port() -> int:
@@ -108,13 +112,41 @@ def _find_port() -> int:
         return port
 
 
+@final
+class _Interrupt:
+    """Remembers that this process was interrupted, whose processes may have been too."""
+
+    def __init__(self) -> None:
+        self._due = math.inf
+
+    def note(self) -> None:
+        # A terminal interrupts all; a second time would disturb the end of the others.
+        self._due = time.monotonic() + _INTERRUPT_SECONDS
+
+    def is_due(self) -> bool:
+        """Tells, once, that those that are still at work have to be interrupted."""
+        if time.monotonic() < self._due:
+            return False
+
+        self._due = math.inf
+
+        return True
+
+
 @contextmanager
-def _passing_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _passing_signals(
+    processes: Sequence[subprocess.Popen[bytes]],
+) -> Iterator[_Interrupt]:
+    interrupt = _Interrupt()
+
     def handle(signum: int, frame: FrameType | None) -> None:
-        # A terminal sends its own to all.
-        if signum != signal.SIGINT:
-            for process in processes:
-                process.send_signal(signum)
+        if signum == signal.SIGINT:
+            interrupt.note()
+
+            return
+
+        for process in processes:
+            process.send_signal(signum)
 
     old_handlers = {
         signum: signal.signal(signum, handle)
@@ -124,18 +156,21 @@ def _passing_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[N
     }
 
     try:
-        yield
+        yield interrupt
     finally:
         for signum, handler in old_handlers.items():
             signal.signal(signum, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], interrupt: _Interrupt) -> int:
     failure: int | None = None
 
-    end = float("inf")
+    end = math.inf
 
     while any(process.poll() is None for process in processes):
+        if interrupt.is_due():
+            _end(processes, signal.SIGINT)
+
         for process in processes:
             status = process.returncode
 

@@ -113,7 +113,8 @@ def test_bad_line_is_one_sentence(run_dir: Path, text_folder: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_signal_ends_all(run_dir: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_all(run_dir: Path, signum: signal.Signals) -> None:
     process = start("translate", run_dir, "--processes", 2, "--interactive")
 
     assert process.stdin is not None and process.stdout is not None
@@ -124,14 +125,15 @@ def test_signal_ends_all(run_dir: Path) -> None:
     # Both are at work.
     assert process.stdout.readline() != ""
 
-    process.send_signal(signal.SIGTERM)
+    # Not from a terminal, which would interrupt all processes.
+    process.send_signal(signum)
 
     begin = time.monotonic()
 
     # The streams end with the last process that holds them.
     process.communicate(timeout=TIMEOUT)
 
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + signum
     assert time.monotonic() - begin < 60.0
 
 

@@ -9,8 +9,10 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +69,9 @@ TINY = Setting(
 )
 
 
+TINY_LLAMA = replace(TINY, name="tiny-llama", family="llama")
+
+
 @pytest.fixture(autouse=True)
 def restored_threads() -> Iterator[None]:
     num_threads = torch.get_num_threads()
@@ -77,6 +82,25 @@ def restored_threads() -> Iterator[None]:
 
 
 class TestPredictMultiple:
+    def test_decoder_only_model_has_no_cross_attention(self) -> None:
+        setting = SETTINGS["llama-captions"]
+
+        # By hand: a layer of 12 · 128² four times, and 6,000 · 128 for what is written.
+        encode = 17 * 4 * 12 * 128**2
+        token = 4 * 12 * 128**2 + 6000 * 128
+
+        sft = 3 * (encode + 17 * token)
+        step = 4 * encode + 4 * (9 + 17) * token + 3 * (9 + 17) * token
+
+        assert predict_multiple(setting, 1) == pytest.approx(step / sft)
+
+        # Forward, forward again, and backward.
+        step += encode + (9 + 17) * token
+
+        multiple = predict_multiple(setting, 1, checkpoints_activations=True)
+
+        assert multiple == pytest.approx(step / (4 / 3 * sft))
+
     # The table of the design; each column of it counts something else.
     @pytest.mark.parametrize(
         "name,keep_1,keep_2,keep_all,repeated",
@@ -261,11 +285,11 @@ class TestListBars:
         assert list_bars("captions", "marginal-1", measurements) == []
 
 
-def compute_grads(name: str) -> torch.Tensor:
+def compute_grads(name: str, setting: Setting = TINY, **options: Any) -> torch.Tensor:
     """Computes the gradients of a step without dropout, as one vector."""
-    batch = create_batch(TINY, 100, device)
+    batch = create_batch(setting, 100, device)
 
-    step = create_step(name, TINY, batch, device, torch.float32)
+    step = create_step(name, setting, batch, device, torch.float32, **options)
 
     step.module.eval()
 
@@ -285,10 +309,29 @@ class TestCreateStep:
         # Not quite: the criterion leaves four tokens out of P(c|x).
         assert (plain - ours).norm() < 0.01 * ours.norm()
 
-    def test_sft_computes_what_fairseq2_computes(self) -> None:
-        theirs, ours = compute_grads("fairseq2-sft"), compute_grads("sft")
+    @pytest.mark.parametrize("setting", [TINY, TINY_LLAMA], ids=lambda s: s.name)
+    def test_sft_computes_what_fairseq2_computes(self, setting: Setting) -> None:
+        theirs = compute_grads("fairseq2-sft", setting)
+        ours = compute_grads("sft", setting)
 
         assert (theirs - ours).norm() < 1e-4 * ours.norm()
+
+    @pytest.mark.parametrize("setting", [TINY, TINY_LLAMA], ids=lambda s: s.name)
+    @pytest.mark.parametrize("name", ["sft", "fairseq2-sft", "marginal-1"])
+    def test_gradients_do_not_depend_on_options(
+        self, name: str, setting: Setting
+    ) -> None:
+        grads = compute_grads(name, setting)
+
+        # What is recomputed is the same.
+        again = compute_grads(name, setting, checkpoints_activations=True)
+
+        assert (again - grads).norm() < 1e-4 * grads.norm()
+
+        if name != "marginal-1":
+            twice = compute_grads(name, setting, num_accumulate=2)
+
+            assert (twice - 2 * grads).norm() < 1e-4 * grads.norm()
 
     @pytest.mark.parametrize("name", ["hf-sft", "hf-warmup"])
     def test_transformers_steps_compute_gradients(self, name: str) -> None:
@@ -427,6 +470,10 @@ class TestMain:
             (["--settings", "captions,foo"], "`--settings` names `foo`"),
             (["--variants", "foo"], "`--variants` names `foo`"),
             (["--profile", "sft"], "`--profile` names `sft`"),
+            (
+                ["--settings", "llama-captions", "--variants", "sft,plain"],
+                "names `plain`, which",
+            ),
             (["--settings", "t5-base"], "`--allow-slow`"),
         ],
     )

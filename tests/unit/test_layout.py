@@ -40,6 +40,7 @@ def join(
     target_idx: Sequence[int] | None = None,
     source_idx: Sequence[int] | None = None,
     prefix_len: int = 1,
+    given_lens: Sequence[int] | None = None,
 ) -> DecoderRows:
     target_seqs, target_seq_lens = pad_rows(targets)
     warmup_seqs, warmup_lens = pad_rows(warmups)
@@ -57,6 +58,7 @@ def join(
         torch.tensor(with_separator or [True] * num_rows, device=device),
         torch.tensor(target_idx or list(range(num_rows)), device=device),
         None if source_idx is None else torch.tensor(source_idx, device=device),
+        None if given_lens is None else torch.tensor(given_lens, device=device),
     )
 
 
@@ -136,6 +138,25 @@ class TestJoinRows:
         # The prefix is given, so that nobody is scored on its second token.
         assert_equal(rows.warmup_mask, [[False, True, True, False, False]])
         assert_equal(rows.target_mask, [[False, False, False, True, True]])
+
+    def test_beginning_of_target_may_be_given(self) -> None:
+        targets = [[BOS_IDX, 5, 6, 7, EOS_IDX], [BOS_IDX, 5, 6, EOS_IDX]]
+
+        # The lengths are those of targets, in whatever order these are taken.
+        rows = join(
+            targets,
+            [[], [7]],
+            with_separator=[False, True],
+            target_idx=[1, 0],
+            given_lens=[2, 1],
+        )
+
+        assert_equal(rows.targets[0, :3], [5, 6, EOS_IDX])
+        assert_equal(rows.target_mask[0, :3], [False, True, True])
+
+        assert_equal(rows.targets[1], [7, SEPARATOR_IDX, 5, 6, 7, EOS_IDX])
+        assert_equal(rows.target_mask[1], [False] * 4 + [True] * 2)
+        assert_equal(rows.warmup_mask[1], [True] * 2 + [False] * 4)
 
     def test_source_may_have_several_targets(self) -> None:
         targets = [[BOS_IDX, 5, EOS_IDX], [BOS_IDX, 6, EOS_IDX]]

@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     parser.add_argument(
+        "--lossy",
+        action="store_true",
+        help="P does not tell the past from the present, as A and B do",
+    )
+
+    parser.add_argument(
         "--force", action="store_true", help="write into a folder that is not empty"
     )
 
@@ -58,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         num_valid=args.num_valid,
         num_test=args.num_test,
         seed=args.seed,
+        is_lossy=args.lossy,
     )
 
     show(

@@ -92,6 +92,13 @@ def create_parser() -> argparse.ArgumentParser:
         help="the number of lines that are read before any is written (default: 2000 a process)",
     )
 
+    parser.add_argument(
+        "--backend",
+        choices=["fairseq2", "ctranslate2"],
+        default="fairseq2",
+        help="`ctranslate2`: a C++ library writes, from a copy of the model that is made in the run at first; the warmup greedily, then the output (default: %(default)s)",
+    )
+
     add_generation_arguments(parser)
 
     return parser
@@ -110,8 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from warmup_plugin.recipes.jobs import TranslateOptions, translate
 
+    ctranslate2 = None
+
+    if args.backend == "ctranslate2":
+        ctranslate2 = _convert(args)
+
     return translate(
         TranslateOptions(
+            ctranslate2=ctranslate2,
             **read_generation_arguments(args),
             places=read_place_arguments(args, {"sources": args.files}),
             truncate=args.truncate,
@@ -124,3 +137,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             chunk_size=args.chunk_size,
         )
     )
+
+
+def _convert(args: argparse.Namespace) -> Path:
+    from warmup_plugin.console import quiet_log
+    from warmup_plugin.interop.ctranslate2 import convert_run, get_converted
+    from warmup_plugin.recipes.common import get_rank
+    from warmup_plugin.runs.run_dir import RunDir
+
+    run_dir = RunDir(args.run_dir)
+
+    # The others wait for it when they meet.
+    if get_rank() > 0:
+        return get_converted(run_dir)
+
+    with quiet_log():
+        return convert_run(
+            run_dir, checkpoint=args.checkpoint, direction=args.direction
+        )

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import final
 
+import torch
 from fairseq2.datasets import Seq2SeqBatch
 from fairseq2.gang import Gangs
 from fairseq2.metrics import Mean, MetricBag, Sum
@@ -155,7 +156,34 @@ def num_target_tokens(batch: Seq2SeqBatch) -> int:
     """
     _, targets = batch.as_auto_regressive()
 
-    return targets.num_elements
+    num_given = sum(_list_given(batch) or ())
+
+    return targets.num_elements - num_given
+
+
+def get_given_lens(batch: Seq2SeqBatch) -> Tensor | None:
+    """
+    Returns the number of tokens that each target begins with, behind its prefix, which
+    are read and not learned; ``None`` for none.
+
+    They are ``example["given_lens"]`` of a batch, and of few batches. *Shape:* :math:`(N)`.
+    """
+    given_lens = _list_given(batch)
+
+    if given_lens is None:
+        return None
+
+    return torch.tensor(given_lens, device=batch.target_seqs.device)
+
+
+def _list_given(batch: Seq2SeqBatch) -> list[int] | None:
+    # Other readers put something else there, or nothing.
+    if not isinstance(batch.example, Mapping):
+        return None
+
+    given_lens: list[int] | None = batch.example.get("given_lens")
+
+    return given_lens
 
 
 def update_batch_metrics(batch: Seq2SeqBatch, metric_bag: MetricBag) -> None:

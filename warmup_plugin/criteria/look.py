@@ -14,7 +14,7 @@ from fairseq2.utils.stopwatch import Stopwatch
 from torch import Tensor
 from torch.profiler import record_function
 
-from warmup_plugin.criteria.base import CriterionContext
+from warmup_plugin.criteria.base import CriterionContext, get_given_lens
 from warmup_plugin.layout import plain_rows
 from warmup_plugin.models.conditional import EncodedSource
 from warmup_plugin.models.lora import without_adapter
@@ -80,6 +80,9 @@ class Pairs:
     target_seq_lens: Tensor
     """*Shape:* :math:`(N)`."""
 
+    given_lens: Tensor | None = None
+    """See :func:`~warmup_plugin.criteria.base.get_given_lens`. *Shape:* :math:`(N)`."""
+
     @staticmethod
     def of(batch: Seq2SeqBatch) -> Pairs:
         source_seqs, source_layout = batch.as_source_input()
@@ -91,12 +94,18 @@ class Pairs:
             list(source_layout.seq_lens),
             target_seqs,
             target_layout.seq_lens_pt.long(),
+            get_given_lens(batch),
         )
 
     @property
     def num_targets(self) -> int:
         """The number of tokens to predict."""
-        return int(self.target_seq_lens.sum()) - self.target_seq_lens.size(0)
+        num_targets = int(self.target_seq_lens.sum()) - self.target_seq_lens.size(0)
+
+        if self.given_lens is not None:
+            num_targets -= int(self.given_lens.sum())
+
+        return num_targets
 
     def source_layout(self) -> BatchLayout:
         return BatchLayout.of(self.source_seqs, self.source_seq_lens)
@@ -109,6 +118,7 @@ class Pairs:
             source_seq_lens,
             self.target_seqs[begin:end],
             self.target_seq_lens[begin:end],
+            None if self.given_lens is None else self.given_lens[begin:end],
         )
 
     def select(self, idx: Tensor) -> Pairs:
@@ -125,6 +135,7 @@ class Pairs:
             source_seq_lens,
             self.target_seqs.index_select(0, idx),
             self.target_seq_lens.index_select(0, idx),
+            None if self.given_lens is None else self.given_lens.index_select(0, idx),
         )
 
 

@@ -136,6 +136,7 @@ class RowBuilder:
             torch.cat([part.warmup_cut for part in parts]),
             torch.cat([part.with_separator for part in parts]),
             torch.cat([part.source_idx for part in parts]),
+            given_lens=pairs.given_lens,
         )
 
         return rows, RowCoefs(

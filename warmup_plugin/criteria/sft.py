@@ -16,6 +16,7 @@ from warmup_plugin.criteria.base import (
     Criterion,
     CriterionContext,
     WeighedWarmup,
+    get_given_lens,
     num_target_tokens,
     update_loss,
 )
@@ -91,6 +92,7 @@ class SftCriterion(Criterion):
             target_seqs,
             target_layout.seq_lens_pt.long(),
             with_separator=False,
+            given_lens=get_given_lens(batch),
         )
 
     @property

@@ -267,6 +267,10 @@ class Corpus:
     directions: Sequence[str] = ()
     """The names of the directions, as many as ``parts``; none for a run with one."""
 
+    given_lens: NDArray[np.int32] | None = None
+    """The number of tokens that each target begins with, behind its prefix, which are read
+    and not learned; ``None`` for none. *Shape:* :math:`(N)`."""
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -288,7 +292,12 @@ class Corpus:
     @cached_property
     def _digest(self) -> str:
         # Several ask for it at a start, and it reads all tokens.
-        return f"{self.sources.digest():08x}{self.targets.digest():08x}"
+        digest = f"{self.sources.digest():08x}{self.targets.digest():08x}"
+
+        if self.given_lens is not None:
+            digest += f"{zlib.crc32(self.given_lens.data):08x}"
+
+        return digest
 
     def sizes(self) -> NDArray[np.int64]:
         """Returns the number of rows of each part. *Shape:* :math:`(D)`."""
@@ -406,7 +415,8 @@ def put_behind(
     corpus: Corpus, others: Sequence[Corpus], *, max_source_len: int, seed: int
 ) -> Corpus:
     """
-    Puts every second source behind a source of another direction, drawn at random.
+    Puts every second source behind a source of another direction, drawn at random, as a
+    decoder-only model reads a warmup.
 
     A model that was trained so reads the last of several texts, as it has to where an
     output follows a warmup that follows a source.
@@ -423,9 +433,7 @@ def put_behind(
         source = corpus.sources[row].tolist()
 
         if row % 2 == 1:
-            other = others[int(rng.integers(len(others)))]
-
-            other_row = int(rng.integers(len(other)))
+            _, other, other_row = _draw_row(others, rng)
 
             # The last token of a prompt begins the decoder sequence.
             prompt_end = other.targets[other_row][:1].tolist()
@@ -440,6 +448,74 @@ def put_behind(
     return replace(corpus, sources=builder.build())
 
 
+def put_into_decoder(
+    corpus: Corpus,
+    others: Sequence[Corpus],
+    codecs: Sequence[TextCodec],
+    *,
+    prefix_len: int,
+    begin_idx: int,
+    max_target_len: int,
+    seed: int,
+) -> Corpus:
+    """
+    Puts every second source into the decoder, before its target, and a source of another
+    direction, drawn at random, in its place: as an encoder-decoder model reads a warmup.
+
+    What the decoder is given is not learned.
+
+    :param others: The other directions.
+    :param codecs: What turns their text into tokens, which the sources are targets to.
+    :param prefix_len: The number of tokens that a target begins with.
+    :param begin_idx: The token that stands between a source and its target.
+    :param max_target_len: The limit of a target in tokens; one that would be longer stays
+        alone.
+    """
+    rng = np.random.default_rng(seed)
+
+    sources, targets = TokenSeqsBuilder(), TokenSeqsBuilder()
+
+    given_lens = np.zeros(len(corpus), dtype=np.int32)
+
+    for row in range(len(corpus)):
+        source, target = corpus.sources[row].tolist(), corpus.targets[row].tolist()
+
+        if row % 2 == 1:
+            n, other, other_row = _draw_row(others, rng)
+
+            other_prefix = other.targets[other_row][:prefix_len].tolist()
+
+            # Without EOS.
+            draft = codecs[n].encode_target(corpus.source(row))[:-1]
+
+            given = [*draft, begin_idx]
+
+            joined = [*other_prefix, *given, *target[prefix_len:]]
+
+            if len(joined) <= max_target_len:
+                source, target = other.sources[other_row].tolist(), joined
+
+                given_lens[row] = len(given)
+
+        sources.append(source)
+        targets.append(target)
+
+    return replace(
+        corpus,
+        sources=sources.build(),
+        targets=targets.build(),
+        given_lens=given_lens,
+    )
+
+
+def _draw_row(
+    others: Sequence[Corpus], rng: np.random.Generator
+) -> tuple[int, Corpus, int]:
+    n = int(rng.integers(len(others)))
+
+    return n, others[n], int(rng.integers(len(others[n])))
+
+
 def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:
     """
     Joins the corpora of the directions of a run.
@@ -450,6 +526,20 @@ def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:
 
     reports = [part.report for part in parts]
 
+    given_lens = None
+
+    if any(part.given_lens is not None for part in parts):
+        given_lens = np.concatenate(
+            [
+                (
+                    np.zeros(len(part), dtype=np.int32)
+                    if part.given_lens is None
+                    else part.given_lens
+                )
+                for part in parts
+            ]
+        )
+
     return Corpus(
         parts=[pairs for part in parts for pairs in part.parts],
         part_indices=np.repeat(
@@ -458,6 +548,7 @@ def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:
         indices=np.concatenate([part.indices for part in parts]),
         sources=TokenSeqs.concat([part.sources for part in parts]),
         targets=TokenSeqs.concat([part.targets for part in parts]),
+        given_lens=given_lens,
         report=CorpusReport(
             split=reports[0].split,
             num_pairs=sum(r.num_pairs for r in reports),

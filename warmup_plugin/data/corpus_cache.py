@@ -104,6 +104,7 @@ def save_corpus(folder: Path, corpus: Corpus, notes: Sequence[Note]) -> None:
             "report": asdict(corpus.report),
             "directions": list(corpus.directions),
             "digest": corpus.digest(),
+            "has_given": corpus.given_lens is not None,
             "notes": [asdict(note) for note in notes],
             "parts": [
                 {"references": dict(part.several_references)} for part in corpus.parts
@@ -183,6 +184,7 @@ def _load_corpus(
         targets=TokenSeqs(load("targets"), load("target_offsets")),
         report=report,
         directions=record["directions"],
+        given_lens=load("given_lens") if record.get("has_given") else None,
     )
 
 
@@ -198,6 +200,9 @@ def _list_arrays(corpus: Corpus) -> dict[str, NDArray[Any]]:
         "targets": corpus.targets.indices,
         "target_offsets": corpus.targets.offsets,
     }
+
+    if corpus.given_lens is not None:
+        arrays["given_lens"] = corpus.given_lens
 
     for n, part in enumerate(corpus.parts):
         for name, array in part.to_arrays().items():

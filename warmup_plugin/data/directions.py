@@ -40,7 +40,7 @@ class DirectionSection:
     """If ``True``, ``criterion.name=warmup`` trains this direction without warmups, as `sft` does, beside the others; and so it is decoded."""
 
     behind: list[str] | None = None
-    """The names of other directions, for decoder-only models: in training every second source stands behind one of their prompts, drawn at random. The model learns to read the last of several texts, as it has to where an output follows a warmup."""
+    """The names of other directions: in training every second source stands where a warmup would. In a decoder-only model that is behind one of their prompts, drawn at random; in an encoder-decoder, the decoder begins with it (given, not learned) and the encoder reads one of their sources. So a model learns to read drafts without having seen any."""
 
     max_train_pairs: int | None = None
     """Of the training split, only so many pairs, the first ones; ``None`` for ``dataset.max_train_pairs``."""

@@ -39,7 +39,8 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
     ``Seq2SeqBatch.num_target_elements``; take it from the second part of
     ``as_auto_regressive()``. ``example`` of a batch holds lists: ``indices`` in the
     :class:`TextPairs`, ``sources`` as text, ``references``, a list of texts for each, and
-    with several directions the names of these as ``directions``.
+    with several directions the names of these as ``directions``; and where a target begins
+    with tokens that are read and not learned, their numbers as ``given_lens``.
     """
 
     def __init__(
@@ -200,6 +201,9 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             "sources": [corpus.source(row) for row in rows],
             "references": [corpus.references(row) for row in rows],
         }
+
+        if corpus.given_lens is not None:
+            example["given_lens"] = corpus.given_lens[rows].tolist()
 
         if corpus.directions:
             example["directions"] = [

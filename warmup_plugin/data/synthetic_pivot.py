@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Final, final
@@ -250,6 +250,7 @@ def write_synthetic_pivot(
     num_valid: int = 100,
     num_test: int = 500,
     seed: int = 1,
+    is_lossy: bool = False,
 ) -> None:
     """
     Writes the three directions of a task with a pivot.
@@ -266,6 +267,8 @@ def write_synthetic_pivot(
     :param num_direct: The training pairs of ``a-b``.
     :param num_valid: The validation pairs of each direction.
     :param num_test: The test pairs of each direction.
+    :param is_lossy: If ``True``, P does not tell the past from the present, so that a
+        translation from P has to guess what one from A can know.
     """
     check_sizes(
         {"leg": num_leg, "direct": num_direct, "valid": num_valid, "test": num_test}
@@ -292,7 +295,7 @@ def write_synthetic_pivot(
 
         return {
             SOURCE_LANG: source,
-            PIVOT_LANG: sentence.target(),
+            PIVOT_LANG: (_drop_tense(sentence) if is_lossy else sentence).target(),
             TARGET_LANG: far_language.write(sentence),
         }
 
@@ -308,6 +311,35 @@ def write_synthetic_pivot(
             file = folder / f"{source_lang}-{target_lang}" / f"{split}.{lang}"
 
             write_text(file, [text[lang] for text in texts])
+
+
+def _drop_tense(sentence: Sentence) -> Sentence:
+    def clause(old: Clause) -> Clause:
+        place = old.place
+
+        return replace(
+            old,
+            subject=old.subject and phrase(old.subject),
+            obj=old.obj and phrase(old.obj),
+            place=place and (place[0], phrase(place[1])),
+            past=False,
+        )
+
+    def phrase(old: NounPhrase) -> NounPhrase:
+        relative = old.relative
+
+        if relative is None:
+            return old
+
+        other = phrase(relative.other)
+
+        return replace(old, relative=replace(relative, other=other, past=False))
+
+    second = sentence.second
+
+    return replace(
+        sentence, first=clause(sentence.first), second=second and clause(second)
+    )
 
 
 def tell_language(word: str) -> str:

@@ -120,6 +120,24 @@ class WarmupGenerator:
 
         return self._layout.room(max_row_len, max_warmup_len)
 
+    def get_limits(
+        self, source_seq_lens: Sequence[int], forced: Sequence[Sequence[int]]
+    ) -> list[int]:
+        """
+        Returns the most tokens of the output of each source, EOS not counted.
+
+        :raises WarmupError: As of :meth:`__call__`.
+        """
+        num_template_tokens = [self._num_template_tokens] * len(source_seq_lens)
+
+        space = self._create_space(
+            source_seq_lens, torch.device("cpu"), forced, num_template_tokens
+        )
+
+        limits: list[int] = space.limits.tolist()
+
+        return limits
+
     @torch.no_grad()
     def __call__(
         self,

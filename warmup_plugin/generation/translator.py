@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -14,6 +15,7 @@ from warmup_plugin.data.batching import sorted_batches
 from warmup_plugin.data.corpus import TokenSeqs, encode_sources
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.data.text_files import flatten
+from warmup_plugin.generation.ctranslate2_generator import CTranslate2Generator
 from warmup_plugin.generation.generator import WarmupGenerator
 from warmup_plugin.generation.hypothesis import Hypothesis
 from warmup_plugin.models.conditional import ConditionalModel
@@ -94,7 +96,7 @@ class Translator:
     def __init__(
         self,
         model: ConditionalModel,
-        generator: WarmupGenerator,
+        generator: WarmupGenerator | CTranslate2Generator,
         codec: TextCodec,
         device: torch.device,
         *,
@@ -260,11 +262,18 @@ class Translator:
         return {
             "warmup": self._codec.decode(hypothesis.warmup) if has_warmup else None,
             "output": self._codec.decode(hypothesis.target),
-            "score": hypothesis.score,
-            "log_prob": hypothesis.log_prob,
-            "warmup_log_prob": hypothesis.warmup_log_prob if has_warmup else None,
-            "target_log_prob": hypothesis.target_log_prob,
+            "score": _to_number(hypothesis.score),
+            "log_prob": _to_number(hypothesis.log_prob),
+            "warmup_log_prob": (
+                _to_number(hypothesis.warmup_log_prob) if has_warmup else None
+            ),
+            "target_log_prob": _to_number(hypothesis.target_log_prob),
             "weight": hypothesis.weight,
             "tokens": self._codec.to_tokens(tokens),
             "token_log_probs": hypothesis.token_log_probs,
         }
+
+
+def _to_number(value: float) -> float | None:
+    # Of a library that tells no probability.
+    return None if math.isnan(value) else value

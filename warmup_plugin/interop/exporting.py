@@ -59,12 +59,21 @@ class ExportedModel:
     arch: str
     """The class of transformers."""
 
+    vocab_size: int
+
+    to_hub_idx: Callable[[int], int]
+    """Turns a token of ours into that of the exported tokenizer."""
+
     cut_share: float | None = None
     """The share of warmups that the limit ended when the checkpoint was written;
     ``None`` where no warmups were drawn."""
 
     adapter: Path | None = None
     """The folder of the adapter that belongs to it, in the format of ``peft``."""
+
+    def list_hub_indices(self) -> list[int]:
+        """Lists the tokens of the exported tokenizer by ours."""
+        return [self.to_hub_idx(idx) for idx in range(self.vocab_size)]
 
 
 def export_run(
@@ -258,7 +267,9 @@ def export_run(
             ),
         )
 
-    return ExportedModel(out, step_nr, arch, cut_share, adapter_path)
+    return ExportedModel(
+        out, step_nr, arch, codec.layout.vocab_size, to_hub_idx, cut_share, adapter_path
+    )
 
 
 def _read_cut_share(run_dir: RunDir, step_nr: int) -> float | None:

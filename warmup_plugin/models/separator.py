@@ -26,6 +26,17 @@ class PreparedRow:
     """The rows whose mean it is."""
 
 
+def has_tied_embeddings(model: Module) -> bool:
+    """
+    Tells whether a token is written by the same row by which it is read.
+
+    :param model: A ``TransformerModel`` or ``TransformerLM``.
+    """
+    frontend, proj = cast(Any, model).decoder_frontend, cast(Any, model).final_proj
+
+    return frontend.embed.weight is proj.weight
+
+
 def prepare_separator(
     model: Module, separator_idx: int, eos_idx: int, begin_indices: Sequence[int]
 ) -> list[PreparedRow]:
@@ -71,7 +82,7 @@ def _list_rows(
         if weight is not None:
             yield describe(weight, [eos_idx])
 
-    if frontend.embed.weight is not proj.weight:
+    if not has_tied_embeddings(model):
         yield describe(frontend.embed.weight, list(dict.fromkeys(begin_indices)))
 
 

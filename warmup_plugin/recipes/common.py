@@ -91,8 +91,10 @@ class TextPairsSection(TextPairsConfig, Validatable):
         if self.max_train_pairs is not None and self.max_train_pairs < 1:
             result.add_error("`max_train_pairs` must be greater than or equal to 1.")
 
-        if not self.cache.strip():
-            result.add_error("`cache` must be `auto`, `none` or a folder.")
+        if self.cache.strip().lower() in ("", "off", "no", "false", "null", "0"):
+            result.add_error(
+                f"`cache` must be `auto`, `none` or a folder, but is `{self.cache}`."
+            )
 
         if self.directions is None:
             if self.sampling_temperature != 1.0:
@@ -193,12 +195,6 @@ def create_direction_codecs(
     directions = config["dataset"]["directions"]
 
     if directions:
-        for name in codecs:
-            if directions[name].get("behind") and not reads_prompts:
-                raise WarmupError(
-                    f"`dataset.directions.{name}.behind` is for decoder-only models, which read a warmup as they read a source; leave it out."
-                )
-
         plain = {name for name in codecs if directions[name].get("plain")}
 
         if config["tokenizer"].get("warmup_lang") is not None:

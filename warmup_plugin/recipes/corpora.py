@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -19,8 +19,15 @@ from typing import Any, Final, final
 import torch.distributed as dist
 from fairseq2.gang import Gang
 from fairseq2.logging import log
+from torch.nn import Module
 
-from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, tokenize_pairs
+from warmup_plugin.data.corpus import (
+    Corpus,
+    join_corpora,
+    put_behind,
+    put_into_decoder,
+    tokenize_pairs,
+)
 from warmup_plugin.data.corpus_cache import (
     CACHE_FOLDER,
     Note,
@@ -32,6 +39,7 @@ from warmup_plugin.data.corpus_cache import (
 from warmup_plugin.data.directions import get_pairs_config, narrow_to_direction
 from warmup_plugin.data.text_pairs import describe_split, list_split_files, read_split
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.models.separator import has_tied_embeddings
 from warmup_plugin.recipes.common import get_codec_options
 from warmup_plugin.recipes.token_stats import measure_tokens
 from warmup_plugin.recipes.train_config import TrainConfig
@@ -89,12 +97,14 @@ class CorpusReader:
         codecs: Mapping[str, TextCodec],
         run_dir: RunDir,
         gang: Gang,
+        get_model: Callable[[], Module],
         *,
         reads_prompts: bool,
     ) -> None:
         """
         :param codecs: What turns text into tokens, by the names of the directions.
         :param gang: All processes of the training.
+        :param get_model: Returns what is trained; called where the data depends on it.
         :param reads_prompts: ``True`` for a decoder-only model.
         """
         self._config = config
@@ -102,6 +112,7 @@ class CorpusReader:
         self._run_dir = run_dir
         self._gang = gang
         self._group = PatientGroup(gang)
+        self._get_model = get_model
         self._reads_prompts = reads_prompts
 
         sections = {
@@ -285,10 +296,16 @@ class CorpusReader:
                 self._list_behind(name) if is_training else [],
             ]
 
-        seed = None
+        seed, begins = None, {}
 
-        if any(self._list_behind(name) for name in self._narrowed):
+        for name in self._narrowed:
+            if not self._list_behind(name):
+                continue
+
             seed = self._config.common.seed
+
+            if not self._reads_prompts:
+                begins[name] = self._find_begin(name)
 
         return {
             "directions": directions,
@@ -297,6 +314,7 @@ class CorpusReader:
             "is_training": is_training,
             "lens": [section.max_source_len, section.max_target_len],
             "seed": seed,
+            "begins": begins,
             "tokenizer": [
                 self._config.tokenizer.name,
                 self._config.tokenizer.family,
@@ -306,6 +324,19 @@ class CorpusReader:
             "reads_prompts": self._reads_prompts,
             "versions": [version(name) for name in _TOKENIZING_PACKAGES],
         }
+
+    def _find_begin(self, name: str) -> int:
+        """
+        Returns the token that stands between a draft and the target of a direction: the
+        one that a prepared separator is read like.
+        """
+        codec = self._codecs[name]
+
+        # A longer prefix ends with a language, which is a separator as it is.
+        if codec.layout.prefix_len == 1 and has_tied_embeddings(self._get_model()):
+            return codec.layout.eos_idx
+
+        return codec.get_begin()
 
     def _list_behind(self, name: str) -> Sequence[str]:
         directions = self._config.dataset.directions
@@ -359,14 +390,31 @@ class CorpusReader:
                 behind = self._list_behind(name)
 
                 if behind:
-                    corpora[name] = put_behind(
-                        corpora[name],
-                        [corpora[other] for other in behind],
-                        max_source_len=section.max_source_len,
-                        seed=self._config.common.seed,
-                    )
+                    corpora[name] = self._put_behind(name, corpora, behind)
 
         return join_corpora(corpora), notes
+
+    def _put_behind(
+        self, name: str, corpora: Mapping[str, Corpus], behind: Sequence[str]
+    ) -> Corpus:
+        section, seed = self._config.dataset, self._config.common.seed
+
+        others = [corpora[other] for other in behind]
+
+        if self._reads_prompts:
+            return put_behind(
+                corpora[name], others, max_source_len=section.max_source_len, seed=seed
+            )
+
+        return put_into_decoder(
+            corpora[name],
+            others,
+            [self._codecs[other] for other in behind],
+            prefix_len=self._codecs[name].layout.prefix_len,
+            begin_idx=self._find_begin(name),
+            max_target_len=section.max_target_len,
+            seed=seed,
+        )
 
     def _check_same(self, corpus: Corpus) -> None:
         """

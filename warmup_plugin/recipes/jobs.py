@@ -114,6 +114,9 @@ class TranslateOptions(GenerationJobOptions):
 
     chunk_size: int | None = None
 
+    ctranslate2: Path | None = None
+    """Where the model is as CTranslate2 reads it, which is to write instead."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +236,9 @@ def translate(options: TranslateOptions) -> int:
         as_json=options.as_json,
     )
 
+    if options.ctranslate2 is not None:
+        _prepare_for_ctranslate2(config, options)
+
     if output is not None:
         config["json_output" if options.as_json else "output"] = str(output)
 
@@ -268,6 +274,25 @@ def translate(options: TranslateOptions) -> int:
         )
 
     return status
+
+
+def _prepare_for_ctranslate2(config: dict[str, Any], options: TranslateOptions) -> None:
+    """
+    :raises WarmupError: If labels are ranked, which the library does not do.
+    """
+    config["ctranslate2"] = str(options.ctranslate2)
+
+    if config["labels"]:
+        raise WarmupError(
+            "`--backend ctranslate2` ranks no labels; leave it out, or write outputs with `--no-rank-labels`."
+        )
+
+    # One dictionary for both kinds of model.
+    generation = config["seq_generator"]["config"]
+
+    # The default of runs with warmups, which the library does not know.
+    if generation["warmup"] == "single" and "warmup" not in options.generation:
+        generation["warmup"] = "greedy_then_beam"
 
 
 def score(options: ScoreOptions) -> int:

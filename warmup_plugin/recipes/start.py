@@ -359,6 +359,9 @@ def _complete_config(
             tokenizer, _get_sections(config), reads_prompts=is_decoder_only
         )
 
+    if config.criterion.has_warmups and not is_decoder_only:
+        _check_behind(config.dataset)
+
     needs_reference = config.criterion.has_warmups and config.warmup.kl_weight > 0.0
 
     # The model without its adapter.
@@ -380,6 +383,18 @@ def _complete_config(
     config.warmup = _complete_warmup(config)
 
     return config
+
+
+def _check_behind(section: TextPairsSection) -> None:
+    """
+    :raises WarmupError: If a warmup would stand in the decoder beside what stands there
+        already.
+    """
+    for name, direction in (section.directions or {}).items():
+        if direction.behind and not direction.plain:
+            raise WarmupError(
+                f"`dataset.directions.{name}.behind` puts the sources of a direction before its targets, where an encoder-decoder model has its warmups; set `plain` for it, or leave `behind` out."
+            )
 
 
 def _complete_model(

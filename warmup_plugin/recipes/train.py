@@ -104,6 +104,7 @@ class TranslationTrainRecipe(Recipe):
             codecs,
             run_dir,
             gangs.root,
+            context.get_model,
             reads_prompts=is_decoder_only(context, config.model),
         )
 

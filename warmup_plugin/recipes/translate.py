@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, final
 
+import torch
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.config import (
@@ -46,6 +47,7 @@ from warmup_plugin.generation.adapters import (
     WarmupSeq2SeqGenerator,
     WarmupSequenceGenerator,
 )
+from warmup_plugin.generation.ctranslate2_generator import CTranslate2Generator
 from warmup_plugin.generation.label_ranker import LabelRanker
 from warmup_plugin.generation.translator import Translation, Translator
 from warmup_plugin.models.conditional import ConditionalModel
@@ -158,6 +160,9 @@ class GenerateConfig(LinesConfig):
 
     skip_bad_lines: bool = False
     """If ``True``, a line that cannot be translated gets an empty output and a message, and the job goes on."""
+
+    ctranslate2: Path | None = None
+    """A folder with the model as CTranslate2 reads it, which writes instead; ``None`` for the model itself."""
 
     labels: list[str] = field(default_factory=list)
     """If given, the output is the likeliest of them. With warmups, which the generator's ``warmup`` other than `none` means, by the mean of P(y|c,x) over its ``num_warmups`` draws."""
@@ -302,7 +307,8 @@ class TranslationGenerateRecipe(Recipe):
 
         base_model = context.get_model()
 
-        prepare_model(base_model, config)
+        if config.ctranslate2 is None:
+            prepare_model(base_model, config)
 
         generator = self._get_generator(context, config)
 
@@ -330,7 +336,7 @@ class TranslationGenerateRecipe(Recipe):
         else:
             translator = Translator(
                 model,
-                generator,
+                self._choose_engine(config, generator, context.device),
                 codec,
                 context.device,
                 max_num_tokens=config.max_num_tokens,
@@ -402,6 +408,22 @@ class TranslationGenerateRecipe(Recipe):
         )
 
     @staticmethod
+    def _choose_engine(
+        config: GenerateConfig, generator: WarmupGenerator, device: torch.device
+    ) -> WarmupGenerator | CTranslate2Generator:
+        if config.ctranslate2 is None:
+            return generator
+
+        compute_type = "int8" if config.int8 else str(config.model.dtype)
+
+        return CTranslate2Generator(
+            config.ctranslate2,
+            generator,
+            device=device,
+            compute_type=compute_type.removeprefix("torch."),
+        )
+
+    @staticmethod
     def _read(config: GenerateConfig, pairs: TextPairs | None) -> Iterator[Line]:
         if config.input and config.has_prefixes:
             # A tab is not one of TSV.
@@ -437,6 +459,8 @@ class TranslationGenerateRecipe(Recipe):
             has_prefixes=config.has_prefixes,
             labels=config.labels,
             num_text_outputs=config.num_text_outputs,
+            # Without it as in earlier versions, whose jobs go on.
+            **({} if config.ctranslate2 is None else {"backend": "ctranslate2"}),
             **dataclasses.asdict(generator.config),
         )
 

@@ -87,13 +87,21 @@ def create_batch(
     targets: Sequence[Sequence[int]] = TARGETS,
     *,
     directions: Sequence[str] | None = None,
+    given_lens: Sequence[int] | None = None,
 ) -> Seq2SeqBatch:
     """
     :param directions: The direction of each pair, of a run with several.
+    :param given_lens: How many tokens of each target are not learned.
     """
-    example = None if directions is None else {"directions": list(directions)}
+    example = {}
 
-    return Seq2SeqBatch(*pad_rows(sources), *pad_rows(targets), example=example)
+    if directions is not None:
+        example["directions"] = list(directions)
+
+    if given_lens is not None:
+        example["given_lens"] = list(given_lens)
+
+    return Seq2SeqBatch(*pad_rows(sources), *pad_rows(targets), example=example or None)
 
 
 class SpiedSampler:

@@ -34,7 +34,7 @@ from tests.unit.criteria.cases import (
     differentiate,
     get_metric,
 )
-from warmup_plugin.criteria.base import update_loss
+from warmup_plugin.criteria.base import num_target_tokens, update_loss
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.conditional import evaluation_mode
@@ -92,6 +92,42 @@ class TestSftCriterion:
         )
 
         assert criterion.max_warmup_len is None
+
+    @pytest.mark.parametrize("kind", CREATE_MODEL)
+    def test_beginning_of_target_may_be_given(self, kind: str) -> None:
+        model, twin = CREATE_MODEL[kind](), CREATE_MODEL[kind]()
+
+        criterion = create_criterion(model, create_sft_criterion)
+
+        metric_bag = create_metric_bag(criterion)
+
+        batch = create_batch(given_lens=[2, 0])
+
+        loss = criterion.compute_loss(batch, metric_bag, step_nr=1)
+
+        expected = torch.zeros((), device=device)
+
+        for source, target, num_given in zip(SOURCES, TARGETS, (2, 0)):
+            log_probs = forward_alone(twin, source, target[:-1]).log_softmax(dim=-1)
+
+            for at in range(1 + num_given, len(target)):
+                expected = expected - log_probs[at - 1, target[at]]
+
+        assert_close(loss, expected)
+
+        assert_close(
+            differentiate(model, loss),
+            differentiate(twin, expected),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+        # Two of the first target's tokens, and both of the second one's.
+        assert get_metric(metric_bag, "nll_loss") == pytest.approx(
+            float(expected.detach()) / 4
+        )
+
+        assert num_target_tokens(batch) == 4
 
     def test_evaluate_does_not_smooth(self) -> None:
         model = create_tiny_model()

@@ -492,6 +492,30 @@ class TestPlainDirections:
 
         assert metrics["nll_loss"] == pytest.approx(loss, rel=1e-4)
 
+    @each_kind
+    def test_beginning_of_plain_target_may_be_given(self, kind: str) -> None:
+        model, twin = create_twins(kind)
+
+        criterion = create_criterion(model, plain_directions=["a-b", "c-b"])
+
+        grads, _, metrics = step(
+            model, criterion, 1, directions=["c-b", "a-b"], given_lens=[2, 0]
+        )
+
+        log_probs = score_targets_plainly(twin, SOURCES, TARGETS, with_separator=False)
+
+        given_log_probs = score_targets_plainly(
+            twin, SOURCES[:1], [TARGETS[0][:3]], with_separator=False
+        )
+
+        expected = given_log_probs.sum() - log_probs.sum()
+
+        assert measure_error(grads, differentiate(twin, expected)) < 1e-4
+
+        loss = float(expected.detach()) / 4
+
+        assert metrics["nll_loss"] == pytest.approx(loss, rel=1e-4)
+
     def test_direction_with_warmups_is_not_touched(self) -> None:
         grads = []
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,20 @@ class TestSaveCorpus:
 
         assert other.references(3) == ["b", "cc"]
         assert [part.origin for part in other.parts] == ORIGINS
+
+    def test_given_tokens_are_kept(self, tmp_path: Path, corpus: Corpus) -> None:
+        given_lens = np.array([0, 2, 0, 0, 1], dtype=np.int32)
+
+        save_corpus(tmp_path / "given", replace(corpus, given_lens=given_lens), [])
+        save_corpus(tmp_path / "none", corpus, [])
+
+        given, none = (load_corpus(tmp_path / n, ORIGINS) for n in ("given", "none"))
+
+        assert given is not None and given[0].given_lens is not None
+        assert given[0].given_lens.tolist() == given_lens.tolist()
+        assert given[0].digest() != corpus.digest()
+
+        assert none is not None and none[0].given_lens is None
 
     def test_files_may_be_deleted_while_they_are_used(
         self, tmp_path: Path, corpus: Corpus

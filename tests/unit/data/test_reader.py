@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -319,6 +320,22 @@ class TestTextPairReader:
 
         with pytest.raises(ValueError, match="`num_accumulate`"):
             make_reader(corpus, num_accumulate=0)
+
+
+def test_batch_tells_what_is_given(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, num_pairs=4)
+
+    given_lens = np.array([0, 2, 0, 1], dtype=np.int32)
+
+    batches = next(make_reader(replace(corpus, given_lens=given_lens), shuffle=False))
+
+    for batch in batches:
+        example = get_example(batch)
+
+        for row, given_len in zip(example["indices"], example["given_lens"]):
+            assert given_len == given_lens[row]
+
+    assert "given_lens" not in get_example(next(make_reader(corpus))[0])
 
 
 def make_joined(folder: Path) -> Corpus:

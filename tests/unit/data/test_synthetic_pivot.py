@@ -24,6 +24,8 @@ from warmup_plugin.data.synthetic_pivot import (
 )
 from warmup_plugin.errors import WarmupError
 
+_AUXILIARIES = {"wido", "wida", "widu", "wide"}
+
 
 @pytest.fixture(scope="module")
 def words() -> Words:
@@ -256,6 +258,31 @@ class TestWriteSyntheticPivot:
             *(f"a-p/train.{lang}" for lang in "ap"),
             *(f"p-b/train.{lang}" for lang in "pb"),
         }
+
+    def test_lossy_pivot_has_no_tense(self, tmp_path: Path) -> None:
+        text1 = self.write(tmp_path / "1", num_leg=300)
+        text2 = self.write(tmp_path / "2", num_leg=300, is_lossy=True)
+
+        past = 0
+
+        for name, lines in text1.items():
+            if not name.endswith(".p"):
+                assert text2[name] == lines
+
+                continue
+
+            for line, other in zip(lines, text2[name]):
+                # The auxiliary of the past takes the verb's place, which becomes a
+                # participle.
+                auxiliaries = sum(word in _AUXILIARIES for word in line.split())
+
+                past += auxiliaries
+
+                assert not _AUXILIARIES & set(other.split())
+                assert (line != other) == (auxiliaries > 0)
+                assert len(other.split()) == len(line.split()) - auxiliaries
+
+        assert past > 300
 
     def test_call_depends_on_seed(self, tmp_path: Path) -> None:
         text1 = self.write(tmp_path / "1")

@@ -370,3 +370,66 @@ class TestCTranslate2:
         )
 
         return [vocabulary[idx] for idx in hub.settings["suppress_tokens"]]
+
+
+class TestBackend:
+    def test_greedy_search_writes_the_same(
+        self,
+        run: tuple[Case, str, Path],
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        case, criterion, run_dir = run
+
+        text = tmp_path / "in.txt"
+
+        # Behind a tab what a translation begins with; an empty line is an empty line.
+        lines = [*SOURCES, "", f"{SOURCES[1]}\tdobi", SOURCES[2]]
+
+        text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+        def translate(backend: str, *args: str) -> str:
+            options = ["--backend", backend, "--checkpoint", "last", "--prefixes"]
+
+            status = run_command(
+                ["translate", str(run_dir), str(text), "--no-rich", *options, *args]
+            )
+
+            out, err = capfd.readouterr()
+
+            assert status == 0, err
+            assert "deprecated" not in err
+
+            return out
+
+        theirs, ours = (
+            [
+                json.loads(line)
+                for line in translate(
+                    backend, "--beam-size", "1", "--jsonl"
+                ).splitlines()
+            ]
+            for backend in ("ctranslate2", "fairseq2")
+        )
+
+        for their_record, our_record in zip(theirs, ours, strict=True):
+            for name in ("source", "warmup", "output"):
+                assert their_record[name] == our_record[name]
+
+            assert their_record["log_prob"] is None
+
+        assert ours[4]["output"].startswith("dobi")
+
+        if case.kind != "nllb":
+            return
+
+        # Made once.
+        folder = run_dir / "ctranslate2"
+
+        inode = folder.stat().st_ino
+
+        output = translate("ctranslate2", "--beam-size", "3", "--num-best", "2")
+
+        assert len(output.splitlines()) == 2 * len(lines)
+
+        assert folder.stat().st_ino == inode

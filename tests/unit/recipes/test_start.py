@@ -1172,15 +1172,22 @@ class TestDirections:
         with pytest.raises(WarmupError, match="`xx` is not a language.*`target_token`"):
             start(tmp_path / "run", options)
 
-    def test_behind_is_for_decoder_only_models(
+    def test_warmup_and_draft_cannot_both_stand_in_decoder(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:
         options = self.options(text_folder, tokenizer_file)
 
-        options["dataset.directions"] = "{src-tgt: {}, tgt-src: {behind: [src-tgt]}}"
+        directions = "{src-tgt: {}, tgt-src: {behind: [src-tgt]%s}}"
 
-        with pytest.raises(WarmupError, match="`.*tgt-src.behind` is for decoder-only"):
+        options["criterion.name"] = "warmup"
+        options["dataset.directions"] = directions % ""
+
+        with pytest.raises(WarmupError, match="`.*tgt-src.behind` puts.*set `plain`"):
             start(tmp_path / "run", options)
+
+        options["dataset.directions"] = directions % ", plain: true"
+
+        start(tmp_path / "run", options)
 
     def test_task_must_be_the_same_for_all(
         self,
@@ -1206,6 +1213,10 @@ class TestDirections:
         [
             ({"dataset.directions": "{en: {}}"}, "names `en`, which is no direction"),
             ({"dataset.directions": "{}"}, "`dataset.directions` must not be empty"),
+            (
+                {"dataset.cache": "off"},
+                "`dataset.cache` must be `auto`, `none` or a folder, but is `off`",
+            ),
             (
                 {"dataset.sampling_temperature": 0.5},
                 "must be a number greater than or equal to 1",

@@ -1,0 +1,79 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.common import create_layout, create_tiny_model, device
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation import GenerationConfig, WarmupGenerator
+from warmup_plugin.generation.ctranslate2_generator import (
+    TOKENS_FILE,
+    CTranslate2Generator,
+    check_options,
+    import_ctranslate2,
+)
+from warmup_plugin.models.conditional import create_conditional_model
+
+
+class TestCheckOptions:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"warmup": "none"},
+            {"warmup": "empty", "beam_size": 3, "num_best": 2},
+            {"warmup": "greedy_then_beam", "length_penalty": 0.6},
+            {"warmup": "single", "beam_size": 1, "max_len_a": 2.0},
+        ],
+    )
+    def test_search_is_known(self, options: dict[str, Any]) -> None:
+        check_options(GenerationConfig(**options))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({}, "take `--warmup greedy-then-beam`, or `--beam-size 1`"),
+            ({"warmup": "sample"}, "`--warmup sample` is not for"),
+            ({"warmup": "none", "sampling": True}, "`--sampling` is not for"),
+            ({"warmup": "none", "min_len_b": 2}, "`--min-len-b` is not for"),
+            (
+                {"warmup": "none", "no_repeat_ngram_size": 3},
+                "`--no-repeat-ngram-size` is not for",
+            ),
+        ],
+    )
+    def test_what_is_not_known_is_named(
+        self, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(WarmupError, match=message):
+            check_options(GenerationConfig(**options))
+
+
+class TestCTranslate2Generator:
+    def test_init_names_folder_that_is_no_model(self, tmp_path: Path) -> None:
+        tmp_path.joinpath(TOKENS_FILE).write_text("[]")
+
+        generator = WarmupGenerator(
+            create_conditional_model(create_tiny_model()),
+            create_layout(),
+            GenerationConfig(warmup="none"),
+        )
+
+        with pytest.raises(WarmupError, match=f"`{tmp_path}`.*; delete that folder"):
+            CTranslate2Generator(
+                tmp_path, generator, device=device, compute_type="float32"
+            )
+
+
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # How Python marks a module that cannot be imported.
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+
+    with pytest.raises(WarmupError, match="pip install 'ctranslate2>=4.6'"):
+        import_ctranslate2()
