@@ -129,6 +129,7 @@ setup(
         # the wheel without a network.
         # scikit-learn: macro-F1 is compared with its own.
         # hypothesis: input that breaks something is looked for.
+        # peft: adapters are read and made by it.
         # py3langid: languages are identified.
         # twine: what would be uploaded is checked.
         # sphinx and what is with it: the documentation is built without a warning.
@@ -138,6 +139,7 @@ setup(
             *METRICS,
             "ctranslate2>=4.6",
             "hypothesis>=6.100",
+            "peft>=0.17",
             "py3langid>=0.4",
             "pytest>=8",
             "pytest-xdist>=3.6",
