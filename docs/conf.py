@@ -130,6 +130,7 @@ docs/pivot
 docs/data
 docs/training
 docs/models
+docs/lora
 docs/tasks
 docs/generation
 docs/evaluation
