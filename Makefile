@@ -14,7 +14,7 @@ TRANSFORMERS5_VENV ?= .venv-transformers5
 TRANSFORMERS5_TORCH ?= torch
 
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
-SOURCES = setup.py warmup_plugin recipes scripts tests
+SOURCES = setup.py docs/conf.py warmup_plugin recipes scripts tests
 
 # `make test PYTEST_ARGS="-m 'not integration'"` leaves the slow tests out.
 PYTEST_ARGS ?=
@@ -22,7 +22,7 @@ PYTEST_ARGS ?=
 # So many processes run the tests: one a core, but each takes 1 to 2 GB.
 TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 2)
 
-.PHONY: help install comet public-model transformers5 test test-transformers5 kill-test fuzz demo lint format doctor clean distclean
+.PHONY: help install comet public-model transformers5 test test-transformers5 kill-test fuzz demo docs lint format doctor clean distclean
 
 help:
 	@echo "make install      create $(VENV) and install the package into it"
@@ -30,6 +30,7 @@ help:
 	@echo "make public-model make .models/smollm2_135m of a public model (93 MB), for tests and to try"
 	@echo "make doctor       check that training can run here"
 	@echo "make demo         show a gain of warmups on small models, about 6 minutes"
+	@echo "make docs         build the documentation as a site, build/docs/index.html"
 	@echo "make test         run the tests"
 	@echo "make test-transformers5  read exported models with transformers 5, in $(TRANSFORMERS5_VENV)"
 	@echo "make kill-test    kill training at random moments and compare, some 10 minutes"
@@ -110,6 +111,12 @@ fuzz: install
 
 demo: install
 	$(VENV)/bin/python scripts/demo.py
+
+# The tests build it as well, so what it needs is there.
+docs: install
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/docs
+	@echo "Open build/docs/index.html."
 
 doctor: install
 	$(VENV)/bin/python -m warmup_plugin doctor

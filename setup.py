@@ -18,6 +18,30 @@ PRESETS = ROOT / "recipes" / "configs"
 
 METRICS = ["bert-score>=0.3.13", "rouge-score>=0.1.2"]
 
+DOCS = [
+    "furo>=2024.8.6",
+    "latex2mathml>=3.77",
+    "myst-parser>=4",
+    "sphinx>=8.1",
+    "sphinx-copybutton>=0.5",
+]
+
+
+def read_description() -> str:
+    """
+    Reads what PyPI shows: the README, without what only a clone has beside it.
+
+    PyPI knows neither ``<picture>`` nor where a link to a file of ours would lead.
+    """
+    if not README.exists():
+        return ""
+
+    text = README.read_text(encoding="utf-8")
+
+    text = re.sub(r"<picture>.*?</picture>\n\n", "", text, flags=re.DOTALL)
+
+    return re.sub(r"\[([^\]]+)\]\((?!\w+:)[^)]+\)", r"\1", text)
+
 
 def read_version() -> str:
     """Reads the version, without importing a package that is not installed yet."""
@@ -61,7 +85,7 @@ setup(
     name="warmup_plugin",
     version=read_version(),
     description="Warmup generations for fairseq2: a model writes a short text before its output and learns which texts help",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=read_description(),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
@@ -97,19 +121,25 @@ setup(
         "typing_extensions>=4.12",
     ],
     extras_require={
+        # The documentation as a site, `make docs`.
+        "docs": DOCS,
         # ROUGE and BERTScore; without them these metrics are left out, with the reason.
         "metrics": METRICS,
         # ctranslate2: exported models are served with it. setuptools: a test builds
         # the wheel without a network.
         # scikit-learn: macro-F1 is compared with its own.
         # hypothesis: input that breaks something is looked for.
+        # peft: adapters are read and made by it.
         # py3langid: languages are identified.
         # twine: what would be uploaded is checked.
+        # sphinx and what is with it: the documentation is built without a warning.
         # selenium: the page of `report` is tried in Chromium where there is one.
         "test": [
+            *DOCS,
             *METRICS,
             "ctranslate2>=4.6",
             "hypothesis>=6.100",
+            "peft>=0.17",
             "py3langid>=0.4",
             "pytest>=8",
             "pytest-xdist>=3.6",

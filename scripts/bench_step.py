@@ -11,9 +11,11 @@ as the prediction assumes. Dropout is 0.1 and label smoothing 0, the same for al
 steps that are compared alternate in one process. ``fairseq2-sft`` is fairseq2's own
 forward, which ``sft`` replaces; ``plain`` and ``hf-warmup`` are what
 one writes who repeats each source K times and differentiates the marginal through all
-candidates, on fairseq2's and on transformers' forward. ``mrt`` draws K outputs, which end
-at the length of the source, and scores them by chrF++. ``joint-1`` draws by a beam of
-K + 1, which the prediction does not count. ::
+candidates, on fairseq2's and on transformers' forward. ``mrt`` draws K outputs,
+which end at the length of the source, and scores them by chrF++. ``joint-1`` draws by a beam of
+K + 1, which the prediction does not count. ``lora-sft`` and ``lora-marginal-1``, which have
+to be asked for, train an adapter of rank 16 on all projections; the JSON says how many
+parameters each step trains. ::
 
     python scripts/bench_step.py
     python scripts/bench_step.py --settings mt5-vocab --memory --rounds 1 --variants sft,marginal-1,marginal-all
@@ -93,6 +95,7 @@ from warmup_plugin.models.conditional import (
     evaluation_mode,
     make_scorable,
 )
+from warmup_plugin.models.lora import LoraSection, add_adapter
 from warmup_plugin.objectives import (
     Objective,
     best_loss,
@@ -322,6 +325,13 @@ VARIANTS: Final = (
     _HF_WARMUP,
 )
 
+# Before the name of one of these, trains an adapter alone.
+_LORA: Final = "lora-"
+
+LORA_VARIANTS: Final = (f"{_LORA}{_SFT}", f"{_LORA}marginal-1")
+
+_LORA_RANK: Final = 16
+
 # The step whose multiple a row is, if not `sft`.
 _BASELINES: Final = {_HF_SFT: _HF_SFT, _HF_WARMUP: _HF_SFT}
 
@@ -386,6 +396,13 @@ class BenchStep:
         """Computes the gradients."""
         torch.autograd.backward(loss)
 
+    @property
+    def num_trained(self) -> int:
+        """The number of parameters that get a gradient."""
+        parameters = self.module.parameters()
+
+        return sum(p.numel() for p in parameters if p.requires_grad)
+
     def clear(self) -> None:
         """Deletes the gradients."""
         for parameter in self.module.parameters():
@@ -427,6 +444,11 @@ def create_step(
     # As it comes from fairseq2.
     if name not in (_FAIRSEQ2_SFT, _PLAIN):
         make_scorable(module)
+
+    if name in LORA_VARIANTS:
+        add_adapter(module, LoraSection(rank=_LORA_RANK))
+
+        name = name.removeprefix(_LORA)
 
     # As the recipes do it.
     if checkpoints_activations:
@@ -754,6 +776,9 @@ class Measurement:
     baseline: Measurement | None = None
     """The SFT step, if it was measured as well."""
 
+    num_trained: int | None = None
+    """The number of parameters that get a gradient."""
+
     peak_bytes: int | None = None
     """The memory that the step took at most beyond what was there before it."""
 
@@ -823,6 +848,8 @@ def measure_setting(
 
     times = measure_alternating(steps, device, num_rounds=args.rounds, between=clear)
 
+    num_trained = {name: step.num_trained for name, step in steps.items()}
+
     # The processes that measure memory need room.
     steps.clear()
 
@@ -832,6 +859,7 @@ def measure_setting(
             predict_variant(
                 setting, name, checkpoints_activations=args.checkpoint_activations
             ),
+            num_trained=num_trained[name],
         )
         for name in names
     }
@@ -1131,6 +1159,7 @@ def _to_json(measurement: Measurement) -> dict[str, object]:
         "multiple": measurement.multiple,
         "predicted": measurement.predicted,
         "ratio": measurement.ratio,
+        "num_trained": measurement.num_trained,
         "peak_bytes": measurement.peak_bytes,
         "memory_multiple": measurement.memory_multiple,
         "bars": [{"bar": bar.text, "met": bar.met} for bar in measurement.bars],
@@ -1154,7 +1183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--variants",
         default=",".join(VARIANTS),
         metavar="NAMES",
-        help="the steps to compare, divided by commas (default: %(default)s)",
+        help=f"the steps to compare, divided by commas; {' and '.join(LORA_VARIANTS)} too (default: %(default)s)",
     )
 
     parser.add_argument(
@@ -1214,7 +1243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    names = parse_names("--variants", args.variants, VARIANTS)
+    names = parse_names("--variants", args.variants, [*VARIANTS, *LORA_VARIANTS])
 
     settings = [
         SETTINGS[name] for name in parse_names("--settings", args.settings, [*SETTINGS])

@@ -121,7 +121,7 @@ Every key of a config file or of `--config KEY=VALUE …`, as one types it. A va
 command line is YAML. `--dump-config` prints what a command resolves to, with its preset.
 
 - **Default** is that of our recipe, also for fairseq2's keys. The presets of
-  [recipes/configs](../recipes/configs/translation) state what differs.
+  [recipes/configs](../recipes/README.md) state what differs.
 - Keys that are **fairseq2's** own are marked so. Their meaning is what fairseq2 0.8.1 says
   of them; where it says nothing, the cell is empty.
 - A run keeps its config: to go on with another one, start a new run with `init_from`.

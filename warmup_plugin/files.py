@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
@@ -78,3 +79,28 @@ def write_bytes_atomically(file: Path, data: bytes) -> None:
 def write_text_atomically(file: Path, text: str) -> None:
     """Writes a file like :func:`write_bytes_atomically`, in UTF-8."""
     write_bytes_atomically(file, text.encode("utf-8"))
+
+
+def digest_weights(folder: Path) -> str:
+    """
+    Returns what tells the weights of a checkpoint from any others.
+
+    :param folder: As fairseq2 writes it; what was written beside its files are their
+        checksums, so that none of them is read.
+    """
+    digest = sha256()
+
+    for file in sorted(folder.rglob("*.pt")):
+        sum_file = file.with_name(f"{file.name}.sha256")
+
+        if sum_file.is_file():
+            content = sum_file.read_bytes()[:64]
+        else:
+            # Of an earlier version.
+            stat = file.stat()
+
+            content = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+
+        digest.update(f"{file.relative_to(folder)} ".encode() + content + b"\n")
+
+    return digest.hexdigest()

@@ -31,7 +31,7 @@ class Objective(Protocol):
 
     An objective that is wrong where two candidates of a source are equal says so by a
     true attribute ``requires_distinct``; without the attribute any draws will do (see
-    :func:`requires_distinct`).
+    :func:`~warmup_plugin.objectives.requires_distinct`).
     """
 
     def __call__(

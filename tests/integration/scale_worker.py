@@ -68,6 +68,7 @@ from warmup_plugin.models.conditional import (
     create_conditional_model,
     make_scorable,
 )
+from warmup_plugin.models.lora import LoraSection, add_adapter
 from warmup_plugin.models.t5 import apply_fsdp_to_t5
 from warmup_plugin.objectives import marginal_loss
 from warmup_plugin.sampling import Candidates, WarmupSampler, draw_candidates
@@ -130,6 +131,9 @@ class Case:
     low_precision: bool = False
     """If ``True``, bfloat16: FSDP's own mixed precision, `autocast` under DDP."""
 
+    lora: bool = False
+    """If ``True``, an adapter is trained, and the model without it is the reference."""
+
 
 _MASS: Final = {"keep": KeepSection(name="mass", mass=0.6)}
 
@@ -165,6 +169,19 @@ CASES.update(
         for granularity in cast(
             "tuple[Literal['layer', 'stack'], ...]", ("layer", "stack")
         )
+    }
+)
+
+# What is frozen and what is trained share a layer.
+CASES.update(
+    {
+        f"lora-{name}": Case(lora=True, warmup={**_ALL_IN_PASSES, "kl_weight": 0.5}, **options)  # type: ignore[arg-type]
+        for name, options in {
+            "nllb-ddp": {"model": "nllb", "wrapper": "ddp"},
+            "nllb-fsdp": {"model": "nllb", "wrapper": "fsdp", "checkpoints": True},
+            "llama-ddp": {"model": "llama", "wrapper": "ddp", "checkpoints": True},
+            "llama-fsdp": {"model": "llama", "wrapper": "fsdp", "low_precision": True},
+        }.items()
     }
 )
 
@@ -249,6 +266,17 @@ def create_model(case: Case) -> TransformerModel | TransformerLM:
 
     make_scorable(model)
 
+    if case.lora:
+        torch.manual_seed(1)
+
+        add_adapter(model, LoraSection(rank=3))
+
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # Or that of its factor would be zero.
+                if name.endswith(".lora_b"):
+                    parameter.normal_(std=0.05)
+
     if case.checkpoints:
         if isinstance(model, TransformerModel):
             apply_ac_to_transformer(model, every_nth_layer=1)
@@ -318,7 +346,7 @@ def compute_step(
             warmup=warmup,
             objective=marginal_loss,
             sampler=recorder,
-            reference=None,
+            reference=create_conditional_model(model) if case.lora else None,
             plain_directions=frozenset(),
             publish_every_n_steps=1,
         )

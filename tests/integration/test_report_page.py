@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
@@ -17,21 +16,6 @@ from warmup_plugin.__main__ import main
 from warmup_plugin.recipes.train import main as train
 
 pytestmark = pytest.mark.integration
-
-CHROMIUM: Final = shutil.which("chromium")
-
-CHROMEDRIVER: Final = shutil.which("chromedriver")
-
-OPTIONS: Final = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--window-size=1200,900",
-)
 
 
 @pytest.fixture(scope="module")
@@ -54,35 +38,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["report", *args]) == 0
 
     return file
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if CHROMIUM is None or CHROMEDRIVER is None:
-        pytest.skip("needs the programs `chromium` and `chromedriver`")
-
-    webdriver = pytest.importorskip("selenium.webdriver")
-
-    options = webdriver.ChromeOptions()
-
-    options.binary_location = CHROMIUM
-
-    profile = tmp_path_factory.mktemp("profile")
-
-    for option in (*OPTIONS, f"--user-data-dir={profile}"):
-        options.add_argument(option)
-
-    options.set_capability(
-        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
-    )
-
-    service = webdriver.ChromeService(executable_path=CHROMEDRIVER)
-
-    driver = webdriver.Chrome(options=options, service=service)
-
-    yield driver
-
-    driver.quit()
 
 
 class Browser:

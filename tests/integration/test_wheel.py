@@ -87,6 +87,15 @@ def test_wheel_trains_outside_clone(
 
     assert "warmup_plugin/py.typed" in names
 
+    [metadata] = [name for name in names if name.endswith(".dist-info/METADATA")]
+
+    description = zipfile.ZipFile(wheel).read(metadata).decode("utf-8")
+
+    # Of the README; PyPI has nothing beside it.
+    assert "# warmup_plugin" in description and "(https://arxiv.org/" in description
+
+    assert "](docs/" not in description and "<picture>" not in description
+
     for name in ("page.css", "page.html.j2", "page.js", "theme.js"):
         assert f"warmup_plugin/report/{name}" in names
 

@@ -418,7 +418,7 @@ class TestProfileStep:
 
 class TestMain:
     def test_prints_table_and_json(self, capsys: pytest.CaptureFixture[str]) -> None:
-        names = ["sft", *WARMUP_VARIANTS, "plain"]
+        names = ["sft", *WARMUP_VARIANTS, "plain", "lora-sft", "lora-marginal-1"]
 
         args = ["--settings", "captions", "--num-tokens", "20", "--rounds", "1"]
 
@@ -441,6 +441,11 @@ class TestMain:
         assert ours["multiple"] == pytest.approx(ours["seconds"] / sft["seconds"])
 
         assert ours["ratio"] == pytest.approx(ours["multiple"] / 2.96, rel=0.01)
+
+        # Rank 16 of all projections of two layers of 128 dimensions, of three each.
+        num_trained = steps["lora-marginal-1"]["num_trained"]
+
+        assert 0 < num_trained < 0.2 * ours["num_trained"] == 0.2 * sft["num_trained"]
 
     def test_measures_memory_in_process_of_its_own(
         self, capsys: pytest.CaptureFixture[str]

@@ -33,6 +33,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="of a run with several directions, the one that prompt and languages are set to",
     )
 
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a run with LoRA, one model with the adapter merged into it (default: the base, and in its folder `adapter` what `peft` reads)",
+    )
+
 
 def run(args: Namespace) -> int:
     # Seconds; not for `--help`.
@@ -46,9 +52,13 @@ def run(args: Namespace) -> int:
             args.out,
             checkpoint=args.checkpoint,
             direction=args.direction,
+            merge=args.merge,
         )
 
     show(f"{model.path}: {model.arch} of step {model.step_nr}")
+
+    if model.adapter is not None:
+        show(f"{model.adapter}: the adapter that belongs to it, as `peft` reads it")
 
     if model.cut_share is not None and model.cut_share > HIGH_CUT_SHARE:
         show(

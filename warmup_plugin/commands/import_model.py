@@ -31,6 +31,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the special token that ends a warmup (default: a spare one of the tokenizer)",
     )
 
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="a LoRA of `peft` that was trained beside the model, to merge into it",
+    )
+
 
 def run(args: Namespace) -> int:
     # Seconds; not for `--help`.
@@ -38,7 +45,9 @@ def run(args: Namespace) -> int:
     from warmup_plugin.interop.importing import import_model
 
     with quiet_log():
-        model = import_model(args.source, args.out, separator=args.separator)
+        model = import_model(
+            args.source, args.out, separator=args.separator, adapter=args.adapter
+        )
 
     show(
         f"{model.path}: family {model.family}, {model.num_parameters:,} parameters, {model.vocab_size:,} tokens, separator {model.separator}"

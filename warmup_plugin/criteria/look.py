@@ -17,6 +17,7 @@ from torch.profiler import record_function
 from warmup_plugin.criteria.base import CriterionContext, get_given_lens
 from warmup_plugin.layout import plain_rows
 from warmup_plugin.models.conditional import EncodedSource
+from warmup_plugin.models.lora import without_adapter
 from warmup_plugin.sampling import (
     Candidates,
     concat_candidates,
@@ -263,13 +264,15 @@ class CandidateFinder:
         reference_log_probs = None
 
         if context.reference is not None and not is_draft:
-            reference_log_probs = score_warmups(
-                context.reference,
-                context.reference.encode(pairs.source_seqs, source_layout),
-                layout,
-                candidates,
-                prefixes,
-            )
+            # With LoRA it may be the model itself, as it was before training.
+            with without_adapter(context.reference.module):
+                reference_log_probs = score_warmups(
+                    context.reference,
+                    context.reference.encode(pairs.source_seqs, source_layout),
+                    layout,
+                    candidates,
+                    prefixes,
+                )
 
         plain_log_probs = None
 

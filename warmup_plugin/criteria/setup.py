@@ -8,7 +8,7 @@ sections ``criterion`` and ``warmup``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Final, TypeVar
 
 import torch
@@ -27,7 +27,8 @@ from warmup_plugin.models.conditional import (
     create_conditional_model,
     make_scorable,
 )
-from warmup_plugin.models.separator import prepare_separator
+from warmup_plugin.models.lora import has_adapter
+from warmup_plugin.models.separator import PreparedRow, prepare_separator
 from warmup_plugin.tokenizers.codec import TextCodec, find_codec
 
 REFERENCE_MODEL: Final = "reference_model"
@@ -36,7 +37,11 @@ SectionT = TypeVar("SectionT")
 
 
 def setup_model(
-    context: RecipeContext, model: Module, *, codecs: Sequence[TextCodec] | None = None
+    context: RecipeContext,
+    model: Module,
+    *,
+    codecs: Sequence[TextCodec] | None = None,
+    on_prepared: Callable[[Sequence[PreparedRow]], None] | None = None,
 ) -> Module:
     """
     Makes a model ready for the criterion of a recipe: what ``Recipe.setup_model()``
@@ -44,6 +49,8 @@ def setup_model(
 
     :param codecs: What encodes each of several directions; ``None`` for what the recipe
         has registered as its :class:`TextCodec`, else what fits its tokenizer.
+    :param on_prepared: If given, the model has the weights that training starts from,
+        also where it resumes, and this is told which rows of them were prepared.
 
     :raises WarmupError: If that model, or the trainer, cannot do what the criterion asks.
     """
@@ -54,14 +61,19 @@ def setup_model(
     for error in find_trainer_errors(trainer, section):
         raise WarmupError(error)
 
-    # A checkpoint has the separator that was learned.
-    if not context.get_checkpoint_manager().has_checkpoint():
+    rows: Sequence[PreparedRow] = ()
+
+    # A checkpoint of all weights has the separator that was learned.
+    if on_prepared or not context.get_checkpoint_manager().has_checkpoint():
         if section.create(context.resolver).writes_warmups:
             is_decoder_only = isinstance(model, TransformerLM)
 
             codecs = codecs or [_find_codec(context, is_decoder_only)]
 
-            _prepare_separator(context, model, codecs)
+            rows = _prepare_separator(context, model, codecs)
+
+    if on_prepared is not None:
+        on_prepared(rows)
 
     # Before the data parallel wrapper is put around it.
     make_scorable(model)
@@ -129,7 +141,11 @@ def create_criterion(
     reference = None
 
     if factory.writes_warmups and warmup.kl_weight > 0.0:
-        reference = _create_reference(context, codecs, layout)
+        # The model itself is its own reference, see `look.py`.
+        if has_adapter(model.module) and not _has_reference_section(context):
+            reference = model
+        else:
+            reference = _create_reference(context, codecs, layout)
 
     return factory.create(
         CriterionContext(
@@ -192,9 +208,7 @@ def _create_reference(
     """
     :raises WarmupError: If there is none, or it cannot read what the tokenizer writes.
     """
-    config = context.get_config_as(object)
-
-    if getattr(config, REFERENCE_MODEL, None) is None:
+    if not _has_reference_section(context):
         raise WarmupError(
             "`warmup.kl_weight` is set, but there is no model to hold the warmups near to; set `reference_model`."
         )
@@ -220,19 +234,25 @@ def _create_reference(
     return reference
 
 
+def _has_reference_section(context: RecipeContext) -> bool:
+    return getattr(context.get_config_as(object), REFERENCE_MODEL, None) is not None
+
+
 def _prepare_separator(
     context: RecipeContext, model: Module, codecs: Sequence[TextCodec]
-) -> None:
+) -> Sequence[PreparedRow]:
     warmup = _get_section(context, "warmup", WarmupSection)
 
     if warmup.separator_init == "none":
-        return
+        return ()
 
     begins = {codec.get_begin() for codec in codecs}
 
     layout = codecs[0].layout
 
-    prepare_separator(model, layout.separator_idx, layout.eos_idx, sorted(begins))
+    return prepare_separator(
+        model, layout.separator_idx, layout.eos_idx, sorted(begins)
+    )
 
 
 def _find_codec(context: RecipeContext, reads_prompts: bool) -> TextCodec:

@@ -10,12 +10,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
 from fairseq2.io import TensorFileDumper
+from fairseq2.model_checkpoint import (
+    ModelCheckpointLoader,
+    ModelCheckpointLoadOptions,
+)
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.structured import StructureError, ValueConverter
 from torch import Tensor
@@ -24,6 +29,13 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.fairseq2_doors import MODEL_FILE, MODEL_METADATA_FILE
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.models.families import find_family
+from warmup_plugin.models.lora_checkpoint import (
+    AdapterCheckpointLoader,
+    AdapterRecord,
+    find_base,
+    find_record,
+    prepare_base,
+)
 from warmup_plugin.runs.run_dir import RunDir, dump_yaml
 from warmup_plugin.terminal import find_full_disk
 
@@ -58,9 +70,54 @@ def load_weights(run_dir: RunDir, step_nr: int) -> dict[str, Tensor]:
 
     :raises WarmupError: If the checkpoint is damaged or of another model.
     """
-    family_name, config = load_model_config(run_dir)
+    return _load_weights(run_dir, run_dir.model_path(step_nr))
 
-    path = run_dir.model_path(step_nr)
+
+@dataclass(frozen=True)
+class AdaptedWeights:
+    """Holds the two parts of a model with an adapter."""
+
+    record: AdapterRecord
+
+    base: dict[str, Tensor]
+    """What the adapter was trained beside, rows that were prepared included."""
+
+    adapter: dict[str, Tensor]
+
+
+def load_adapted(run_dir: RunDir, step_nr: int) -> AdaptedWeights | None:
+    """
+    Loads the two parts of a checkpoint of a run with LoRA.
+
+    :returns: ``None`` if the run has none.
+
+    :raises WarmupError: As of :func:`load_weights`.
+    """
+    record = find_record(run_dir.checkpoint_dir)
+
+    if record is None:
+        return None
+
+    base = _load_weights(run_dir, find_base(record, run_dir.checkpoint_dir))
+
+    loader = get_dependency_resolver().resolve(ModelCheckpointLoader)
+
+    assert isinstance(loader, AdapterCheckpointLoader)
+
+    options = ModelCheckpointLoadOptions(gangs=create_fake_gangs(CPU))
+
+    return AdaptedWeights(
+        record,
+        dict(prepare_base(base.items(), record)),
+        loader.load_adapter(run_dir.model_path(step_nr), options),
+    )
+
+
+def _load_weights(run_dir: RunDir, path: Path) -> dict[str, Tensor]:
+    """
+    :param run_dir: Says what model the weights are of.
+    """
+    family_name, config = load_model_config(run_dir)
 
     weights = {}
 

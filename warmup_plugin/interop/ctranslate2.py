@@ -19,6 +19,7 @@ from warmup_plugin.generation.ctranslate2_generator import (
     import_ctranslate2,
 )
 from warmup_plugin.interop.exporting import export_run
+from warmup_plugin.models.lora_checkpoint import find_record
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.runs.run_dir import RunDir
 
@@ -64,6 +65,8 @@ def convert_run(run_dir: RunDir, *, checkpoint: str, direction: str | None) -> P
                 Path(temp_dir, "exported"),
                 checkpoint=checkpoint,
                 direction=direction,
+                # It reads no adapters.
+                merge=find_record(run_dir.checkpoint_dir) is not None,
             )
 
             converted = Path(temp_dir, "converted")

@@ -14,15 +14,22 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.checkpoints import (
     check_new_folder,
     complete_tied,
+    load_adapted,
     load_model_config,
     load_weights,
     new_folder,
 )
 from warmup_plugin.interop.hub_tokenizer import write_hub_tokenizer
-from warmup_plugin.interop.model_card import ModelCard, write_model_card
+from warmup_plugin.interop.model_card import (
+    ADAPTER_FOLDER,
+    ModelCard,
+    write_model_card,
+)
+from warmup_plugin.interop.peft import write_peft_adapter
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.hugging_face.table import get_format
 from warmup_plugin.models.hugging_face.weights import write_model
+from warmup_plugin.models.lora_checkpoint import find_record
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options
@@ -61,13 +68,21 @@ class ExportedModel:
     """The share of warmups that the limit ended when the checkpoint was written;
     ``None`` where no warmups were drawn."""
 
+    adapter: Path | None = None
+    """The folder of the adapter that belongs to it, in the format of ``peft``."""
+
     def list_hub_indices(self) -> list[int]:
         """Lists the tokens of the exported tokenizer by ours."""
         return [self.to_hub_idx(idx) for idx in range(self.vocab_size)]
 
 
 def export_run(
-    run_dir: RunDir, out: Path, *, checkpoint: str, direction: str | None = None
+    run_dir: RunDir,
+    out: Path,
+    *,
+    checkpoint: str,
+    direction: str | None = None,
+    merge: bool = False,
 ) -> ExportedModel:
     """
     Writes a checkpoint of a run as transformers reads it: model, tokenizer, settings of
@@ -76,6 +91,8 @@ def export_run(
     :param checkpoint: ``best``, ``last`` or a step.
     :param direction: Of a run with several directions, the one that prompt and
         languages are set to; the model is that of all.
+    :param merge: If ``True``, the adapter of a run with LoRA is merged into its base;
+        else the base is written, and in its folder ``adapter`` what belongs to it.
 
     :raises WarmupError: If there is no such checkpoint or direction, the family or the
         tokenizer has no form in transformers, or the output exists.
@@ -144,7 +161,18 @@ def export_run(
 
     arch = hg_config.arch if isinstance(hg_config.arch, str) else hg_config.arch[0]
 
-    weights = complete_tied(load_weights(run_dir, step_nr), family_name, config)
+    if merge and find_record(run_dir.checkpoint_dir) is None:
+        raise WarmupError(
+            f"`--merge` merges the adapter of a run with `lora.rank`, which `{run_dir.path}` has not; leave it out."
+        )
+
+    parts = None if merge else load_adapted(run_dir, step_nr)
+
+    weights = load_weights(run_dir, step_nr) if parts is None else parts.base
+
+    weights = complete_tied(weights, family_name, config)
+
+    adapter_path = None if parts is None else out.absolute() / ADAPTER_FOLDER
 
     with new_folder(out) as folder:
         to_hub_idx = write_hub_tokenizer(
@@ -194,6 +222,17 @@ def export_run(
             {name: generation[name] for name in names},
         )
 
+        if parts is not None:
+            write_peft_adapter(
+                folder / ADAPTER_FOLDER,
+                parts.adapter,
+                parts.record,
+                hg_format,
+                config,
+                base=str(out.absolute()),
+                is_decoder_only=is_decoder_only,
+            )
+
         folder.joinpath("generation_config.json").write_text(
             json.dumps(generation, indent=2) + "\n", encoding="utf-8"
         )
@@ -224,11 +263,12 @@ def export_run(
                 ),
                 cut_share=cut_share,
                 warmup_lang=options.warmup_lang,
+                has_adapter=parts is not None,
             ),
         )
 
     return ExportedModel(
-        out, step_nr, arch, codec.layout.vocab_size, to_hub_idx, cut_share
+        out, step_nr, arch, codec.layout.vocab_size, to_hub_idx, cut_share, adapter_path
     )
 
 

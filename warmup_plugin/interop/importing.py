@@ -19,6 +19,7 @@ from warmup_plugin.interop.checkpoints import (
     write_model_config,
     write_weights,
 )
+from warmup_plugin.interop.peft import merge_peft_adapter
 from warmup_plugin.models.hugging_face.table import find_format
 from warmup_plugin.models.hugging_face.weights import (
     check_weights,
@@ -87,7 +88,11 @@ class _ImportedTokenizer:
 
 
 def import_model(
-    source: str, out: Path, *, separator: str | None = None
+    source: str,
+    out: Path,
+    *,
+    separator: str | None = None,
+    adapter: Path | None = None,
 ) -> ImportedModel:
     """
     Turns a Hugging Face model and its tokenizer into a run directory to start from.
@@ -95,6 +100,7 @@ def import_model(
     :param source: A folder, or the name ``org/name`` of a model on the Hub.
     :param separator: The special token that ends a warmup; ``None`` for the
         tokenizer's default.
+    :param adapter: The folder of a LoRA of ``peft`` to merge into the model.
 
     :raises WarmupError: If the model, the tokenizer or the separator cannot be used;
         then nothing has been written.
@@ -124,7 +130,12 @@ def import_model(
             f"The model in `{folder}` has {config.vocab_size} tokens, but its tokenizer {tokenizer.vocab_size}; copy the tokenizer that the model was trained with into the folder."
         )
 
-    weights = hg_format.from_hg_state_dict(read_weights(folder), config)
+    hg_weights = read_weights(folder)
+
+    if adapter is not None:
+        hg_weights = merge_peft_adapter(hg_weights, adapter.expanduser())
+
+    weights = hg_format.from_hg_state_dict(hg_weights, config)
 
     shapes = expected_shapes(hg_format.family, config)
 
@@ -143,7 +154,12 @@ def import_model(
 
         write_text_atomically(run_dir.run_file, dump_yaml(run_config))
 
-        run_dir.write_versions({"imported_from": source})
+        origin = {"imported_from": source}
+
+        if adapter is not None:
+            origin["merged_adapter"] = str(adapter)
+
+        run_dir.write_versions(origin)
 
         run_dir.write_card(name=out.name)
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from warmup_plugin import __version__
+
+ADAPTER_FOLDER: Final = "adapter"
+"""In the folder of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,9 @@ class ModelCard:
     warmup_lang: str | None = None
     """The language whose token begins a warmup, if it is not that of the targets."""
 
+    has_adapter: bool = False
+    """If ``True``, the model is the base of an adapter beside it."""
+
 
 def write_model_card(folder: Path, card: ModelCard) -> None:
     """Writes ``README.md``, which the Hugging Face Hub shows."""
@@ -76,6 +83,7 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
         "",
         f"A `{card.arch}` {origin}.",
         "",
+        *_describe_adapter(card),
         *_describe_output(card),
         "",
         "## Use",
@@ -88,6 +96,16 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
     ]
 
     folder.joinpath("README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _describe_adapter(card: ModelCard) -> list[str]:
+    if not card.has_adapter:
+        return []
+
+    return [
+        f"This folder holds the base, and `{ADAPTER_FOLDER}` in it the adapter (LoRA) that was trained, in the format of `peft`: only both together write what is described here.",
+        "",
+    ]
 
 
 def _describe_output(card: ModelCard) -> list[str]:
@@ -130,11 +148,20 @@ def _write_example(card: ModelCard) -> list[str]:
 
     names = f"AutoTokenizer, {kls}{', LogitsProcessor' if has_warmup else ''}"
 
+    adapter: list[str] = []
+
+    if card.has_adapter:
+        adapter = [
+            f"model = PeftModel.from_pretrained(model, {f'{card.name}/{ADAPTER_FOLDER}'!r})"
+        ]
+
     lines = [
+        *(["from peft import PeftModel"] if card.has_adapter else []),
         f"from transformers import {names}",
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({card.name!r})",
         f"model = {kls}.from_pretrained({card.name!r})",
+        *adapter,
         "",
         f"text = {card.template!r}.replace('{{source}}', 'A sentence.')",
         "",
@@ -185,6 +212,13 @@ def _write_example(card: ModelCard) -> list[str]:
 
 
 def _describe_serving(card: ModelCard) -> list[str]:
+    if card.has_adapter:
+        return [
+            "## Serving",
+            "",
+            "CTranslate2 reads no adapters: export the run again with `--merge`.",
+        ]
+
     lines = [
         "## Serving",
         "",

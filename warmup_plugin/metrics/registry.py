@@ -181,6 +181,7 @@ METRICS: Final[dict[str, MetricEntry]] = {
         {"macro_f1": "macro-F1"}, lambda o: MacroF1Metric(_check_labels(o))
     ),
 }
+"""The metrics by the names that ``--metrics`` and ``validation.metrics`` take."""
 
 
 def check_metric_names(names: Sequence[str], *, in_validation: bool = False) -> None:

@@ -139,7 +139,7 @@ class RowDecoder(ABC):
         :param rows: One for each row of this decoder, in the same order.
         :param past_lens: The number of tokens that each of them has been fed; what it
             was fed beyond them is forgotten. *Shape:* :math:`(B)`.
-        :param excluded: See :meth:`ConditionalModel.score`.
+        :param excluded: See :meth:`~warmup_plugin.ConditionalModel.score`.
 
         :returns: log P(y|c,x). *Shape:* :math:`(B)`.
         """
@@ -198,7 +198,7 @@ class ConditionalModel(ABC):
         coefficients u and v, with gradient and in little memory.
 
         To be called through the ``forward`` of the data parallel wrapper, see
-        :func:`make_scorable`.
+        :func:`~warmup_plugin.models.conditional.make_scorable`.
 
         :param source_seqs: *Shape:* :math:`(N,S_{src})`.
         :param label_smoothing: The share of label smoothing in log P(y|c,x), as

@@ -20,6 +20,7 @@ from torch.nn import Module
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.models.lora import LoraProjection
 
 _LEAST_SIZE: Final = 1 << 18
 """The weights of a projection, such as 512 by 512, from which on 8 bits are faster: rows of
@@ -116,6 +117,9 @@ def quantize_projections(model: Module) -> int:
                 continue
 
             weight, bias = child.weight, child.bias
+
+            if isinstance(child, LoraProjection):
+                weight = child.compute_merged_weight()
 
             assert isinstance(weight, Tensor)
             assert bias is None or isinstance(bias, Tensor)

@@ -3,12 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+
+@final
+@dataclass(frozen=True)
+class PreparedRow:
+    """Says which row of a weight is made of which others."""
+
+    weights: Sequence[str]
+    """The names of the weight, several if it is tied."""
+
+    row: int
+
+    mean_of: Sequence[int]
+    """The rows whose mean it is."""
 
 
 def has_tied_embeddings(model: Module) -> bool:
@@ -22,10 +37,9 @@ def has_tied_embeddings(model: Module) -> bool:
     return frontend.embed.weight is proj.weight
 
 
-@torch.no_grad()
 def prepare_separator(
     model: Module, separator_idx: int, eos_idx: int, begin_indices: Sequence[int]
-) -> None:
+) -> list[PreparedRow]:
     """
     Makes the separator look like what it stands for, in a model that never wrote it.
 
@@ -40,18 +54,46 @@ def prepare_separator(
     :param model: A ``TransformerModel`` or ``TransformerLM``, before a data parallel
         wrapper is put around it.
     :param begin_indices: The tokens that targets follow; of several the mean is taken.
+
+    :returns: What :func:`prepare_rows` does the same to the weights of the model by.
     """
+    rows = list(_list_rows(model, separator_idx, eos_idx, begin_indices))
+
+    # Tied ones under each of their names.
+    prepare_rows(model.state_dict(), rows)
+
+    return rows
+
+
+def _list_rows(
+    model: Module, separator_idx: int, eos_idx: int, begin_indices: Sequence[int]
+) -> Iterator[PreparedRow]:
     frontend, proj = cast(Any, model).decoder_frontend, cast(Any, model).final_proj
 
-    embed_weight: Tensor = frontend.embed.weight
+    # The parameters themselves: each is one object under all its names.
+    state_dict = model.state_dict(keep_vars=True)
+
+    def describe(weight: Tensor, mean_of: Sequence[int]) -> PreparedRow:
+        names = [name for name, other in state_dict.items() if other is weight]
+
+        return PreparedRow(names, separator_idx, list(mean_of))
 
     for weight in (proj.weight, proj.bias):
-        if weight is not None and not weight.is_meta:
-            weight[separator_idx] = weight[eos_idx]
+        if weight is not None:
+            yield describe(weight, [eos_idx])
 
-    if has_tied_embeddings(model) or embed_weight.is_meta:
-        return
+    if not has_tied_embeddings(model):
+        yield describe(frontend.embed.weight, list(dict.fromkeys(begin_indices)))
 
-    begins = embed_weight[list(dict.fromkeys(begin_indices))]
 
-    embed_weight[separator_idx] = begins.float().mean(dim=0).to(embed_weight.dtype)
+@torch.no_grad()
+def prepare_rows(weights: Mapping[str, Tensor], rows: Sequence[PreparedRow]) -> None:
+    """Overwrites rows of weights, in place, where they are there."""
+    for row in rows:
+        for name in row.weights:
+            weight = weights.get(name)
+
+            if weight is not None and not weight.is_meta:
+                mean = weight[list(row.mean_of)].float().mean(dim=0)
+
+                weight[row.row] = mean.to(weight.dtype)

@@ -46,6 +46,7 @@ from warmup_plugin.recipes.common import (
     find_family_name,
     get_rank,
 )
+from warmup_plugin.recipes.lora import find_run_base
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.train_config import SCORE_OF_TASK, TrainConfig
 from warmup_plugin.runs.run_dir import RunDir, dump_yaml, is_same_tokenizer, load_yaml
@@ -143,6 +144,9 @@ def _plan_start(
     run_dir.check_last_checkpoint()
 
     _check_tokenizer(run_dir, config)
+
+    if config.lora.rank is not None:
+        find_run_base(run_dir)
 
     _check_early_stop(run_dir, config)
 
@@ -310,6 +314,11 @@ def _complete_config(
 ) -> TrainConfig:
     config = deepcopy(config)
 
+    if config.lora.rank is not None and config.init_from is None:
+        raise WarmupError(
+            "`lora.rank` is set, but there is no model to add an adapter to; set `init_from` to a run or an imported model, or leave `lora.rank` out."
+        )
+
     if config.init_from is not None:
         RunDir(config.init_from).check_is_run(
             "set `init_from` to the output directory of a training run, or make one of a public model with `python -m warmup_plugin import`"
@@ -354,6 +363,10 @@ def _complete_config(
         _check_behind(config.dataset)
 
     needs_reference = config.criterion.has_warmups and config.warmup.kl_weight > 0.0
+
+    # The model without its adapter.
+    if config.lora.rank is not None:
+        needs_reference = False
 
     if config.reference_model is None and needs_reference:
         if config.init_from is None:

@@ -38,6 +38,7 @@ from warmup_plugin.generation import WarmupGenerator, create_generation_config
 from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.training import shorten_metric_lines
 from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.lora import save_adapter_only
 from warmup_plugin.recipes.common import (
     check_lengths,
     create_direction_codecs,
@@ -52,6 +53,7 @@ from warmup_plugin.recipes.control import (
     TrainerControl,
 )
 from warmup_plugin.recipes.corpora import CorpusReader
+from warmup_plugin.recipes.lora import setup_lora_model
 from warmup_plugin.recipes.overview import describe_training
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.start import NothingToRun, start_run
@@ -113,6 +115,9 @@ class TranslationTrainRecipe(Recipe):
         base_model = context.get_model()
 
         self._check_precision(base_model, config)
+
+        if config.lora.rank is not None:
+            save_adapter_only(context.get_data_parallel_model())
 
         model = create_conditional_model(base_model)
 
@@ -277,9 +282,12 @@ class TranslationTrainRecipe(Recipe):
     ) -> Module:
         config = context.get_config_as(TrainConfig)
 
-        codecs = self._create_codecs(context, config)
+        codecs = list(self._create_codecs(context, config).values())
 
-        return setup_model(context, model, codecs=list(codecs.values()))
+        if config.lora.rank is not None:
+            return setup_lora_model(context, model, config, codecs)
+
+        return setup_model(context, model, codecs=codecs)
 
     @staticmethod
     def _create_early_stopper(

@@ -30,6 +30,7 @@ from warmup_plugin.criteria.setup import find_trainer_errors
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.config import GenerationSection
 from warmup_plugin.metrics.registry import METRICS, check_metric_names
+from warmup_plugin.models.lora import LoraSection
 from warmup_plugin.recipes.checks import check_values
 from warmup_plugin.recipes.common import RunTokenizerSection, TextPairsSection
 from warmup_plugin.tasks.config import TaskSection
@@ -99,8 +100,10 @@ class TrainConfig(Validatable):
     init_checkpoint: str | int = "best"
     """Which of its checkpoints: ``best``, ``last`` or a step."""
 
+    lora: LoraSection = field(default_factory=lambda: LoraSection())
+
     reference_model: ReferenceModelSection | None = None
-    """The frozen model of ``warmup.kl_weight``; ``None`` for that of ``init_from``. Every process holds a whole copy."""
+    """The frozen model of ``warmup.kl_weight``; ``None`` for that of ``init_from``. Every process holds a whole copy; with ``lora.rank`` and ``None`` there is none, since the model without its adapter is that of ``init_from``."""
 
     dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
 

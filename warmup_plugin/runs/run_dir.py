@@ -20,7 +20,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
@@ -37,7 +36,11 @@ from warmup_plugin.fairseq2_doors import (
     get_step_folder,
     parse_step_folder,
 )
-from warmup_plugin.files import write_bytes_atomically, write_text_atomically
+from warmup_plugin.files import (
+    digest_weights,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
 
 # What runs did before there were these settings, where it is not their default.
@@ -241,24 +244,7 @@ class RunDir:
 
     def describe_checkpoint(self, step: int) -> dict[str, object]:
         """Returns what tells a checkpoint from any other: its step and its content."""
-        folder = self.model_path(step)
-
-        digest = sha256()
-
-        for file in sorted(folder.rglob("*.pt")):
-            sum_file = file.with_name(f"{file.name}.sha256")
-
-            if sum_file.is_file():
-                content = sum_file.read_bytes()[:64]
-            else:
-                # Of an earlier version.
-                stat = file.stat()
-
-                content = f"{stat.st_size} {stat.st_mtime_ns}".encode()
-
-            digest.update(f"{file.relative_to(folder)} ".encode() + content + b"\n")
-
-        return {"step": step, "model": digest.hexdigest()}
+        return {"step": step, "model": digest_weights(self.model_path(step))}
 
     def write_origin(self, file: Path, origin: Mapping[str, object]) -> None:
         """

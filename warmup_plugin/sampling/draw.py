@@ -409,8 +409,8 @@ def draw_candidates(
     :param prefixes: The tokens before a warmup. *Shape:* :math:`(N,P)`.
     :param max_warmup_len: The most tokens of a warmup; then the separator is forced.
     :param temperature: Divides the logits; other than 1.0, q is not a.
-    :param top_k: See :func:`truncate_log_probs`.
-    :param top_p: See :func:`truncate_log_probs`.
+    :param top_k: See :func:`~warmup_plugin.sampling.truncation.truncate_log_probs`.
+    :param top_p: See :func:`~warmup_plugin.sampling.truncation.truncate_log_probs`.
     :param uniforms: Numbers from [0, 1), such as :func:`draw_line_uniforms` draws.
         *Shape:* :math:`(B,C)`, fp64.
     :param greedy: If ``True``, the likeliest tokens are taken; then K must be 1.

@@ -65,7 +65,10 @@ def create_independent_sampler(config: IndependentConfig) -> WarmupSampler:
 
 @final
 class IndependentSampler:
-    """The sampler ``independent``, see :func:`draw_candidates`."""
+    """
+    The sampler ``independent``, see
+    :func:`~warmup_plugin.sampling.draw.draw_candidates`.
+    """
 
     enumerates_empty: Final = True
 
@@ -99,7 +102,10 @@ class IndependentSampler:
 
 @final
 class StochasticBeamSampler:
-    """The sampler ``stochastic_beam``, see :func:`draw_distinct_candidates`."""
+    """
+    The sampler ``stochastic_beam``, see
+    :func:`~warmup_plugin.sampling.stochastic_beam.draw_distinct_candidates`.
+    """
 
     distinct: Final = True
 

@@ -50,7 +50,8 @@ def draw_distinct_candidates(
     :math:`\frac{1}{K} \sum_k \exp(a_k - q_k) f(c_k)` is the estimate of
     :math:`\sum_c P(c|x) f(c)` that Kool et al. show to be unbiased; it is exact if
     there are only K warmups. With K = 1 its variance is infinite:
-    :func:`draw_candidates` draws the same and needs no weight.
+    :func:`~warmup_plugin.sampling.draw.draw_candidates` draws the same and needs no
+    weight.
 
     Uses the default random generator of the device. The model must be in evaluation
     mode.

@@ -19,9 +19,9 @@ class WarmupTokenizer(Tokenizer):
     A tokenizer that tells which of its tokens no text encodes to.
 
     One of them ends a warmup; none of the others is ever generated inside a warmup or
-    an output. The modes of :meth:`create_encoder` are ``source`` and ``target`` for
+    an output. The modes of ``create_encoder()`` are ``source`` and ``target`` for
     encoder-decoders; tokenizers of decoder-only models encode prompts in
-    :mod:`warmup_plugin.tokenizers.hugging_face`.
+    ``warmup_plugin/tokenizers/hugging_face.py``.
     """
 
     @abstractmethod

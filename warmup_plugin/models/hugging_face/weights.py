@@ -44,20 +44,25 @@ _MAX_NAMES: Final = 3
 """How many weights an error names."""
 
 
-def read_config_json(folder: Path) -> dict[str, object]:
+def read_config_json(
+    folder: Path,
+    name: str = _CONFIG_FILE,
+    *,
+    remedy: str = "name the folder of a Hugging Face model",
+) -> dict[str, object]:
     """
     Reads the configuration of a Hugging Face model.
+
+    :param remedy: What to do if there is none.
 
     :raises WarmupError: If there is none, or what is there is not a JSON object.
     """
     _check_folder(folder)
 
-    file = folder / _CONFIG_FILE
+    file = folder / name
 
     if not _is_file(file):
-        raise WarmupError(
-            f"{folder} has no `{_CONFIG_FILE}`; name the folder of a Hugging Face model."
-        )
+        raise WarmupError(f"{folder} has no `{name}`; {remedy}.")
 
     return _read_json(file)
 
@@ -74,7 +79,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
     for name in _WEIGHT_FILES:
         if _is_file(folder / name):
-            return _read_file(folder / name)
+            return read_weight_file(folder / name)
 
         if _is_file(folder / f"{name}{_INDEX_SUFFIX}"):
             return _read_shards(folder / f"{name}{_INDEX_SUFFIX}")
@@ -232,7 +237,7 @@ def _read_shards(index_file: Path) -> dict[str, Tensor]:
     state_dict = {}
 
     for file, file_names in names.items():
-        shard = _read_file(file)
+        shard = read_weight_file(file)
 
         lost = [n for n in file_names if n not in shard]
 
@@ -246,7 +251,12 @@ def _read_shards(index_file: Path) -> dict[str, Tensor]:
     return state_dict
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
+def read_weight_file(file: Path) -> dict[str, Tensor]:
+    """
+    Reads a file of weights, as :func:`read_weights` does.
+
+    :raises WarmupError: If it holds something else, or is damaged.
+    """
     head = _read_head(file)
 
     weights: object
