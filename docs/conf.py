@@ -131,6 +131,7 @@ docs/data
 docs/training
 docs/models
 docs/lora
+docs/mrt
 docs/tasks
 docs/generation
 docs/evaluation
