@@ -452,6 +452,9 @@ class TestMakePlan:
 
             name = "sft" if is_plain else "warmup"
 
+            if run.system.name.startswith("mrt"):
+                name = "mrt"
+
             assert config["criterion"]["name"] == name
 
 
