@@ -143,7 +143,11 @@ def create_draws(
     """Creates the ways to draw; each returns the lengths of its warmups."""
     batch = create_batch(SETTING, num_sources * SETTING.target_len, device)
 
-    model = create_model(SETTING, device).eval()
+    model, stock_model = (create_model(SETTING, device).eval() for _ in range(2))
+
+    # An encoder-decoder, as the setting says.
+    assert isinstance(model, TransformerModel)
+    assert isinstance(stock_model, TransformerModel)
 
     set_end_prob(model, end_prob)
 
@@ -154,8 +158,6 @@ def create_draws(
     conditional = create_conditional_model(model)
 
     # Not the one that `create_conditional_model()` may have adapted.
-    stock_model = create_model(SETTING, device).eval()
-
     set_end_prob(stock_model, end_prob)
 
     @torch.no_grad()

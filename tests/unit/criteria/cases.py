@@ -93,7 +93,7 @@ def create_batch(
     :param directions: The direction of each pair, of a run with several.
     :param given_lens: How many tokens of each target are not learned.
     """
-    example = {}
+    example: dict[str, object] = {}
 
     if directions is not None:
         example["directions"] = list(directions)

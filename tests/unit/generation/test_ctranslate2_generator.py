@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.common import create_layout, create_tiny_model, device
 from warmup_plugin.errors import WarmupError
