@@ -236,13 +236,19 @@ def remove_provider(container: DependencyContainer, kls: type[object]) -> None:
         container._keys[kls].remove(None)
 
 
-def take_provider(container: DependencyContainer, kls: type[T]) -> Provider[T]:
-    """Returns what makes an object for fairseq2, and makes room for a provider of ours."""
-    provider = container._registrations[(kls, None)].provider
+def take_provider(container: DependencyContainer, kls: type[T]) -> Provider[T] | None:
+    """
+    Returns what makes an object for fairseq2, and makes room for a provider of ours;
+    ``None`` in a container without fairseq2's own.
+    """
+    registration = container._registrations.get((kls, None))
+
+    if registration is None:
+        return None
 
     remove_provider(container, kls)
 
-    return cast("Provider[T]", provider)
+    return cast("Provider[T]", registration.provider)
 
 
 def find_dependency_resolver() -> DependencyResolver | None:

@@ -25,6 +25,9 @@ def register_late_assets(container: DependencyContainer) -> None:
     """Puts our store of cards in front of fairseq2's."""
     load = take_provider(container, AssetStore)
 
+    if load is None:
+        return
+
     container.register(
         AssetStore,
         lambda resolver: LateAssetStore(partial(load, resolver)),

@@ -361,7 +361,7 @@ class TestCreateCriterion:
 
         with pytest.raises(
             RecipeError,
-            match=r"^`criterion.name` is `nope`, which is not registered; use `sft`, `warmup` or one that your own package registers.$",
+            match=r"^`criterion.name` is `nope`, which is not registered; use `sft`, `warmup`, `mrt` or one that your own package registers.$",
         ):
             create_criterion(context)
 
