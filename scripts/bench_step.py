@@ -501,11 +501,13 @@ def _add_texts(batch: Seq2SeqBatch) -> Seq2SeqBatch:
 
     sources, references = write(batch.source_seqs), write(batch.target_seqs)
 
+    assert batch.source_seq_lens is not None and batch.target_seq_lens is not None
+
     return Seq2SeqBatch(
         batch.source_seqs,
-        batch.source_seq_lens,
+        list(batch.source_seq_lens),
         batch.target_seqs,
-        batch.target_seq_lens,
+        list(batch.target_seq_lens),
         example={
             "indices": list(range(len(sources))),
             "sources": sources,

@@ -101,7 +101,7 @@ class OutputSampler:
 
         groups = [(0, num_sources)] if budget is None else divide_sizes(sizes, budget)
 
-        outputs = []
+        outputs: list[Output] = []
 
         for begin, end in groups:
             group = pairs.slice(begin, end)
