@@ -66,7 +66,7 @@ class CriterionContext:
     """Turns the tokens of an output into text, for what scores texts."""
 
     num_template_tokens: int = 0
-    """See :class:`~warmup_plugin.generation.WarmupGenerator`."""
+    """See :class:`~warmup_plugin.WarmupGenerator`."""
 
 
 @final
