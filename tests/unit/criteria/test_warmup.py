@@ -382,10 +382,15 @@ class TestMetrics:
 
         added = {name for name in bag.metrics if name.startswith("warmup_")}
 
-        # What the training unit adds itself, and what a validation may score by.
+        # What the training unit adds itself, what a validation may score by, and the
+        # samples of `mrt`.
         validated = {name for entry in METRICS.values() for name in entry.names}
 
-        assert known - validated == added | {"draw_share", "smoothed_loss", "time_left"}
+        others = {name for name in known if name.startswith("sample_")}
+
+        assert known - validated - others == added | {
+            *("draw_share", "smoothed_loss", "time_left")
+        }
 
 
 class TestCollapse:
