@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -115,10 +116,21 @@ def test_bad_line_is_one_sentence(run_dir: Path, text_folder: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_all(run_dir: Path, signum: signal.Signals) -> None:
-    if signal.getsignal(signum) is signal.SIG_IGN:
-        pytest.skip(f"whoever started the tests has {signum.name} ignored")
-
-    process = start("translate", run_dir, "--processes", 2, "--interactive")
+    process = subprocess.Popen(
+        python_command(
+            *("-m", "warmup_plugin", "translate", run_dir),
+            *("--processes", 2, "--interactive"),
+            is_warm=False,
+        ),
+        cwd=ROOT,
+        env=command_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever started the tests may have it ignored.
+        preexec_fn=partial(signal.signal, signum, signal.SIG_DFL),
+    )
 
     assert process.stdin is not None and process.stdout is not None
 
@@ -132,6 +144,9 @@ def test_signal_ends_all(run_dir: Path, signum: signal.Signals) -> None:
     process.send_signal(signum)
 
     begin = time.monotonic()
+
+    # Its input stays open: the end of it would be an end as well.
+    process.wait(timeout=TIMEOUT)
 
     # The streams end with the last process that holds them.
     process.communicate(timeout=TIMEOUT)
