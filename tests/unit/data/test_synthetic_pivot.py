@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,7 +182,7 @@ class TestTellLanguage:
 
 
 class TestWriteSyntheticPivot:
-    def write(self, folder: Path, **sizes: int) -> dict[str, list[str]]:
+    def write(self, folder: Path, **sizes: Any) -> dict[str, list[str]]:
         write_synthetic_pivot(
             folder,
             **{"num_leg": 20, "num_direct": 6, "num_valid": 4, "num_test": 5, **sizes},
