@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -42,15 +43,18 @@ def run_dir(
     return out
 
 
-def start(*args: object) -> subprocess.Popen[str]:
+def start(
+    *args: object, is_warm: bool = True, preexec_fn: Callable[[], object] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        python_command("-m", "warmup_plugin", *args),
+        python_command("-m", "warmup_plugin", *args, is_warm=is_warm),
         cwd=ROOT,
         env=command_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=preexec_fn,
     )
 
 
@@ -116,18 +120,9 @@ def test_bad_line_is_one_sentence(run_dir: Path, text_folder: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_all(run_dir: Path, signum: signal.Signals) -> None:
-    process = subprocess.Popen(
-        python_command(
-            *("-m", "warmup_plugin", "translate", run_dir),
-            *("--processes", 2, "--interactive"),
-            is_warm=False,
-        ),
-        cwd=ROOT,
-        env=command_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = start(
+        *("translate", run_dir, "--processes", 2, "--interactive"),
+        is_warm=False,
         # Whoever started the tests may have it ignored.
         preexec_fn=partial(signal.signal, signum, signal.SIG_DFL),
     )
@@ -160,18 +155,8 @@ def test_hangup_that_is_ignored_ends_none(run_dir: Path) -> None:
 
     try:
         # As `nohup` starts it; a process that is warm has been started before.
-        process = subprocess.Popen(
-            python_command(
-                *("-m", "warmup_plugin", "translate", run_dir),
-                *("--processes", 2, "--interactive"),
-                is_warm=False,
-            ),
-            cwd=ROOT,
-            env=command_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        process = start(
+            *("translate", run_dir, "--processes", 2, "--interactive"), is_warm=False
         )
     finally:
         signal.signal(signal.SIGHUP, old_handler)

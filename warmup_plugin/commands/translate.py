@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
+from warmup_plugin.errors import WarmupError
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
@@ -154,6 +155,12 @@ def _convert(args: argparse.Namespace) -> Path:
     from warmup_plugin.interop.ctranslate2 import convert_run, get_converted
     from warmup_plugin.recipes.common import get_rank
     from warmup_plugin.runs.run_dir import RunDir
+
+    # Before minutes of conversion.
+    if args.ensemble:
+        raise WarmupError(
+            "`--ensemble` is not for `--backend ctranslate2`, which has one model; leave one of them out."
+        )
 
     run_dir = RunDir(args.run_dir)
 

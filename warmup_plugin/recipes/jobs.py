@@ -288,14 +288,8 @@ def _list_members(
     """
     Returns the models of other runs, as a config names them.
 
-    :raises WarmupError: If they read or write other tokens, or all depend on one that
-        cannot be found.
+    :raises WarmupError: If they read or write other tokens, or are no runs.
     """
-    if options.ctranslate2 is not None:
-        raise WarmupError(
-            "`--ensemble` is not for `--backend ctranslate2`, which has one model; leave one of them out."
-        )
-
     members: list[object] = []
 
     for path in options.ensemble:

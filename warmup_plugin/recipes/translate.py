@@ -497,11 +497,7 @@ class TranslationGenerateRecipe(Recipe):
             num_text_outputs=config.num_text_outputs,
             # Without it as in earlier versions, whose jobs go on.
             **({} if config.ctranslate2 is None else {"backend": "ctranslate2"}),
-            **(
-                {"ensemble": [str(m.path) for m in config.ensemble]}
-                if config.ensemble
-                else {}
-            ),
+            **describe_members(config.ensemble),
             **dataclasses.asdict(generator.config),
         )
 
@@ -513,6 +509,17 @@ class TranslationGenerateRecipe(Recipe):
     @override
     def config_kls(self) -> type[object]:
         return GenerateConfig
+
+
+def describe_members(members: Sequence[ReferenceModelSection]) -> dict[str, object]:
+    """Describes the further models of an ensemble, so that a job does not go on with
+    others; nothing if there are none, as in earlier versions."""
+    if not members:
+        return {}
+
+    paths = [member.path for member in members if member.path is not None]
+
+    return {"ensemble": [[str(path), path.stat().st_mtime] for path in paths]}
 
 
 def _load_model(context: RecipeContext, section: ReferenceModelSection) -> Module:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from fairseq2.recipe.config import ReferenceModelSection
 
 from warmup_plugin.__main__ import main
 from warmup_plugin.commands import generate
 from warmup_plugin.generation.translator import Translator, to_json_line
 from warmup_plugin.interop.checkpoints import load_weights, write_weights
 from warmup_plugin.models import int8
+from warmup_plugin.recipes.translate import describe_members
 from warmup_plugin.runs.run_dir import RunDir
 
 Translate: TypeAlias = Callable[..., tuple[int, bytes, str]]
@@ -683,9 +686,11 @@ class TestEnsemble:
         translate: Translate,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        # Nothing is written into a run that others use.
+        def convert_run(*args: object, **options: object) -> Path:
+            raise AssertionError("what is refused is not converted before")
+
         monkeypatch.setattr(
-            "warmup_plugin.interop.ctranslate2.convert_run", lambda *_, **__: sft_run
+            "warmup_plugin.interop.ctranslate2.convert_run", convert_run
         )
 
         status, _, err = translate(
@@ -693,6 +698,17 @@ class TestEnsemble:
         )
 
         assert status == 2 and message in err and err.count("error") == 1
+
+    def test_job_knows_a_model_that_was_trained_anew(self, tmp_path: Path) -> None:
+        members = [ReferenceModelSection(path=tmp_path)]
+
+        before = describe_members(members)
+
+        os.utime(tmp_path, (1, 1))
+
+        assert describe_members(members) != before
+        assert describe_members(members) == {"ensemble": [[str(tmp_path), 1.0]]}
+        assert describe_members([]) == {}
 
     def test_tokenizer_is_the_same(
         self, tmp_path: Path, warmup_run: Path, translate: Translate
