@@ -14,6 +14,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.arguments import (
     add_file_arguments,
     add_scoring_arguments,
+    check_references,
     read_file_arguments,
     read_metric_arguments,
 )
@@ -32,6 +33,7 @@ from warmup_plugin.evaluation.systems import (
     rename_systems,
 )
 from warmup_plugin.metrics.base import Evaluation
+from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.metrics.resampling import NUM_TRIALS, check_num_samples
 from warmup_plugin.metrics.tables import format_columns, format_number, format_score
 from warmup_plugin.metrics.wins import (
@@ -50,7 +52,7 @@ DESCRIPTION: Final = (
 
 # Of the metrics asked for, those whose sentences are worth counting; corpus metrics
 # such as BLEU say little about one sentence.
-_SENTENCE_METRICS: Final = ("chrf", "comet")
+_SENTENCE_METRICS: Final = ("chrf", "comet", "cometkiwi")
 
 _Comparisons = Mapping[str, Mapping[str, SentenceComparison]]
 
@@ -121,7 +123,7 @@ def run(args: Namespace) -> int:
 
     metrics, options = read_metric_arguments(args, run_dir)
 
-    systems = rename_systems(_read_systems(args), names)
+    systems = rename_systems(_read_systems(args, metrics), names)
 
     evaluation = evaluate(
         systems,
@@ -190,7 +192,7 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _read_systems(args: Namespace) -> list[System]:
+def _read_systems(args: Namespace, metrics: Sequence[str]) -> list[System]:
     run_dirs = [path for path in args.systems if path.is_dir()]
 
     files = [path for path in args.systems if not path.is_dir()]
@@ -202,10 +204,13 @@ def _read_systems(args: Namespace) -> list[System]:
             "or give files only."
         )
 
+    needs_references = any(METRICS[name].needs_references for name in metrics)
+
     if args.sources is not None and args.references is None:
-        raise WarmupError(
-            "`--sources` belongs to `--references FILE`; add it, or leave both out."
-        )
+        if run_dirs or needs_references:
+            raise WarmupError(
+                "`--sources` belongs to `--references FILE`; add it, or leave both out."
+            )
 
     places = read_file_arguments(args, files)
 
@@ -217,11 +222,13 @@ def _read_systems(args: Namespace) -> list[System]:
                     "it out."
                 )
 
-        if args.references is None:
+        if args.references is None and needs_references:
             raise WarmupError(
                 f"{files[0]} is not a directory, and files need `--references FILE`; "
                 "add it, or correct the path of the run."
             )
+
+        check_references(args, metrics)
 
         return read_files(
             files, args.references, args.sources, args.target_lang, places

@@ -13,6 +13,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.arguments import (
     add_file_arguments,
     add_scoring_arguments,
+    check_references,
     read_file_arguments,
     read_metric_arguments,
 )
@@ -125,8 +126,7 @@ def _run(args: argparse.Namespace) -> None:
                     "`--hypotheses`."
                 )
 
-        if args.references is None:
-            raise WarmupError("`--hypotheses` needs `--references FILE`; add it.")
+        check_references(args, metrics)
 
         systems = {
             None: read_files(

@@ -32,6 +32,7 @@ _LEFT_OUT: Final = (
     "data",
     "title",
     "comet_model",
+    "cometkiwi_model",
     "bertscore_model",
 )
 

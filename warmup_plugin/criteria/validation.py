@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast, final
 
@@ -25,6 +25,7 @@ from warmup_plugin.criteria.base import (
 from warmup_plugin.gathering import gather_objects
 from warmup_plugin.generation import WarmupGenerator
 from warmup_plugin.metrics.base import DEFAULT_METRICS
+from warmup_plugin.metrics.registry import MetricOptions
 from warmup_plugin.metrics.translation import (
     check_validation_metrics,
     score_translations,
@@ -65,34 +66,36 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         codec: TextCodec,
         gangs: Gangs,
         *,
-        target_lang: str | None,
         num_shown: int,
         metrics: Sequence[str] = DEFAULT_METRICS,
-        labels: Sequence[str] = (),
+        options: MetricOptions = MetricOptions(),
         directions: Mapping[str, ValidDirection] | None = None,
     ) -> None:
         """
         :param create_generator: Creates what decodes with warmups of at most so many
             tokens; see :meth:`Criterion.get_max_warmup_len`.
         :param codec: Decodes; with several directions, that of any.
-        :param target_lang: The language that chooses tokenizers.
         :param num_shown: The number of sources, from the first line of the file, to
             log with their outputs; with several directions, of each.
         :param metrics: The names of the metrics; see ``warmup_plugin.metrics.registry``.
-        :param labels: All valid outputs, for ``accuracy`` and ``macro_f1``.
+        :param options: What they need to know; models that they keep belong to the one
+            process that scores, that of rank 0.
         :param directions: The directions of a run with several, by name; the batches
-            say of which they are. Then ``target_lang`` is not used.
+            say of which they are. Then ``options.target_lang`` is not used.
 
         :raises WarmupError: What a metric needs is not installed.
         """
         # The first validation may come hours after the start.
-        self._target_langs: dict[str, str | None] = {"": target_lang}
+        self._options = {"": options}
 
         if directions is not None:
-            self._target_langs = {n: d.target_lang for n, d in directions.items()}
+            self._options = {
+                name: replace(options, target_lang=direction.target_lang)
+                for name, direction in directions.items()
+            }
 
-        for lang in dict.fromkeys(self._target_langs.values()):
-            check_validation_metrics(metrics, target_lang=lang, labels=labels)
+        for direction_options in self._options.values():
+            check_validation_metrics(metrics, direction_options)
 
         self._name = name
         self._criterion = criterion
@@ -102,11 +105,10 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         self._directions = directions
         self._num_shown = num_shown
         self._metrics = metrics
-        self._labels = labels
         self._step_nr = 0
 
-        # (direction, index in its text, hypothesis, references)
-        self._outputs: list[tuple[str, int, str, list[str]]] = []
+        # (direction, index in its text, hypothesis, references, source)
+        self._outputs: list[tuple[str, int, str, list[str], str]] = []
 
         self._scores: dict[str, float] = {}
 
@@ -159,7 +161,9 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         texts = self._decode(batch, names)
 
-        self._outputs.extend(zip(names, indices, texts, example["references"]))
+        self._outputs.extend(
+            zip(names, indices, texts, example["references"], example["sources"])
+        )
 
         for n, source_warmups in zip(shown, warmups or [[] for _ in shown]):
             text = self._describe(
@@ -258,7 +262,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
 
         by_direction = {
             name: self._score(name, [o[2:] for o in outputs if o[0] == name])
-            for name in self._target_langs
+            for name in self._options
         }
 
         signatures = ", ".join(self._signatures)
@@ -287,26 +291,27 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
                 self._scores[f"{key}_{name}"] = round(value, 4)
 
     def _score(
-        self, name: str, outputs: Sequence[tuple[str, list[str]]]
+        self, name: str, outputs: Sequence[tuple[str, list[str], str]]
     ) -> dict[str, float]:
         """
         Scores the outputs of a direction.
 
-        :param outputs: Hypotheses and references.
+        :param outputs: Hypotheses, references and sources.
 
         :returns: The scores by their keys.
         """
         scores = score_translations(
-            [hypothesis for hypothesis, _ in outputs],
-            [references for _, references in outputs],
-            target_lang=self._target_langs[name],
+            [hypothesis for hypothesis, _, _ in outputs],
+            [references for _, references, _ in outputs],
+            sources=[source for _, _, source in outputs],
             num_bootstrap=0,
             metrics=self._metrics,
-            labels=self._labels,
+            options=self._options[name],
         )
 
         self._signatures += [
-            f"{name} {score.name} ({score.signature})".strip() for score in scores
+            f"{name} {score.name} ({'; '.join(score.notes)})".strip()
+            for score in scores
         ]
 
         return {s.key: s.score for s in scores if s.score is not None}

@@ -18,6 +18,7 @@ from warmup_plugin.data.text_files import (
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.base import DEFAULT_METRICS
+from warmup_plugin.metrics.comet_score import DEFAULT_KIWI_MODEL, DEFAULT_MODEL
 from warmup_plugin.metrics.registry import (
     METRICS,
     MetricOptions,
@@ -124,7 +125,13 @@ def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--comet-model",
         metavar="CKPT",
-        help="checkpoint of COMET, its folder or a name on the Hugging Face Hub",
+        help=f"checkpoint of COMET, its folder or a name on the Hugging Face Hub (default: that of the run's validations, else {DEFAULT_MODEL})",
+    )
+
+    parser.add_argument(
+        "--cometkiwi-model",
+        metavar="CKPT",
+        help=f"the same for `cometkiwi`, which reads no references (default: {DEFAULT_KIWI_MODEL})",
     )
 
     parser.add_argument(
@@ -155,7 +162,8 @@ def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
 _OWNERS: Final = {
     "bleu_tokenize": ("bleu",),
     "comet_model": ("comet",),
-    "comet_gpus": ("comet",),
+    "cometkiwi_model": ("cometkiwi",),
+    "comet_gpus": ("comet", "cometkiwi"),
     "bertscore_model": ("bertscore",),
     "bertscore_layers": ("bertscore",),
     "labels": ("accuracy", "macro_f1"),
@@ -176,6 +184,8 @@ def read_metric_arguments(
 
     labels: list[str] = []
 
+    comet_models: dict[str, str | None] = {"comet_model": None, "cometkiwi_model": None}
+
     if args.metrics is not None:
         metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
 
@@ -192,6 +202,8 @@ def read_metric_arguments(
         validation = read_run_config(RunDir(run_dir)).get("validation") or {}
 
         labels = validation.get("labels") or labels
+
+        comet_models = {name: validation.get(name) for name in comet_models}
 
         if args.metrics is None:
             metrics = validation.get("metrics") or metrics
@@ -211,13 +223,37 @@ def read_metric_arguments(
         target_lang=args.target_lang,
         bleu_tokenizer=args.bleu_tokenize,
         labels=labels,
-        comet_model=args.comet_model,
+        comet_model=args.comet_model or comet_models["comet_model"],
+        cometkiwi_model=args.cometkiwi_model or comet_models["cometkiwi_model"],
         comet_gpus=args.comet_gpus or 0,
         bertscore_model=args.bertscore_model,
         bertscore_layers=args.bertscore_layers,
     )
 
     return metrics, options
+
+
+def check_references(args: argparse.Namespace, metrics: Sequence[str]) -> None:
+    """
+    Checks that files are scored against what the metrics need.
+
+    :raises WarmupError: If it is not given.
+    """
+    if args.references is not None:
+        return
+
+    for name in metrics:
+        if METRICS[name].needs_references:
+            free = [n for n, entry in METRICS.items() if not entry.needs_references]
+
+            raise WarmupError(
+                f"The metric `{name}` needs `--references FILE`; add it, or choose of the metrics that need none, which are {', '.join(free)}."
+            )
+
+    if args.sources is None:
+        raise WarmupError(
+            "Files without references need `--sources FILE`, what was translated; add it."
+        )
 
 
 def read_file_arguments(args: argparse.Namespace, files: Sequence[Path]) -> TextPlaces:

@@ -114,7 +114,9 @@ def print_notes(evaluation: Evaluation) -> None:
         if score.reason is not None:
             show(f"{score.name}: not computed. {score.reason}")
         else:
-            show(f"{score.name}: {score.signature}, {score.num_sentences} sentences")
+            notes = "; ".join(score.notes)
+
+            show(f"{score.name}: {notes}, {score.num_sentences} sentences")
 
     for system, row in evaluation.scores.items():
         for score in row:
@@ -155,7 +157,11 @@ def make_report(
 
     report["baseline"] = next(iter(evaluation.scores))
     report["hypotheses"] = {s.name: str(s.hypotheses_file) for s in systems}
-    report["references"] = systems[0].references_name
+    report["references"] = None
+
+    if any(systems[0].references):
+        report["references"] = systems[0].references_name
+
     report["target_lang"] = systems[0].target_lang
     report["num_sentences"] = len(systems[0].references)
     report["bootstrap"] = {"num_samples": num_bootstrap, "seed": DEFAULT_SEED}

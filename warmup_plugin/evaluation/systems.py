@@ -48,6 +48,7 @@ class System:
     hypotheses: Sequence[str]
 
     references_name: str
+    """What tells the number of sentences: of what has no references the sources."""
 
     references: References
 
@@ -113,21 +114,33 @@ def rename_systems(systems: Sequence[System], names: Sequence[str]) -> list[Syst
 
 def read_files(
     hypotheses_files: Sequence[Path],
-    references_files: Sequence[Path],
+    references_files: Sequence[Path] | None,
     sources_file: Path | None,
     target_lang: str | None,
     places: TextPlaces = TextPlaces(),
 ) -> list[System]:
-    """Reads outputs from files: text, JSON lines or TSV."""
-    references = read_references(references_files, places)
+    """
+    Reads outputs from files: text, JSON lines or TSV.
 
-    references_name = ", ".join(map(str, references_files))
-
+    :param references_files: ``None`` if there are none; then there must be sources.
+    """
     sources = None
 
     if sources_file is not None:
         sources = read_texts(sources_file, "sources", places)
 
+    references: References
+
+    if references_files is None:
+        assert sources is not None
+
+        references, references_name = [[] for _ in sources], str(sources_file)
+    else:
+        references = read_references(references_files, places)
+
+        references_name = ", ".join(map(str, references_files))
+
+    if sources is not None:
         if len(sources) != len(references):
             raise WarmupError(
                 f"{sources_file} has {len(sources)} lines but {references_name} has "

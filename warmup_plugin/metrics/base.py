@@ -68,6 +68,19 @@ class MetricScore:
     details: Mapping[str, object] = field(default_factory=dict)
     """What belongs to the score, such as the number of invalid answers."""
 
+    @property
+    def notes(self) -> list[str]:
+        """What a score is to be read with: the signature, and what not all have."""
+        notes = [self.signature]
+
+        if not self.higher_is_better:
+            notes.append("lower is better")
+
+        if "licence" in self.details:
+            notes.append(f"licence of the model: {self.details['licence']}")
+
+        return notes
+
 
 @final
 @dataclass(frozen=True)
@@ -168,6 +181,7 @@ def measure_mean(
     sentence_scores: Sequence[float],
     signature: str,
     *,
+    higher_is_better: bool = True,
     details: Mapping[str, object] | None = None,
 ) -> Measurement:
     """Makes a measurement of a metric that is the mean over the sentences."""
@@ -182,6 +196,7 @@ def measure_mean(
         np.stack([scores, np.ones_like(scores)], axis=1),
         score_sums=_divide_sums,
         sentence_fn=_divide_sums,
+        higher_is_better=higher_is_better,
         details=details or {},
     )
 
@@ -195,6 +210,13 @@ def _divide_sums(sums: FloatArray) -> FloatArray:
 class Metric(ABC):
     """Scores the outputs of systems for the same sources against references."""
 
+    def start(self) -> None:
+        """
+        Loads what is kept between measurements, so that what is wrong shows early.
+
+        :raises MetricUnavailable: An optional part is missing.
+        """
+
     @abstractmethod
     def measure(
         self,
@@ -207,6 +229,7 @@ class Metric(ABC):
 
         :param systems: The hypotheses of each system.
         :param references: Those of each sentence; as many as each system has hypotheses.
+            A sentence has none only if the metric does not need them.
         :param sources: ``None`` only if the metric does not need them.
 
         :returns: For each system, one measurement for each score of the metric.

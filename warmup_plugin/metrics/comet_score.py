@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import numpy as np
 from typing_extensions import override
@@ -24,8 +25,15 @@ from warmup_plugin.metrics.comet import (
     CometClient,
     CometRequestError,
     CometUnavailable,
+    CometWorkers,
     find_comet_python,
 )
+from warmup_plugin.metrics.licences import find_licence
+
+DEFAULT_MODEL: Final = "Unbabel/wmt22-comet-da"
+"""What papers of the last years report as COMET."""
+
+DEFAULT_KIWI_MODEL: Final = "Unbabel/wmt22-cometkiwi-da"
 
 
 @final
@@ -36,15 +44,43 @@ class CometMetric(Metric):
     COMET reads one reference. Of several the score of a sentence is the mean.
     """
 
-    def __init__(self, model: str, *, gpus: int = 0) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        key: str = "comet",
+        name: str = "COMET",
+        gpus: int = 0,
+        reads_references: bool = True,
+        workers: CometWorkers | None = None,
+    ) -> None:
         """
         :param model: A checkpoint, its folder or a name on the Hugging Face Hub.
+        :param reads_references: If ``False``, the model is given no reference.
+        :param workers: Keeps the worker for further measurements; ``None`` to end it
+            after each.
 
         :raises MetricUnavailable: There is no environment of COMET.
         """
         self._python = _find_python()
         self._model = model
+        self._key = key
+        self._name = name
         self._gpus = gpus
+        self._reads_references = reads_references
+        self._workers = workers
+
+    @override
+    def start(self) -> None:
+        if self._workers is None:
+            return
+
+        try:
+            client = self._workers.get(self._python, self._model, gpus=self._gpus)
+        except CometUnavailable as ex:
+            raise MetricUnavailable(str(ex)) from None
+
+        self._check_client(client)
 
     @override
     def measure(
@@ -55,11 +91,16 @@ class CometMetric(Metric):
     ) -> list[list[Measurement]]:
         assert sources is not None
 
+        if not self._reads_references:
+            references = [[] for _ in references]
+
         try:
             # One worker, which loads the model once, for all systems.
-            with CometClient(self._python, self._model, gpus=self._gpus) as client:
+            with self._open_client() as client:
+                self._check_client(client)
+
                 scores = [
-                    _score_sentences(client, hypotheses, references, sources)
+                    score_sentences(client, hypotheses, references, sources)
                     for hypotheses in systems
                 ]
 
@@ -68,15 +109,43 @@ class CometMetric(Metric):
         except (CometUnavailable, CometRequestError) as ex:
             raise MetricUnavailable(str(ex)) from None
 
+        model = _name_model(self._model)
+
         signature = (
-            f"{sign_num_references(references)}|model:{_name_model(self._model)}|precision:fp32|"
+            f"{sign_num_references(references)}|model:{model}|precision:fp32|"
             f"version:{_format_versions(versions)}"
         )
 
+        details: dict[str, object] = {"model": self._model}
+
+        if licence := find_licence(model):
+            details["licence"] = licence
+
         return [
-            [measure_mean("comet", "COMET", system_scores, signature)]
+            [
+                measure_mean(
+                    self._key, self._name, system_scores, signature, details=details
+                )
+            ]
             for system_scores in scores
         ]
+
+    def _open_client(self) -> AbstractContextManager[CometClient]:
+        if self._workers is None:
+            return CometClient(self._python, self._model, gpus=self._gpus)
+
+        return nullcontext(
+            self._workers.get(self._python, self._model, gpus=self._gpus)
+        )
+
+    def _check_client(self, client: CometClient) -> None:
+        """
+        :raises WarmupError: The model cannot do without what it is not given.
+        """
+        if client.requires_references and not self._reads_references:
+            raise WarmupError(
+                f"The metric `{self._key}` gives its model no references, but {self._model} requires them; give it to `comet`, or choose one that does without, such as `{DEFAULT_KIWI_MODEL}`."
+            )
 
 
 @final
@@ -115,18 +184,26 @@ class CometSentenceMetric:
 
                 atexit.register(self._client.close)
 
-            return _score_sentences(self._client, hypotheses, references, sources)
+            return score_sentences(self._client, hypotheses, references, sources)
         except (CometUnavailable, CometRequestError) as ex:
             raise WarmupError(str(ex)) from None
 
 
-def _score_sentences(
+def score_sentences(
     client: CometClient,
     hypotheses: Sequence[str],
     references: References,
     sources: Sequence[str],
 ) -> list[float]:
-    """Scores hypotheses; with several references each, the mean over them."""
+    """
+    Scores hypotheses; with several references each, the mean over them.
+
+    :param references: Those of each hypothesis; none of any if the model is to do
+        without.
+    """
+    if not client.uses_references or not any(references):
+        return client.score(sources, hypotheses)
+
     num_references = [len(texts) for texts in references]
 
     # Where the references of each sentence begin.
@@ -135,7 +212,6 @@ def _score_sentences(
     def repeat(lines: Sequence[str]) -> list[str]:
         return [line for line, n in zip(lines, num_references) for _ in range(n)]
 
-    # Some models read references that they do not require.
     scores = client.score(
         repeat(sources),
         repeat(hypotheses),

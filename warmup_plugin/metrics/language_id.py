@@ -178,7 +178,12 @@ class LanguageMetric(SystemwiseMetric):
         scores = self._score(hypotheses)
 
         # Those of a sentence tell the same.
-        of_references = self._score([texts[0] for texts in references])
+        of_references = self._score([texts[0] for texts in references if texts])
+
+        details = {}
+
+        if of_references:
+            details["of_references"] = sum(of_references) / len(of_references)
 
         signature = f"{sign_num_references(references)}|lang:{reduce_code(self._lang)}|id:{self._identifier.name.replace(' ', '-')}"
 
@@ -188,7 +193,7 @@ class LanguageMetric(SystemwiseMetric):
                 "in language",
                 scores,
                 signature,
-                details={"of_references": sum(of_references) / len(of_references)},
+                details=details,
             )
         ]
 

@@ -17,7 +17,12 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics import rouge
 from warmup_plugin.metrics.base import Metric, References
 from warmup_plugin.metrics.bertscore import BertScoreMetric
-from warmup_plugin.metrics.comet_score import CometMetric
+from warmup_plugin.metrics.comet import CometWorkers
+from warmup_plugin.metrics.comet_score import (
+    DEFAULT_KIWI_MODEL,
+    DEFAULT_MODEL,
+    CometMetric,
+)
 from warmup_plugin.metrics.labels import AccuracyMetric, MacroF1Metric
 from warmup_plugin.metrics.language_id import LanguageMetric
 from warmup_plugin.metrics.overlap import (
@@ -46,10 +51,17 @@ class MetricOptions:
     """All answers that are valid for accuracy and macro-F1."""
 
     comet_model: str | None = None
-    """A checkpoint of COMET, its folder or a name on the Hugging Face Hub."""
+    """A checkpoint of COMET, its folder or a name on the Hugging Face Hub; ``None`` for
+    the usual one."""
+
+    cometkiwi_model: str | None = None
+    """The same, of one that needs no references."""
 
     comet_gpus: int = 0
     """The number of GPUs of COMET, 0 or 1."""
+
+    comet_workers: CometWorkers | None = None
+    """Keeps the models of COMET for further measurements; ``None`` to keep none."""
 
     bertscore_model: str | None = None
     """A model of BERTScore; ``None`` for what ``bert-score`` recommends."""
@@ -74,8 +86,14 @@ class MetricEntry:
 
     needs_sources: bool = False
 
+    needs_references: bool = True
+
+    runs_model: bool = False
+    """Whether it runs a model of its own, so that nothing measures by it twice."""
+
     in_validation: bool = True
-    """Whether training may validate by it; not if it needs a model of its own."""
+    """Whether training may validate by it; not if its model would have to share the
+    process with the one that is trained."""
 
 
 def _create_bleu(options: MetricOptions) -> Metric:
@@ -98,11 +116,29 @@ def _create_ter(options: MetricOptions) -> Metric:
 
 
 def _create_comet(options: MetricOptions) -> Metric:
-    model = options.comet_model
+    model = options.comet_model or DEFAULT_MODEL
 
-    if model is None:
-        raise WarmupError("The metric `comet` needs `--comet-model CKPT`; add it.")
+    _check_comet_model(model)
 
+    return CometMetric(model, gpus=options.comet_gpus, workers=options.comet_workers)
+
+
+def _create_cometkiwi(options: MetricOptions) -> Metric:
+    model = options.cometkiwi_model or DEFAULT_KIWI_MODEL
+
+    _check_comet_model(model)
+
+    return CometMetric(
+        model,
+        key="cometkiwi",
+        name="CometKiwi",
+        gpus=options.comet_gpus,
+        reads_references=False,
+        workers=options.comet_workers,
+    )
+
+
+def _check_comet_model(model: str) -> None:
     path = Path(model).expanduser()
 
     # Only OWNER/NAME can be on the Hub.
@@ -117,8 +153,6 @@ def _create_comet(options: MetricOptions) -> Metric:
             f"The COMET model {model} does not exist; give a checkpoint, its folder, or "
             "a name on the Hugging Face Hub, such as `Unbabel/wmt22-comet-da`."
         )
-
-    return CometMetric(model, gpus=options.comet_gpus)
 
 
 def _create_rouge(options: MetricOptions) -> Metric:
@@ -167,13 +201,25 @@ METRICS: Final[dict[str, MetricEntry]] = {
     "chrf": MetricEntry({"chrf": "chrF2++"}, _create_chrf),
     "ter": MetricEntry({"ter": "TER"}, _create_ter),
     "comet": MetricEntry(
-        {"comet": "COMET"}, _create_comet, needs_sources=True, in_validation=False
+        {"comet": "COMET"}, _create_comet, needs_sources=True, runs_model=True
+    ),
+    "cometkiwi": MetricEntry(
+        {"cometkiwi": "CometKiwi"},
+        _create_cometkiwi,
+        needs_sources=True,
+        needs_references=False,
+        runs_model=True,
     ),
     "rouge": MetricEntry(rouge.NAMES, _create_rouge),
     "bertscore": MetricEntry(
-        {"bertscore": "BERTScore"}, _create_bertscore, in_validation=False
+        {"bertscore": "BERTScore"},
+        _create_bertscore,
+        runs_model=True,
+        in_validation=False,
     ),
-    "language": MetricEntry({"language": "in language"}, _create_language),
+    "language": MetricEntry(
+        {"language": "in language"}, _create_language, needs_references=False
+    ),
     "accuracy": MetricEntry(
         {"accuracy": "accuracy"}, lambda o: AccuracyMetric(_check_labels(o))
     ),
@@ -208,8 +254,8 @@ def check_metric_names(names: Sequence[str], *, in_validation: bool = False) -> 
 
         if in_validation and not METRICS[name].in_validation:
             raise WarmupError(
-                f"The metric `{name}` runs a model of its own, which a validation does "
-                f"not; leave it to `python -m recipes.evaluate`, and choose some of {known}."
+                f"The metric `{name}` runs a model of its own in this process, which a "
+                f"validation does not; leave it to `python -m recipes.evaluate`, and choose some of {known}."
             )
 
         if names.count(name) > 1:

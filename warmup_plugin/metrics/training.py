@@ -23,6 +23,8 @@ def register_metric_descriptors(container: DependencyContainer) -> None:
         MetricDescriptor("smoothed_loss",     "Label-Smoothed Loss",           100, format_as_float),
         # Of a validation; fairseq2 has those of BLEU, chrF++ and accuracy.
         MetricDescriptor("ter",               "TER",                           200, format_as_float),
+        MetricDescriptor("comet",             "COMET",                         200, format_as_float, higher_better=True),
+        MetricDescriptor("cometkiwi",         "CometKiwi",                     200, format_as_float, higher_better=True),
         MetricDescriptor("rouge1",            "ROUGE-1",                       200, format_as_float, higher_better=True),
         MetricDescriptor("rouge2",            "ROUGE-2",                       200, format_as_float, higher_better=True),
         MetricDescriptor("rougeL",            "ROUGE-L",                       200, format_as_float, higher_better=True),

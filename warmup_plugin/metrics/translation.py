@@ -52,7 +52,8 @@ def evaluate_systems(
 
     :param systems: The hypotheses of each system, by its name.
     :param references: Those of each hypothesis, in the same order: a string, or a list
-        of several that are right. Not all need have as many.
+        of several that are right. Not all need have as many, and none if no metric
+        needs references.
     :param sources: What was translated; ``None`` if no metric needs it.
     :param metrics: Names of :data:`~warmup_plugin.metrics.registry.METRICS`.
     :param num_bootstrap: The number of resamples behind the 95% interval, whose ends
@@ -78,7 +79,9 @@ def evaluate_systems(
                 f"`{argument}` must be greater than or equal to 0, but is {value}."
             )
 
-    lists = _list_references(references)
+    lists = _list_references(
+        references, may_lack=not any(METRICS[name].needs_references for name in metrics)
+    )
 
     for name, hypotheses in systems.items():
         _check_lines(hypotheses, len(lists), f"hypotheses of {name}")
@@ -127,18 +130,16 @@ def score_translations(
     hypotheses: Sequence[str],
     references: Sequence[str | Sequence[str]],
     *,
-    target_lang: str | None = None,
+    sources: Sequence[str] | None = None,
     num_bootstrap: int = 1000,
     seed: int = DEFAULT_SEED,
     metrics: Sequence[str] = DEFAULT_METRICS,
-    labels: Sequence[str] = (),
+    options: MetricOptions = _NO_OPTIONS,
 ) -> list[MetricScore]:
     """
     Scores one system where no score may be missing.
 
-    :param references: See :func:`evaluate_systems`.
-    :param target_lang: The language that selects tokenizers.
-    :param labels: See :class:`~warmup_plugin.metrics.registry.MetricOptions`.
+    The arguments are those of :func:`evaluate_systems`.
 
     :raises WarmupError: The input is wrong or an optional part is missing.
     """
@@ -147,8 +148,9 @@ def score_translations(
     evaluation = evaluate_systems(
         {"": hypotheses},
         references,
+        sources=sources,
         metrics=metrics,
-        options=MetricOptions(target_lang=target_lang, labels=labels),
+        options=options,
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
@@ -163,24 +165,21 @@ def score_translations(
 
 
 def check_validation_metrics(
-    metrics: Sequence[str],
-    *,
-    target_lang: str | None = None,
-    labels: Sequence[str] = (),
+    metrics: Sequence[str], options: MetricOptions = _NO_OPTIONS
 ) -> None:
     """
     Checks that a validation will be able to score.
+
+    What ``options.comet_workers`` keeps is started.
 
     :raises WarmupError: A metric is unknown, lacks an optional part or an option, or
         is too slow for validations.
     """
     check_metric_names(metrics, in_validation=True)
 
-    options = MetricOptions(target_lang=target_lang, labels=labels)
-
     for name in metrics:
         try:
-            METRICS[name].create(options)
+            METRICS[name].create(options).start()
         except MetricUnavailable as ex:
             raise WarmupError(str(ex)) from None
 
@@ -319,7 +318,10 @@ def _compare(
     return comparisons
 
 
-def _list_references(references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+def _list_references(
+    references: Sequence[str | Sequence[str]], *, may_lack: bool
+) -> list[list[str]]:
+    """:param may_lack: If ``True``, a sentence may have none."""
     if isinstance(references, str):
         raise WarmupError(
             "The references must be a list, with a string or a list of strings a sentence."
@@ -328,7 +330,7 @@ def _list_references(references: Sequence[str | Sequence[str]]) -> list[list[str
     lists = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
 
     for sentence_nr, texts in enumerate(lists, start=1):
-        if not texts or not all(isinstance(text, str) for text in texts):
+        if not (texts or may_lack) or not all(isinstance(text, str) for text in texts):
             raise WarmupError(
                 f"The references of sentence {sentence_nr} must be a string or a list of strings; give at least one."
             )

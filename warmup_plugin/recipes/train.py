@@ -36,6 +36,8 @@ from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.test_sets import make_file_name
 from warmup_plugin.generation import WarmupGenerator, create_generation_config
 from warmup_plugin.metrics.base import DEFAULT_METRICS
+from warmup_plugin.metrics.comet import CometWorkers
+from warmup_plugin.metrics.registry import MetricOptions
 from warmup_plugin.metrics.training import shorten_metric_lines
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.lora import save_adapter_only
@@ -68,8 +70,17 @@ from warmup_plugin.tokenizers.codec import TextCodec
 class TranslationTrainRecipe(Recipe):
     """Trains a translation model with the criterion that the config names."""
 
-    def __init__(self, stop_signal: StopSignal | None = None) -> None:
+    def __init__(
+        self,
+        stop_signal: StopSignal | None = None,
+        comet_workers: CometWorkers | None = None,
+    ) -> None:
+        """
+        :param comet_workers: Keeps the models of COMET between validations; whoever
+            passes it closes it.
+        """
         self._stop_signal = stop_signal or StopSignal()
+        self._comet_workers = comet_workers
 
     @override
     def register(self, container: DependencyContainer) -> None:
@@ -184,10 +195,17 @@ class TranslationTrainRecipe(Recipe):
             create_generator,
             codec,
             gangs,
-            target_lang=config.dataset.target_lang,
             num_shown=config.validation.num_shown,
             metrics=config.validation.metrics or DEFAULT_METRICS,
-            labels=config.validation.labels or (),
+            options=MetricOptions(
+                target_lang=config.dataset.target_lang,
+                labels=config.validation.labels or (),
+                comet_model=config.validation.comet_model,
+                cometkiwi_model=config.validation.cometkiwi_model,
+                comet_gpus=config.validation.comet_gpus,
+                # The other processes score nothing.
+                comet_workers=self._comet_workers if is_first_rank else None,
+            ),
             directions=self._describe_directions(config, codecs),
         )
 
@@ -334,9 +352,9 @@ def train(args: TrainArguments) -> int:
 
     :raises WarmupError: If the input is bad.
     """
-    stop_signal = StopSignal()
+    stop_signal, comet_workers = StopSignal(), CometWorkers()
 
-    recipe = TranslationTrainRecipe(stop_signal)
+    recipe = TranslationTrainRecipe(stop_signal, comet_workers)
 
     runner = RecipeRunner(recipe, TrainConfig)
 
@@ -352,7 +370,11 @@ def train(args: TrainArguments) -> int:
     run_dir = RunDir(args.out)
 
     try:
-        with start_run(runner, run_dir, config) as config, stop_signal.listen():
+        with (
+            start_run(runner, run_dir, config) as config,
+            stop_signal.listen(),
+            comet_workers,
+        ):
             status = runner.run(
                 config,
                 run_dir.path,

@@ -53,10 +53,19 @@ class ValidationSection(Validatable):
     """The size of a batch; see ``dataset.max_num_tokens``."""
 
     metrics: list[str] | None = None
-    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `rouge`, `language`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
+    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `comet`, `cometkiwi`, `rouge`, `language`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
 
     labels: list[str] | None = None
     """All valid outputs, for `accuracy` and `macro_f1`; ``None`` for those of the task."""
+
+    comet_model: str | None = None
+    """The model of `comet`: a checkpoint, its folder or a name on the Hugging Face Hub; ``None`` for `Unbabel/wmt22-comet-da`. The process of rank 0 has it loaded, beside what it trains, as long as it trains."""
+
+    cometkiwi_model: str | None = None
+    """The model of `cometkiwi`, which reads no references; ``None`` for `Unbabel/wmt22-cometkiwi-da`."""
+
+    comet_gpus: int = 0
+    """The number of GPUs of `comet` and `cometkiwi`, 0 or 1; 1 is the first that rank 0 sees."""
 
     patience: int | None = None
     """The number of validations without improvement after which training stops; ``None`` never stops early."""
@@ -76,6 +85,18 @@ class ValidationSection(Validatable):
                 check_metric_names(self.metrics, in_validation=True)
             except WarmupError as ex:
                 result.add_error(str(ex))
+
+        if self.comet_gpus not in (0, 1):
+            result.add_error("`comet_gpus` must be 0 or 1.")
+
+        for name in ("comet", "cometkiwi"):
+            model = getattr(self, f"{name}_model")
+
+            # That of the task is not known yet, and has none of both.
+            if model is not None and name not in (self.metrics or ()):
+                result.add_error(
+                    f"`{name}_model` is `{model}`, but `metrics` has no `{name}`; add it there or leave the model out."
+                )
 
         if self.patience is not None and self.patience < 1:
             result.add_error("`patience` must be greater than or equal to 1.")

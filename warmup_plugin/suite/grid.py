@@ -48,6 +48,7 @@ _METRIC_KEYS: Final = (
     "labels",
     "bleu_tokenize",
     "comet_model",
+    "cometkiwi_model",
     "comet_gpus",
     "bertscore_model",
     "bertscore_layers",

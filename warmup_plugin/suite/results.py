@@ -301,7 +301,7 @@ def _measure_sentences(
 
     :returns: The measurements by the name of the run and the key of the score.
     """
-    metrics = [name for name in task.metrics if METRICS[name].in_validation]
+    metrics = [name for name in task.metrics if not METRICS[name].runs_model]
 
     runs = [
         result.run

@@ -249,7 +249,14 @@ class TestFileMode:
         "args,message",
         [
             ([], "There is nothing to score"),
-            (["--hypotheses", "h"], "needs `--references FILE`"),
+            (
+                ["--hypotheses", "h"],
+                "`bleu` needs `--references FILE`; add it, or choose",
+            ),
+            (
+                ["--hypotheses", "h", "--metrics", "cometkiwi,language"],
+                "without references need `--sources FILE`",
+            ),
             (["run", "x", "--hypotheses", "h"], "takes one `RUN_DIR`, whose data"),
             (
                 ["run", "--hypotheses", "h", "--checkpoint", "last"],
@@ -279,8 +286,8 @@ class TestFileMode:
                 "`comet` needs the sources; add `--sources FILE`",
             ),
             (
-                [*_FILES, "--metrics", "comet", "--sources", "r"],
-                "`comet` needs `--comet-model CKPT`",
+                [*_FILES, "--metrics", "comet", "--cometkiwi-model", "a/b"],
+                "`--cometkiwi-model` is of no use without the metric `cometkiwi`",
             ),
             ([*_FILES, "--metrics", "rouge"], "`rouge` needs `--target-lang`"),
             ([*_FILES, "--bleu-tokenize", "x"], "no tokenizer `x`; choose one of"),

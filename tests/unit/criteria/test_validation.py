@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,12 +18,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from tests.common import BOS_IDX, EOS_IDX, create_layout, device, pad_rows
+from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_model
 from warmup_plugin.criteria import validation
 from warmup_plugin.criteria.base import Criterion, WeighedWarmup
 from warmup_plugin.criteria.validation import TranslationValidUnit, ValidDirection
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.gathering import gather_objects
 from warmup_plugin.generation import Hypothesis, WarmupGenerator
+from warmup_plugin.metrics.comet import CometWorkers
+from warmup_plugin.metrics.registry import MetricOptions
 from warmup_plugin.metrics.translation import score_translations
 from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
 
@@ -132,8 +136,8 @@ def create_unit(
         lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
         FakeCodec(create_layout(), "<sep>"),
         create_gangs(rank),
-        target_lang=target_lang,
         num_shown=num_shown,
+        options=MetricOptions(target_lang=target_lang),
     )
 
 
@@ -221,10 +225,10 @@ class TestTranslationValidUnit:
         assert hypotheses == ["w5", "w7 w7 w7 w6", "w5 w6 w7 w5 w6"]
         assert references == [["w6"], ["w7 w7 w7 w7"], ["w5 w6 w7 w5 w6"]]
         assert kwargs == {
-            "target_lang": "de",
+            "sources": ["source 0", "source 1", "source 2"],
             "num_bootstrap": 0,
             "metrics": ("bleu", "chrf"),
-            "labels": (),
+            "options": MetricOptions(target_lang="de"),
         }
 
         bleu, chrf = score_translations(hypotheses, references, num_bootstrap=0)
@@ -353,9 +357,9 @@ def test_unit_scores_by_given_metrics(messages: list[str]) -> None:
         lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
         FakeCodec(create_layout(), "<sep>"),
         create_gangs(),
-        target_lang="de",
         num_shown=0,
         metrics=["ter", "rouge"],
+        options=MetricOptions(target_lang="de"),
     )
 
     values, _ = run(unit)
@@ -363,6 +367,41 @@ def test_unit_scores_by_given_metrics(messages: list[str]) -> None:
     assert list(values) == ["ter", "rouge1", "rouge2", "rougeL", "rougeLsum"]
 
     assert any("ROUGE-L (" in message for message in messages)
+
+
+def test_unit_asks_one_worker_of_comet_in_all_validations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    install_comet_worker(tmp_path, monkeypatch)
+
+    with CometWorkers() as workers:
+        options = MetricOptions(
+            comet_model=write_comet_model(tmp_path), comet_workers=workers
+        )
+
+        unit = TranslationValidUnit(
+            "dev",
+            FakeCriterion(),
+            lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
+            FakeCodec(create_layout(), "<sep>"),
+            create_gangs(),
+            num_shown=0,
+            metrics=["comet"],
+            options=options,
+        )
+
+        # Not only at the first validation, which may be hours away.
+        assert (tmp_path / "starts").read_text() == "x"
+
+        # Output and source of 2 and 8 characters and so on; see the worker.
+        expected = (2 / 110 + 11 / 119 + 14 / 122) / 3
+
+        for _ in range(2):
+            assert run(unit)[0] == {"comet": pytest.approx(expected)}
+
+        assert (tmp_path / "starts").read_text() == "x"
+
+    assert any("COMET (nrefs:1|model:tiny-comet|" in message for message in messages)
 
 
 class RecordingGenerator(FakeGenerator):
@@ -405,8 +444,8 @@ class TestDirections:
             create_generator,
             FakeCodec(create_layout(), "<sep>"),
             create_gangs(),
-            target_lang="xx",
             num_shown=num_shown,
+            options=MetricOptions(target_lang="xx"),
             directions={
                 "en-de": ValidDirection(target_lang="de", num_template_tokens=3),
                 "de-zh": ValidDirection(target_lang="zh", num_template_tokens=5),
@@ -445,13 +484,16 @@ class TestDirections:
         values = self.run(generator)
 
         de = score_translations(
-            ["w7 w7 w7 w6"], ["w7 w7 w7 w7"], target_lang="de", num_bootstrap=0
+            ["w7 w7 w7 w6"],
+            ["w7 w7 w7 w7"],
+            options=MetricOptions(target_lang="de"),
+            num_bootstrap=0,
         )
 
         zh = score_translations(
             ["w5", "w5 w6 w7 w5 w6"],
             ["w6", "w5 w6 w7 w5 w6"],
-            target_lang="zh",
+            options=MetricOptions(target_lang="zh"),
             num_bootstrap=0,
         )
 

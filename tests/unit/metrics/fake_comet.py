@@ -11,20 +11,23 @@ from pathlib import Path
 import pytest
 
 # The score of an output is its length, over 100 and the lengths of source and
-# reference. It notes each start in a file.
+# reference. It notes each start in a file, and its process in another.
 _WORKER = """#!{python}
-import json, pathlib, sys
+import json, os, pathlib, sys
 
 with pathlib.Path(__file__).with_name("starts").open("a") as fp:
     fp.write("x")
 
+pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
+
 print(json.dumps({{"ready": {ready}, "error": "no such model", "requires_references": {refs},
+    "uses_references": {uses},
     "versions": {{"unbabel-comet": "2.2.7", "torch": "2"}}}}), flush=True)
 
 for line in sys.stdin:
     request = json.loads(line)
 
-    if request["samples"][0]["mt"] == "boom":
+    if request["samples"][0]["mt"] == "boom" or {fails}:
         print(json.dumps({{"id": request["id"], "error": "out of memory", "kind": "RuntimeError"}}), flush=True)
 
         continue
@@ -54,16 +57,25 @@ def install_comet_worker(
     *,
     ready: bool = True,
     requires_references: bool = True,
+    uses_references: bool = True,
+    fails: bool = False,
 ) -> None:
     """
     Makes a program in ``folder`` the interpreter of COMET's environment.
 
     :param ready: If ``False``, it says that there is no such model.
+    :param fails: If ``True``, it refuses whatever it is asked.
     """
     file = folder / "python"
 
     file.write_text(
-        _WORKER.format(python=sys.executable, ready=ready, refs=requires_references)
+        _WORKER.format(
+            python=sys.executable,
+            ready=ready,
+            refs=requires_references,
+            uses=uses_references,
+            fails=fails,
+        )
     )
 
     file.chmod(0o755)

@@ -41,13 +41,13 @@ class TestCheckMetricNames:
         [
             ([], "No metric is given"),
             (["nope"], "`nope` is not known"),
-            (["bleu", "comet"], "`comet` runs a model of its own"),
+            (["bleu", "bertscore"], "`bertscore` runs a model of its own in this"),
         ],
     )
     def test_validation_is_offered_what_it_can_score(
         self, names: Sequence[str], message: str
     ) -> None:
-        known = "some of bleu, chrf, ter, rouge, language, accuracy, macro_f1."
+        known = "some of bleu, chrf, ter, comet, cometkiwi, rouge, language, accuracy, macro_f1."
 
         with pytest.raises(WarmupError, match=message) as exc_info:
             check_metric_names(names, in_validation=True)

@@ -48,7 +48,7 @@ def _score(
     bleu, chrf = score_translations(
         hypotheses,
         references,
-        target_lang=target_lang,
+        options=MetricOptions(target_lang=target_lang),
         num_bootstrap=num_bootstrap,
         seed=seed,
     )
@@ -173,11 +173,16 @@ class TestScoreTranslations:
         monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
 
         with pytest.raises(WarmupError, match="rouge-score, which is not installed"):
-            score_translations(["a"], ["a"], metrics=["rouge"], target_lang="en")
+            score_translations(
+                ["a"], ["a"], metrics=["rouge"], options=MetricOptions(target_lang="en")
+            )
 
     def test_call_scores_by_other_metrics(self) -> None:
         ter, accuracy = score_translations(
-            ["A", "B"], ["A", "A"], metrics=["ter", "accuracy"], labels=["A", "B"]
+            ["A", "B"],
+            ["A", "A"],
+            metrics=["ter", "accuracy"],
+            options=MetricOptions(labels=["A", "B"]),
         )
 
         assert (ter.key, ter.score, ter.higher_is_better) == ("ter", 50.0, False)
@@ -379,13 +384,13 @@ class TestEvaluateSystems:
 class TestCheckValidationMetrics:
     def test_cheap_metrics_pass(self) -> None:
         check_validation_metrics(
-            ["bleu", "chrf", "ter", "accuracy", "macro_f1"], labels=["A", "B"]
+            ["bleu", "chrf", "ter", "accuracy", "macro_f1"],
+            options=MetricOptions(labels=["A", "B"]),
         )
 
     @pytest.mark.parametrize(
         "metrics,message",
         [
-            (["comet"], "`comet` runs a model of its own"),
             (["bertscore"], "`bertscore` runs a model of its own"),
             (["accuracy"], "need all labels"),
             (["nope"], "`nope` is not known"),
@@ -405,7 +410,7 @@ class TestCheckValidationMetrics:
         monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
 
         with pytest.raises(WarmupError, match="rouge-score, which is not installed"):
-            check_validation_metrics(["rouge"], target_lang="en")
+            check_validation_metrics(["rouge"], MetricOptions(target_lang="en"))
 
 
 class TestSeveralReferences:
@@ -428,7 +433,7 @@ class TestSeveralReferences:
         scores = score_translations(
             self.HYPOTHESES,
             self.REFERENCES,
-            target_lang="en",
+            options=MetricOptions(target_lang="en"),
             metrics=["bleu", "chrf", "ter"],
             num_bootstrap=0,
         )
@@ -446,7 +451,7 @@ class TestSeveralReferences:
         scores = score_translations(
             self.HYPOTHESES,
             self.REFERENCES,
-            target_lang="en",
+            options=MetricOptions(target_lang="en"),
             metrics=["rouge"],
             num_bootstrap=0,
         )
@@ -468,14 +473,20 @@ class TestSeveralReferences:
         references = [["A"], ["B", "C"], ["C"]]
 
         [accuracy] = score_translations(
-            ["A", "C", "A"], references, metrics=["accuracy"], labels=["A", "B", "C"]
+            ["A", "C", "A"],
+            references,
+            metrics=["accuracy"],
+            options=MetricOptions(labels=["A", "B", "C"]),
         )
 
         assert accuracy.score == pytest.approx(200 / 3)
 
         with pytest.raises(WarmupError, match="Reference 2 is one of B, C, but macro"):
             score_translations(
-                ["A"] * 3, references, metrics=["macro_f1"], labels=["A", "B", "C"]
+                ["A"] * 3,
+                references,
+                metrics=["macro_f1"],
+                options=MetricOptions(labels=["A", "B", "C"]),
             )
 
     def test_systems_are_compared(self) -> None:

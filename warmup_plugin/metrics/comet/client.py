@@ -77,6 +77,9 @@ class CometClient:
     requires_references: bool
     """If ``False``, the model can score without references."""
 
+    uses_references: bool
+    """If ``False``, the model reads no references even where there are some."""
+
     def __init__(
         self,
         python: Path,
@@ -132,6 +135,9 @@ class CometClient:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                # Control-C in a terminal is for us, who may still need its answer; it ends
+                # with its input, and so with us.
+                start_new_session=True,
             )
         except OSError as ex:
             raise CometUnavailable(
@@ -165,6 +171,8 @@ class CometClient:
             self.versions = hello["versions"]
 
             self.requires_references = hello["requires_references"]
+
+            self.uses_references = hello["uses_references"]
         except BaseException:
             self._kill()
 
@@ -182,7 +190,7 @@ class CometClient:
         Scores one hypothesis a source.
 
         :param references: Must be given if :attr:`requires_references`; other models
-            make of them what they can.
+            read them if :attr:`uses_references`.
 
         :returns: One score a hypothesis, in the same order.
 
@@ -191,7 +199,9 @@ class CometClient:
         """
         columns = {"sources": sources, "hypotheses": hypotheses}
 
-        if references is not None:
+        if not self.uses_references:
+            pass
+        elif references is not None:
             columns["references"] = references
         elif self.requires_references:
             raise CometRequestError(
@@ -212,6 +222,11 @@ class CometClient:
             scores += self._request(samples[begin : begin + _MAX_SENTENCES])
 
         return scores
+
+    @property
+    def is_alive(self) -> bool:
+        """``True`` unless the worker has ended, for whatever reason."""
+        return self._process.poll() is None
 
     def close(self) -> None:
         """Ends the worker."""
@@ -240,7 +255,13 @@ class CometClient:
     ) -> None:
         # An interrupted user does not wait for the sentences in work.
         if kind is not None:
-            self._kill()
+            self.kill()
+        else:
+            self.close()
+
+    def kill(self) -> None:
+        """Ends the worker without waiting for what it does."""
+        self._kill()
 
         self.close()
 
@@ -356,6 +377,53 @@ class CometClient:
             self._process.kill()
 
         self._process.wait()
+
+
+@final
+class CometWorkers:
+    """
+    Keeps workers of COMET between measurements, since loading a model takes long.
+
+    A worker is started when it is first asked for, and again if it has ended. Use this as
+    a context manager, which ends all of them.
+    """
+
+    def __init__(self) -> None:
+        self._clients: dict[tuple[Path, str, int], CometClient] = {}
+
+    def get(self, python: Path, model: str, *, gpus: int = 0) -> CometClient:
+        """
+        Returns the client of a model; see :class:`CometClient`.
+
+        :raises CometUnavailable: It cannot be started.
+        """
+        key = (python, model, gpus)
+
+        client = self._clients.get(key)
+
+        if client is not None and not client.is_alive:
+            self._clients.pop(key).close()
+
+            client = None
+
+        if client is None:
+            client = self._clients[key] = CometClient(python, model, gpus=gpus)
+
+        return client
+
+    def __enter__(self) -> CometWorkers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        while self._clients:
+            _, client = self._clients.popitem()
+
+            client.__exit__(kind, value, traceback)
 
 
 def _start_reader(stream: IO[bytes], put: Callable[[bytes | None], None]) -> Thread:

@@ -11,8 +11,9 @@ It reads one JSON object a line from its standard input and answers each by one 
 standard output; whatever else is printed goes to standard error.
 
 ==========  =====================================================================
-at start    ``{"ready": true, "versions": {...}, "requires_references": true}``, or
-            ``{"ready": false, "error": "..."}`` and exit status 3
+at start    ``{"ready": true, "versions": {...}, "requires_references": true,
+            "uses_references": true}``, or ``{"ready": false, "error": "..."}`` and exit
+            status 3
 request     ``{"id": 1, "samples": [{"src": "...", "mt": "...", "ref": "..."}]}``
 answer      ``{"id": 1, "scores": [...]}`` or ``{"id": 1, "error": "..."}``
 ==========  =====================================================================
@@ -80,6 +81,7 @@ def main() -> int:
         "ready": True,
         "versions": versions,
         "requires_references": bool(model.requires_references()),
+        "uses_references": uses_references(model),
     }
 
     send(replies, hello)
@@ -267,6 +269,14 @@ def comes_from_encoder(ex: BaseException) -> bool:
     frames = traceback.walk_tb(ex.__traceback__)
 
     return any(Path(f.f_code.co_filename).parent.name == "encoders" for f, _ in frames)
+
+
+def uses_references(model: Any) -> bool:
+    """Tells whether a model reads references, required or not."""
+    # A unified metric reads some of source, translation and reference.
+    segments = getattr(model, "input_segments", ())
+
+    return "ref" in segments or bool(model.requires_references())
 
 
 def score(

@@ -37,6 +37,7 @@ def ready(requires_references=False):
             "ready": True,
             "versions": {{"unbabel-comet": "2.2.7"}},
             "requires_references": requires_references,
+            "uses_references": True,
         }}
     )
 
