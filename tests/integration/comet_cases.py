@@ -38,8 +38,17 @@ def main() -> None:
 
     make_models(folder, folder / "encoder")
 
+    make_unified_models(folder, folder / "encoder")
+
     results = {
         "scores": score_directly(folder / "model", samples),
+        # None is given, some are given to what reads none, and to what does.
+        "unified": {
+            "kiwi": compare_directly(worker, folder / "kiwi", samples, ["src", "mt"]),
+            "xcomet": compare_directly(
+                worker, folder / "xcomet", samples, ["src", "mt", "ref"]
+            ),
+        },
         "loaded": {
             name: try_load(worker, samples[0], *args)
             for name, args in list_cases(folder).items()
@@ -74,6 +83,24 @@ def score_directly(folder: Path, samples: list[dict[str, str]]) -> list[float]:
     output = model.predict(samples, batch_size=1, gpus=0, progress_bar=False)
 
     return [float(score) for score in output.scores]
+
+
+def compare_directly(
+    worker: dict[str, Any], folder: Path, samples: list[dict[str, str]], keys: list[str]
+) -> dict[str, Any]:
+    """Returns what COMET itself and the worker make of some of each sample."""
+    samples = [{key: sample[key] for key in keys} for sample in samples]
+
+    checkpoint = folder / "checkpoints" / "model.ckpt"
+
+    model, _ = worker["load_model"](checkpoint, None, 0)
+
+    return {
+        "requires_references": bool(model.requires_references()),
+        "uses_references": worker["uses_references"](model),
+        "worker": worker["score"](model, samples, 0, 4),
+        "direct": score_directly(folder, samples),
+    }
 
 
 def try_load(
@@ -196,14 +223,50 @@ def make_models(folder: Path, encoder: Path) -> None:
     (cache / "refs" / "main").write_text("0123")
 
 
+def make_unified_models(folder: Path, encoder: Path) -> None:
+    """Makes models of the classes of CometKiwi and XCOMET."""
+    import torch
+    from comet.models import UnifiedMetric, XCOMETMetric
+
+    torch.manual_seed(2)
+
+    options = {
+        "encoder_model": "XLM-RoBERTa",
+        "pretrained_model": str(encoder),
+        "layer_norm": False,
+        "sent_layer": "mix",
+        "word_layer": 2,
+        "hidden_sizes": [64, 32],
+        "train_data": [],
+        "validation_data": [],
+        "local_files_only": True,
+    }
+
+    kiwi = UnifiedMetric(**options, input_segments=["mt", "src"])
+
+    hparams = dict(kiwi.hparams)
+
+    write_model(folder / "kiwi", hparams, kiwi.state_dict(), encoder, "unified_metric")
+
+    xcomet = XCOMETMetric(**options)
+
+    hparams = dict(xcomet.hparams)
+
+    write_model(
+        folder / "xcomet", hparams, xcomet.state_dict(), encoder, "xcomet_metric"
+    )
+
+
 def write_model(
     folder: Path,
     hparams: dict[str, Any],
     weights: dict[str, Any],
     encoder: str | Path,
+    kind: str = "regression_metric",
 ) -> None:
     """
     :param encoder: What the text file says, the checkpoint aside.
+    :param kind: What COMET calls the class of the model.
     """
     import torch
     import yaml
@@ -220,7 +283,7 @@ def write_model(
 
     further = {
         "pretrained_model": str(encoder),
-        "class_identifier": "regression_metric",
+        "class_identifier": kind,
     }
 
     text = yaml.safe_dump({**hparams, **further})

@@ -191,6 +191,21 @@ class TestCometClient:
         assert "\n" not in str(info.value)
 
 
+class TestUnifiedModels:
+    @pytest.mark.parametrize(("name", "uses"), [("kiwi", False), ("xcomet", True)])
+    def test_references_are_not_required(
+        self, name: str, uses: bool, cases: Cases
+    ) -> None:
+        result = cases.results["unified"][name]
+
+        assert not result["requires_references"]
+        assert result["uses_references"] is uses
+
+        assert result["worker"] == pytest.approx(result["direct"], abs=TOLERANCE)
+
+        assert len(set(result["worker"])) > 1
+
+
 class TestLoading:
     @pytest.mark.parametrize("name", ["model", "moved", "cached"])
     def test_model_is_loaded(self, name: str, cases: Cases) -> None:

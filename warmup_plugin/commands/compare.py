@@ -52,7 +52,7 @@ DESCRIPTION: Final = (
 
 # Of the metrics asked for, those whose sentences are worth counting; corpus metrics
 # such as BLEU say little about one sentence.
-_SENTENCE_METRICS: Final = ("chrf", "comet", "cometkiwi")
+_SENTENCE_METRICS: Final = ("chrf", "comet", "cometkiwi", "metricx", "metricx_qe")
 
 _Comparisons = Mapping[str, Mapping[str, SentenceComparison]]
 

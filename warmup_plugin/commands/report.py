@@ -33,6 +33,7 @@ _LEFT_OUT: Final = (
     "title",
     "comet_model",
     "cometkiwi_model",
+    "metricx_model",
     "bertscore_model",
 )
 

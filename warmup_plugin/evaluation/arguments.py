@@ -19,6 +19,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.comet_score import DEFAULT_KIWI_MODEL, DEFAULT_MODEL
+from warmup_plugin.metrics.metricx import DEFAULT_MODEL as DEFAULT_METRICX_MODEL
 from warmup_plugin.metrics.registry import (
     METRICS,
     MetricOptions,
@@ -139,6 +140,12 @@ def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     parser.add_argument(
+        "--metricx-model",
+        metavar="DIR",
+        help=f"model of MetricX-24, a folder or a name on the Hugging Face Hub (default: {DEFAULT_METRICX_MODEL})",
+    )
+
+    parser.add_argument(
         "--bertscore-model",
         metavar="DIR",
         help="model of BERTScore, a folder or a name on the Hugging Face Hub (default: by language)",
@@ -164,6 +171,7 @@ _OWNERS: Final = {
     "comet_model": ("comet",),
     "cometkiwi_model": ("cometkiwi",),
     "comet_gpus": ("comet", "cometkiwi"),
+    "metricx_model": ("metricx", "metricx_qe"),
     "bertscore_model": ("bertscore",),
     "bertscore_layers": ("bertscore",),
     "labels": ("accuracy", "macro_f1"),
@@ -226,6 +234,7 @@ def read_metric_arguments(
         comet_model=args.comet_model or comet_models["comet_model"],
         cometkiwi_model=args.cometkiwi_model or comet_models["cometkiwi_model"],
         comet_gpus=args.comet_gpus or 0,
+        metricx_model=args.metricx_model,
         bertscore_model=args.bertscore_model,
         bertscore_layers=args.bertscore_layers,
     )

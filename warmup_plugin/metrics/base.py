@@ -207,6 +207,42 @@ def _divide_sums(sums: FloatArray) -> FloatArray:
     return means
 
 
+def average_over_references(
+    score: Callable[[Sequence[str], Sequence[str], Sequence[str] | None], list[float]],
+    hypotheses: Sequence[str],
+    references: References,
+    sources: Sequence[str],
+) -> list[float]:
+    """
+    Scores hypotheses by what reads at most one reference.
+
+    :param score: Gets sources, hypotheses and references, or ``None`` for these.
+    :param references: Those of each hypothesis; none of any to score without.
+
+    :returns: The mean over the references of each.
+    """
+    if not any(references):
+        return score(sources, hypotheses, None)
+
+    num_references = [len(texts) for texts in references]
+
+    # Where the references of each sentence begin.
+    starts = np.cumsum([0, *num_references[:-1]])
+
+    def repeat(lines: Sequence[str]) -> list[str]:
+        return [line for line, n in zip(lines, num_references) for _ in range(n)]
+
+    scores = score(
+        repeat(sources),
+        repeat(hypotheses),
+        [text for texts in references for text in texts],
+    )
+
+    means: list[float] = (np.add.reduceat(scores, starts) / num_references).tolist()
+
+    return means
+
+
 class Metric(ABC):
     """Scores the outputs of systems for the same sources against references."""
 

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final, final
 
-import numpy as np
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
@@ -18,6 +17,7 @@ from warmup_plugin.metrics.base import (
     Metric,
     MetricUnavailable,
     References,
+    average_over_references,
     measure_mean,
     sign_num_references,
 )
@@ -201,26 +201,10 @@ def score_sentences(
     :param references: Those of each hypothesis; none of any if the model is to do
         without.
     """
-    if not client.uses_references or not any(references):
-        return client.score(sources, hypotheses)
+    if not client.uses_references:
+        references = [[] for _ in references]
 
-    num_references = [len(texts) for texts in references]
-
-    # Where the references of each sentence begin.
-    starts = np.cumsum([0, *num_references[:-1]])
-
-    def repeat(lines: Sequence[str]) -> list[str]:
-        return [line for line, n in zip(lines, num_references) for _ in range(n)]
-
-    scores = client.score(
-        repeat(sources),
-        repeat(hypotheses),
-        [text for texts in references for text in texts],
-    )
-
-    means: list[float] = (np.add.reduceat(scores, starts) / num_references).tolist()
-
-    return means
+    return average_over_references(client.score, hypotheses, references, sources)
 
 
 def _find_python() -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, final
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics import rouge
+from warmup_plugin.metrics import metricx, rouge
 from warmup_plugin.metrics.base import Metric, References
 from warmup_plugin.metrics.bertscore import BertScoreMetric
 from warmup_plugin.metrics.comet import CometWorkers
@@ -62,6 +62,10 @@ class MetricOptions:
 
     comet_workers: CometWorkers | None = None
     """Keeps the models of COMET for further measurements; ``None`` to keep none."""
+
+    metricx_model: str | None = None
+    """A model of MetricX-24, a folder or a name on the Hugging Face Hub; ``None`` for the
+    smallest."""
 
     bertscore_model: str | None = None
     """A model of BERTScore; ``None`` for what ``bert-score`` recommends."""
@@ -138,6 +142,24 @@ def _create_cometkiwi(options: MetricOptions) -> Metric:
     )
 
 
+def _create_metricx(options: MetricOptions) -> Metric:
+    return metricx.MetricXMetric(
+        options.metricx_model or metricx.DEFAULT_MODEL,
+        key="metricx",
+        name="MetricX-24",
+        reads_references=True,
+    )
+
+
+def _create_metricx_qe(options: MetricOptions) -> Metric:
+    return metricx.MetricXMetric(
+        options.metricx_model or metricx.DEFAULT_MODEL,
+        key="metricx_qe",
+        name="MetricX-24-QE",
+        reads_references=False,
+    )
+
+
 def _check_comet_model(model: str) -> None:
     path = Path(model).expanduser()
 
@@ -209,6 +231,21 @@ METRICS: Final[dict[str, MetricEntry]] = {
         needs_sources=True,
         needs_references=False,
         runs_model=True,
+    ),
+    "metricx": MetricEntry(
+        {"metricx": "MetricX-24"},
+        _create_metricx,
+        needs_sources=True,
+        runs_model=True,
+        in_validation=False,
+    ),
+    "metricx_qe": MetricEntry(
+        {"metricx_qe": "MetricX-24-QE"},
+        _create_metricx_qe,
+        needs_sources=True,
+        needs_references=False,
+        runs_model=True,
+        in_validation=False,
     ),
     "rouge": MetricEntry(rouge.NAMES, _create_rouge),
     "bertscore": MetricEntry(

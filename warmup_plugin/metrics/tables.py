@@ -12,7 +12,7 @@ from typing import Final
 from warmup_plugin.metrics.base import Comparison, MetricScore
 
 # All other scores are from 0 to 100.
-_NUM_DIGITS: Final = {"comet": 4, "cometkiwi": 4}
+_NUM_DIGITS: Final = {"comet": 4, "cometkiwi": 4, "metricx": 3, "metricx_qe": 3}
 
 _LATEX_ESCAPES: Final = str.maketrans(
     {

@@ -49,6 +49,7 @@ _METRIC_KEYS: Final = (
     "bleu_tokenize",
     "comet_model",
     "cometkiwi_model",
+    "metricx_model",
     "comet_gpus",
     "bertscore_model",
     "bertscore_layers",

@@ -274,7 +274,7 @@ def comes_from_encoder(ex: BaseException) -> bool:
 def uses_references(model: Any) -> bool:
     """Tells whether a model reads references, required or not."""
     # A unified metric reads some of source, translation and reference.
-    segments = getattr(model, "input_segments", ())
+    segments = model.hparams.get("input_segments", ())
 
     return "ref" in segments or bool(model.requires_references())
 
