@@ -31,7 +31,7 @@ class GenerationConfig(Validatable):
     """The number K of warmups that `sample` draws."""
 
     rank_by: str = "log_prob"
-    """What chooses among the outputs of `sample`. `log_prob`: log P(c,y|x); `marginal`: the mean of P(y|c,x) over the K warmups; `mbr`: the expected chrF++ against the outputs of the K warmups (minimum Bayes risk). The first two are divided by the length as ``length_penalty`` says."""
+    """What chooses among the outputs of `sample`. `log_prob`: log P(c,y|x); `marginal`: the mean of P(y|c,x) over the K warmups; `mbr`: the expected chrF++ against the outputs of the K warmups (minimum Bayes risk). The first two are divided by the length as ``length_penalty`` says. The commands also take `mbr_comet` and `cometkiwi`, with or without warmups: the expected COMET against all outputs, and the score of CometKiwi."""
 
     beam_size: int = 5
     """The number of partial sequences kept a source; 1 is greedy search."""

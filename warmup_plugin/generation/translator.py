@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -18,6 +18,7 @@ from warmup_plugin.data.text_files import flatten
 from warmup_plugin.generation.ctranslate2_generator import CTranslate2Generator
 from warmup_plugin.generation.generator import WarmupGenerator
 from warmup_plugin.generation.hypothesis import Hypothesis
+from warmup_plugin.generation.reranking import RankedOutput
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.tokenizers.codec import TextCodec
 
@@ -87,6 +88,10 @@ def to_json_line(record: object) -> str:
     return text
 
 
+Ranker = Callable[[Sequence[str], Sequence[Sequence[str]]], list[list[RankedOutput]]]
+"""Orders the outputs of each source."""
+
+
 @final
 class Translator:
     """
@@ -102,18 +107,24 @@ class Translator:
         *,
         max_num_tokens: int,
         truncate: bool = False,
+        rank: Ranker | None = None,
+        num_best: int | None = None,
     ) -> None:
         """
         :param max_num_tokens: The size of a batch: rows times the longest source among
             them. Each beam of each warmup is a row.
         :param truncate: If ``True``, a source longer than the model reads is cut;
             encoder-decoders only.
+        :param rank: Orders the outputs of sources; see ``reranking.py``.
+        :param num_best: The number of outputs to keep of what it orders; ``None`` for all.
         """
         self._model = model
         self._generator = generator
         self._codec = codec
         self._device = device
         self._truncate = truncate
+        self._rank = rank
+        self._num_best = num_best
 
         self._max_num_tokens = max(1, max_num_tokens // generator.num_rows)
 
@@ -179,7 +190,36 @@ class Translator:
             if on_batch is not None:
                 on_batch(len(batch))
 
+        if self._rank is not None:
+            self._rerank(translations, todo)
+
         return translations
+
+    def _rerank(self, translations: list[Translation], todo: Sequence[int]) -> None:
+        """
+        Orders the hypotheses of some translations by their outputs.
+
+        Of equal outputs the first is kept, which the generator liked best.
+        """
+        assert self._rank is not None
+
+        ranked = self._rank(
+            [translations[n].source for n in todo],
+            [[str(h["output"]) for h in translations[n].hypotheses] for n in todo],
+        )
+
+        for n, outputs in zip(todo, ranked):
+            first: dict[object, dict[str, object]] = {}
+
+            for hypothesis in translations[n].hypotheses:
+                first.setdefault(hypothesis["output"], hypothesis)
+
+            hypotheses = [
+                {**first[o.text], "score": o.score, "weight": o.weight}
+                for o in outputs[: self._num_best]
+            ]
+
+            translations[n] = replace(translations[n], hypotheses=hypotheses)
 
     def _fit(
         self,

@@ -98,6 +98,19 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
     group.add_argument(
+        "--rank-model",
+        metavar="CKPT",
+        help="model of COMET behind `--rank-by mbr-comet` or `cometkiwi`: a checkpoint, its folder or a name on the Hugging Face Hub (default: as of `evaluate`)",
+    )
+
+    group.add_argument(
+        "--rank-gpus",
+        type=int,
+        choices=(0, 1),
+        help="GPUs of that model (default: 0)",
+    )
+
+    group.add_argument(
         "--rank-labels",
         action=argparse.BooleanOptionalAction,
         default=None,
@@ -168,6 +181,8 @@ def read_generation_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "generation": {
             n: getattr(args, n) for n in names if getattr(args, n) is not None
         },
+        "rank_model": args.rank_model,
+        "rank_gpus": args.rank_gpus,
         "rank_labels": args.rank_labels,
     }
 

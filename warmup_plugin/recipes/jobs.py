@@ -23,6 +23,7 @@ from warmup_plugin.data.text_files import TextPlaces
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, GenerationSection
 from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES
+from warmup_plugin.generation.reranking import NEURAL_RANKINGS
 from warmup_plugin.recipes.arguments import name_options, to_option
 from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options, get_rank
@@ -78,6 +79,12 @@ class GenerationJobOptions(JobOptions):
 
     generation: Mapping[str, object] = field(default_factory=dict)
     """Fields of ``GenerationConfig`` that are not to be as in the run."""
+
+    rank_model: str | None = None
+    """The model of COMET that a ranking asks; ``None`` for the usual one."""
+
+    rank_gpus: int | None = None
+    """The number of its GPUs, 0 or 1; ``None`` for none."""
 
     rank_labels: bool | None = None
     """If ``True``, the output is one of the run's labels; ``None`` for what the run says."""
@@ -249,9 +256,10 @@ def translate(options: TranslateOptions) -> int:
         config["json_output" if options.as_json else "output"] = str(output)
 
     if not options.as_json and not config["labels"]:
-        config["num_text_outputs"] = config["seq_generator"]["config"].get(
-            "num_best", 1
-        )
+        # What is ranked afterwards are candidates, unless it is said how many to keep.
+        kept = config["rerank"] or config["seq_generator"]["config"]
+
+        config["num_text_outputs"] = kept.get("num_best", 1)
 
     if is_asked:
         print("loading the model; then type a line to translate", file=sys.stderr)
@@ -528,9 +536,16 @@ def _create_generation_config(
     """
     labels = find_labels(run_config, options.rank_labels)
 
-    generation = create_generation_options(
-        run_config, options.generation, ranks_labels=bool(labels)
-    )
+    given, rerank = dict(options.generation), {}
+
+    # With labels every ranking is of no use.
+    if not labels:
+        given, rerank = _take_neural_ranking(given, options)
+
+    generation = create_generation_options(run_config, given, ranks_labels=bool(labels))
+
+    if rerank:
+        _offer_candidates(generation, rerank)
 
     for name, option in (
         ("target_prefix", "--target-prefix"),
@@ -543,9 +558,58 @@ def _create_generation_config(
 
     return {
         "labels": labels,
+        "rerank": rerank,
         "seq2seq_generator": {"config": generation},
         "seq_generator": {"config": generation},
     }
+
+
+def _take_neural_ranking(
+    given: dict[str, object], options: GenerationJobOptions
+) -> tuple[dict[str, object], dict[str, object]]:
+    """
+    Takes a ranking by a neural metric out of the options of a generator.
+
+    :returns: The other options, and the section ``rerank``; empty if there is no such.
+    """
+    ranking = str(given.get("rank_by", "")).replace("-", "_")
+
+    if ranking in NEURAL_RANKINGS:
+        del given["rank_by"]
+
+        rerank = {
+            "by": ranking,
+            "model": options.rank_model,
+            "gpus": options.rank_gpus or 0,
+        }
+
+        return given, rerank
+
+    for name in ("rank_model", "rank_gpus"):
+        if getattr(options, name) is not None:
+            raise WarmupError(
+                f"`{to_option(name)}` is for a ranking by COMET; add `--rank-by mbr-comet` or `--rank-by cometkiwi`, or leave it out."
+            )
+
+    return given, {}
+
+
+def _offer_candidates(generation: dict[str, object], rerank: dict[str, object]) -> None:
+    """
+    Lets the generator return all that is to be ranked.
+
+    :raises WarmupError: If that is one output.
+    """
+    config = GenerationConfig(**generation)  # type: ignore[arg-type]
+
+    if config.warmup == "sample":
+        rerank["num_best"] = config.num_best
+
+        generation["num_best"] = config.num_warmups
+    elif config.num_best == 1:
+        raise WarmupError(
+            f"`--rank-by {str(rerank['by']).replace('_', '-')}` ranks one output; add `--num-best N` with `--sampling`, or with a beam of as many, or `--warmup sample`."
+        )
 
 
 def find_labels(run_config: Mapping[str, Any], ranks: bool | None) -> list[str]:

@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, final
 
@@ -50,7 +51,14 @@ from warmup_plugin.generation.adapters import (
 )
 from warmup_plugin.generation.ctranslate2_generator import CTranslate2Generator
 from warmup_plugin.generation.label_ranker import LabelRanker
-from warmup_plugin.generation.translator import Translation, Translator
+from warmup_plugin.generation.reranking import (
+    NEURAL_RANKINGS,
+    RerankSection,
+    rank_by_metric,
+    rank_by_utility,
+)
+from warmup_plugin.generation.translator import Ranker, Translation, Translator
+from warmup_plugin.metrics.comet_score import CometSentenceMetric
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     create_conditional_model,
@@ -172,6 +180,8 @@ class GenerateConfig(LinesConfig):
 
     ensemble: list[ReferenceModelSection] = field(default_factory=list)
     """Further models of the same tokenizer, whose mean of probabilities with ``model`` predicts each token."""
+
+    rerank: RerankSection = field(default_factory=lambda: RerankSection())
 
     labels: list[str] = field(default_factory=list)
     """If given, the output is the likeliest of them. With warmups, which the generator's ``warmup`` other than `none` means, by the mean of P(y|c,x) over its ``num_warmups`` draws."""
@@ -353,6 +363,8 @@ class TranslationGenerateRecipe(Recipe):
                 context.device,
                 max_num_tokens=config.max_num_tokens,
                 truncate=config.truncate,
+                rank=self._create_ranker(config.rerank),
+                num_best=config.rerank.num_best,
             )
 
         def translate(lines: Sequence[Line], on_batch: Any) -> list[Translation]:
@@ -400,6 +412,19 @@ class TranslationGenerateRecipe(Recipe):
             chunk_size=get_chunk_size(config, context),
             progress=create_progress(config, context, pairs),
         )
+
+    @staticmethod
+    def _create_ranker(section: RerankSection) -> Ranker | None:
+        if section.by is None:
+            return None
+
+        metric = CometSentenceMetric(
+            section.model or NEURAL_RANKINGS[section.by], gpus=section.gpus
+        )
+
+        rank = rank_by_utility if section.by == "mbr_comet" else rank_by_metric
+
+        return partial(rank, metric)
 
     @staticmethod
     def _get_generator(
@@ -497,6 +522,7 @@ class TranslationGenerateRecipe(Recipe):
             num_text_outputs=config.num_text_outputs,
             # Without it as in earlier versions, whose jobs go on.
             **({} if config.ctranslate2 is None else {"backend": "ctranslate2"}),
+            **(dataclasses.asdict(config.rerank) if config.rerank.by else {}),
             **describe_members(config.ensemble),
             **dataclasses.asdict(generator.config),
         )

@@ -565,6 +565,8 @@ class TestBadInput:
                 "`--warmup` must be one of none, empty, single, greedy_then_beam, sample, but is `greedy-beam`",
             ),
             (["--rank-by", "mbr"], "but only `--warmup sample` has several warmups"),
+            (["--rank-by", "cometkiwi"], "`--rank-by cometkiwi` ranks one output; add"),
+            (["--rank-model", "a/b"], "`--rank-model` is for a ranking by COMET; add"),
             (["--temperature", "2"], "set `--sampling`, or `--warmup` to `sample`"),
             (["--warmup", "single"], "The run was trained without warmups"),
             (

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 from fairseq2.recipe.config import ReferenceModelSection
 
+from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_model
 from warmup_plugin.__main__ import main
 from warmup_plugin.commands import generate
 from warmup_plugin.generation.translator import Translator, to_json_line
@@ -244,6 +245,57 @@ class TestStreams:
         other = translate(warmup_run, *args, "--seed", 5, stdin=b"puke\nta\npuke\n" * 2)
 
         assert read(other[1]) != read(out)
+
+    def test_comet_ranks_outputs(
+        self,
+        warmup_run: Path,
+        translate: Translate,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # Longer outputs are better, to source and reference.
+        install_comet_worker(tmp_path, monkeypatch, requires_references=False)
+
+        args: list[object] = ["--rank-model", write_comet_model(tmp_path), "--jsonl"]
+
+        args += ["--sampling", "--num-best", 3, "--rank-by"]
+
+        status, out, _ = translate(
+            warmup_run, *args, "cometkiwi", "--warmup", "empty", stdin=b"puke\n\nta\n"
+        )
+
+        assert status == 0
+
+        records = [json.loads(line) for line in out.split(b"\n")[:-1]]
+
+        assert [r["output"] == "" for r in records] == [False, True, False]
+
+        for record in records[::2]:
+            outputs = [h["output"] for h in record["hypotheses"]]
+
+            expected = [len(o) / (100 + len(record["source"])) for o in outputs]
+
+            assert [h["score"] for h in record["hypotheses"]] == pytest.approx(expected)
+
+            assert expected == sorted(expected, reverse=True)
+
+        # All draws are candidates, of which as many are kept as are asked for.
+        args += ["mbr-comet", "--warmup", "sample", "--num-warmups", 5]
+
+        status, out, _ = translate(warmup_run, *args, stdin=b"puke\n")
+
+        assert status == 0
+
+        hypotheses = json.loads(out)["hypotheses"]
+
+        assert 1 < len(hypotheses) <= 3
+
+        scores = [h["score"] for h in hypotheses]
+
+        assert scores == sorted(scores, reverse=True)
+
+        # Of both commands one.
+        assert (tmp_path / "starts").read_text() == "xx"
 
     def test_output_begins_as_told(
         self, warmup_run: Path, translate: Translate
