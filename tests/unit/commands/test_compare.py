@@ -226,6 +226,33 @@ class TestFiles:
         # One worker for both systems.
         assert (folder / "starts").read_text() == "x"
 
+    def test_files_are_compared_without_references(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        install_comet_worker(folder, monkeypatch, requires_references=False)
+
+        args = ["base", "good", "--sources", "src", "--metrics", "cometkiwi"]
+
+        args += ["--cometkiwi-model", write_comet_model(folder), "--json", "out"]
+
+        assert _run(args) == 0
+
+        report = json.loads((folder / "out").read_text())
+
+        [score] = report["systems"]["base"]
+
+        expected = [len(h) / (100 + len(s)) for h, s in zip(_BASE, _SOURCES)]
+
+        assert score["score"] == pytest.approx(sum(expected) / len(expected))
+        assert score["signature"].startswith("nrefs:0|model:tiny-comet|")
+
+        assert report["references"] is None
+
+        assert "Sentences by CometKiwi against base" in capsys.readouterr().out
+
     def test_lengths_are_those_of_references_without_sources(
         self, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

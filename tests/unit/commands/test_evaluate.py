@@ -218,6 +218,24 @@ class TestFileMode:
 
         assert bleu["score"] == pytest.approx(100.0)
 
+    def test_main_scores_without_references(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        files = [_write(tmp_path / name, _REFERENCES) for name in ("h", "s")]
+
+        args = [
+            "--hypotheses",
+            files[0],
+            "--sources",
+            files[1],
+            "--metrics",
+            "language",
+        ]
+
+        assert main([*args, "--target-lang", "en"]) == 0
+
+        assert "in language: nrefs:0|lang:en|" in capsys.readouterr().out
+
     @pytest.mark.parametrize("as_list", [False, True])
     def test_main_takes_several_references(self, tmp_path: Path, as_list: bool) -> None:
         other = ["an other text"] * len(_REFERENCES)

@@ -127,6 +127,14 @@ class TestLanguageMetric:
 
         assert measurement.signature.startswith("nrefs:var|lang:de|id:py3langid-0.")
 
+    def test_call_needs_no_references(self) -> None:
+        metric = METRICS["language"].create(MetricOptions(target_lang="de"))
+
+        [[measurement]] = metric.measure([self.OUTPUTS], [[]] * 4, None)
+
+        assert measurement.score == 50.0
+        assert measurement.details == {}
+
     def test_call_needs_the_language(self) -> None:
         with pytest.raises(WarmupError, match="needs `--target-lang`"):
             METRICS["language"].create(MetricOptions())

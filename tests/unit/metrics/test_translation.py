@@ -381,6 +381,14 @@ class TestEvaluateSystems:
         assert json.loads(json.dumps(data, allow_nan=False)) == data
 
 
+class TestNotes:
+    def test_direction_is_told_where_lower_is_better(self) -> None:
+        bleu, ter = score_translations(["a"], ["a"], metrics=["bleu", "ter"])
+
+        assert bleu.notes == [bleu.signature]
+        assert ter.notes == [ter.signature, "lower is better"]
+
+
 class TestCheckValidationMetrics:
     def test_cheap_metrics_pass(self) -> None:
         check_validation_metrics(

@@ -125,6 +125,10 @@ class TestBadInput:
                 "`regime.score_metric` is `ter`, which `validation.metrics` does not",
             ),
             ({"validation.metrics": "[nope]"}, "nope"),
+            (
+                {"validation.comet_model": "a/b"},
+                "`validation.comet_model` is `a/b`, but `validation.metrics` has no",
+            ),
             ({"regime.validate_every_n_steps": 1}, "must be equal, or the best score"),
             ({"common.no_sweep_dir": "false"}, "`common.no_sweep_dir` must be `true`"),
             ({"common.seed": -1}, "`common.seed` must be greater than"),
