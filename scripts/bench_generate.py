@@ -561,6 +561,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
+    print(json.dumps({"benchmark": "generate", **report}))
+
 
 def _measure_job(
     job: Job,
