@@ -536,7 +536,7 @@ def _create_generation_config(
     """
     labels = find_labels(run_config, options.rank_labels)
 
-    given, rerank = dict(options.generation), {}
+    given, rerank = dict(options.generation), dict[str, object]()
 
     # With labels every ranking is of no use.
     if not labels:
@@ -577,7 +577,7 @@ def _take_neural_ranking(
     if ranking in NEURAL_RANKINGS:
         del given["rank_by"]
 
-        rerank = {
+        rerank: dict[str, object] = {
             "by": ranking,
             "model": options.rank_model,
             "gpus": options.rank_gpus or 0,

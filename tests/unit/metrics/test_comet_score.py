@@ -163,7 +163,9 @@ class TestCometMetric:
         metric = METRICS["cometkiwi"].create(MetricOptions(cometkiwi_model=model))
 
         # Neither where there are some nor where there are none.
-        for references in ([[r, r] for r in _REFERENCES], [[], [], []]):
+        nothing: list[list[str]] = [[], [], []]
+
+        for references in ([[r, r] for r in _REFERENCES], nothing):
             [[measurement]] = metric.measure(_SYSTEMS[:1], references, _SOURCES)
 
             assert (measurement.key, measurement.name) == ("cometkiwi", "CometKiwi")

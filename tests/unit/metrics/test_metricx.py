@@ -24,6 +24,8 @@ _SOURCES = ["lone ta sirika so", "pe", "lone pe ronatu kuseto pe ketu so pamato"
 
 _REFERENCES = ["dage wida ba", "ha zabu", "fobi"]
 
+_LISTS = [[r] for r in _REFERENCES]
+
 _HYPOTHESES = ["dage ba", "", "wida ha wegi ha weve za bu hega zefozuji wida vozofaji"]
 
 
@@ -64,7 +66,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Pa
 def measure(
     model_dir: Path | str,
     key: str = "metricx",
-    references: Sequence[Sequence[str]] = [[r] for r in _REFERENCES],
+    references: Sequence[Sequence[str]] = _LISTS,
 ) -> Measurement:
     metric = METRICS[key].create(MetricOptions(metricx_model=str(model_dir)))
 
@@ -116,7 +118,9 @@ class TestMetricXMetric:
             for s, h in zip(_SOURCES, _HYPOTHESES)
         ]
 
-        for references in ([[r] for r in _REFERENCES], [[], [], []]):
+        nothing: list[list[str]] = [[], [], []]
+
+        for references in (_LISTS, nothing):
             measurement = measure(model_dir, "metricx_qe", references)
 
             assert measurement.sentence_scores() == pytest.approx(expected, abs=1e-4)
