@@ -53,7 +53,7 @@ class ValidationSection(Validatable):
     """The size of a batch; see ``dataset.max_num_tokens``."""
 
     metrics: list[str] | None = None
-    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `rouge`, `language`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
+    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `spbleu`, `spbleu_1k`, `rouge`, `language`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
 
     labels: list[str] | None = None
     """All valid outputs, for `accuracy` and `macro_f1`; ``None`` for those of the task."""
