@@ -30,6 +30,7 @@ from warmup_plugin.criteria.setup import find_trainer_errors
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.config import GenerationSection
 from warmup_plugin.metrics.registry import METRICS, check_metric_names
+from warmup_plugin.mlflow_recorder import MlflowSection
 from warmup_plugin.models.lora import LoraSection
 from warmup_plugin.recipes.checks import check_values
 from warmup_plugin.recipes.common import RunTokenizerSection, TextPairsSection
@@ -154,6 +155,8 @@ class TrainConfig(Validatable):
     common: CommonSection = field(
         default_factory=lambda: CommonSection(no_sweep_dir=True)
     )
+
+    mlflow: MlflowSection = field(default_factory=lambda: MlflowSection())
 
     @override
     def validate(self) -> ValidationResult:
