@@ -43,7 +43,7 @@ class MlflowSection:
 
 @final
 class MlflowRecorder(MetricRecorder):
-    """Records metric values to MLflow, by the names of ``metrics/*.jsonl``."""
+    """Records metric values to MLflow, by the names that ``regime.score_metric`` has."""
 
     def __init__(self, section: MlflowSection, output_dir: Path) -> None:
         try:

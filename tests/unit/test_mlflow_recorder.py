@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,15 @@ class TestMlflow:
         assert run.data.params["criterion.name"] == "sft"
         assert run.data.params["optimizer.config.betas"] == "[0.9, 0.98]"
 
-        steps = client.get_metric_history(run.info.run_id, "train/nll_loss")
+        steps = client.get_metric_history(run.info.run_id, "train/smoothed_loss")
 
         assert [metric.step for metric in steps] == [1, 2, 3, 4]
         assert all(metric.value > 0 for metric in steps)
 
         assert {"valid/valid/bleu", "valid/valid/chrf"} <= run.data.metrics.keys()
 
-    def test_lost_server_is_a_sentence_at_first_and_a_warning_later(
-        self, tmp_path: Path, mlflow: Any, capfd: pytest.CaptureFixture[str]
+    def test_server_that_is_not_there_is_a_sentence(
+        self, tmp_path: Path, mlflow: Any
     ) -> None:
         section = MlflowSection(enabled=True, uri="http://127.0.0.1:9")
 
@@ -90,3 +91,20 @@ class TestMlflow:
             MlflowRecorder(section, tmp_path)
 
         assert not list(tmp_path.iterdir())
+
+    def test_run_outlives_what_is_lost_later(self, tmp_path: Path, mlflow: Any) -> None:
+        tmp_path.joinpath("run.yaml").write_text("model: {arch: a}")
+
+        file = tmp_path / "mlflow.db"
+
+        recorder = MlflowRecorder(
+            MlflowSection(enabled=True, uri=f"sqlite:///{file}"), tmp_path
+        )
+
+        with sqlite3.connect(file) as database:
+            database.execute("drop table metrics")
+
+        # What MLflow says of it is logged.
+        recorder.record_metric_values("train", {"loss": 1.0}, 1)
+
+        recorder.close()
