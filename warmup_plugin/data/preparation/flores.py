@@ -394,10 +394,10 @@ def _parse_rows(rows: Mapping[int, Any], path: Path) -> list[tuple[int, str, str
 
     for line_nr, row in rows.items():
         try:
-            document = str(row.get(_DOCUMENT_FIELD) or "")
+            document = " ".join(str(row.get(_DOCUMENT_FIELD) or "").split())
 
             parsed.append(
-                (int(row["id"]), str(row["text"]).replace("\n", " "), document.strip())
+                (int(row["id"]), str(row["text"]).replace("\n", " "), document)
             )
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             raise _make_row_error(line_nr, path) from None
