@@ -612,7 +612,7 @@ class TestDocuments:
         assert len(read_split(config, "train", with_references=False)) == 2
 
     def test_field_of_json_names_them(self, tmp_path: Path) -> None:
-        rows = [{"docid": "d1"}, {"docid": 2}, {}]
+        rows: list[dict[str, object]] = [{"docid": "d1"}, {"docid": 2}, {}]
 
         text = "".join(
             f"{json.dumps({'source': 'a', 'target': 'A', **row})}\n" for row in rows
