@@ -127,7 +127,7 @@ class TestBadInput:
             ({"validation.metrics": "[nope]"}, "nope"),
             (
                 {"validation.comet_model": "a/b"},
-                "`validation.comet_model` is `a/b`, but `validation.metrics` has no",
+                "`validation.comet_model` is `a/b`, but `metrics` has no `comet`",
             ),
             ({"regime.validate_every_n_steps": 1}, "must be equal, or the best score"),
             ({"common.no_sweep_dir": "false"}, "`common.no_sweep_dir` must be `true`"),
