@@ -93,9 +93,7 @@ class WarmupCriterion(Criterion):
 
         if self._config.share_encoder:
             with record_function("warmup::encode"):
-                source = context.model.encode(
-                    pairs.source_seqs, pairs.source_layout()
-                )
+                source = context.model.encode(pairs.source_seqs, pairs.source_layout())
 
             pairs = replace(pairs, encoded=source.detach())
 

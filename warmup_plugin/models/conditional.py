@@ -146,6 +146,14 @@ class RowDecoder(ABC):
         """
 
     @abstractmethod
+    def fork(self, rows: Tensor) -> None:
+        """
+        Adds copies of rows behind all others.
+
+        :param rows: The rows to copy. *Shape:* :math:`(F)`.
+        """
+
+    @abstractmethod
     def rewind(self, past_lens: Tensor) -> None:
         """
         Forgets what rows were fed beyond a number of tokens; all go on from there.
@@ -950,6 +958,20 @@ class _CachedRowDecoder(RowDecoder):
 
         if isinstance(self._offsets, Tensor):
             self._offsets = self._offsets.index_select(0, rows)
+
+    @override
+    def fork(self, rows: Tensor) -> None:
+        self._cache.fork(rows, self._width + self._num_fed)
+
+        def extend(values: Tensor) -> Tensor:
+            return torch.cat([values, values.index_select(0, rows)])
+
+        self._source_idx = extend(self._source_idx)
+
+        if isinstance(self._offsets, Tensor):
+            self._offsets = extend(self._offsets)
+
+        self._last = None
 
     @override
     def rewind(self, past_lens: Tensor) -> None:
