@@ -11,7 +11,8 @@ as the prediction assumes. Dropout is 0.1 and label smoothing 0, the same for al
 steps that are compared alternate in one process. ``fairseq2-sft`` is fairseq2's own
 forward, which ``sft`` replaces; ``plain`` and ``hf-warmup`` are what
 one writes who repeats each source K times and differentiates the marginal through all
-candidates, on fairseq2's and on transformers' forward. ``mrt`` draws K outputs,
+candidates, on fairseq2's and on transformers' forward. ``shared-1`` calls the encoder
+once a step (``warmup.share_encoder``). ``mrt`` draws K outputs,
 which end at the length of the source, and scores them by chrF++. ``joint-1`` draws by a beam of
 K + 1, which the prediction does not count. ``lora-sft`` and ``lora-marginal-1``, which have
 to be asked for, train an adapter of rank 16 on all projections; the JSON says how many
@@ -232,6 +233,7 @@ def predict_multiple(
     num_kept: int | None,
     *,
     source_repeated: bool = False,
+    shares_encoder: bool = False,
     checkpoints_activations: bool = False,
 ) -> float:
     """
@@ -245,6 +247,8 @@ def predict_multiple(
     :param num_kept: The candidates a source in the differentiable pass; ``None`` for
         all, which need not be weighed first.
     :param source_repeated: ``True`` if each candidate has its source encoded.
+    :param shares_encoder: ``True`` if the encoder is called once; keys and values of the
+        decoder are computed twice all the same.
     :param checkpoints_activations: ``True`` if backward computes forward once more.
     """
     squared = setting.model_dim**2
@@ -273,6 +277,9 @@ def predict_multiple(
     # Once without gradient, for drawing and weighing, and once with.
     step = (1 + grad) * num_encoded * encode + num_warmups * warmup
 
+    if shares_encoder:
+        step -= setting.source_len * num_layers * 12 * squared
+
     if num_kept is None:
         step += grad * num_warmups * (warmup + target)
     else:
@@ -296,9 +303,12 @@ class WarmupVariant:
 
     sampler: WarmupSampler = draw_candidates
 
+    share_encoder: bool = False
+
 
 WARMUP_VARIANTS: Final = {
     "marginal-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1)),
+    "shared-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1), share_encoder=True),
     "marginal-2": WarmupVariant(marginal_loss, 2, KeepSection(num=2)),
     "marginal-all": WarmupVariant(marginal_loss, None, KeepSection(name="all")),
     "elbo-1": WarmupVariant(elbo_loss, 1, KeepSection(num=1)),
@@ -341,6 +351,7 @@ _MAX_MULTIPLES: Final = {
     ("captions", "marginal-1"): 3.6,
     ("sentence", "marginal-1"): 2.8,
     ("summarization", "marginal-1"): 1.9,
+    ("summarization", "shared-1"): 1.5,
 }
 
 _MAX_RATIO: Final = 1.25
@@ -549,6 +560,7 @@ def _create_criterion(
                 num_warmups=setting.num_warmups,
                 max_warmup_len=setting.warmup_len,
                 keep=variant.keep,
+                share_encoder=variant.share_encoder,
             ),
             objective=variant.objective,
             sampler=variant.sampler,
@@ -828,7 +840,9 @@ def predict_variant(
     )
 
     if name in WARMUP_VARIANTS:
-        return predict(WARMUP_VARIANTS[name].num_kept)
+        variant = WARMUP_VARIANTS[name]
+
+        return predict(variant.num_kept, shares_encoder=variant.share_encoder)
 
     if name in (_PLAIN, _HF_WARMUP):
         return predict(None, source_repeated=True)
@@ -1254,7 +1268,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.profile is not None:
         parse_names("--profile", args.profile, [*WARMUP_VARIANTS])
 
-    others = [name for name in names if name in (_PLAIN, _HF_SFT, _HF_WARMUP)]
+    encoder_only = (_PLAIN, _HF_SFT, _HF_WARMUP, "shared-1")
+
+    others = [name for name in names if name in encoder_only]
 
     for setting in settings:
         if setting.is_decoder_only and others:

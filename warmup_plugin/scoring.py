@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from warmup_plugin.layout import DecoderLayout, join_rows
+from warmup_plugin.layout import DecoderLayout, DecoderRows, join_rows
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
 from warmup_plugin.objectives import Objective
 from warmup_plugin.sampling import Candidates
@@ -45,16 +45,11 @@ def score_candidates(
     :param target_seqs: ``[prefix] y EOS``, padded. *Shape:* :math:`(N,S_{tgt})`.
     :param target_seq_lens: *Shape:* :math:`(N)`.
     """
-    rows = join_rows(
-        layout,
-        target_seqs,
-        target_seq_lens,
-        candidates.seqs,
-        candidates.seq_lens,
-        candidates.cut,
-        torch.ones_like(candidates.cut),
-        candidates.source_idx(),
-    )
+    # Equal warmups are scored once.
+    # (D), (B)
+    distinct, places = candidates.distinct()
+
+    rows = _join_candidates(layout, target_seqs, target_seq_lens, candidates, distinct)
 
     excluded = layout.excluded_tokens(model.num_logits, target_seqs.device)
 
@@ -69,16 +64,55 @@ def score_candidates(
         past = candidates.past
 
         if past is not None:
-            target_log_probs = past.decoder.score(rows, past.seq_lens, excluded)
+            past_lens = past.seq_lens
 
-            return CandidateScores(warmup_log_probs, target_log_probs.view(shape))
+            if past.rows is not None or distinct.size(0) < past_lens.size(0):
+                past.decoder.select(
+                    distinct if past.rows is None else past.rows[distinct]
+                )
+
+                past_lens = past_lens[distinct]
+
+            target_log_probs = past.decoder.score(rows, past_lens, excluded)
+
+            return CandidateScores(
+                warmup_log_probs, target_log_probs[places].view(shape)
+            )
 
     scores = model.score(source, rows, excluded)
 
     if warmup_log_probs is None:
-        warmup_log_probs = scores.warmup_log_probs.view(shape)
+        warmup_log_probs = scores.warmup_log_probs[places].view(shape)
 
-    return CandidateScores(warmup_log_probs, scores.target_log_probs.view(shape))
+    return CandidateScores(
+        warmup_log_probs, scores.target_log_probs[places].view(shape)
+    )
+
+
+def _join_candidates(
+    layout: DecoderLayout,
+    target_seqs: Tensor,
+    target_seq_lens: Tensor,
+    candidates: Candidates,
+    idx: Tensor,
+) -> DecoderRows:
+    """
+    Joins some candidates with the targets of their sources.
+
+    :param idx: *Shape:* :math:`(D)`.
+    """
+    cut = candidates.cut[idx]
+
+    return join_rows(
+        layout,
+        target_seqs,
+        target_seq_lens,
+        candidates.seqs[idx],
+        candidates.seq_lens[idx],
+        cut,
+        torch.ones_like(cut),
+        candidates.source_idx()[idx],
+    )
 
 
 @torch.no_grad()
@@ -98,23 +132,24 @@ def score_warmups(
     """
     num_sources, prefix_len = prefixes.shape
 
+    distinct, places = candidates.distinct()
+
     # Rows that end with their separator.
-    rows = join_rows(
+    rows = _join_candidates(
         layout,
         prefixes,
         torch.full((num_sources,), prefix_len, device=prefixes.device),
-        candidates.seqs,
-        candidates.seq_lens,
-        candidates.cut,
-        torch.ones_like(candidates.cut),
-        candidates.source_idx(),
+        candidates,
+        distinct,
     )
 
     excluded = layout.excluded_tokens(model.num_logits, prefixes.device)
 
     scores = model.score(source, rows, excluded)
 
-    return scores.warmup_log_probs.view(candidates.proposal_log_probs.shape)
+    shape = candidates.proposal_log_probs.shape
+
+    return scores.warmup_log_probs[places].view(shape)
 
 
 def differentiate_objective(

@@ -172,6 +172,13 @@ CASES.update(
     }
 )
 
+CASES["shares_encoder-nllb-ddp"] = Case(
+    model="nllb",
+    wrapper="ddp",
+    accumulates=True,
+    warmup={**_MASS, "share_encoder": True, "sft_weight": 0.5},
+)
+
 # What is frozen and what is trained share a layer.
 CASES.update(
     {

@@ -128,6 +128,23 @@ class TestPredictMultiple:
 
         assert [round(multiple, 2) for multiple in multiples] == expected
 
+    def test_shared_encoder_is_called_once(self) -> None:
+        setting = SETTINGS["summarization"]
+
+        # By hand: a layer of 12 · 256² six times, one of 14 · 256² six times, of which
+        # keys and values of a source 2 · 256², and 8,000 · 256 for what is written.
+        encoder = 512 * 6 * 12 * 256**2
+        states = 512 * 6 * 2 * 256**2
+        token = 6 * 14 * 256**2 + 8000 * 256
+
+        sft = 3 * (encoder + states + 64 * token)
+        step = 3 * encoder + 4 * states
+        step += 4 * (17 + 64) * token + 3 * (17 + 64) * token
+
+        multiple = predict_multiple(setting, 1, shares_encoder=True)
+
+        assert multiple == pytest.approx(step / sft)
+
 
 class TestCreateBatch:
     def test_call_varies_lengths_around_mean(self) -> None:

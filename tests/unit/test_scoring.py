@@ -499,8 +499,9 @@ class TestScoreCandidates:
 
         assert_close(scores.target_log_probs, expected.target_log_probs)
 
-        # Their positions need no output projection: 3 and 2 target tokens a row.
-        assert num_items == [3 * 3 + 3 * 2]
+        # Their positions need no output projection: 3 and 2 target tokens a row. Two of
+        # the second source are equal.
+        assert num_items == [3 * 3 + 2 * 2]
 
     @pytest.mark.parametrize(
         "sampler",
@@ -529,9 +530,17 @@ class TestScoreCandidates:
         assert_close(scores.warmup_log_probs, expected.warmup_log_probs)
         assert_close(scores.target_log_probs, expected.target_log_probs)
 
-        # Read are the separator, the target without EOS, and the last token of a warmup
-        # that was cut, after the prompts if the model has any.
-        num_read = 24 * (3 + 2) + int(candidates.cut.sum())
+        distinct, _ = candidates.distinct()
+
+        num_distinct = distinct.size(0)
+
+        # Read once are the separator, the target without EOS, and the last token of a
+        # warmup that was cut, after the prompts if the model has any.
+        lens = torch.tensor([3, 2], device=device)[candidates.source_idx()[distinct]]
+
+        num_read = int(lens.sum() + candidates.cut[distinct].sum())
+
+        assert (num_distinct == 48) == (sampler is draw_distinct_candidates)
 
         assert num_items[-1] == num_read
 

@@ -185,6 +185,9 @@ class WarmupSection(Validatable):
     kl_weight: float = 0.0
     """The weight of KL(P(c|x) || P_ref(c|x)), in nats, which holds the warmups near those of the frozen `reference_model`."""
 
+    share_encoder: bool = False
+    """If ``True``, the encoder reads a source once a step, with dropout and gradient, and what it writes serves to draw, to weigh and to learn; if ``False``, once without dropout, to draw and to weigh, and once more to learn. The longer the sources, the more is saved. Without dropout in the encoder the gradient is the same. With encoder-decoder models, not under `fsdp`."""
+
     max_num_tokens: int | None = None
     """The most tokens of decoder rows in memory at once, prompts not counted, but never less than the K rows of one source while drawing. More than that are read in several passes, which costs time; ``None`` reads all of a batch at once, however large K is."""
 

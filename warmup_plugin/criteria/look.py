@@ -83,6 +83,9 @@ class Pairs:
     given_lens: Tensor | None = None
     """See :func:`~warmup_plugin.criteria.base.get_given_lens`. *Shape:* :math:`(N)`."""
 
+    encoded: EncodedSource | None = None
+    """The sources, without gradient, if they have been encoded already."""
+
     @staticmethod
     def of(batch: Seq2SeqBatch) -> Pairs:
         source_seqs, source_layout = batch.as_source_input()
@@ -119,6 +122,9 @@ class Pairs:
             self.target_seqs[begin:end],
             self.target_seq_lens[begin:end],
             None if self.given_lens is None else self.given_lens[begin:end],
+            self._select_encoded(
+                torch.arange(begin, end, device=self.target_seqs.device)
+            ),
         )
 
     def select(self, idx: Tensor) -> Pairs:
@@ -136,7 +142,14 @@ class Pairs:
             self.target_seqs.index_select(0, idx),
             self.target_seq_lens.index_select(0, idx),
             None if self.given_lens is None else self.given_lens.index_select(0, idx),
+            self._select_encoded(idx),
         )
+
+    def _select_encoded(self, idx: Tensor) -> EncodedSource | None:
+        if self.encoded is None or idx.size(0) == self.encoded.num_sources:
+            return self.encoded
+
+        return self.encoded.select(idx)
 
 
 @final
@@ -224,7 +237,7 @@ class CandidateFinder:
         with_empty = config.with_empty and max_warmup_len > 0 and not is_draft
 
         with self._draw_time, record_function("warmup::draw"):
-            source = model.encode(pairs.source_seqs, source_layout)
+            source = pairs.encoded or model.encode(pairs.source_seqs, source_layout)
 
             if max_warmup_len == 0:
                 candidates = empty_candidates(layout, prefixes.size(0), prefixes.device)

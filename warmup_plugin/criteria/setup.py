@@ -58,7 +58,9 @@ def setup_model(
 
     trainer = context.resolver.resolve(TrainerSection)
 
-    for error in find_trainer_errors(trainer, section):
+    warmup = _get_section(context, "warmup", WarmupSection)
+
+    for error in find_trainer_errors(trainer, section, warmup):
         raise WarmupError(error)
 
     rows: Sequence[PreparedRow] = ()
@@ -82,13 +84,18 @@ def setup_model(
 
 
 def find_trainer_errors(
-    trainer: TrainerSection, criterion: CriterionSection
+    trainer: TrainerSection, criterion: CriterionSection, warmup: WarmupSection
 ) -> Iterator[str]:
     """Says why a trainer cannot train decoder rows."""
     if trainer.data_parallelism == "fsdp" and trainer.fsdp.version != "v2":
         # Its modules have no parameters of their own, of which the output projection is
         # differentiated.
         yield "`trainer.fsdp.version` must be `v2`; no other one is trained with."
+
+    if trainer.data_parallelism == "fsdp" and criterion.name == "warmup":
+        # A layer that is called before the whole model takes itself for the outermost.
+        if warmup.share_encoder:
+            yield "`warmup.share_encoder` must be false with `trainer.data_parallelism` `fsdp`, by which the encoder cannot be called apart."
 
     precision = trainer.mixed_precision
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any, cast, final
 
 import torch
@@ -88,6 +89,14 @@ class WarmupCriterion(Criterion):
 
         look = None
 
+        source = None
+
+        if self._config.share_encoder:
+            with record_function("warmup::encode"):
+                source = context.model.encode(pairs.source_seqs, pairs.source_layout())
+
+            pairs = replace(pairs, encoded=source.detach())
+
         # Under FSDP the parameters are gathered for the whole time: ranks whose warmups
         # differ in length would gather at different times and wait for each other.
         with get_data_parallel_facade(dp_model).summon_full_parameters():
@@ -134,6 +143,7 @@ class WarmupCriterion(Criterion):
                 ),
                 label_smoothing=context.label_smoothing,
                 passes=self._build_rows.divide(rows),
+                source=source,
             )
 
         if look is None:
@@ -352,6 +362,11 @@ def create_warmup_criterion(context: CriterionContext) -> Criterion:
     if is_distinct(context.sampler) and context.warmup.num_warmups == 1:
         raise WarmupError(
             f"`warmup.sampler.name` is `{context.warmup.sampler.name}`, which draws warmups that differ from each other, but `warmup.num_warmups` is 1; raise it, or set `warmup.sampler.name` to `independent`."
+        )
+
+    if context.warmup.share_encoder and context.model.reads_prompts:
+        raise WarmupError(
+            "`warmup.share_encoder` is set, but the model is decoder-only, which reads its prompts together with what follows; set it to false."
         )
 
     if context.warmup.with_empty and not enumerates_empty(context.sampler):

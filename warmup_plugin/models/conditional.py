@@ -70,6 +70,30 @@ class EncodedSource:
         """The number N of sources."""
         return self.memory.num_sources
 
+    def detach(self) -> EncodedSource:
+        """
+        Returns what an encoder has read with gradient as if it had done so without.
+
+        Not for prompts, which are not read before their rows with gradient.
+        """
+        memory = SourceMemory(self.layout.seq_lens, self.seqs.size(1), self.seqs.device)
+
+        return EncodedSource(self.seqs.detach(), self.layout, memory)
+
+    def select(self, idx: Tensor) -> EncodedSource:
+        """
+        Returns some of the sources of an encoder, at least one.
+
+        :param idx: *Shape:* :math:`(N')`.
+        """
+        seq_lens = [self.layout.seq_lens[n] for n in idx.tolist()]
+
+        seqs = self.seqs.index_select(0, idx)[:, : max(seq_lens)]
+
+        memory = SourceMemory(seq_lens, seqs.size(1), seqs.device)
+
+        return EncodedSource(seqs, BatchLayout.of(seqs, seq_lens), memory)
+
 
 class RowScores(NamedTuple):
     """Holds the log-probabilities of decoder rows, natural logarithm, fp32."""
@@ -119,6 +143,14 @@ class RowDecoder(ABC):
         Keeps, repeats or reorders rows.
 
         :param rows: The indices of the rows to go on with. *Shape:* :math:`(B')`.
+        """
+
+    @abstractmethod
+    def fork(self, rows: Tensor) -> None:
+        """
+        Adds copies of rows behind all others.
+
+        :param rows: The rows to copy. *Shape:* :math:`(F)`.
         """
 
     @abstractmethod
@@ -192,6 +224,7 @@ class ConditionalModel(ABC):
         *,
         label_smoothing: float = 0.0,
         passes: Sequence[Tensor] | None = None,
+        source: EncodedSource | None = None,
     ) -> Tensor:
         r"""
         Computes :math:`\sum_b (u_b \log P(c_b|x) + v_b \log P(y|c_b,x))` for the
@@ -207,6 +240,8 @@ class ConditionalModel(ABC):
             are computed again in the backward pass: only the memory of one is needed at
             a time. A pass may be empty, where other ranks have more. *Shape:*
             :math:`(R)` each.
+        :param source: The same sources, if this model has encoded them with gradient;
+            not as the wrapper of FSDP, which must be called to encode.
 
         :returns: *Shape:* scalar.
         """
@@ -442,8 +477,10 @@ class _RowModel(ConditionalModel):
         *,
         label_smoothing: float = 0.0,
         passes: Sequence[Tensor] | None = None,
+        source: EncodedSource | None = None,
     ) -> Tensor:
-        source = self.encode(source_seqs, source_layout)
+        if source is None:
+            source = self.encode(source_seqs, source_layout)
 
         # What counts in each pass, hidden states, targets and coefficients: those of
         # warmups, and those of targets.
@@ -921,6 +958,20 @@ class _CachedRowDecoder(RowDecoder):
 
         if isinstance(self._offsets, Tensor):
             self._offsets = self._offsets.index_select(0, rows)
+
+    @override
+    def fork(self, rows: Tensor) -> None:
+        self._cache.fork(rows, self._width + self._num_fed)
+
+        def extend(values: Tensor) -> Tensor:
+            return torch.cat([values, values.index_select(0, rows)])
+
+        self._source_idx = extend(self._source_idx)
+
+        if isinstance(self._offsets, Tensor):
+            self._offsets = extend(self._offsets)
+
+        self._last = None
 
     @override
     def rewind(self, past_lens: Tensor) -> None:

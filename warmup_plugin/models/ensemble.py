@@ -144,6 +144,11 @@ class _EnsembleDecoder(RowDecoder):
             decoder.select(rows)
 
     @override
+    def fork(self, rows: Tensor) -> None:
+        for decoder in self._decoders:
+            decoder.fork(rows)
+
+    @override
     def rewind(self, past_lens: Tensor) -> None:
         for decoder in self._decoders:
             decoder.rewind(past_lens)

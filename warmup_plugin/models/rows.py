@@ -181,6 +181,9 @@ class RowCache:
         self._num_rows = num_rows
         self._max_len = max_len
 
+        # The number of rows that there is room for.
+        self._capacity = num_rows
+
         self._states: dict[Module, tuple[Tensor, Tensor]] = {}
 
     def begin(self, module: Module, k: Tensor, v: Tensor) -> None:
@@ -191,8 +194,8 @@ class RowCache:
         """
         all_k, all_v = (self._allocate(state) for state in (k, v))
 
-        all_k[:, : k.size(1)] = k
-        all_v[:, : v.size(1)] = v
+        all_k[: self._num_rows, : k.size(1)] = k
+        all_v[: self._num_rows, : v.size(1)] = v
 
         self._states[module] = (all_k, all_v)
 
@@ -208,7 +211,7 @@ class RowCache:
 
         # Zeros, since garbage that is no number would pass an attention mask. A head lies
         # in one piece: attention of single queries is several times as fast.
-        states = like.new_zeros((self._num_rows, num_heads, self._max_len, head_dim))
+        states = like.new_zeros((self._capacity, num_heads, self._max_len, head_dim))
 
         return states.transpose(1, 2)
 
@@ -243,7 +246,7 @@ class RowCache:
         at_step: slice | Tensor
 
         if isinstance(positions, int):
-            at_row = slice(None) if rows is None else rows
+            at_row = slice(self._num_rows) if rows is None else rows
 
             at_step = slice(positions, positions + num_steps)
         else:
@@ -259,7 +262,7 @@ class RowCache:
         all_v[at_row, at_step] = v
 
         if rows is None:
-            return all_k[:, :end], all_v[:, :end]
+            return all_k[: self._num_rows, :end], all_v[: self._num_rows, :end]
 
         k, v = (
             states[:, :end].transpose(1, 2).index_select(0, rows).transpose(1, 2)
@@ -287,7 +290,11 @@ class RowCache:
         :param rows: *Shape:* :math:`(B')`.
         :param end: No row is longer; what lies behind is not copied.
         """
-        num_rows, self._num_rows = self._num_rows, rows.size(0)
+        self._num_rows = rows.size(0)
+
+        fits = self._num_rows <= self._capacity
+
+        self._capacity = max(self._capacity, self._num_rows)
 
         for module, states in self._states.items():
             # (B, L, H, D) -> (B', H, L, D)
@@ -295,15 +302,45 @@ class RowCache:
                 state[:, :end].transpose(1, 2).index_select(0, rows) for state in states
             ]
 
-            if rows.size(0) <= num_rows:
+            if not fits:
                 # A beam that is reordered at every step needs no new memory for it.
-                k, v = (state[: rows.size(0)] for state in states)
-            else:
-                k, v = (self._allocate(state) for state in states)
+                states = (self._allocate(states[0]), self._allocate(states[1]))
 
-            k[:, :end], v[:, :end] = (state.transpose(1, 2) for state in selected)
+                self._states[module] = states
 
-            self._states[module] = (k, v)
+            for state, part in zip(states, selected):
+                state[: self._num_rows, :end] = part.transpose(1, 2)
+
+    def fork(self, rows: Tensor, end: int) -> None:
+        """
+        Adds copies of rows behind all others.
+
+        :param rows: *Shape:* :math:`(F)`.
+        :param end: No row is longer; what lies behind is not copied.
+        """
+        begin = self._num_rows
+
+        self._num_rows += rows.size(0)
+
+        if self._num_rows > self._capacity:
+            # Room for the next ones as well: all that is there is copied to it.
+            self._capacity = max(self._num_rows, 2 * self._capacity)
+
+            for module, (old_k, old_v) in self._states.items():
+                k, v = self._allocate(old_k), self._allocate(old_v)
+
+                k[:begin, :end], v[:begin, :end] = (
+                    old_k[:begin, :end],
+                    old_v[:begin, :end],
+                )
+
+                self._states[module] = (k, v)
+
+        for states in self._states.values():
+            for state in states:
+                state[begin : self._num_rows, :end] = state[:, :end].index_select(
+                    0, rows
+                )
 
 
 @final

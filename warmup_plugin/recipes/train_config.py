@@ -223,7 +223,7 @@ class TrainConfig(Validatable):
                     "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
                 )
 
-        for error in find_trainer_errors(self.trainer, self.criterion):
+        for error in find_trainer_errors(self.trainer, self.criterion, self.warmup):
             result.add_error(error)
 
         if regime.save_model_only in (True, "all"):

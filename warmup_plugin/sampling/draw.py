@@ -66,6 +66,33 @@ class Candidates:
 
         *Shape:* :math:`(N,K)`.
         """
+        return self._same().tril(diagonal=-1).any(dim=-1)
+
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """
+        Lists the rows whose warmups no earlier one of the same source equals.
+
+        :returns: These rows, *Shape:* :math:`(D)`, and for every row the place among
+            them of the one that it equals, *Shape:* :math:`(B)`.
+        """
+        num_sources, num_warmups = self.proposal_log_probs.shape
+
+        # (N, K), the first True
+        first = self._same().to(torch.uint8).argmax(dim=-1)
+
+        begins = torch.arange(num_sources, device=first.device) * num_warmups
+
+        # (B)
+        first = (first + begins.unsqueeze(1)).flatten()
+
+        is_first = first == torch.arange(first.size(0), device=first.device)
+
+        places = is_first.cumsum(dim=0) - 1
+
+        return is_first.nonzero().squeeze(1), places[first]
+
+    def _same(self) -> Tensor:
+        """Tells which warmups of a source are equal. *Shape:* :math:`(N,K,K)`."""
         num_sources, num_warmups = self.proposal_log_probs.shape
 
         # Padding is unambiguous: no warmup holds the pad token.
@@ -73,9 +100,7 @@ class Candidates:
         seqs = self.seqs.view(num_sources, num_warmups, -1)
 
         # (N, K, K)
-        same = (seqs.unsqueeze(1) == seqs.unsqueeze(2)).all(dim=-1)
-
-        return same.tril(diagonal=-1).any(dim=-1)
+        return (seqs.unsqueeze(1) == seqs.unsqueeze(2)).all(dim=-1)
 
 
 @final
@@ -87,6 +112,10 @@ class CandidatePast:
 
     seq_lens: Tensor
     """The number of tokens that it has read, prefix included. *Shape:* :math:`(B)`."""
+
+    rows: Tensor | None = None
+    """The row of the decoder that has read them, and perhaps more; ``None`` if each
+    candidate has one of its own. *Shape:* :math:`(B)`."""
 
 
 def empty_candidates(
@@ -383,6 +412,118 @@ class _TokenDraw:
         return tokens, proposal_log_probs, log_probs
 
 
+@final
+class _Feed:
+    """
+    Feeds a decoder with what B rows write, and with nothing twice: rows that have
+    written the same so far are one row of the decoder.
+
+    To find them each step waits for the device. On a GPU, where a row more costs
+    little, each row is one of the decoder from the start.
+    """
+
+    def __init__(self, decoder: RowDecoder, rows: Tensor) -> None:
+        """
+        :param decoder: Has read what rows begin with.
+        :param rows: The row of the decoder in which each begins. *Shape:* :math:`(B)`.
+        """
+        self._decoder = decoder
+
+        self._shares = rows.device.type == "cpu"
+
+        # The row of the decoder of each row.
+        self._rows = rows
+
+        self._num_rows = int(rows[-1]) + 1
+
+        # Those that were fed last, to be found unchanged by the decoder.
+        self._last: Tensor | None = None
+
+        if not self._shares:
+            decoder.select(rows)
+
+    @property
+    def rows(self) -> Tensor | None:
+        """See :attr:`CandidatePast.rows`."""
+        return self._rows if self._shares else None
+
+    def __call__(self, tokens: Tensor, active: Tensor | None, done: Tensor) -> Tensor:
+        """
+        :param tokens: What A rows have written. *Shape:* :math:`(A)`.
+        :param active: Which rows these are; ``None`` for all. *Shape:* :math:`(A)`.
+        :param done: ``True`` if a row has ended; what it gets means nothing. *Shape:*
+            :math:`(A)`.
+
+        :returns: The logits of what follows. *Shape:* :math:`(A,V)`.
+        """
+        if not self._shares:
+            return self._decoder.step(tokens.unsqueeze(1), active)
+
+        # Among the active rows, and among all.
+        writing = (~done).nonzero().squeeze(1)
+
+        at = writing if active is None else active.index_select(0, writing)
+
+        tokens = tokens.index_select(0, writing)
+
+        if self._num_rows < self._rows.size(0):
+            self._divide(at, tokens)
+
+        # (F), in the order of the decoder
+        rows, places = self._rows.index_select(0, at).unique(return_inverse=True)
+
+        if self._last is not None and torch.equal(rows, self._last):
+            rows = self._last
+
+        self._last = rows
+
+        # Equal for all rows of a place.
+        fed = torch.empty_like(rows).index_copy_(0, places, tokens)
+
+        feeds_all = rows.size(0) == self._num_rows
+
+        logits = self._decoder.step(fed.unsqueeze(1), None if feeds_all else rows)
+
+        if writing.size(0) < done.size(0):
+            places = torch.zeros_like(done, dtype=torch.long).index_copy_(
+                0, writing, places
+            )
+
+        return logits.index_select(0, places)
+
+    def _divide(self, at: Tensor, tokens: Tensor) -> None:
+        """Gives rows of their own to those that have written something else than the
+        others with which they shared one."""
+        vocab_size = int(tokens.max()) + 1
+
+        keys = self._rows.index_select(0, at) * vocab_size + tokens
+
+        # (F), sorted by their row so far
+        keys, places = keys.unique(return_inverse=True)
+
+        rows = keys // vocab_size
+
+        # The first token of a row goes on in it.
+        is_new = torch.zeros_like(rows, dtype=torch.bool)
+
+        is_new[1:] = rows[1:] == rows[:-1]
+
+        parents = rows[is_new]
+
+        if parents.size(0) == 0:
+            return
+
+        self._decoder.fork(parents)
+
+        end = self._num_rows + parents.size(0)
+
+        rows[is_new] = torch.arange(self._num_rows, end)
+
+        self._rows[at] = rows.index_select(0, places)
+
+        self._num_rows = end
+
+
 @torch.no_grad()
 def draw_candidates(
     model: ConditionalModel,
@@ -475,7 +616,7 @@ def draw_candidates(
             None if uniforms is None else uniforms[:, 0].view(num_sources, num_warmups),
         )
 
-    decoder.select(sources.repeat_interleave(num_warmups))
+    feed = _Feed(decoder, sources.repeat_interleave(num_warmups))
 
     for step_nr in range(max_warmup_len):
         # (A)
@@ -524,7 +665,7 @@ def draw_candidates(
             if active is not None:
                 step_uniforms = step_uniforms.index_select(0, active)
 
-        drawn = draw(decoder.step(tokens.unsqueeze(1), active), 1, step_uniforms)
+        drawn = draw(feed(tokens, active, done), 1, step_uniforms)
 
     check_finite(proposal_log_probs)
 
@@ -548,5 +689,5 @@ def draw_candidates(
         cut=cut,
         proposal_log_probs=proposal_log_probs,
         warmup_log_probs=warmup_log_probs.view(shape),
-        past=CandidatePast(decoder, past_lens),
+        past=CandidatePast(decoder, past_lens, feed.rows),
     )

@@ -52,7 +52,11 @@ from warmup_plugin.criteria import (
     register_criterion,
 )
 from warmup_plugin.criteria.config import KeepSection
-from warmup_plugin.criteria.setup import create_criterion, setup_model
+from warmup_plugin.criteria.setup import (
+    create_criterion,
+    find_trainer_errors,
+    setup_model,
+)
 from warmup_plugin.criteria.sft import SftCriterion, create_sft_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.conditional import ScorableTransformer, ScorableTransformerLM
@@ -239,6 +243,23 @@ class TestSetupModel:
 
         with pytest.raises(WarmupError, match=message):
             setup_model(context, create_tiny_model())
+
+    def test_shared_encoder_is_refused_with_fsdp(self) -> None:
+        trainer = TrainerSection(data_parallelism="fsdp")
+
+        warmup = WarmupSection(share_encoder=True)
+
+        def find_errors(criterion: str) -> list[str]:
+            section = CriterionSection(name=criterion)
+
+            return list(find_trainer_errors(trainer, section, warmup))
+
+        [error] = find_errors("warmup")
+
+        assert error.startswith("`warmup.share_encoder` must be false")
+
+        # Which does not read it.
+        assert find_errors("sft") == []
 
     def test_config_without_section_is_refused(self) -> None:
         context = create_context()

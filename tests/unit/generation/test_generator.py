@@ -321,6 +321,10 @@ class ScriptedDecoder(RowDecoder):
         self._pasts = [list(self._pasts[i]) for i in rows.tolist()]
 
     @override
+    def fork(self, rows: Tensor) -> None:
+        raise NotImplementedError()
+
+    @override
     def rewind(self, past_lens: Tensor) -> None:
         self._pasts = [p[:n] for p, n in zip(self._pasts, past_lens.tolist())]
 

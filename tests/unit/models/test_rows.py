@@ -301,6 +301,34 @@ class TestRowCache:
             assert_equal(cache.get(module, rows, 1)[0], k)
             assert_equal(cache.get(module, rows, 1)[1], v)
 
+    def test_fork_adds_copies(self) -> None:
+        cache, module = RowCache(2, 5), Module()
+
+        k, v = self.create_states(2, 2)
+
+        cache.append(module, k, v, None, 0, 2)
+
+        idx = [0, 1]
+
+        # There is no room for the first two, but then for the third.
+        for rows in ([1, 0], [2], [0, 3, 4]):
+            cache.fork(torch.tensor(rows, device=device), 2)
+
+            idx += [idx[row] for row in rows]
+
+            all_rows = torch.arange(len(idx), device=device)
+
+            assert_equal(cache.get(module, all_rows, 2)[0], k[idx])
+            assert_equal(cache.get(module, all_rows, 2)[1], v[idx])
+
+        # They go on by themselves.
+        next_k, next_v = self.create_states(len(idx), 1)
+
+        all_k, all_v = cache.append(module, next_k, next_v, None, 2, 3)
+
+        assert_equal(all_k, torch.cat([k[idx], next_k], dim=1))
+        assert_equal(all_v, torch.cat([v[idx], next_v], dim=1))
+
     @pytest.mark.parametrize("rows", [[3, 0, 3, 1, 0], [1, 1, 3, 0], [2, 1]])
     def test_select_keeps_repeats_and_reorders_rows(self, rows: list[int]) -> None:
         cache, module = RowCache(4, 5), Module()

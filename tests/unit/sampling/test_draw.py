@@ -175,8 +175,8 @@ class TestDrawCandidates:
 
             assert_follows(counts, log_probs[n].exp())
 
-        # Rows that had ended were left out on the way.
-        assert steps[-1][1] is not None
+        # What is written alike was fed once.
+        assert steps[-1][0].size(0) <= len(SOURCES) * len(warmups)
 
     @pytest.mark.parametrize("settings", PROPOSALS, ids=str)
     @each_kind
@@ -328,32 +328,69 @@ class TestDrawCandidates:
         # The last token of a cut warmup is not fed.
         assert len(steps) == 5
 
-        all_rows = torch.arange(2 * num_warmups, device=device)
+        source_idx = candidates.source_idx().unsqueeze(1)
 
-        fed = all_rows
+        for step_nr, (tokens, _) in enumerate(steps):
+            writes = candidates.seq_lens > step_nr
 
-        for step_nr, (tokens, rows) in enumerate(steps):
-            if rows is None:
-                rows = all_rows
+            begun = candidates.seqs[writes, : step_nr + 1]
 
-            # A row that was left out stays out.
-            assert bool(torch.isin(rows, fed).all())
+            # Once for all that have written the same, if there is one that goes on.
+            begun = torch.cat([source_idx[writes], begun], dim=1).unique(dim=0)
 
-            fed = rows
+            assert_equal(tokens.flatten().sort()[0], begun[:, -1].sort()[0])
 
-            writes = candidates.seq_lens[fed] > step_nr
+        assert 2 < tokens.size(0) < num_warmups
 
-            # Each row its own tokens, and those that write take part.
-            assert_equal(
-                tokens[writes].squeeze(1), candidates.seqs[fed[writes], step_nr]
+    @each_kind
+    @pytest.mark.parametrize("temperature", [1.0, 0.3])
+    def test_rows_that_begin_alike_go_on_as_if_alone(
+        self, kind: str, temperature: float
+    ) -> None:
+        num_warmups = 12
+
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        conditional = create_conditional_model(model)
+
+        layout = create_layout()
+
+        num_rows = len(SOURCES) * num_warmups
+
+        uniforms = torch.rand((num_rows, 6), dtype=torch.float64)
+
+        def draw_for(num_repeats: int, num_drawn: int) -> Candidates:
+            sources = [s for s in SOURCES for _ in range(num_repeats)]
+
+            prefixes = torch.full((len(sources), 1), BOS_IDX, device=device)
+
+            with torch.no_grad():
+                return draw_candidates(
+                    conditional,
+                    conditional.encode(*create_source(sources)),
+                    layout,
+                    prefixes,
+                    num_warmups=num_drawn,
+                    max_warmup_len=6,
+                    temperature=temperature,
+                    uniforms=uniforms.to(device),
+                )
+
+        candidates, alone = draw_for(1, num_warmups), draw_for(num_warmups, 1)
+
+        # Or nothing would be shared.
+        assert bool(candidates.duplicates().any())
+
+        assert_equal(candidates.seqs, alone.seqs)
+        assert_equal(candidates.cut, alone.cut)
+
+        for log_probs in ("proposal_log_probs", "warmup_log_probs"):
+            assert_close(
+                getattr(candidates, log_probs).flatten(),
+                getattr(alone, log_probs).flatten(),
+                rtol=0.0,
+                atol=1e-5,
             )
-
-            assert int(writes.sum()) == int((candidates.seq_lens > step_nr).sum())
-
-            # Of those that have ended not many.
-            assert int((~writes).sum()) < 0.25 * fed.size(0)
-
-        assert 0 < fed.size(0) < num_warmups
 
     def test_call_draws_from_restricted_vocabulary(self) -> None:
         # The rows 8 and 9 of the embedding stand for no token.
@@ -527,6 +564,12 @@ class TestCandidates:
             candidates.duplicates(),
             [[False, False, True, False, True, True], [False] * 6],
         )
+
+        distinct, places = candidates.distinct()
+
+        assert_equal(distinct, [0, 1, 3, 6, 7, 8, 9, 10, 11])
+
+        assert_equal(places, [0, 1, 0, 2, 0, 2, 3, 4, 5, 6, 7, 8])
 
 
 class TestConcatCandidates:
