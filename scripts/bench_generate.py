@@ -66,8 +66,8 @@ from scripts.bench_common import (
 )
 from scripts.bench_step import SETTINGS
 from warmup_plugin.data.batching import sorted_batches
-from warmup_plugin.data.corpus import encode_sources
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.tokenizing import encode_sources
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
 from warmup_plugin.interop.checkpoints import load_model_config, load_weights
@@ -560,6 +560,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+    print(json.dumps({"benchmark": "generate", **report}))
 
 
 def _measure_job(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from warmup_plugin.data.text_pairs import TextPairs
-from warmup_plugin.errors import WarmupError
 from warmup_plugin.tokenizers.codec import TextCodec
 
 
@@ -159,14 +158,13 @@ class TokenSeqs:
     @staticmethod
     def concat(parts: Sequence[TokenSeqs]) -> TokenSeqs:
         """Puts sequences behind each other."""
-        offsets = [np.zeros(1, dtype=np.int64)]
+        lens = np.concatenate([part._lens for part in parts])
 
-        for part in parts:
-            offsets.append(part._offsets[1:] + offsets[-1][-1])
+        offsets = np.zeros(len(lens) + 1, dtype=np.int64)
 
-        return TokenSeqs(
-            np.concatenate([part._indices for part in parts]), np.concatenate(offsets)
-        )
+        np.cumsum(lens, out=offsets[1:])
+
+        return TokenSeqs(np.concatenate([part._indices for part in parts]), offsets)
 
     @property
     def indices(self) -> NDArray[np.int32]:
@@ -209,37 +207,6 @@ class TokenSeqsBuilder:
             np.array(self._indices, dtype=np.int32),
             np.array(self._offsets, dtype=np.int64),
         )
-
-
-def encode_sources(
-    texts: Iterable[str], codec: TextCodec
-) -> tuple[list[int], TokenSeqs, TokenSeqs]:
-    """
-    Encodes sources as they are: none is cut, and only empty ones are left out.
-
-    :returns: The places of those that are not empty, these sources, and the prefixes of
-        what is written for them.
-    """
-    sources, prefixes = TokenSeqsBuilder(), TokenSeqsBuilder()
-
-    places = []
-
-    for n, text in enumerate(texts):
-        # A prompt would be some text even so.
-        if not text:
-            continue
-
-        encoded = codec.encode_source(text)
-
-        if codec.is_empty_source(text, encoded):
-            continue
-
-        places.append(n)
-
-        sources.append(encoded.source)
-        prefixes.append(encoded.prefix)
-
-    return places, sources.build(), prefixes.build()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,99 +283,6 @@ class Corpus:
     def lens(self) -> NDArray[np.int64]:
         """Returns the length of the longer side of each row. *Shape:* :math:`(N)`."""
         return np.maximum(self.sources.lens, self.targets.lens)
-
-
-def tokenize_pairs(
-    pairs: TextPairs,
-    codec: TextCodec,
-    *,
-    max_source_len: int,
-    max_target_len: int,
-    max_pairs: int | None = None,
-) -> Corpus:
-    """
-    Encodes each pair once, before training.
-
-    Pairs that are too long are dropped, not cut: a cut target has another likelihood.
-    What is dropped is counted in the report.
-
-    :param pairs: The pairs.
-    :param codec: What turns them into tokens.
-    :param max_source_len: The limit of a source in tokens, with its special tokens.
-    :param max_target_len: The limit of a target in tokens, with its special tokens.
-    :param max_pairs: The number of pairs, the first ones, to look at: the same text
-        whatever the tokenizer and the limits drop of it. ``None`` for all.
-    """
-    sources, targets = TokenSeqsBuilder(), TokenSeqsBuilder()
-
-    num_pairs = len(pairs) if max_pairs is None else min(max_pairs, len(pairs))
-
-    empty_mask = pairs.empty_mask()[:num_pairs]
-
-    indices = array("q")
-
-    num_empty = num_too_long = 0
-
-    longest_source_len = longest_target_len = 0
-
-    for idx in range(num_pairs):
-        if empty_mask[idx]:
-            num_empty += 1
-
-            continue
-
-        source_text, target_text = pairs.source(idx), pairs.target(idx)
-
-        encoded = codec.encode_source(source_text)
-
-        target_tokens = codec.encode_target(target_text)
-
-        if codec.is_empty_source(source_text, encoded) or codec.is_empty_target(
-            target_text, target_tokens
-        ):
-            num_empty += 1
-
-            continue
-
-        source, target = encoded.source, [*encoded.prefix, *target_tokens]
-
-        longest_source_len = max(longest_source_len, len(source))
-        longest_target_len = max(longest_target_len, len(target))
-
-        if len(source) > max_source_len or len(target) > max_target_len:
-            num_too_long += 1
-
-            continue
-
-        indices.append(idx)
-
-        sources.append(source)
-        targets.append(target)
-
-    report = CorpusReport(
-        split=pairs.split,
-        num_pairs=num_pairs,
-        num_empty=num_empty,
-        num_too_long=num_too_long,
-        num_kept=len(indices),
-        max_source_len=max_source_len,
-        max_target_len=max_target_len,
-        longest_source_len=longest_source_len,
-        longest_target_len=longest_target_len,
-        num_left_out=len(pairs) - num_pairs,
-    )
-
-    if report.num_kept == 0:
-        raise _make_nothing_left_error(pairs, report)
-
-    return Corpus(
-        parts=[pairs],
-        part_indices=np.zeros(len(indices), dtype=np.int16),
-        indices=np.array(indices, dtype=np.int64),
-        sources=sources.build(),
-        targets=targets.build(),
-        report=report,
-    )
 
 
 def put_behind(
@@ -562,15 +436,4 @@ def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:
             num_left_out=sum(r.num_left_out for r in reports),
         ),
         directions=list(corpora),
-    )
-
-
-def _make_nothing_left_error(pairs: TextPairs, report: CorpusReport) -> WarmupError:
-    if report.num_too_long == 0:
-        return WarmupError(
-            f"No pair is left of {pairs.origin}, since each of its {report.num_pairs:,} has an empty side: check the files, fields or columns it is read from."
-        )
-
-    return WarmupError(
-        f"No pair is left of {pairs.origin}: {report.num_too_long:,} of {report.num_pairs:,} are longer than `max_source_len` {report.max_source_len} or `max_target_len` {report.max_target_len} and {report.num_empty:,} have an empty side; raise the limits (the longest source has {report.longest_source_len} tokens, the longest target {report.longest_target_len})."
     )

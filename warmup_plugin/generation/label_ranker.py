@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from warmup_plugin.data.batching import sorted_batches
-from warmup_plugin.data.corpus import encode_sources
 from warmup_plugin.data.lines import Line, LineError
+from warmup_plugin.data.tokenizing import encode_sources
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.translator import Translation
 from warmup_plugin.layout import DecoderRows, ExcludedTokens, join_rows

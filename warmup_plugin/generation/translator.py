@@ -12,9 +12,10 @@ from typing import final
 import torch
 
 from warmup_plugin.data.batching import sorted_batches
-from warmup_plugin.data.corpus import TokenSeqs, encode_sources
+from warmup_plugin.data.corpus import TokenSeqs
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.data.text_files import flatten
+from warmup_plugin.data.tokenizing import encode_sources
 from warmup_plugin.generation.ctranslate2_generator import CTranslate2Generator
 from warmup_plugin.generation.generator import WarmupGenerator
 from warmup_plugin.generation.hypothesis import Hypothesis

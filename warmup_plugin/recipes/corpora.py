@@ -21,13 +21,7 @@ from fairseq2.gang import Gang
 from fairseq2.logging import log
 from torch.nn import Module
 
-from warmup_plugin.data.corpus import (
-    Corpus,
-    join_corpora,
-    put_behind,
-    put_into_decoder,
-    tokenize_pairs,
-)
+from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, put_into_decoder
 from warmup_plugin.data.corpus_cache import (
     CACHE_FOLDER,
     Note,
@@ -38,6 +32,7 @@ from warmup_plugin.data.corpus_cache import (
 )
 from warmup_plugin.data.directions import get_pairs_config, narrow_to_direction
 from warmup_plugin.data.text_pairs import describe_split, list_split_files, read_split
+from warmup_plugin.data.tokenizing import count_processes, tokenize_pairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.separator import has_tied_embeddings
 from warmup_plugin.recipes.common import get_codec_options
@@ -139,7 +134,7 @@ class CorpusReader:
         loaded = None if folder is None else self._load(folder, split)
 
         # Also on a machine that does not see the files of the first one.
-        corpus, notes = loaded or self._make(split, is_training)
+        corpus, notes = loaded or self._make(split, is_training, self._gang.size)
 
         if loaded is not None and folder is not None:
             size = get_size(corpus) / (1 << 20)
@@ -247,7 +242,7 @@ class CorpusReader:
 
                 self._remove_damaged(folder)
 
-                save_corpus(folder, *self._make(split, is_training))
+                save_corpus(folder, *self._make(split, is_training, num_sharing=1))
         except OSError as ex:
             raise WarmupError(
                 f"The tokens of the `{split}` split cannot be kept in `{cache_dir}` ({ex.strerror or ex}); set `dataset.cache` to a folder with room, or to `none` to keep them in memory."
@@ -343,7 +338,12 @@ class CorpusReader:
 
         return (directions[name].behind or ()) if directions else ()
 
-    def _make(self, split: str, is_training: bool) -> tuple[Corpus, list[Note]]:
+    def _make(
+        self, split: str, is_training: bool, num_sharing: int
+    ) -> tuple[Corpus, list[Note]]:
+        """
+        :param num_sharing: How many processes do so at the same time.
+        """
         section = self._config.dataset
 
         corpora: dict[str, Corpus] = {}
@@ -361,6 +361,7 @@ class CorpusReader:
                 max_source_len=section.max_source_len,
                 max_target_len=section.max_target_len,
                 max_pairs=dataset["max_train_pairs"] if is_training else None,
+                num_processes=count_processes(num_sharing),
             )
 
             prefix = f"{name}, " if section.directions else ""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.small_disk import full_disk
 from tests.unit.data.words import WordCodec, make_pairs
-from warmup_plugin.data.corpus import Corpus, join_corpora, tokenize_pairs
+from warmup_plugin.data.corpus import Corpus, join_corpora
 from warmup_plugin.data.corpus_cache import (
     Note,
     load_corpus,
@@ -20,6 +20,7 @@ from warmup_plugin.data.corpus_cache import (
     save_corpus,
 )
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.errors import WarmupError
 
 NOTES = [Note("train: all kept."), Note("much is unknown", is_warning=True)]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.data.preparation.conftest import REAL_DATA
 from tests.unit.data.words import make_reader
-from warmup_plugin.data.corpus import Corpus, join_corpora, tokenize_pairs
+from warmup_plugin.data.corpus import Corpus, join_corpora
 from warmup_plugin.data.directions import (
     choose_direction,
     get_pairs_config,
@@ -22,6 +22,7 @@ from warmup_plugin.data.directions import (
     split_direction,
 )
 from warmup_plugin.data.text_pairs import TextPairs, TextPairsConfig, read_split
+from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import create_direction_codecs

@@ -21,8 +21,9 @@ from tests.unit.data.words import (
     make_reader,
     read_epoch,
 )
-from warmup_plugin.data.corpus import Corpus, join_corpora, tokenize_pairs
+from warmup_plugin.data.corpus import Corpus, join_corpora
 from warmup_plugin.data.reader import TextPairReader
+from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.errors import WarmupError
 
 

@@ -14,12 +14,10 @@ from fairseq2.gang import FakeGang, Gangs
 from typing_extensions import override
 
 from tests.common import create_layout
-from warmup_plugin.data.corpus import (
-    Corpus,
-    tokenize_pairs,
-)
+from warmup_plugin.data.corpus import Corpus
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.text_pairs import TextPairs, TextPairsConfig, read_split
+from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
 
 PAD_IDX, BOS_IDX, EOS_IDX = 0, 2, 3

@@ -39,7 +39,8 @@ from tests.tiny_runs import (
 from tests.unit.data.words import make_pairs, make_reader
 from warmup_plugin.__main__ import main as run_command
 from warmup_plugin.commands import evaluate, generate
-from warmup_plugin.data.corpus import join_corpora, tokenize_pairs
+from warmup_plugin.data.corpus import join_corpora
+from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.models.conditional import create_conditional_model

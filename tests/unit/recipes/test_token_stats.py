@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from tests.common import UNK_IDX
 from tests.unit.data.words import WordCodec, make_pairs
-from warmup_plugin.data.corpus import tokenize_pairs
+from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import token_stats
 from warmup_plugin.recipes.token_stats import TokenStats, measure_tokens

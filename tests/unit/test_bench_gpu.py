@@ -1,0 +1,87 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scripts import bench_generate, bench_gpu, bench_step
+from scripts.bench_gpu import Part, run_part
+
+
+class TestRunPart:
+    def test_returns_record(self) -> None:
+        part = Part("x", ["-c", 'print("table"); print(\'{"benchmark": "step"}\')'])
+
+        record = run_part(part, 60.0)
+
+        assert record["benchmark"] == "step"
+
+    def test_returns_what_failed(self) -> None:
+        part = Part("x", ["-c", "import sys; print('table'); sys.exit('no GPU')"])
+
+        assert run_part(part, 60.0) == {"error": "no GPU"}
+
+    def test_breaks_off(self) -> None:
+        part = Part("x", ["-c", "import time; time.sleep(60)"])
+
+        assert run_part(part, 0.5) == {"error": "broken off after 0 seconds"}
+
+
+class TestMain:
+    def test_runs_commands_that_are_there(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        mains = {
+            "scripts/bench_step.py": bench_step.main,
+            "scripts/bench_generate.py": bench_generate.main,
+        }
+
+        def run_here(part: Part, timeout: float) -> dict[str, object]:
+            script, *args = part.command
+
+            # One part is enough to see that a record comes back.
+            if part.name == "share of drawing captions":
+                assert mains[script](args) == 0
+
+                return dict(json.loads(capsys.readouterr().out.splitlines()[-1]))
+
+            # Arguments are parsed before this one is refused.
+            with pytest.raises(SystemExit, match="2"):
+                mains[script]([*args, "--rounds", "none"])
+
+            assert "argument --rounds" in capsys.readouterr().err
+
+            return {"error": "left out"}
+
+        monkeypatch.setattr(bench_gpu, "run_part", run_here)
+
+        args = ["--device", "cpu", "--dtype", "fp32", "--settings", "captions"]
+
+        args += ["--rounds", "1", "--num-tokens", "20", "--sentences", "2"]
+
+        assert bench_gpu.main(args) == 0
+
+        record = json.loads(capsys.readouterr().out.splitlines()[-1])
+
+        assert list(record["parts"]) == [
+            "step captions",
+            "share of drawing captions",
+            "generation captions",
+            "memory captions",
+        ]
+
+        phases = record["parts"]["share of drawing captions"]["settings"]["captions"]
+
+        assert "draw" in phases["phases"]
+
+    def test_says_that_no_time_was_left(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert bench_gpu.main(["--seconds", "1"]) == 2
+
+        out, err = capsys.readouterr()
+
+        assert "no time was left" in out and err.startswith("error: No benchmark")
