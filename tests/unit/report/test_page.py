@@ -33,8 +33,10 @@ from warmup_plugin.report.page import to_script_json
 @pytest.fixture(scope="module", autouse=True)
 def fewer_trials() -> Iterator[None]:
     """Each trial of a test is scored by sacreBLEU in Python."""
+    defaults = {**(evaluate.__kwdefaults__ or {}), "num_randomization": 1000}
+
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setitem(evaluate.__kwdefaults__, "num_randomization", 1000)
+        monkeypatch.setattr(evaluate, "__kwdefaults__", defaults)
 
         yield
 
