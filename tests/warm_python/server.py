@@ -33,6 +33,9 @@ _MODULES: Final = (
     # What a training imports once it has begun, in a second and a half.
     "torch._dynamo",
     "torch.utils.tensorboard",
+    # And what reads the tokenizers of Hugging Face, in three.
+    "transformers.models.auto.tokenization_auto",
+    "transformers.tokenization_utils_fast",
 )
 
 _PR_SET_PDEATHSIG: Final = 1
