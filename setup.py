@@ -151,6 +151,9 @@ setup(
         # scripts/prepare_*.py: where WMT's data is, XSum and CNN/DailyMail, and which
         # language a text is in. Each is used only where it is installed.
         "data": ["datasets>=4.4", "mtdata>=0.5", "py3langid>=0.4"],
+        # `mlflow.enabled=true` writes metrics there. (trackio wants a huggingface_hub of
+        # 1.10 and more, fairseq2 and its transformers one below 1.)
+        "mlflow": ["mlflow>=3"],
         # scripts/public_model.py reads the public model of the tests with it.
         "public-model": ["gguf>=0.17"],
         # scripts/bench_*.py compare with it.

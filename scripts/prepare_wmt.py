@@ -23,19 +23,24 @@ from warmup_plugin.data.preparation.cli import (
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.mtdata_bridge import Mtdata
-from warmup_plugin.data.preparation.wmt import get_mtdata_recipe, prepare_wmt
-from warmup_plugin.data.preparation.wmt_recipes import WmtRecipe, get_recipe
+from warmup_plugin.data.preparation.wmt import (
+    get_mtdata_recipe,
+    get_recipe_of_year,
+    prepare_wmt,
+)
+from warmup_plugin.data.preparation.wmt_recipes import LAST_YEAR, WmtRecipe, get_recipe
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.terminal import show
 
 _DESCRIPTION: Final = """\
 Prepares training text of the WMT news tasks, filtered, with validation and test sets.
 
-By `--year`, the corpora of that year's task are taken as far as mtdata has them; `--list`
-prints them. `--recipe` takes a recipe of mtdata, or one of yours that mtdata knows, and
-`--train`, `--valid` and `--test` name single data sets: those of mtdata, or files that
-are there (`corpora/europarl` for `corpora/europarl.en` and `corpora/europarl.de`). What is
-validated and tested on is removed from the training text.
+By `--year`, the corpora of that year's task are taken as far as mtdata has them, as of 2022
+by the recipe that WMT published; `--list` prints them. `--recipe` takes a recipe of mtdata,
+or one of yours that mtdata knows, and `--train`, `--valid` and `--test` name single data
+sets: those of mtdata, test sets of sacreBLEU (`sacrebleu:wmt24`), or files that are there
+(`corpora/europarl` for `corpora/europarl.en` and `corpora/europarl.de`). What is validated
+and tested on is removed from the training text.
 
 mtdata is needed unless all files are there: `pip install 'warmup_plugin[data]'`."""
 
@@ -43,6 +48,7 @@ _EPILOG: Final = """\
 examples:
   python scripts/prepare_wmt.py data/ende --pair en-de --year 2014
   python scripts/prepare_wmt.py data/ruen --pair ru-en --year 2019 --max-pairs 1000000 --held-out data/flores/devtest.ru data/flores/devtest.en
+  python scripts/prepare_wmt.py data/encs --pair en-cs --year 2024 --max-pairs 5000000
   python scripts/prepare_wmt.py data/enzh --pair en-zh --train Statmt-news_commentary-16-eng-zho --valid Statmt-newsdev_enzh-2017-eng-zho
   python scripts/prepare_wmt.py data/ende --pair en-de --train corpora/europarl --valid newstest2013"""
 
@@ -56,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--pair",
         required=True,
         metavar="SRC-TGT",
-        help="the direction, such as en-de or de-en; with --year: en and one of de, ru, zh, fr",
+        help="the direction, such as en-de or de-en; with --year up to 2021: en and one of de, ru, zh, fr",
     )
 
     parser.add_argument(
         "--year",
         type=int,
-        help="the year of the task, 2014 to 2021; fr: 2014, zh: from 2017",
+        help="the year of the task, from 2014; up to 2021, fr: 2014, zh: from 2017",
     )
 
     parser.add_argument(
@@ -78,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--{part}",
             nargs="*",
             metavar="SET",
-            help=f"{text}: names of mtdata, or paths without the language; replaces those of --year or --recipe",
+            help=f"{text}: names of mtdata or sacreBLEU, or paths without the language; replaces those of --year or --recipe",
         )
 
     parser.add_argument(
@@ -150,7 +156,9 @@ def _get_recipe(
 
     recipe = WmtRecipe(train=[], valid=[], test=[])
 
-    if args.year is not None:
+    if args.year is not None and args.year > LAST_YEAR:
+        recipe = get_recipe_of_year(source_lang, target_lang, args.year, mtdata)
+    elif args.year is not None:
         recipe = get_recipe(source_lang, target_lang, args.year)
     elif args.recipe is not None:
         recipe = get_mtdata_recipe(args.recipe, mtdata)

@@ -32,6 +32,7 @@ from warmup_plugin.data.preparation.members import read_members
 from warmup_plugin.data.preparation.parallel import Corpus
 from warmup_plugin.data.preparation.summarization import prepare_summarization
 from warmup_plugin.data.preparation.wmt import find_local_set
+from warmup_plugin.data.preparation.wmt24pp import prepare_wmt24pp
 
 ARCHIVED: Final = {"x/dev/eng.dev": "a\nb\n", "x/dev/deu.dev": "c\nd\n"}
 
@@ -88,7 +89,9 @@ def test_names_in_archives_lead_nowhere(name: str, data: str) -> None:
 
 @given(
     st.fixed_dictionaries({"dev.en": LINES, "dev.de": LINES}),
-    st.lists(json_lines({"id": NUMBERS, "text": TEXTS}), min_size=2, max_size=2),
+    st.lists(
+        json_lines({"id": NUMBERS, "text": TEXTS, "url": TEXTS}), min_size=2, max_size=2
+    ),
     st.booleans(),
 )
 def test_flores(files: dict[str, bytes], rows: list[bytes], is_plus: bool) -> None:
@@ -108,6 +111,29 @@ def test_flores(files: dict[str, bytes], rows: list[bytes], is_plus: bool) -> No
                 release,
                 parse_languages(release, ["en", "de"]),
                 splits=["dev"],
+                source=folder,
+                downloads=folder,
+                downloader=Downloader(),
+            )
+        )
+
+
+@given(
+    json_lines(
+        {
+            **{"lp": st.just("en-de_DE"), "document_id": TEXTS, "segment_id": NUMBERS},
+            **{"is_bad_source": st.booleans(), "source": TEXTS, "target": TEXTS},
+        }
+    )
+)
+def test_wmt24pp(data: bytes) -> None:
+    with new_folder() as folder:
+        (folder / "en-de_DE.jsonl").write_bytes(data)
+
+        check(
+            lambda: prepare_wmt24pp(
+                DataFolder(folder / "out", ["x"]),
+                {"de": "de_DE", "en": "en"},
                 source=folder,
                 downloads=folder,
                 downloader=Downloader(),

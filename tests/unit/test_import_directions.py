@@ -34,7 +34,7 @@ ROOMS: Final = (
     # Imports all of fairseq2's recipes and of these.
     *("composition", "late_imports"),
     # Runs.
-    *("runs", "recipes", "interop", "evaluation", "report", "suite"),
+    *("runs", "mlflow_recorder", "recipes", "interop", "evaluation", "report", "suite"),
     *("commands", "__main__", "__init__"),
 )
 

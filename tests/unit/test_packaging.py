@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ class TestSetup:
 
         assert citation["version"] == warmup_plugin.__version__
         assert citation["license"] == "MIT"
+
+
+class TestDockerfile:
+    def test_image_has_what_git_has(self) -> None:
+        ignored = (ROOT / ".dockerignore").read_text().splitlines()
+
+        for line in (ROOT / ".gitignore").read_text().splitlines():
+            if line and not line.startswith("#"):
+                # There, a name is meant in all folders unless it begins with a slash.
+                assert {line.lstrip("/"), f"**/{line}"} & {*ignored}, line
+
+    def test_image_has_the_pytorch_of_fairseq2(self) -> None:
+        text = (ROOT / "Dockerfile").read_text()
+
+        assert f"/fairseq2/whl/pt{version('torch').partition('+')[0]}/" in text
+        assert f"fairseq2 {version('fairseq2')} is built for" in text
 
 
 class TestMakefile:

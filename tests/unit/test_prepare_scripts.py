@@ -20,6 +20,7 @@ from scripts import (
     prepare_logiqa,
     prepare_summarization,
     prepare_wmt,
+    prepare_wmt24pp,
 )
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
 
@@ -29,6 +30,7 @@ SCRIPTS = [
     prepare_logiqa,
     prepare_summarization,
     prepare_wmt,
+    prepare_wmt24pp,
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +111,12 @@ print({{"torch", "fairseq2", "datasets", "mtdata"}} & {{*sys.modules}})
                 prepare_summarization,
                 ["--set", "dialogsum", "--url", "example.org"],
                 "is not a URL of the web",
+            ),
+            (prepare_wmt24pp, ["--langs", "zh"], "`--langs zh` is more than one"),
+            (
+                prepare_wmt24pp,
+                ["--langs", "de", "--from", "no/folder"],
+                "`no/folder` has no `en-de_DE.jsonl`",
             ),
             (prepare_wmt, ["--pair", "ende", "--year", "2014"], "`--pair ende` is not"),
             (prepare_wmt, ["--pair", "en-de"], "There is nothing to train on"),

@@ -384,7 +384,13 @@ def _print_examples(
 
                 difference = comparison.differences[idx]
 
-                show(f"\nline {idx + 1}: {format_number(key, difference, sign='+')}")
+                document = baseline.documents[idx] if baseline.documents else None
+
+                where = "" if document is None else f" of {document}"
+
+                show(
+                    f"\nline {idx + 1}{where}: {format_number(key, difference, sign='+')}"
+                )
 
                 width = max(map(len, texts))
 

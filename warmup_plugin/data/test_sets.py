@@ -29,6 +29,20 @@ def make_file_name(split: str) -> str:
     return re.sub(r"[^-\w]", "-", split) if is_test_set(split) else split
 
 
+def has_test_set(split: str, source_lang: str, target_lang: str) -> bool:
+    """Tells whether sacreBLEU knows a test set of two languages, without a download."""
+    import sacrebleu
+
+    name = split.removeprefix(TEST_SET_PREFIX)
+
+    if name not in sacrebleu.get_available_testsets():
+        return False
+
+    return _name_pair(source_lang, target_lang) in sacrebleu.get_langpairs_for_testset(
+        name
+    )
+
+
 def find_test_set(
     split: str, source_lang: str, target_lang: str
 ) -> tuple[Path, list[Path]]:
@@ -53,7 +67,7 @@ def find_test_set(
             f"`{split}` is no test set of sacreBLEU {sacrebleu.__version__}, which knows {', '.join(f'`{n}`' for n in known)}; correct it."
         )
 
-    pair = f"{shorten_code(source_lang)}-{shorten_code(target_lang)}"
+    pair = _name_pair(source_lang, target_lang)
 
     pairs = sacrebleu.get_langpairs_for_testset(name)
 
@@ -75,3 +89,7 @@ def find_test_set(
         ) from None
 
     return Path(source_file), [Path(file) for file in reference_files]
+
+
+def _name_pair(source_lang: str, target_lang: str) -> str:
+    return f"{shorten_code(source_lang)}-{shorten_code(target_lang)}"

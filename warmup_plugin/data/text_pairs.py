@@ -29,6 +29,12 @@ EXAMPLES: Final = ("pair", "multiple_choice")
 MAX_LINE_BYTES: Final = 1 << 24
 """The length of the longest line that is read."""
 
+DOCUMENT_SUFFIX: Final = ".docid"
+"""The ending of the file that names the document of each line of a split, where there is
+one; it is that of sacreBLEU's files."""
+
+_DOCUMENT_FIELD: Final = "docid"
+
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -110,6 +116,8 @@ class TextPairs:
         self._targets = _TextColumn()
         # Of the few sources with several.
         self._references: dict[int, list[str]] = {}
+        # Of test sets, where they are known.
+        self._documents: dict[int, str] = {}
 
     @staticmethod
     def from_arrays(
@@ -157,6 +165,10 @@ class TextPairs:
         references = self._references.get(idx)
 
         return [self.target(idx)] if references is None else list(references)
+
+    def document(self, idx: int) -> str | None:
+        """Returns the name of the document that a source stands in, where it is known."""
+        return self._documents.get(idx)
 
     def empty_mask(self) -> NDArray[np.bool_]:
         """Returns ``True`` for each pair with at least one empty side."""
@@ -232,8 +244,8 @@ def read_split(
 
     :param config: Where the pairs are.
     :param split: The name of the split, such as ``train``.
-    :param with_references: If ``False``, ``references_field`` is not looked at, as in
-        training, which reads the target alone.
+    :param with_references: If ``False``, ``references_field`` and documents are not
+        looked at, as in training, which reads the target alone.
 
     :returns: Every pair, in the order of the files, stripped of surrounding
         whitespace.
@@ -241,7 +253,7 @@ def read_split(
     if is_test_set(split):
         return _read_test_set(config, split)
 
-    _, format_, files = _find_split(config, split)
+    root, format_, files = _find_split(config, split)
 
     pairs = TextPairs(split, describe_split(config, split))
 
@@ -255,6 +267,11 @@ def read_split(
         _read_jsonl(pairs, files[0], config, with_references)
     else:
         _read_manifest(pairs, files[0])
+
+    documents = _find_file(root, f"{split}{DOCUMENT_SUFFIX}")
+
+    if with_references and documents is not None:
+        _read_documents(pairs, documents)
 
     return pairs
 
@@ -299,7 +316,24 @@ def _read_test_set(config: TextPairsConfig, split: str) -> TextPairs:
             if any(texts):
                 pairs._references[idx] = [text for text in texts if text]
 
+    # Of sets of today; older ones have none.
+    documents = source_file.with_suffix(DOCUMENT_SUFFIX)
+
+    if documents.is_file():
+        _read_documents(pairs, documents)
+
     return pairs
+
+
+def _read_documents(pairs: TextPairs, file: Path) -> None:
+    names = read_lines(file)
+
+    if len(names) != len(pairs):
+        raise WarmupError(
+            f"`{file}` has {len(names):,} lines, but {pairs.origin} has {len(pairs):,}: line n must name the document of line n; correct the file or delete it."
+        )
+
+    pairs._documents = {idx: name for idx, name in enumerate(names) if name}
 
 
 def list_split_files(config: TextPairsConfig, split: str) -> list[Path]:
@@ -682,7 +716,7 @@ def _read_questions(pairs: TextPairs, file: Path) -> None:
 
         source, target = read_question(value, where)
 
-        _check_encodable(source, where)
+        check_encodable(source, where)
 
         pairs._sources.append(source.encode("utf-8"))
         pairs._targets.append(target.encode("utf-8"))
@@ -723,6 +757,9 @@ def _read_jsonl(
             if references:
                 pairs._references[len(pairs) - 1] = references
 
+        if with_references and has_json_field(value, _DOCUMENT_FIELD):
+            pairs._documents[len(pairs) - 1] = str(value[_DOCUMENT_FIELD])
+
     _check_not_empty(pairs, file)
 
 
@@ -754,7 +791,7 @@ def _get_fields(
     ]
 
     for (_, field), text in zip(fields, texts):
-        _check_encodable(text, f"{where}, field `{field}`,")
+        check_encodable(text, f"{where}, field `{field}`,")
 
     return texts
 
@@ -781,7 +818,7 @@ def get_json_list(
         )
 
     for text in texts:
-        _check_encodable(text, f"{where}, field `{field}`,")
+        check_encodable(text, f"{where}, field `{field}`,")
 
     return [text.strip() for text in texts if text.strip()]
 
@@ -825,7 +862,7 @@ def iter_json_objects(file: Path) -> Iterator[tuple[dict[str, object] | None, st
         yield value, where
 
 
-def _check_encodable(text: str, what: str) -> None:
+def check_encodable(text: str, what: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -158,6 +158,10 @@ def make_report(
     report["references"] = systems[0].references_name
     report["target_lang"] = systems[0].target_lang
     report["num_sentences"] = len(systems[0].references)
+
+    if systems[0].documents:
+        report["num_documents"] = len(set(systems[0].documents))
+
     report["bootstrap"] = {"num_samples": num_bootstrap, "seed": DEFAULT_SEED}
     report["randomization"] = {"num_trials": num_randomization, "seed": DEFAULT_SEED}
     report["versions"] = collect_versions()

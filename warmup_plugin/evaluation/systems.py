@@ -56,6 +56,9 @@ class System:
     sources: Sequence[str] | None = None
     """``None`` if they are not known."""
 
+    documents: Sequence[str | None] = ()
+    """The document of each source; empty if none is known."""
+
     @property
     def joined_references(self) -> list[str]:
         """All references of each sentence as one text, to be shown."""
@@ -184,7 +187,14 @@ class RunTexts:
             [self.pairs.references(idx) for idx in range(len(self.pairs))],
             target_lang or self.target_lang,
             self.sources,
+            self._documents,
         )
+
+    @property
+    def _documents(self) -> list[str | None]:
+        documents = [self.pairs.document(idx) for idx in range(len(self.pairs))]
+
+        return documents if any(documents) else []
 
 
 def read_run_texts(

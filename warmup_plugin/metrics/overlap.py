@@ -79,6 +79,17 @@ def create_bleu(
     return _load_bleu(what, tokenizer, effective_order=effective_order)
 
 
+def create_spbleu(tokenizer: str, *, effective_order: bool = False) -> BLEU:
+    """
+    Creates spBLEU: BLEU over the pieces of one SentencePiece model for all languages.
+
+    :param tokenizer: ``flores200``, or ``spBLEU-1K``, which knows more languages.
+
+    :raises MetricUnavailable: The model cannot be downloaded.
+    """
+    return _load_bleu("spBLEU", tokenizer, effective_order=effective_order)
+
+
 def load_tokenizer(what: str, tokenizer: str) -> Callable[[str], str]:
     """
     Loads a tokenizer of sacreBLEU, which puts spaces between tokens.
@@ -142,15 +153,18 @@ class OverlapMetric(Metric):
         key: str,
         metric: sacrebleu.metrics.base.Metric,
         *,
+        name: str | None = None,
         sentence_metric: sacrebleu.metrics.base.Metric | None = None,
         higher_is_better: bool = True,
     ) -> None:
         """
+        :param name: What the score is called; ``None`` for what sacreBLEU calls it.
         :param sentence_metric: What computes sentence scores, from the same statistics,
             if not ``metric``.
         """
         self._key = key
         self._metric = metric
+        self._name = name
         self._sentence_metric = sentence_metric or metric
         self._higher_is_better = higher_is_better
 
@@ -174,7 +188,7 @@ class OverlapMetric(Metric):
 
         return Measurement(
             self._key,
-            score.name,
+            self._name or score.name,
             float(score.score),
             # Known only once references have been read.
             str(self._metric.get_signature()),

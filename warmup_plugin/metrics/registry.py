@@ -24,6 +24,7 @@ from warmup_plugin.metrics.overlap import (
     OverlapMetric,
     create_bleu,
     create_chrf,
+    create_spbleu,
     create_ter,
 )
 
@@ -86,6 +87,15 @@ def _create_bleu(options: MetricOptions) -> Metric:
         "bleu",
         create_bleu(lang, tokenizer),
         sentence_metric=create_bleu(lang, tokenizer, effective_order=True),
+    )
+
+
+def _create_spbleu(key: str, name: str, tokenizer: str) -> Metric:
+    return OverlapMetric(
+        key,
+        create_spbleu(tokenizer),
+        name=name,
+        sentence_metric=create_spbleu(tokenizer, effective_order=True),
     )
 
 
@@ -166,6 +176,13 @@ METRICS: Final[dict[str, MetricEntry]] = {
     "bleu": MetricEntry({"bleu": "BLEU"}, _create_bleu),
     "chrf": MetricEntry({"chrf": "chrF2++"}, _create_chrf),
     "ter": MetricEntry({"ter": "TER"}, _create_ter),
+    "spbleu": MetricEntry(
+        {"spbleu": "spBLEU"}, lambda _: _create_spbleu("spbleu", "spBLEU", "flores200")
+    ),
+    "spbleu_1k": MetricEntry(
+        {"spbleu_1k": "spBLEU-1K"},
+        lambda _: _create_spbleu("spbleu_1k", "spBLEU-1K", "spBLEU-1K"),
+    ),
     "comet": MetricEntry(
         {"comet": "COMET"}, _create_comet, needs_sources=True, in_validation=False
     ),

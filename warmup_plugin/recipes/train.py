@@ -37,6 +37,7 @@ from warmup_plugin.data.test_sets import make_file_name
 from warmup_plugin.generation import WarmupGenerator, create_generation_config
 from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.training import shorten_metric_lines
+from warmup_plugin.mlflow_recorder import register_mlflow
 from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.lora import save_adapter_only
 from warmup_plugin.recipes.common import (
@@ -76,6 +77,8 @@ class TranslationTrainRecipe(Recipe):
         calm_console()
 
         shorten_metric_lines(container)
+
+        register_mlflow(container)
 
         # Loaded only if it is asked for.
         register_reference_model(container, REFERENCE_MODEL)

@@ -30,6 +30,7 @@ from warmup_plugin.criteria.setup import find_trainer_errors
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.config import GenerationSection
 from warmup_plugin.metrics.registry import METRICS, check_metric_names
+from warmup_plugin.mlflow_recorder import MlflowSection
 from warmup_plugin.models.lora import LoraSection
 from warmup_plugin.recipes.checks import check_values
 from warmup_plugin.recipes.common import RunTokenizerSection, TextPairsSection
@@ -53,7 +54,7 @@ class ValidationSection(Validatable):
     """The size of a batch; see ``dataset.max_num_tokens``."""
 
     metrics: list[str] | None = None
-    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `rouge`, `language`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
+    """What outputs are scored by: some of `bleu`, `chrf`, `ter`, `spbleu`, `spbleu_1k`, `rouge`, `language`, `accuracy`, `macro_f1`; ``None`` for those of the task."""
 
     labels: list[str] | None = None
     """All valid outputs, for `accuracy` and `macro_f1`; ``None`` for those of the task."""
@@ -154,6 +155,8 @@ class TrainConfig(Validatable):
     common: CommonSection = field(
         default_factory=lambda: CommonSection(no_sweep_dir=True)
     )
+
+    mlflow: MlflowSection = field(default_factory=lambda: MlflowSection())
 
     @override
     def validate(self) -> ValidationResult:

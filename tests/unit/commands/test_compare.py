@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
@@ -349,6 +350,25 @@ class TestRuns:
 
         # Only `evaluate` writes there.
         assert not (run_dir / "evaluate").exists()
+
+    def test_examples_tell_their_documents(
+        self, folder: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _write(folder / "data" / "test.docid", [f"d{n}" for n in range(1, 61)])
+
+        assert _run([str(run_dir), "good", *_NUMBERS, "--num-examples", "1"]) == 0
+
+        lines = [
+            line
+            for line in capsys.readouterr().out.splitlines()
+            if line.startswith("line ")
+        ]
+
+        # The gain and the loss.
+        assert len(lines) == 2
+
+        for line in lines:
+            assert re.match(r"line (\d+) of d\1: [-+]", line)
 
     def test_systems_are_called_by_the_ends_of_their_paths_or_as_told(
         self, folder: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]

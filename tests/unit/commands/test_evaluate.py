@@ -522,6 +522,20 @@ class TestRunMode:
         }
         assert {"sacrebleu", "warmup_plugin", "git_commit"} <= set(data["versions"])
 
+        # Those of a test set are not known always.
+        assert "num_documents" not in data
+
+    def test_documents_of_the_split_are_counted(
+        self, run_dir: Path, generate_calls: list[GenerateOptions]
+    ) -> None:
+        _write(run_dir.parent / "data" / "test.docid", ["a"] * 12 + ["b"] * 8)
+
+        assert main([str(run_dir), "--num-bootstrap", "0"]) == 0
+
+        data = json.loads((run_dir / "evaluate" / "test.best.json").read_text())
+
+        assert data["num_documents"] == 2
+
     def test_truncate_is_handed_on_to_translation(
         self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:

@@ -91,6 +91,26 @@ class TestReadSplit:
             [""],
         ]
 
+    def test_set_names_its_documents(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_set(tmp_path, monkeypatch, ["A\nB\nC\n"])
+
+        pairs = read_split(TextPairsConfig(), "sacrebleu:wmt24")
+
+        assert pairs.document(0) is None
+
+        tmp_path.joinpath("src.docid").write_text("d1\nd1\nd2\n")
+
+        pairs = read_split(TextPairsConfig(), "sacrebleu:wmt24")
+
+        assert [pairs.document(n) for n in range(3)] == ["d1", "d1", "d2"]
+
+        tmp_path.joinpath("src.docid").write_text("d1\n")
+
+        with pytest.raises(WarmupError, match="src.docid` has 1 lines, but the test"):
+            read_split(TextPairsConfig(), "sacrebleu:wmt24")
+
     @pytest.mark.parametrize("references", [["A\nB\n"], ["A\nB\nC\n", "AA\n"]])
     def test_files_of_different_length_are_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, references: list[str]

@@ -585,6 +585,46 @@ class TestReferences:
             read_split(config, "train")
 
 
+class TestDocuments:
+    def test_file_beside_the_split_names_them(self, tmp_path: Path) -> None:
+        write(tmp_path / "test.en", "a\nb\nc\n")
+        write(tmp_path / "test.de", "A\nB\nC\n")
+
+        assert read(tmp_path, split="test").document(0) is None
+
+        # Of a line, it need not be known.
+        write(tmp_path / "test.docid", "d1\nd1\n\n")
+
+        pairs = read(tmp_path, split="test")
+
+        assert [pairs.document(idx) for idx in range(3)] == ["d1", "d1", None]
+
+    def test_file_of_other_length_is_refused(self, tmp_path: Path) -> None:
+        write(tmp_path / "train.tsv", "a\tA\nb\tB\n")
+        write(tmp_path / "train.docid", "d1\n")
+
+        with pytest.raises(WarmupError, match="train.docid` has 1 lines, but the `tr"):
+            read(tmp_path)
+
+        # Training does not look at it.
+        config = TextPairsConfig(path=tmp_path)
+
+        assert len(read_split(config, "train", with_references=False)) == 2
+
+    def test_field_of_json_names_them(self, tmp_path: Path) -> None:
+        rows: list[dict[str, object]] = [{"docid": "d1"}, {"docid": 2}, {}]
+
+        text = "".join(
+            f"{json.dumps({'source': 'a', 'target': 'A', **row})}\n" for row in rows
+        )
+
+        write(tmp_path / "train.jsonl", text)
+
+        pairs = read(tmp_path)
+
+        assert [pairs.document(idx) for idx in range(3)] == ["d1", "2", None]
+
+
 class TestQuestions:
     @pytest.mark.parametrize("answer", [1, "B"])
     def test_question_is_formatted(self, tmp_path: Path, answer: object) -> None:

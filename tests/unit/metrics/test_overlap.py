@@ -21,6 +21,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import Measurement, MetricUnavailable
 from warmup_plugin.metrics.overlap import create_bleu
 from warmup_plugin.metrics.registry import METRICS, MetricOptions
+from warmup_plugin.metrics.translation import evaluate_systems
 
 _REFERENCES = make_references()
 
@@ -168,6 +169,21 @@ class TestCreateBleu:
         with pytest.raises(MetricUnavailable, match=rf"flores200, .* to {file}\.$"):
             create_bleu("de", "flores200")
 
+        # A score that cannot be had is none, with the reason.
+        evaluation = evaluate_systems(
+            {"a": _SYSTEMS[0]},
+            _REFERENCES,
+            metrics=["chrf", "spbleu", "spbleu_1k"],
+            num_bootstrap=0,
+        )
+
+        chrf, spbleu, spbleu_1k = evaluation.scores["a"]
+
+        assert chrf.score is not None and spbleu.score is None
+        assert str(spbleu.reason).startswith("spBLEU needs the tokenizer flores200, ")
+        assert spbleu_1k.name == "spBLEU-1K"
+        assert str(spbleu_1k.reason).startswith("spBLEU needs the tokenizer spBLEU-1K")
+
     def test_flores200_is_read_from_its_file(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -192,6 +208,13 @@ class TestCreateBleu:
         [bleu] = _measure("bleu", _SYSTEMS[:1], _REFERENCES, options)
 
         assert "tok:flores200" in bleu.signature
+
+        # A metric of its own, beside BLEU.
+        [spbleu] = _measure("spbleu", _SYSTEMS[:1], _REFERENCES)
+
+        assert (spbleu.key, spbleu.name) == ("spbleu", "spBLEU")
+        assert (spbleu.score, spbleu.signature) == (bleu.score, bleu.signature)
+        assert spbleu.sentence_scores() is not None
 
         # Pieces, of which there are more than words.
         pieces = sentencepiece.SentencePieceProcessor(str(file))

@@ -47,7 +47,7 @@ class TestCheckMetricNames:
     def test_validation_is_offered_what_it_can_score(
         self, names: Sequence[str], message: str
     ) -> None:
-        known = "some of bleu, chrf, ter, rouge, language, accuracy, macro_f1."
+        known = "some of bleu, chrf, ter, spbleu, spbleu_1k, rouge, language, accuracy, macro_f1."
 
         with pytest.raises(WarmupError, match=message) as exc_info:
             check_metric_names(names, in_validation=True)

@@ -37,6 +37,10 @@ _REPORT_SECONDS: Final = 15.0
 _PASSING_STATUSES: Final = (408, 425, 429, 500, 502, 503, 504)
 
 
+class FileIsMissing(WarmupError):
+    """Raised where a server has no such file."""
+
+
 @final
 class Downloader:
     """
@@ -210,7 +214,9 @@ class Downloader:
             if ex.code in _PASSING_STATUSES:
                 return f"HTTP {ex.code} {ex.reason}"
 
-            raise WarmupError(_explain_status(url, ex)) from None
+            kind = FileIsMissing if ex.code == 404 else WarmupError
+
+            raise kind(_explain_status(url, ex)) from None
         except urllib.error.URLError as ex:
             return str(ex.reason)
         except (

@@ -5,21 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.download import Downloader, hide_secrets
+from warmup_plugin.data.preparation.download import (
+    Downloader,
+    FileIsMissing,
+    hide_secrets,
+)
 from warmup_plugin.data.preparation.files import hash_bytes, write_texts
 from warmup_plugin.data.preparation.members import read_members
-from warmup_plugin.data.text_pairs import decode_lines
+from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX, decode_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json
 
 SPLITS: Final = ("dev", "devtest")
 
 _NUM_SENTENCES: Final = {"dev": 997, "devtest": 1012}
+
+# Stands for a language where the documents of the sentences are meant.
+_DOCUMENTS: Final = DOCUMENT_SUFFIX[1:]
+
+# The releases know a document by where it is on the web.
+_DOCUMENT_FIELD: Final = "url"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +152,8 @@ def prepare_flores(
     Writes ``{split}.{lang}`` for each split and language, line by line translations.
 
     Every two languages are a direction then, each way: the reader takes any pair of
-    files.
+    files. Where the release tells the documents of the sentences, ``{split}.docid`` names
+    that of each line.
 
     :param folder: Where to.
     :param release_name: A key of :data:`RELEASES`.
@@ -159,7 +171,7 @@ def prepare_flores(
         release, codes, splits, source, url or release.url, downloads, downloader
     )
 
-    names = {(split, lang): f"{split}.{lang}" for split in splits for lang in codes}
+    names = {(split, lang): f"{split}.{lang}" for split, lang in texts}
 
     inputs = Inputs(
         sources=sources,
@@ -230,11 +242,7 @@ def _read(
 
         for split in splits:
             for names in codes.values():
-                name = f"{split}/{names[0]}.jsonl"
-
-                sources[f"{hide_secrets(url)}/{name}"] = downloader.download(
-                    f"{url}/{name}", root / name
-                )
+                sources |= _download(f"{split}/{names[0]}", url, root, downloader)
 
     wanted = {
         PurePosixPath(path): (split, lang)
@@ -243,18 +251,23 @@ def _read(
         for path in _list_paths(split, lang, names)
     }
 
+    wanted |= {
+        PurePosixPath(f"metadata_{split}.tsv"): (split, _DOCUMENTS) for split in splits
+    }
+
     members = read_members(
         root, lambda path: _find_key(path, wanted) is not None, password=_PASSWORD
     )
 
     found: dict[tuple[str, str], PurePosixPath] = {}
 
-    for path in members:
+    # The Hub has had both at once.
+    for path in sorted(members, key=lambda path: path.suffix != ".parquet"):
         key = _find_key(path, wanted)
 
         assert key is not None
 
-        if key in found:
+        if key in found and found[key].suffix != ".parquet":
             raise WarmupError(
                 f"`{root}` has `{key[0]}` of `{key[1]}` twice, as `{found[key]}` and `{path}`: give the folder of one release."
             )
@@ -265,6 +278,8 @@ def _read(
 
     for split in splits:
         numbers: dict[str, list[int]] = {}
+
+        documents: list[str] = []
 
         for lang, names in codes.items():
             if (split, lang) not in found:
@@ -280,16 +295,41 @@ def _read(
 
             rows = _parse(members[path], root / path)
 
-            numbers[lang] = [number for number, _ in rows]
+            numbers[lang] = [number for number, _, _ in rows]
 
-            texts[split, lang] = [text for _, text in rows]
+            texts[split, lang] = [text for _, text, _ in rows]
+
+            documents = documents or [name for _, _, name in rows if name]
 
             if source is not None:
                 sources[str(root / path)] = hash_bytes(members[path])
 
         _check_alignment(release, split, numbers)
 
+        if (split, _DOCUMENTS) in found:
+            documents = _parse_metadata(members[found[split, _DOCUMENTS]], root)
+
+        if len(documents) == len(numbers[lang]):
+            texts[split, _DOCUMENTS] = documents
+
     return texts, sources
+
+
+def _download(
+    name: str, url: str, root: Path, downloader: Downloader
+) -> dict[str, str]:
+    """Downloads a file of the Hub. Returns its checksum by its URL."""
+    try:
+        file = f"{name}.jsonl"
+
+        checksum = downloader.download(f"{url}/{file}", root / file)
+    except FileIsMissing:
+        # The format has changed in the course of time.
+        file = f"{name}.parquet"
+
+        checksum = downloader.download(f"{url}/{file}", root / file)
+
+    return {f"{hide_secrets(url)}/{file}": checksum}
 
 
 def _list_paths(split: str, lang: str, codes: Sequence[str]) -> list[str]:
@@ -303,6 +343,7 @@ def _list_paths(split: str, lang: str, codes: Sequence[str]) -> list[str]:
             # FLORES+, the archives and the folder on the Hugging Face Hub.
             f"{split}/{split}.{code}",
             f"{split}/{code}.jsonl",
+            f"{split}/{code}.parquet",
         ]
 
     # What this script writes.
@@ -320,30 +361,87 @@ def _find_key(
     return None
 
 
-def _parse(data: bytes, path: Path) -> list[tuple[int, str]]:
-    """Returns the sentences with their numbers."""
+def _parse(data: bytes, path: Path) -> list[tuple[int, str, str]]:
+    """Returns the sentences with their numbers and, where they are known, documents."""
+    if path.suffix == ".parquet":
+        return _parse_rows(_read_parquet(data, path), path)
+
     lines = decode_lines(BytesIO(data), path)
 
     if path.suffix != ".jsonl":
         # As they are: a test set with other spaces is another test set.
-        return list(enumerate(lines))
+        return [(number, line, "") for number, line in enumerate(lines)]
 
-    rows = []
-
-    for line_nr, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-
+    def parse(line_nr: int, line: str) -> object:
         try:
-            row = parse_json(line)
+            return parse_json(line)
+        except ValueError:
+            raise _make_row_error(line_nr, path) from None
 
-            rows.append((int(row["id"]), str(row["text"]).replace("\n", " ")))
-        except (ArithmeticError, ValueError, KeyError, TypeError):
-            raise WarmupError(
-                f"Line {line_nr} of `{path}` is not a JSON object with the fields `id` and `text`, as FLORES+ has them: download the file again."
-            ) from None
+    return _parse_rows(
+        {
+            line_nr: parse(line_nr, line)
+            for line_nr, line in enumerate(lines, start=1)
+            if line.strip()
+        },
+        path,
+    )
 
-    return sorted(rows)
+
+def _parse_rows(rows: Mapping[int, Any], path: Path) -> list[tuple[int, str, str]]:
+    """Parses what FLORES+ says of each sentence."""
+    parsed = []
+
+    for line_nr, row in rows.items():
+        try:
+            document = " ".join(str(row.get(_DOCUMENT_FIELD) or "").split())
+
+            parsed.append(
+                (int(row["id"]), str(row["text"]).replace("\n", " "), document)
+            )
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            raise _make_row_error(line_nr, path) from None
+
+    return sorted(parsed)
+
+
+def _make_row_error(line_nr: int, path: Path) -> WarmupError:
+    return WarmupError(
+        f"Line {line_nr} of `{path}` is not a JSON object with the fields `id` and `text`, as FLORES+ has them: download the file again."
+    )
+
+
+def _read_parquet(data: bytes, path: Path) -> dict[int, Any]:
+    try:
+        parquet: Any = import_module("pyarrow.parquet")
+    except ImportError:
+        raise WarmupError(
+            f"`{path}` is a Parquet file, which pyarrow reads: run `pip install 'warmup_plugin[data]'`."
+        ) from None
+
+    try:
+        rows = parquet.read_table(BytesIO(data)).to_pylist()
+    # Of a damaged file, it raises more than its own errors.
+    except Exception as ex:
+        raise WarmupError(
+            f"`{path}` is no Parquet file ({' '.join(str(ex).split())}): download it again."
+        ) from None
+
+    return dict(enumerate(rows, start=1))
+
+
+def _parse_metadata(data: bytes, root: Path) -> list[str]:
+    """Returns the documents that the table beside the splits of FLORES-200 names."""
+    header, *rows = [line.split("\t") for line in decode_lines(BytesIO(data), root)]
+
+    names = [name.strip().lower() for name in header]
+
+    if _DOCUMENT_FIELD not in names:
+        return []
+
+    column = names.index(_DOCUMENT_FIELD)
+
+    return [row[column].strip() for row in rows if len(row) > column and any(row)]
 
 
 def _check_alignment(

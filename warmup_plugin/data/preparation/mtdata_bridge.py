@@ -13,6 +13,7 @@ from typing import Any, Final, final
 
 from warmup_plugin.data.preparation.download import (
     Downloader,
+    FileIsMissing,
     hide_secrets,
     read_checksum,
 )
@@ -32,6 +33,9 @@ class Catalogue:
 
     version: str
     """Of mtdata."""
+
+    codes: dict[str, str]
+    """What mtdata calls the languages that it was asked for, such as ``deu``."""
 
     recipe: dict[str, list[str]]
     """The names of the data sets of a recipe by ``train``, ``dev`` and ``test``."""
@@ -59,30 +63,115 @@ class Mtdata:
     finds the file in its cache.
     """
 
-    def __init__(self, python: Path, folder: Path, downloader: Downloader) -> None:
+    def __init__(
+        self,
+        python: Path,
+        folder: Path,
+        downloader: Downloader,
+        *,
+        wmt_url: str = "https://www.statmt.org",
+    ) -> None:
         """
         :param python: The Python that has mtdata.
         :param folder: Where downloads and the files made of them are kept.
+        :param wmt_url: The pages of WMT, which has its own recipes for mtdata there.
         """
         self._python = python
         # mtdata runs in there.
         self._folder = folder.resolve()
         self._downloader = downloader
+        self._wmt_url = wmt_url
 
     def get_catalogue(
-        self, names: Sequence[str], *, recipe: str | None = None
+        self,
+        names: Sequence[str],
+        *,
+        langs: Sequence[str] = (),
+        recipe: str | None = None,
     ) -> Catalogue:
         """
         Looks data sets up.
 
         :param names: Such as ``Statmt-europarl-10-deu-eng``.
+        :param langs: Languages, such as ``de``, whose codes are looked up.
         :param recipe: The name of a recipe of mtdata, whose sets are looked up as well.
+        """
+        return self._look_up(names, langs=langs, recipe=recipe)
+
+    def get_catalogue_of_year(
+        self, source_lang: str, target_lang: str, year: int
+    ) -> Catalogue:
+        """
+        Looks up the recipe that WMT published for its general task of a year, as of 2022.
+
+        Its file is downloaded once. Where the recipe of a direction is missing, that of
+        the other one has the same corpora.
+        """
+        task = f"wmt{year % 100:02}"
+
+        name = f"mtdata.recipes.{task}-constrained.yml"
+
+        url = f"{self._wmt_url}/{task}/mtdata/{name}"
+
+        # mtdata would read those of all years.
+        file = self._folder / "recipes" / task / name
+
+        try:
+            self._downloader.download(url, file)
+        except FileIsMissing:
+            raise WarmupError(
+                f"WMT has no recipe of {year} for mtdata (looked for `{url}`): give another `--year`, or name data sets with `--train`, `--valid` and `--test`."
+            ) from None
+
+        catalogue = self._look_up(
+            [],
+            langs=[source_lang, target_lang],
+            recipes=f"{task}-",
+            recipe_folder=file.parent,
+        )
+
+        if "unknown" in catalogue.recipe:
+            known = ", ".join(f"`{name}`" for name in catalogue.recipe["unknown"])
+
+            raise WarmupError(
+                f"WMT has no recipe of {year} for {source_lang}-{target_lang}: it has {known}; give another `--year`, or name data sets with `--train`, `--valid` and `--test`."
+            )
+
+        return catalogue
+
+    def _look_up(
+        self,
+        names: Sequence[str],
+        *,
+        langs: Sequence[str],
+        recipe: str | None = None,
+        recipes: str | None = None,
+        recipe_folder: Path | None = None,
+    ) -> Catalogue:
+        """
+        :param recipes: What the names of the recipes begin with of which one is for
+            ``langs``.
+        :param recipe_folder: Where to look for them.
         """
         make_folder(self._cache)
 
-        catalogue = self._ask_worker({"ids": list(names), "recipe": recipe})
+        catalogue = self._ask_worker(
+            {
+                "ids": list(names),
+                "langs": list(langs),
+                "recipe": recipe,
+                "recipes": recipes,
+            },
+            recipe_folder,
+        )
 
-        if "unknown" in catalogue["recipe"]:
+        for lang, code in catalogue["codes"].items():
+            if code is None:
+                raise WarmupError(
+                    f"mtdata {catalogue['version']} does not know the language `{lang}`: write its code of two or three letters, such as `de`, or give the paths of files that are there."
+                )
+
+        if recipe is not None and "unknown" in catalogue["recipe"]:
             known = ", ".join(f"`{name}`" for name in catalogue["recipe"]["unknown"])
 
             raise WarmupError(
@@ -98,6 +187,7 @@ class Mtdata:
 
         return Catalogue(
             version=catalogue["version"],
+            codes=catalogue["codes"],
             recipe=catalogue["recipe"],
             data_sets=catalogue["data_sets"],
         )
@@ -254,11 +344,18 @@ class Mtdata:
                 f"mtdata could not make lines of the data sets ({reason}): see `{log_file}`, and run the same command again to go on."
             )
 
-    def _ask_worker(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _ask_worker(
+        self, request: dict[str, Any], recipe_folder: Path | None
+    ) -> dict[str, Any]:
+        env = self._env()
+
+        if recipe_folder is not None:
+            env["MTDATA_RECIPES"] = str(recipe_folder)
+
         try:
             process = subprocess.run(
                 [str(self._python), str(_WORKER), str(self._cache)],
-                env=self._env(),
+                env=env,
                 input=json.dumps(request),
                 capture_output=True,
                 text=True,

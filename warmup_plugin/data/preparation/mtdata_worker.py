@@ -27,13 +27,25 @@ def main() -> int:
 
     request = json.load(sys.stdin)
 
-    recipe = _get_recipe(request["recipe"]) if request["recipe"] else {}
+    codes = _get_codes(request["langs"])
+
+    recipe = {}
+
+    if request["recipe"]:
+        recipe = _get_recipe(request["recipe"])
+    elif request["recipes"]:
+        recipe = _find_recipe(request["recipes"], list(codes.values()))
 
     data_sets = {}
 
     unknown = []
 
-    for name in request["ids"] + [name for names in recipe.values() for name in names]:
+    wanted = [*request["ids"]]
+
+    if "unknown" not in recipe:
+        wanted += [name for names in recipe.values() for name in names]
+
+    for name in wanted:
         try:
             entry = index.INDEX[entry_module.DatasetId.parse(name)]
         # mtdata raises plain exceptions for what it does not know.
@@ -48,6 +60,7 @@ def main() -> int:
 
     catalogue = {
         "version": mtdata.__version__,
+        "codes": codes,
         "recipe": recipe,
         "data_sets": data_sets,
         "unknown": unknown,
@@ -66,6 +79,30 @@ def _get_recipe(name: str) -> dict[str, list[str]]:
     if recipe is None:
         return {"unknown": sorted(recipes)}
 
+    return _list_parts(recipe)
+
+
+def _find_recipe(prefix: str, codes: list[str | None]) -> dict[str, list[str]]:
+    """Finds the recipe of two languages among those whose names begin so."""
+    recipes: Any = import_module("mtdata.recipe").RECIPES
+
+    # In most years one serves both directions.
+    for wanted in (codes, codes[::-1]):
+        for name, recipe in recipes.items():
+            if name.startswith(prefix) and [str(x) for x in recipe.langs] == wanted:
+                return _list_parts(recipe)
+
+    return {"unknown": sorted(name for name in recipes if name.startswith(prefix))}
+
+
+def _get_codes(langs: list[str]) -> dict[str, str | None]:
+    """Returns what mtdata calls languages, ``None`` for one that it does not know."""
+    iso: Any = import_module("mtdata.iso")
+
+    return {lang: iso.iso3_code(lang) for lang in langs}
+
+
+def _list_parts(recipe: Any) -> dict[str, list[str]]:
     return {
         part: [str(did) for did in getattr(recipe, part) or []]
         for part in ("train", "dev", "test")

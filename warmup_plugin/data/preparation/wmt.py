@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Final, final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.files import hash_file
+from warmup_plugin.data.preparation.files import hash_file, write_texts
 from warmup_plugin.data.preparation.filtering import (
     check_held_out_files,
     check_langs,
@@ -20,9 +20,17 @@ from warmup_plugin.data.preparation.filters import FilterConfig, PairFilter
 from warmup_plugin.data.preparation.held_out import HeldOutText
 from warmup_plugin.data.preparation.mtdata_bridge import Mtdata
 from warmup_plugin.data.preparation.parallel import Corpus, write_pairs
-from warmup_plugin.data.preparation.wmt_recipes import CODES, WmtRecipe
+from warmup_plugin.data.preparation.wmt_recipes import WmtRecipe
+from warmup_plugin.data.test_sets import (
+    TEST_SET_PREFIX,
+    find_test_set,
+    has_test_set,
+    is_test_set,
+)
+from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX, read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.language_id import LanguageIdentifier
+from warmup_plugin.terminal import show
 
 _LICENSE: Final = (
     "the data of WMT may be used for research; for other uses, the owners of each corpus decide"
@@ -37,6 +45,9 @@ class _Set:
     name: str
 
     corpus: Corpus
+
+    documents: Path | None = None
+    """The file that names the document of each line, where there is one."""
 
 
 def prepare_wmt(
@@ -59,8 +70,9 @@ def prepare_wmt(
     They are ``train``, ``valid`` and ``test``, a file a language; further test sets are
     ``test2``, ``test3``, … No sentence of them stays in the training text.
 
-    :param recipe: The data sets: names of mtdata, or paths without the language, such as
-        ``corpora/europarl`` for ``europarl.de`` and ``europarl.en``.
+    :param recipe: The data sets: names of mtdata, test sets of sacreBLEU such as
+        ``sacrebleu:wmt24``, or paths without the language, such as ``corpora/europarl``
+        for ``europarl.de`` and ``europarl.en``.
     :param held_out_files: More text that training must not see.
 
     :returns: The key of the entry in the data card.
@@ -116,7 +128,13 @@ def prepare_wmt(
         for split in [*splits, "train"]
     }
 
-    names = [file.name for split_files in files.values() for file in split_files]
+    documents = {
+        folder.path / f"{split}{DOCUMENT_SUFFIX}": split_sets
+        for split, split_sets in splits.items()
+        if all(set_.documents for set_ in split_sets)
+    }
+
+    names = [file.name for file in (*chain.from_iterable(files.values()), *documents)]
 
     folder.start(key, inputs, names, force=force)
 
@@ -130,6 +148,14 @@ def prepare_wmt(
 
         for file in files[split]:
             held_out.add_file(file)
+
+    for file, split_sets in documents.items():
+        with write_texts([file]) as (stream,):
+            for set_ in split_sets:
+                if set_.documents is not None:
+                    stream.writelines(
+                        f"{line}\n" for line in read_lines(set_.documents)
+                    )
 
     for file in held_out_files:
         held_out.add_file(file)
@@ -214,10 +240,18 @@ def _get_sets(
 
             if files is None:
                 remote[part].append(name)
-            else:
-                sets[name] = _Set(name=name, corpus=Corpus(files))
 
-                sources |= {str(file): hash_file(file) for file in files}
+                continue
+
+            documents = files[0].with_suffix(DOCUMENT_SUFFIX)
+
+            sets[name] = _Set(
+                name=name,
+                corpus=Corpus(files),
+                documents=documents if documents.is_file() else None,
+            )
+
+            sources |= {str(file): hash_file(file) for file in files}
 
     if not any(remote.values()):
         return sets, sources, None
@@ -238,18 +272,15 @@ def _fetch(
     target_lang: str,
     mtdata: Mtdata,
 ) -> tuple[dict[str, Corpus], dict[str, str], str]:
-    for lang in (source_lang, target_lang):
-        if lang not in CODES:
-            known = ", ".join(f"`{name}`" for name in CODES)
-
-            raise WarmupError(
-                f"`{lang}` is not one of {known}, the languages that are fetched with mtdata: prepare files of it yourself and give their path."
-            )
-
-    catalogue = mtdata.get_catalogue([name for part in names.values() for name in part])
+    catalogue = mtdata.get_catalogue(
+        [name for part in names.values() for name in part],
+        langs=[source_lang, target_lang],
+    )
 
     fetched, checksums = mtdata.fetch(
-        catalogue, names, CODES[source_lang], CODES[target_lang]
+        catalogue,
+        names,
+        *(catalogue.codes[lang] for lang in (source_lang, target_lang)),
     )
 
     corpora = {
@@ -267,12 +298,49 @@ def get_mtdata_recipe(name: str, mtdata: Mtdata) -> WmtRecipe:
     return WmtRecipe(train=recipe["train"], valid=recipe["dev"], test=recipe["test"])
 
 
+def get_recipe_of_year(
+    source_lang: str, target_lang: str, year: int, mtdata: Mtdata
+) -> WmtRecipe:
+    """
+    Returns the training sets that WMT's own recipe names, as of 2022, and test sets.
+
+    The test set is that of the year, and the validation set the last one before it,
+    as far as sacreBLEU has them.
+    """
+    catalogue = mtdata.get_catalogue_of_year(source_lang, target_lang, year)
+
+    def find(years: Iterable[int]) -> list[str]:
+        names = (f"{TEST_SET_PREFIX}wmt{year % 100:02}" for year in years)
+
+        return [n for n in names if has_test_set(n, source_lang, target_lang)][:1]
+
+    recipe = WmtRecipe(
+        train=catalogue.recipe["train"],
+        valid=find(range(year - 1, 2007, -1)),
+        test=find([year]),
+    )
+
+    for part, names in (("valid", recipe.valid), ("test", recipe.test)):
+        if not names:
+            show(
+                f"sacreBLEU has no set for `{part}` of {source_lang}-{target_lang} and {year}: none is written unless you name one with `--{part}`"
+            )
+
+    return recipe
+
+
 def find_local_set(name: str, source_lang: str, target_lang: str) -> list[Path] | None:
     """
-    Finds the two files of a set that is given as a path without the language.
+    Finds the two files of a set that is given as a path without the language, or is one
+    of sacreBLEU, of whose references the first one is taken.
 
     :returns: The files, or ``None`` if ``name`` is one of mtdata.
     """
+    if is_test_set(name):
+        source_file, reference_files = find_test_set(name, source_lang, target_lang)
+
+        return [source_file, reference_files[0]]
+
     found = []
 
     for lang in (source_lang, target_lang):
@@ -290,7 +358,7 @@ def find_local_set(name: str, source_lang: str, target_lang: str) -> list[Path] 
     # Names of mtdata have no slashes and at least three hyphens.
     if found or "/" in name or name.count("-") < 3:
         raise WarmupError(
-            f"`{name}` is neither a data set of mtdata, such as `Statmt-europarl-10-deu-eng`, nor are there `{name}.{source_lang}` and `{name}.{target_lang}`: correct it."
+            f"`{name}` is neither a data set of mtdata, such as `Statmt-europarl-10-deu-eng`, nor one of sacreBLEU, such as `sacrebleu:wmt24`, nor are there `{name}.{source_lang}` and `{name}.{target_lang}`: correct it."
         )
 
     return None

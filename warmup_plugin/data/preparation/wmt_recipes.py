@@ -8,8 +8,8 @@ from typing import Final, final
 
 from warmup_plugin.errors import WarmupError
 
-# What mtdata calls languages.
-CODES: Final = {"en": "eng", "de": "deu", "fr": "fra", "ru": "rus", "zh": "zho"}
+# What mtdata calls the languages of the recipes below.
+_CODES: Final = {"en": "eng", "de": "deu", "fr": "fra", "ru": "rus", "zh": "zho"}
 
 
 @final
@@ -92,10 +92,13 @@ _TRAIN_SETS: Final = {
     ],
 }
 
+LAST_YEAR: Final = 2021
+"""The last year of these recipes; of later ones, WMT published its own."""
+
 YEARS: Final = {
-    "de": range(2014, 2022),
-    "ru": range(2014, 2022),
-    "zh": range(2017, 2022),
+    "de": range(2014, LAST_YEAR + 1),
+    "ru": range(2014, LAST_YEAR + 1),
+    "zh": range(2017, LAST_YEAR + 1),
     "fr": range(2014, 2015),
 }
 
@@ -132,7 +135,7 @@ def get_recipe(source_lang: str, target_lang: str, year: int) -> WmtRecipe:
     ]
 
     if other == "zh" and year == 2017:
-        valid = f"Statmt-newsdev_{source_lang}{target_lang}-2017-{CODES[source_lang]}-{CODES[target_lang]}"
+        valid = f"Statmt-newsdev_{source_lang}{target_lang}-2017-{_CODES[source_lang]}-{_CODES[target_lang]}"
     else:
         valid = _get_news_test(source_lang, target_lang, year - 1)
 
@@ -148,9 +151,9 @@ def _get_news_test(source_lang: str, target_lang: str, year: int) -> str:
 
     # Until then one set served both directions.
     if year <= 2013:
-        return f"Statmt-newstest-{year}-eng-{CODES[other]}"
+        return f"Statmt-newstest-{year}-eng-{_CODES[other]}"
 
     if year == 2014:
-        return f"Statmt-newstest_{other}en-2014-{CODES[other]}-eng"
+        return f"Statmt-newstest_{other}en-2014-{_CODES[other]}-eng"
 
-    return f"Statmt-newstest_{source_lang}{target_lang}-{year}-{CODES[source_lang]}-{CODES[target_lang]}"
+    return f"Statmt-newstest_{source_lang}{target_lang}-{year}-{_CODES[source_lang]}-{_CODES[target_lang]}"

@@ -85,8 +85,13 @@ class Cache:
     def get_flag_file(self, file):
         return file.with_name(file.name + "._valid")
 """,
+    "iso.py": """
+def iso3_code(lang):
+    return {"en": "eng", "de": "deu", "cs": "ces", "eng": "eng"}.get(lang)
+""",
     "recipe.py": """
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +100,13 @@ RECIPES = {
         **json.loads(Path(__file__).with_name("recipe.json").read_text())
     )
 }
+
+# Of those of users, JSON, which is YAML as well.
+for file in Path(os.environ.get("MTDATA_RECIPES", ".")).glob("mtdata.recipes*.yml"):
+    for recipe in json.loads(file.read_text()):
+        RECIPES[recipe["id"]] = SimpleNamespace(
+            langs=recipe["langs"].split("-"), train=recipe["train"], dev=None, test=None
+        )
 """,
     "__main__.py": """
 import argparse

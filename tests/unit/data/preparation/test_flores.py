@@ -136,6 +136,100 @@ class TestPrepareFlores:
 
         assert len(card["entries"]["FLORES+"]["inputs"]["sources"]) == 6
 
+    def test_call_keeps_documents_of_hub(self, tmp_path: Path) -> None:
+        for code in ("eng_Latn", "fra_Latn"):
+            rows = [
+                {"id": idx, "text": "a", "url": f"https://en.wikinews.org/{name}"}
+                for idx, name in ((1, "x"), (0, "x"), (2, "y"))
+            ]
+
+            file = tmp_path / "in" / "dev" / f"{code}.jsonl"
+
+            file.parent.mkdir(parents=True, exist_ok=True)
+
+            file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+        options: dict[str, Any] = {"splits": ["dev"], "source": tmp_path / "in"}
+
+        run(tmp_path / "out", "flores_plus", ["en", "fr"], **options)
+
+        config = TextPairsConfig(path=tmp_path / "out", target_lang="fr")
+
+        pairs = read_split(config, "dev")
+
+        assert [pairs.document(idx) for idx in range(3)] == [
+            f"https://en.wikinews.org/{name}" for name in "xxy"
+        ]
+
+    def test_call_keeps_documents_of_archive(self, tmp_path: Path) -> None:
+        files = make_files("flores200_dataset/{split}/{code}.{split}", NEW_CODES)
+
+        header = "URL\tdomain\ttopic\thas_image\thas_hyperlink\n"
+
+        files["flores200_dataset/metadata_dev.tsv"] = (
+            f"{header}https://x\twikinews\tnews\t0\t0\nhttps://y\twikibooks\t\t0\t1\n"
+        )
+        # Of another number of sentences, it tells nothing.
+        files["flores200_dataset/metadata_devtest.tsv"] = header
+
+        file = tmp_path / "f.tar.gz"
+
+        file.write_bytes(make_tar(files))
+
+        run(tmp_path / "out", "flores200", source=file)
+
+        assert_texts(tmp_path / "out")
+
+        assert (
+            tmp_path.joinpath("out/dev.docid").read_text() == "https://x\nhttps://y\n"
+        )
+        assert not tmp_path.joinpath("out/devtest.docid").exists()
+
+    def test_call_reads_parquet_where_there_are_no_json_lines(
+        self, tmp_path: Path
+    ) -> None:
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+        parquet = pytest.importorskip("pyarrow.parquet")
+
+        files = {}
+
+        for name, text in make_files("{split}/{code}.jsonl", NEWEST_CODES).items():
+            if name.endswith(".jsonl"):
+                rows = [json.loads(line) for line in text.splitlines()]
+
+                file = tmp_path / "rows.parquet"
+
+                parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+
+                name = name.replace(".jsonl", ".parquet")
+
+                files[f"/{name}"] = file.read_bytes()
+
+        with serve(files=files) as server:
+            run(tmp_path / "out", "flores_plus", url=server.url)
+
+        assert_texts(tmp_path / "out")
+
+        file = (
+            tmp_path / "out" / "downloads" / "flores_plus" / "dev" / "eng_Latn.parquet"
+        )
+
+        file.write_bytes(b"PAR1")
+
+        with pytest.raises(WarmupError, match="eng_Latn.parquet` is no Parquet file"):
+            run(tmp_path / "out2", "flores_plus", source=file.parents[1])
+
+    def test_call_asks_for_what_the_hub_wants(self, tmp_path: Path) -> None:
+        with serve(statuses=[401]) as server:
+            with pytest.raises(
+                WarmupError, match="401.*accept the conditions .* `HF_TOKEN` to a token"
+            ):
+                run(tmp_path, "flores_plus", url=server.url)
+
+            # It is no other format that is missing.
+            assert len(server.requests) == 1
+
     @pytest.mark.parametrize("codes", [NEW_CODES, NEWEST_CODES])
     def test_call_reads_locked_archive(
         self, tmp_path: Path, codes: dict[str, str]
@@ -254,6 +348,10 @@ class TestPrepareFlores:
             (
                 {"devtest/eng.jsonl": '{"id": 0}\n', "devtest/fra.devtest": "a\n"},
                 "Line 1 of .* is not a JSON object with the fields `id` and `text`",
+            ),
+            (
+                {"devtest/eng.jsonl": "\n[]\n", "devtest/fra.devtest": "a\n"},
+                "Line 2 of .* is not a JSON object with the fields `id` and `text`",
             ),
             (
                 {

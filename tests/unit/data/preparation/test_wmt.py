@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sacrebleu
 
 from tests.unit.data.preparation.archives import make_tar
 from tests.unit.data.preparation.fake_mtdata import RECIPE, write_fake_mtdata
@@ -21,7 +22,11 @@ from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.filters import FilterConfig
 from warmup_plugin.data.preparation.mtdata_bridge import Mtdata
-from warmup_plugin.data.preparation.wmt import get_mtdata_recipe, prepare_wmt
+from warmup_plugin.data.preparation.wmt import (
+    get_mtdata_recipe,
+    get_recipe_of_year,
+    prepare_wmt,
+)
 from warmup_plugin.data.preparation.wmt_recipes import YEARS, WmtRecipe, get_recipe
 from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
 from warmup_plugin.errors import WarmupError
@@ -29,6 +34,8 @@ from warmup_plugin.errors import WarmupError
 COMMONCRAWL = "http://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz"
 
 EUROPARL = "http://www.statmt.org/wmt13/training-parallel-europarl-v7.tgz"
+
+WMT = "http://www.statmt.org"
 
 DEV = "http://data.statmt.org/wmt20/translation-task/dev.tgz"
 
@@ -77,7 +84,7 @@ class World:
     def create_mtdata(self) -> Mtdata:
         downloader = Downloader(max_failures=2, wait_seconds=0.0)
 
-        return Mtdata(self.python, self.downloads, downloader)
+        return Mtdata(self.python, self.downloads, downloader, wmt_url=WMT)
 
     def get_log(self) -> str:
         return self.downloads.joinpath("eng-deu", "mtdata.log").read_text()
@@ -261,6 +268,48 @@ class TestPrepareWmt:
 
         assert not tmp_path.joinpath("out").exists()
 
+    def test_recipe_of_today_is_that_of_wmt(
+        self, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recipes = [
+            {"id": "wmt24-eng-ces", "langs": "eng-ces", "train": [SETS.train[0]]},
+            # It serves both directions.
+            {"id": "wmt24-eng-deu", "langs": "eng-deu", "train": SETS.train},
+        ]
+
+        path = f"{WMT}/wmt24/mtdata/mtdata.recipes.wmt24-constrained.yml"
+
+        world.server.files[path] = json.dumps(recipes).encode()
+
+        # The test sets are those of sacreBLEU, and none is downloaded before it is read.
+        monkeypatch.setattr(sacrebleu, "get_source_file", None)
+
+        mtdata = world.create_mtdata()
+
+        for langs in (("en", "de"), ("de", "en")):
+            recipe = get_recipe_of_year(*langs, 2024, mtdata)
+
+            assert recipe.train == SETS.train
+
+        assert recipe.valid == ["sacrebleu:wmt23"]
+        # There is none of this direction.
+        assert recipe.test == []
+        assert get_recipe_of_year("en", "de", 2024, mtdata).test == ["sacrebleu:wmt24"]
+
+        # Once.
+        assert [request.path for request in world.server.requests] == [path]
+
+        with pytest.raises(
+            WarmupError, match="recipe of 2024 for de-cs: it has `wmt24-eng-ces`, `wmt"
+        ):
+            get_recipe_of_year("de", "cs", 2024, mtdata)
+
+        with pytest.raises(WarmupError, match="does not know the language `xxx`"):
+            get_recipe_of_year("en", "xxx", 2024, mtdata)
+
+        with pytest.raises(WarmupError, match="WMT has no recipe of 2099 for mtdata"):
+            get_recipe_of_year("en", "de", 2099, mtdata)
+
     @pytest.mark.parametrize("world", ["real"], indirect=True)
     def test_recipes_name_what_mtdata_has(self, world: World) -> None:
         names: set[str] = set()
@@ -331,6 +380,56 @@ class TestPrepareLocalFiles:
 
         assert not tmp_path.joinpath("downloads").exists()
 
+    def test_call_takes_sets_of_sacrebleu(
+        self, tmp_path: Path, no_mtdata: Mtdata, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "sacrebleu"
+
+        folder.mkdir()
+
+        for name, text in (
+            *(("src", "It rains.\nIt snows.\n"), ("ref", "Regen.\nSchnee.\n")),
+            *(("ref-B", "Es regnet.\nEs schneit.\n"), ("docid", "d1\nd2\n")),
+        ):
+            folder.joinpath(f"wmt24.en-de.{name}").write_text(text)
+
+        monkeypatch.setattr(
+            *(sacrebleu, "get_source_file"), lambda *_: str(folder / "wmt24.en-de.src")
+        )
+
+        monkeypatch.setattr(
+            *(sacrebleu, "get_reference_files"),
+            lambda *_: [str(folder / f"wmt24.en-de.{end}") for end in ("ref", "ref-B")],
+        )
+
+        train = write_set(
+            tmp_path,
+            "train",
+            en="It rains!\nA.\nB.\n",
+            de="Es giesst.\nEin A.\nEin B.\n",
+        )
+
+        valid = write_set(tmp_path, "valid", en="A.\n", de="Ein A.\n")
+
+        recipe = WmtRecipe(train=[train], valid=[valid], test=["sacrebleu:wmt24"])
+
+        run(tmp_path / "out", no_mtdata, recipe)
+
+        # Its first reference, and its documents.
+        assert read_pairs(tmp_path / "out", "test") == [
+            *(("It rains.", "Regen."), ("It snows.", "Schnee."))
+        ]
+
+        assert tmp_path.joinpath("out", "test.docid").read_text() == "d1\nd2\n"
+        assert not tmp_path.joinpath("out", "valid.docid").exists()
+
+        assert read_pairs(tmp_path / "out", "train") == [("B.", "Ein B.")]
+
+        recipe = WmtRecipe(train=[train], valid=[], test=["sacrebleu:wmt99"])
+
+        with pytest.raises(WarmupError, match="`sacrebleu:wmt99` is no test set of"):
+            run(tmp_path / "out", no_mtdata, recipe)
+
     def test_call_holds_more_files_out(self, tmp_path: Path, no_mtdata: Mtdata) -> None:
         name = write_set(tmp_path, "a", en="yes\nno\nno, no\n", de="ja\nnein\nnö\n")
 
@@ -389,9 +488,6 @@ class TestPrepareLocalFiles:
                 tmp_path / "out",
                 Mtdata(tmp_path / "no" / "python", tmp_path, Downloader()),
             )
-
-        with pytest.raises(WarmupError, match="`sw` is not one of `en`"):
-            run(tmp_path / "out", no_mtdata, target_lang="sw")
 
     def test_real_text(
         self, tmp_path: Path, real_data: Path, no_mtdata: Mtdata
