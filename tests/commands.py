@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -34,12 +36,28 @@ class Command:
                 python_command(*args, is_warm=is_warm),
                 cwd=ROOT,
                 env={**command_environment(), **environment},
+                stdin=subprocess.PIPE,
                 stdout=fp,
                 stderr=subprocess.STDOUT,
             )
 
     def wait(self) -> int:
         return self.process.wait(TIMEOUT)
+
+    def kill(self) -> None:
+        """Kills it as it stands, and waits until it is gone."""
+        self.process.kill()
+
+        assert self.process.wait() == -signal.SIGKILL
+
+        assert self.process.stdin is not None
+
+        poll = select.poll()
+
+        # Of a pipe that nobody can read any more. What is warm ends after its client.
+        poll.register(self.process.stdin, select.POLLERR)
+
+        assert poll.poll(1000.0 * TIMEOUT), "still runs"
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + TIMEOUT

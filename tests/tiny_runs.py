@@ -21,6 +21,12 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 # The parts of an option that are no Python names: `a__b` stands for `a.b`.
 Options = dict[str, object]
 
+SHORT_OUTPUTS: Final[Options] = {
+    "generation__max_len_a": 0.0,
+    "generation__max_len_b": 8,
+}
+"""Further options: what has learned nothing ends nowhere."""
+
 
 def write_tiny_text(folder: Path, *, num_train: int = 60) -> Path:
     """Writes a synthetic pair whose splits take no time."""

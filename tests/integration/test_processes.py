@@ -19,6 +19,7 @@ import pytest
 from tests.commands import TIMEOUT
 from tests.tiny_runs import (
     ROOT,
+    SHORT_OUTPUTS,
     command_environment,
     python_command,
     tiny_options,
@@ -38,16 +39,18 @@ def run_dir(
 ) -> Path:
     out = tmp_path_factory.mktemp("runs") / "sft"
 
-    assert train(to_args(out, tiny_options(text_folder, tokenizer_file))) == 0
+    options = tiny_options(text_folder, tokenizer_file, **SHORT_OUTPUTS)
+
+    assert train(to_args(out, options)) == 0
 
     return out
 
 
 def start(
-    *args: object, is_warm: bool = True, preexec_fn: Callable[[], object] | None = None
+    *args: object, preexec_fn: Callable[[], object] | None = None
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        python_command("-m", "warmup_plugin", *args, is_warm=is_warm),
+        python_command("-m", "warmup_plugin", *args),
         cwd=ROOT,
         env=command_environment(),
         stdin=subprocess.PIPE,
@@ -122,7 +125,6 @@ def test_bad_line_is_one_sentence(run_dir: Path, text_folder: Path) -> None:
 def test_signal_ends_all(run_dir: Path, signum: signal.Signals) -> None:
     process = start(
         *("translate", run_dir, "--processes", 2, "--interactive"),
-        is_warm=False,
         # Whoever started the tests may have it ignored.
         preexec_fn=partial(signal.signal, signum, signal.SIG_DFL),
     )
@@ -154,10 +156,8 @@ def test_hangup_that_is_ignored_ends_none(run_dir: Path) -> None:
     old_handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     try:
-        # As `nohup` starts it; a process that is warm has been started before.
-        process = start(
-            *("translate", run_dir, "--processes", 2, "--interactive"), is_warm=False
-        )
+        # As `nohup` starts it.
+        process = start("translate", run_dir, "--processes", 2, "--interactive")
     finally:
         signal.signal(signal.SIGHUP, old_handler)
 

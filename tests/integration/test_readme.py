@@ -34,10 +34,13 @@ pytestmark = pytest.mark.skipif(
 SHORTER: Final = {
     "synthetic-pivot": ["--num-leg", "500", "--num-valid", "5", "--num-test", "5"],
     "recipes.train": [
-        "regime.num_steps=4",
+        "regime.num_steps=2",
         "regime.validate_every_n_steps=2",
         "regime.checkpoint_every_n_steps=2",
         "regime.publish_metrics_every_n_steps=2",
+        # What has learned nothing ends nowhere.
+        "generation.max_len_a=0.0",
+        "generation.max_len_b=8",
     ],
     # The text of the tests is in no language, and is little.
     "scripts/filter_pairs.py": ["--language-id", "none"],
@@ -45,6 +48,9 @@ SHORTER: Final = {
     # Of a run that does not start from another.
     "translation/demo_pivot_legs": ["model.arch=llama_test"],
 }
+
+
+DOCTOR: Final = "python -m warmup_plugin doctor"
 
 
 def read_section(page: Path, title: str) -> str:
@@ -96,6 +102,8 @@ class TestTour:
         env = command_environment(PYTHONPATH=str(ROOT))
 
         commands = read_tour()
+
+        assert shlex.split(DOCTOR) in commands
 
         for command in commands:
             process = subprocess.run(
@@ -197,6 +205,10 @@ class TestTutorials:
                 continue
 
             for line in block.splitlines():
+                # As in the tour.
+                if line == DOCTOR:
+                    continue
+
                 line, _, output = line.partition(" > ")
 
                 line, _, source = line.partition(" < ")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_runs import tiny_options, to_args
+from tests.tiny_runs import SHORT_OUTPUTS, tiny_options, to_args
 from tests.unit.report.cases import write_data, write_run
 from warmup_plugin.__main__ import main
 from warmup_plugin.recipes.train import main as train
@@ -350,9 +350,13 @@ def test_report_of_real_runs_makes_what_is_missing(
 ) -> None:
     sft, warmup = tmp_path / "sft", tmp_path / "warmup"
 
-    assert train(to_args(sft, tiny_options(text_folder, tokenizer_file))) == 0
+    options = tiny_options(text_folder, tokenizer_file, **SHORT_OUTPUTS)
 
-    options = tiny_options(text_folder, None, criterion__name="warmup", init_from=sft)
+    assert train(to_args(sft, options)) == 0
+
+    options = tiny_options(
+        text_folder, None, criterion__name="warmup", init_from=sft, **SHORT_OUTPUTS
+    )
 
     assert train(to_args(warmup, options)) == 0
 

@@ -17,6 +17,7 @@ import pytest
 from scripts import run_suite
 from tests.tiny_runs import (
     ROOT,
+    SHORT_OUTPUTS,
     command_environment,
     python_command,
     take_snapshot,
@@ -42,7 +43,11 @@ def warm_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 def write_grid(file: Path, text_folder: Path, tokenizer_file: Path) -> Path:
     """Writes a grid of two systems and two seeds, whose first training is longer."""
     options = tiny_options(
-        text_folder, tokenizer_file, criterion__name=None, regime__num_steps=None
+        text_folder,
+        tokenizer_file,
+        criterion__name=None,
+        regime__num_steps=None,
+        **SHORT_OUTPUTS,
     )
 
     grid = {
@@ -232,6 +237,7 @@ def test_legs_are_shared_decoded_and_chained(
         dataset__source_lang="a",
         dataset__target_lang="c",
         dataset__prompt="{target_lang}: {source}",
+        **SHORT_OUTPUTS,
     )
 
     legs = {

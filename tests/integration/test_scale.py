@@ -34,6 +34,7 @@ from tests.integration.scale_worker import (
 )
 from tests.tiny_runs import (
     ROOT,
+    SHORT_OUTPUTS,
     Options,
     command_environment,
     load_weights,
@@ -256,6 +257,7 @@ class TestRecipe:
             regime__num_steps=self.NUM_STEPS,
             regime__keep_last_n_checkpoints=2,
             warmup__max_num_tokens=100,
+            **SHORT_OUTPUTS,
             **options,
         )
 

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Final
 
 import pytest
 
+from tests.commands import TIMEOUT, Start
 from tests.tiny_runs import (
     ROOT,
+    SHORT_OUTPUTS,
     command_environment,
     python_command,
     tiny_options,
@@ -24,8 +24,6 @@ from warmup_plugin.recipes import train
 
 pytestmark = pytest.mark.integration
 
-TIMEOUT: Final = 400.0
-
 
 @pytest.fixture(scope="module")
 def sft_run(
@@ -33,7 +31,7 @@ def sft_run(
 ) -> Path:
     run_dir = tmp_path_factory.mktemp("sft") / "run"
 
-    options = tiny_options(text_folder, tokenizer_file)
+    options = tiny_options(text_folder, tokenizer_file, **SHORT_OUTPUTS)
 
     assert train.main(to_args(run_dir, options)) == 0
 
@@ -41,18 +39,18 @@ def sft_run(
 
 
 def test_killed_job_goes_on_in_two_processes(
-    tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    tmp_path: Path, text_folder: Path, tokenizer_file: Path, start: Start
 ) -> None:
     run_dir = tmp_path / "run"
 
     options = tiny_options(
-        text_folder, tokenizer_file, criterion__name="warmup", regime__num_steps=2
+        text_folder, tokenizer_file, criterion__name="warmup", **SHORT_OUTPUTS
     )
 
     assert train.main(to_args(run_dir, options)) == 0
 
     # Enough that the job is killed in the middle.
-    lines = (text_folder / "train.src").read_text().splitlines() * 10
+    lines = (text_folder / "train.src").read_text().splitlines() * 6
 
     lines[7] = lines[200] = ""
 
@@ -75,29 +73,12 @@ def test_killed_job_goes_on_in_two_processes(
         *("--output", str(output), "--chunk-size", "4"),
     ]
 
-    log = tmp_path / "log"
+    job = start("job", *args)
 
-    with log.open("wb") as fp:
-        process = subprocess.Popen(
-            python_command(*args, is_warm=False),
-            cwd=ROOT,
-            env=command_environment(),
-            stderr=fp,
-        )
+    # The first lines are done.
+    job.wait_for((tmp_path / "out.txt.state").exists)
 
-    state = tmp_path / "out.txt.state"
-
-    end = time.monotonic() + TIMEOUT
-
-    while not state.exists():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end
-
-        time.sleep(0.002)
-
-    process.kill()
-
-    assert process.wait() == -signal.SIGKILL
+    job.kill()
 
     assert not output.exists()
 

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from fairseq2.device import CPU
 from fairseq2.gang import ProcessGroupGang
 
+from tests.commands import Start, run
 from warmup_plugin.recipes.corpora import PatientGroup
 
 pytestmark = pytest.mark.integration
@@ -39,15 +40,14 @@ def wait(rank: int, folder: Path) -> None:
     assert patient_group.gather(f"made by {rank}") == ["made by 0", "made by 1"]
 
 
-def test_first_process_may_take_longer_than_a_collective_call(tmp_path: Path) -> None:
-    context = get_context("spawn")
+def test_first_process_may_take_longer_than_a_collective_call(
+    tmp_path: Path, start: Start
+) -> None:
+    args = ("-m", "tests.integration.test_waiting")
 
-    processes = [context.Process(target=wait, args=(n, tmp_path)) for n in range(2)]
+    for process in [start(f"rank_{n}", *args, n, tmp_path) for n in range(2)]:
+        run(process)
 
-    for process in processes:
-        process.start()
 
-    for process in processes:
-        process.join()
-
-    assert [process.exitcode for process in processes] == [0, 0]
+if __name__ == "__main__":
+    wait(int(sys.argv[1]), Path(sys.argv[2]))

@@ -12,7 +12,9 @@ import statistics
 import sys
 import threading
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +33,7 @@ from warmup_plugin.metrics.base import measure_mean
 from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.runs.run_dir import dump_yaml
+from warmup_plugin.suite import results
 from warmup_plugin.suite.grid import Grid, format_setting, load_grid
 from warmup_plugin.suite.results import (
     SuiteResult,
@@ -53,6 +56,34 @@ from warmup_plugin.suite.tables import (
     format_seconds,
     make_json,
 )
+
+NUM_TRIALS: Final = 1000
+"""Each is scored by sacreBLEU in Python; ten times as many take seconds."""
+
+
+@contextmanager
+def with_fewer_trials() -> Iterator[None]:
+    """Lets :func:`collect_results` test with ``NUM_TRIALS``."""
+    test = partial(randomization_p_values_of_groups, num_trials=NUM_TRIALS)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(results, "randomization_p_values_of_groups", test)
+
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_trials() -> Iterator[None]:
+    with with_fewer_trials():
+        yield
+
+
+def score_or_compare(command: list[str]) -> None:
+    if command[0] == "compare":
+        command = [*command, "--num-randomization", str(NUM_TRIALS)]
+
+    assert run_command(command) == 0
+
 
 SUITES: Final = sorted((ROOT / "recipes" / "suites").glob("*.yaml"))
 
@@ -942,7 +973,7 @@ def fill(plan: Plan, dataset: Mapping[str, object], *, without: str = "") -> Non
 
                 file.write_text("".join(f"{line}\n" for line in lines))
         else:
-            assert run_command(command) == 0
+            score_or_compare(command)
 
         step.end(command, 1.0)
 
@@ -1206,7 +1237,9 @@ class TestCollectResults:
 
         group = list(zip(measured["more"], measured["sft"]))
 
-        assert [difference.p_sentences] == randomization_p_values_of_groups([group])
+        assert [difference.p_sentences] == (
+            randomization_p_values_of_groups([group], NUM_TRIALS)
+        )
 
         # Four digits.
         mean = statistics.fmean(m.score for m in measured["sft"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from tests.unit.metrics.texts import make_hypotheses
 from tests.unit.test_run_suite import (
     REFERENCES,
     load,
+    score_or_compare,
+    with_fewer_trials,
     write_data,
     write_grid,
     write_metrics,
     write_run,
 )
-from warmup_plugin.__main__ import main as run_command
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.suite.figure import (
     THEMES,
@@ -37,6 +39,12 @@ from warmup_plugin.suite.grid import Grid, load_grid
 from warmup_plugin.suite.results import SuiteResult, collect_results
 from warmup_plugin.suite.steps import Plan, make_plan
 from warmup_plugin.suite.tables import format_markdown, make_json
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_trials() -> Iterator[None]:
+    with with_fewer_trials():
+        yield
 
 
 def make_grid() -> dict[str, Any]:
@@ -368,7 +376,7 @@ def fill(plan: Plan) -> None:
 
             write_outputs(Path(command[-1]), "cascade", 1)
         else:
-            assert run_command(command) == 0
+            score_or_compare(command)
 
         step.end(command, 1.0)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import Command
 from tests.tiny_runs import command_environment, python_command
 
 _PROGRAM = """\
@@ -107,6 +108,67 @@ def test_signal_ends_the_command(program: Path, signum: signal.Signals) -> None:
     process.communicate(timeout=60.0)
 
     assert process.returncode == -signum
+
+
+def test_ignored_signal_is_ignored(program: Path) -> None:
+    old_handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    try:
+        process = start(program)
+    finally:
+        signal.signal(signal.SIGHUP, old_handler)
+
+    assert process.stdout is not None
+
+    # It has begun.
+    process.stdout.readline()
+
+    process.send_signal(signal.SIGHUP)
+
+    assert process.communicate("one\n")[0] == "ONE\n"
+    assert process.returncode == 3
+
+
+def test_path_is_that_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "theirs.py").write_text("NAME = 'ours'\n")
+
+    file = tmp_path / "program.py"
+
+    file.write_text("import sys, theirs; print('torch' in sys.modules, theirs.NAME)\n")
+
+    process = start(file, PYTHONPATH=str(tmp_path / "lib"))
+
+    assert process.communicate()[0] == "True ours\n"
+
+
+def list_holders(file: Path) -> set[int]:
+    """Lists the processes that have a file open."""
+    holders = set()
+
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(link) == str(file):
+                holders.add(int(link.parts[2]))
+        except OSError:
+            pass
+
+    return holders
+
+
+def test_killed_command_is_gone(program: Path) -> None:
+    log = program.parent / "log"
+
+    command = Command(log, program)
+
+    command.wait_for(lambda: "problem" in command.output)
+
+    # What is started, and what is warm.
+    assert len(list_holders(log)) == 2
+
+    command.kill()
+
+    assert list_holders(log) == set()
 
 
 def test_exception_is_shown(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def main():
 
     os.umask(umask)
 
+    signums = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
     request = {
         "target": words[1] if is_module else words[0],
         "is_module": is_module,
@@ -62,10 +64,11 @@ def main():
         "env": env,
         "is_unbuffered": is_unbuffered,
         "umask": umask,
+        "ignored": [n for n in signums if signal.getsignal(n) == signal.SIG_IGN],
     }
 
     # They arrive before it has begun.
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    for signum in signums:
         signal.signal(signum, lambda number, frame: connection.sendall(bytes([number])))
 
     data = json.dumps(request).encode()

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -29,6 +30,12 @@ _MODULES: Final = (
     "warmup_plugin.recipes.train",
     "warmup_plugin.recipes.translate",
     "warmup_plugin.commands.evaluate",
+    # What a training imports once it has begun, in a second and a half.
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    # And what reads the tokenizers of Hugging Face, in three.
+    "transformers.models.auto.tokenization_auto",
+    "transformers.tokenization_utils_fast",
 )
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -43,9 +50,11 @@ class _Job:
     connection: socket.socket
 
 
-def serve(path: str) -> dict[str, Any]:
+def serve(path: str, owner: int) -> dict[str, Any]:
     """
     Answers clients for as long as the tests run.
+
+    :param owner: A file that is readable once they have ended.
 
     :returns: In a forked process, what it is to do.
     """
@@ -56,12 +65,18 @@ def serve(path: str) -> dict[str, Any]:
 
     selector = selectors.DefaultSelector()
 
-    selector.register(listener, selectors.EVENT_READ)
+    for fileobj in (listener, owner):
+        selector.register(fileobj, selectors.EVENT_READ)
 
     print("ready", flush=True)
 
     while True:
         for key, _ in selector.select():
+            if key.fileobj == owner:
+                shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+                sys.exit()
+
             if key.fileobj is listener:
                 connection, _ = listener.accept()
 
@@ -157,11 +172,25 @@ def _become_command(request: dict[str, Any], fds: list[int]) -> None:
     # Sockets and all others of the server; none of them is inherited by programs.
     os.closerange(3, 1024)
 
+    # Those of the server are of whoever has started the tests.
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        if signum in request["ignored"]:
+            signal.signal(signum, signal.SIG_IGN)
+        elif signum == signal.SIGINT:
+            signal.signal(signum, signal.default_int_handler)
+        else:
+            signal.signal(signum, signal.SIG_DFL)
+
+    own_path = _list_path()
+
     os.environ.clear()
     os.environ.update(request["env"])
 
     os.chdir(request["cwd"])
     os.umask(request["umask"])
+
+    # Behind the first entry, which is of the program.
+    sys.path[1:] = [*_list_path(), *(p for p in sys.path[1:] if p not in own_path)]
 
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(  # type: ignore[union-attr]
@@ -170,14 +199,20 @@ def _become_command(request: dict[str, Any], fds: list[int]) -> None:
         )
 
 
+def _list_path() -> list[str]:
+    path = os.environ.get("PYTHONPATH")
+
+    return [os.path.abspath(entry) for entry in path.split(":")] if path else []
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:
-    path, sys.executable = sys.argv[1:]
+    path, sys.executable, owner_pid = sys.argv[1:]
 
-    _die_with_parent()
+    owner = os.pidfd_open(int(owner_pid))
 
     import_fairseq2()
 
@@ -190,7 +225,7 @@ def main() -> None:
     # Another thread would be missing in what is forked.
     assert len(os.listdir("/proc/self/task")) == 1
 
-    request = serve(path)
+    request = serve(path, owner)
 
     target = request["target"]
 

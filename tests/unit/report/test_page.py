@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,23 @@ from tests.unit.report.cases import (
     write_run,
 )
 from warmup_plugin.__main__ import main
+from warmup_plugin.evaluation.scores import evaluate
 from warmup_plugin.metrics.base import Metric, MetricUnavailable
 from warmup_plugin.metrics.registry import METRICS, MetricEntry, MetricOptions
 from warmup_plugin.recipes import jobs
 from warmup_plugin.recipes.jobs import GenerateOptions, JobOptions, ScoreOptions
 from warmup_plugin.report.page import to_script_json
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_trials() -> Iterator[None]:
+    """Each trial of a test is scored by sacreBLEU in Python."""
+    defaults = {**(evaluate.__kwdefaults__ or {}), "num_randomization": 1000}
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(evaluate, "__kwdefaults__", defaults)
+
+        yield
 
 
 class Page(HTMLParser):
@@ -374,7 +386,8 @@ class TestReport:
             for idx in range(9)
         ]
 
-        page = report(runs, "--num-bootstrap", "2")
+        # Of more metrics the tests of eight differences take seconds.
+        page = report(runs, "--num-bootstrap", "2", "--metrics", "chrf")
 
         last = page.json("browser-data")["runs"][8]
 
