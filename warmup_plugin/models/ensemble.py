@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import torch
 from fairseq2.nn import BatchLayout
@@ -19,7 +19,6 @@ from warmup_plugin.layout import DecoderRows, ExcludedTokens
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     EncodedSource,
-    RowCoefs,
     RowDecoder,
     RowScores,
 )
@@ -83,17 +82,7 @@ class EnsembleModel(ConditionalModel):
             )
 
     @override
-    def compute_loss(
-        self,
-        source_seqs: Tensor,
-        source_layout: BatchLayout,
-        rows: DecoderRows,
-        coefs: RowCoefs,
-        excluded: ExcludedTokens,
-        *,
-        label_smoothing: float = 0.0,
-        passes: Sequence[Tensor] | None = None,
-    ) -> Tensor:
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         raise RuntimeError("An ensemble is not trained.")
 
     @property
