@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -24,10 +25,26 @@ class TestRunPart:
 
         assert run_part(part, 60.0) == {"error": "no GPU"}
 
-    def test_breaks_off(self) -> None:
-        part = Part("x", ["-c", "import time; time.sleep(60)"])
+    def test_breaks_off_with_what_was_started(self) -> None:
+        # Both hold the output open.
+        code = "import os, time; os.fork(); time.sleep(60)"
 
-        assert run_part(part, 0.5) == {"error": "broken off after 0 seconds"}
+        begin = time.monotonic()
+
+        record = run_part(Part("x", ["-c", code]), 1.0)
+
+        assert record == {"error": "broken off after 1 seconds"}
+
+        assert time.monotonic() - begin < 30
+
+    def test_finds_record_before_late_warning(self) -> None:
+        code = "import sys; print('{\"n\": 1}', flush=True); print('late', file=sys.stderr)"
+
+        assert run_part(Part("x", ["-c", code]), 60.0)["n"] == 1
+
+        record = run_part(Part("x", ["-c", "print('table')"]), 60.0)
+
+        assert record == {"error": "no record, but table"}
 
 
 class TestMain:
