@@ -72,7 +72,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|fairseq2|numpy|pathlib|torch|typing)\..*"),
     # Types of ours in signatures that are no part of the reference.
-    (r"py:class", r"warmup_plugin(\.\w+){3}"),
+    (r"py:class", r"warmup_plugin(\.\w+){3,4}"),
     # Names as the sources import them.
     (r"py:.*", r"ConfigT|DependencyContainer|RecipeError|Tensor"),
 ]

@@ -11,6 +11,7 @@ import pytest
 from tests.commands import Start, run
 from tests.hub_files import write_qwen_tokenizer
 from tests.tiny_runs import tiny_options, to_args
+from warmup_plugin.data.train_tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.integration
 
@@ -74,6 +75,16 @@ for name in ("nllb", "t5", "llama", "qwen", "mistral"):
 
     assert not {"torch._dynamo", "sympy", "transformers"} & set(sys.modules), name
 
+from pathlib import Path
+
+from warmup_plugin.tokenizers.hugging_face import load_hugging_face_tokenizer
+
+load_hugging_face_tokenizer(Path(sys.argv[2]))
+
+# What comes with all models of transformers takes four seconds.
+assert "transformers" in sys.modules
+assert not {"transformers.models.auto.auto_factory", "sklearn"} & set(sys.modules)
+
 model = load_hg_token_model(sys.argv[1])
 
 from transformers import dynamic_module_utils
@@ -123,9 +134,20 @@ def test_commands_import_what_they_use(
     ] == [["translate"], ["score"], ["generate"], ["evaluate"]]
 
 
-def test_tokenizer_of_fairseq2_still_works(start: Start, tmp_path: Path) -> None:
+def test_tokenizers_import_what_they_use(
+    start: Start, tmp_path: Path, text_folder: Path
+) -> None:
     write_qwen_tokenizer(tmp_path / "hub")
 
-    output = run(start("tokenizer", "-c", _TOKENIZER, tmp_path / "hub"))
+    train_tokenizer(
+        [text_folder / "train.src"],
+        tmp_path / "ours",
+        model_type="byte_bpe",
+        vocab_size=262,
+    )
+
+    output = run(
+        start("tokenizer", "-c", _TOKENIZER, tmp_path / "hub", tmp_path / "ours")
+    )
 
     assert output.splitlines()[-1] == "A dog runs."

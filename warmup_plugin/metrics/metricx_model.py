@@ -15,10 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, final
 
-import numpy as np
 import torch
 
-from warmup_plugin.data.batching import sorted_batches
 from warmup_plugin.metrics.base import MetricUnavailable
 from warmup_plugin.metrics.metricx import DEFAULT_MODEL
 
@@ -35,7 +33,7 @@ _MAX_SCORE: Final = 25.0
 # EOS, which the models were trained without, counted.
 _MAX_LEN: Final = 1536
 
-_MAX_BATCH_TOKENS: Final = 8192
+_BATCH_SIZE: Final = 16
 
 
 @final
@@ -86,9 +84,12 @@ class MetricXScorer:
 
         scores = [0.0] * len(seqs)
 
-        lens = np.array([len(seq) for seq in seqs])
+        # Little padding.
+        order = sorted(range(len(seqs)), key=lambda row: len(seqs[row]))
 
-        for rows in sorted_batches(lens, _MAX_BATCH_TOKENS):
+        for begin in range(0, len(order), _BATCH_SIZE):
+            rows = order[begin : begin + _BATCH_SIZE]
+
             values = self._score_batch([seqs[row] for row in rows])
 
             for row, value in zip(rows, values):

@@ -23,6 +23,8 @@ def register_metric_descriptors(container: DependencyContainer) -> None:
         MetricDescriptor("smoothed_loss",     "Label-Smoothed Loss",           100, format_as_float),
         # Of a validation; fairseq2 has those of BLEU, chrF++ and accuracy.
         MetricDescriptor("ter",               "TER",                           200, format_as_float),
+        MetricDescriptor("spbleu",            "spBLEU",                        200, format_as_float, higher_better=True),
+        MetricDescriptor("spbleu_1k",         "spBLEU-1K",                     200, format_as_float, higher_better=True),
         MetricDescriptor("comet",             "COMET",                         200, format_as_float, higher_better=True),
         MetricDescriptor("cometkiwi",         "CometKiwi",                     200, format_as_float, higher_better=True),
         MetricDescriptor("rouge1",            "ROUGE-1",                       200, format_as_float, higher_better=True),

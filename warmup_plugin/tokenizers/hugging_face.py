@@ -268,18 +268,25 @@ def load_hugging_face_tokenizer(
             f"The folder `{folder}` has no `tokenizer.json`; name the folder of a Hugging Face tokenizer, or save a fast tokenizer there with its `save_pretrained()`."
         )
 
-    # Seconds, and only decoder-only models need it.
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    # A second, and only decoder-only models need it.
+    from transformers import PreTrainedTokenizerFast
 
     class TokenizersBackend(PreTrainedTokenizerFast):
         """As transformers 5 calls what `tokenizer.json` says all of."""
 
-    settings = read_settings(folder / "tokenizer_config.json")
+    kls: Any
 
-    kls: Any = AutoTokenizer
+    name = read_settings(folder / "tokenizer_config.json").get("tokenizer_class")
 
-    if settings.get("tokenizer_class") == TokenizersBackend.__name__:
+    if name == TokenizersBackend.__name__:
         kls = TokenizersBackend
+    elif name == PreTrainedTokenizerFast.__name__:
+        kls = PreTrainedTokenizerFast
+    else:
+        # Imports what all models of transformers need: four more seconds.
+        from transformers import AutoTokenizer
+
+        kls = AutoTokenizer
 
     # The tokenizers library raises plain `Exception`.
     try:
