@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,15 +27,26 @@ class TestRunPart:
 
         assert run_part(part, 60.0) == {"error": "no GPU"}
 
-    def test_breaks_off_with_what_was_started(self) -> None:
-        # Both hold the output open.
-        code = "import os, time; os.fork(); time.sleep(60)"
+    def test_breaks_off_with_what_was_started(self, tmp_path: Path) -> None:
+        fifo = tmp_path / "fifo"
+
+        os.mkfifo(fifo)
+
+        # Both hold it open.
+        code = f"import os, time; f = open('{fifo}', 'wb'); os.fork(); time.sleep(60)"
+
+        receiver = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
 
         begin = time.monotonic()
 
-        record = run_part(Part("x", ["-c", code]), 1.0)
+        record = run_part(Part("x", ["-c", code]), 2.0)
 
-        assert record == {"error": "broken off after 1 seconds"}
+        assert record == {"error": "broken off after 2 seconds"}
+
+        os.set_blocking(receiver, True)
+
+        with open(receiver, "rb") as stream:
+            assert stream.read() == b""
 
         assert time.monotonic() - begin < 30
 
