@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -91,26 +94,37 @@ def run_part(part: Part, timeout: float) -> dict[str, object]:
     """
     begin = time.monotonic()
 
-    try:
-        process = subprocess.run(
-            [sys.executable, *part.command],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"broken off after {timeout:.0f} seconds"}
+    # Of a session of its own, to end the processes that it starts as well.
+    with subprocess.Popen(
+        [sys.executable, *part.command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return {"error": f"broken off after {timeout:.0f} seconds"}
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
-    print(process.stdout, end="", flush=True)
+    print(output, end="", flush=True)
 
-    lines = process.stdout.splitlines() or [""]
+    lines = output.splitlines() or [""]
 
     if process.returncode != 0:
         return {"error": lines[-1]}
 
-    record: dict[str, object] = json.loads(lines[-1])
+    # Libraries may warn as late as at the end.
+    [*_, last] = ["", *(line for line in lines if line.startswith("{"))]
+
+    try:
+        record: dict[str, object] = json.loads(last)
+    except ValueError:
+        return {"error": f"no record, but {lines[-1]}"}
 
     return {"seconds": round(time.monotonic() - begin, 1), **record}
 

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from pathlib import Path
 
 import pytest
 
@@ -24,10 +27,37 @@ class TestRunPart:
 
         assert run_part(part, 60.0) == {"error": "no GPU"}
 
-    def test_breaks_off(self) -> None:
-        part = Part("x", ["-c", "import time; time.sleep(60)"])
+    def test_breaks_off_with_what_was_started(self, tmp_path: Path) -> None:
+        fifo = tmp_path / "fifo"
 
-        assert run_part(part, 0.5) == {"error": "broken off after 0 seconds"}
+        os.mkfifo(fifo)
+
+        # Both hold it open.
+        code = f"import os, time; f = open('{fifo}', 'wb'); os.fork(); time.sleep(60)"
+
+        receiver = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+
+        begin = time.monotonic()
+
+        record = run_part(Part("x", ["-c", code]), 2.0)
+
+        assert record == {"error": "broken off after 2 seconds"}
+
+        os.set_blocking(receiver, True)
+
+        with open(receiver, "rb") as stream:
+            assert stream.read() == b""
+
+        assert time.monotonic() - begin < 30
+
+    def test_finds_record_before_late_warning(self) -> None:
+        code = "import sys; print('{\"n\": 1}', flush=True); print('late', file=sys.stderr)"
+
+        assert run_part(Part("x", ["-c", code]), 60.0)["n"] == 1
+
+        record = run_part(Part("x", ["-c", "print('table')"]), 60.0)
+
+        assert record == {"error": "no record, but table"}
 
 
 class TestMain:

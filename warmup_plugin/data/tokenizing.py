@@ -10,13 +10,15 @@ import os
 import pickle
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Final, final
+from threading import Thread
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -251,8 +253,8 @@ def _encode_in_processes(job: _Job, bounds: Sequence[int]) -> list[_Share]:
             receivers.append(receiver)
 
             process = context.Process(
-                target=_encode_and_send,
-                args=(job, begin, end, sender, receivers),
+                target=_work,
+                args=(os.getpid(), job, begin, end, sender, receivers),
                 daemon=True,
             )
 
@@ -278,7 +280,8 @@ def _encode_in_processes(job: _Job, bounds: Sequence[int]) -> list[_Share]:
             shares.append(result)
     finally:
         for started in processes:
-            started.terminate()
+            # It ignores what asks it to end.
+            started.kill()
             started.join()
 
         for receiver in receivers:
@@ -290,12 +293,31 @@ def _encode_in_processes(job: _Job, bounds: Sequence[int]) -> list[_Share]:
 def _receive(receiver: Connection) -> _Share | BaseException:
     try:
         result: _Share | BaseException = receiver.recv()
-    except EOFError:
+    # The second one if it was ended while it sent.
+    except (EOFError, OSError):
         return WarmupError(
             "A process that tokenises was ended from outside, perhaps since memory ran out; start again with more memory, or tokenise beforehand on another machine (`dataset.cache`)."
         )
 
     return result
+
+
+def _work(first_pid: int, *args: Any) -> None:
+    # The first process answers for the signals that a terminal or Slurm sends to all.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+    # If it was killed, it has ended nobody.
+    Thread(target=_end_with, args=(first_pid,), daemon=True).start()
+
+    _encode_and_send(*args)
+
+
+def _end_with(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(0.5)
+
+    os._exit(1)
 
 
 def _encode_and_send(
@@ -305,10 +327,6 @@ def _encode_and_send(
     sender: Connection,
     receivers: Sequence[Connection],
 ) -> None:
-    # The first process answers for the signals that a terminal sends to all.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
     # Else the end of the first process would not be noticed.
     for receiver in receivers:
         receiver.close()

@@ -191,7 +191,8 @@ class Translator:
             if on_batch is not None:
                 on_batch(len(batch))
 
-        if self._rank is not None:
+        # A model that reads references refuses to score nothing.
+        if self._rank is not None and todo:
             self._rerank(translations, todo)
 
         return translations

@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -289,15 +290,61 @@ class TestTokenizeInProcesses:
                 return bytes(1 << 20)
 
         # As in a copy of the first process: nobody else would read.
-        handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-
-        try:
-            tokenizing._encode_and_send(Job(), 0, 1, sender, [receiver])  # type: ignore[arg-type]
-        finally:
-            signal.signal(signal.SIGINT, handlers[0])
-            signal.signal(signal.SIGTERM, handlers[1])
+        tokenizing._encode_and_send(Job(), 0, 1, sender, [receiver])  # type: ignore[arg-type]
 
         assert receiver.closed
+
+    def test_process_ends_soon_when_first_process_is_killed(
+        self, tmp_path: Path
+    ) -> None:
+        def wait(text: str) -> None:
+            if text == "bad":
+                os.kill(os.getppid(), signal.SIGKILL)
+
+                time.sleep(60)
+
+        # Until all are gone somebody could write.
+        receiver, sender = os.pipe()
+
+        first = multiprocessing.get_context("fork").Process(
+            target=self._tokenize, args=(tmp_path, wait)
+        )
+
+        first.start()
+
+        os.close(sender)
+
+        begin = time.monotonic()
+
+        with open(receiver, "rb") as stream:
+            assert stream.read() == b""
+
+        first.join()
+
+        assert first.exitcode == -signal.SIGKILL
+
+        assert time.monotonic() - begin < 30
+
+    def test_processes_leave_signals_to_first_one(self, tmp_path: Path) -> None:
+        def send(text: str) -> None:
+            if text == "bad":
+                for signum in (signal.SIGINT, signal.SIGTERM):
+                    os.kill(os.getpid(), signum)
+
+        self._tokenize(tmp_path, send)
+
+    def test_raises_error_when_process_is_killed_while_it_sends(self) -> None:
+        receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+
+        # The length of what is to follow, and too little of it.
+        os.write(sender.fileno(), bytes([0, 0, 0, 16, 1]))
+
+        sender.close()
+
+        with receiver:
+            result = tokenizing._receive(receiver)
+
+        assert isinstance(result, WarmupError)
 
     def _tokenize(self, tmp_path: Path, act: Callable[[str], None]) -> None:
         pairs = make_pairs(tmp_path, [("a", "b"), ("a", "b"), ("a", "b"), ("bad", "b")])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.common import (
 from tests.number_codec import NumberCodec
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
-from warmup_plugin.generation.translator import Translation, Translator
+from warmup_plugin.generation.translator import Ranker, Translation, Translator
 from warmup_plugin.models.conditional import create_conditional_model
 
 MAX_LEN = 16
@@ -29,6 +30,7 @@ def translate(
     *,
     warmup: str = "single",
     truncate: bool = False,
+    rank: Ranker | None = None,
 ) -> list[Translation]:
     wrapper = create_conditional_model(model)
 
@@ -43,6 +45,7 @@ def translate(
         device,
         max_num_tokens=1000,
         truncate=truncate,
+        rank=rank,
     )
 
     return translator(lines)
@@ -131,3 +134,14 @@ class TestPrompt:
 
         assert exc_info.value.number == 1
         assert str(exc_info.value) == message
+
+
+def test_nothing_is_ranked_when_all_lines_are_empty() -> None:
+    def rank(*args: Any) -> Any:
+        pytest.fail("There is nothing to score.")
+
+    lines = [Line(0, ""), Line(1, "")]
+
+    translations = translate(create_tiny_model(), lines, rank=rank)
+
+    assert [translation.hypotheses for translation in translations] == [[], []]

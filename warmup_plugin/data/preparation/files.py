@@ -6,11 +6,13 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import replaced_files
 
@@ -97,3 +99,15 @@ def find_file(folder: Path, names: Sequence[str], split: str) -> Path:
     raise WarmupError(
         f"`{folder}` has no {looked_for}: correct `--from`, or leave `{split}` out with `--splits`."
     )
+
+
+def check_ending(lang: str, text: str) -> None:
+    """
+    Checks that a language of ``--langs`` can be the ending of a file.
+
+    :param text: The argument.
+    """
+    if lang == DOCUMENT_SUFFIX[1:] or not re.fullmatch(r"[\w-]+", lang):
+        raise WarmupError(
+            f"`--langs {text}` names files `.{lang}`, which are no language's: write a code of letters, digits, `_` and `-`, such as `de`."
+        )

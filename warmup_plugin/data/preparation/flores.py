@@ -16,7 +16,11 @@ from warmup_plugin.data.preparation.download import (
     FileIsMissing,
     hide_secrets,
 )
-from warmup_plugin.data.preparation.files import hash_bytes, write_texts
+from warmup_plugin.data.preparation.files import (
+    check_ending,
+    hash_bytes,
+    write_texts,
+)
 from warmup_plugin.data.preparation.members import read_members
 from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX, decode_lines
 from warmup_plugin.errors import WarmupError
@@ -118,6 +122,8 @@ def parse_languages(release: str, langs: Sequence[str]) -> dict[str, Sequence[st
 
     for text in langs:
         lang, _, code = text.partition("=")
+
+        check_ending(lang, text)
 
         if lang in codes:
             raise WarmupError(f"`--langs` names `{lang}` twice: leave one out.")

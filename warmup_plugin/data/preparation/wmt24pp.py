@@ -10,7 +10,11 @@ from typing import Final, final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.download import Downloader, hide_secrets
-from warmup_plugin.data.preparation.files import hash_file, write_texts
+from warmup_plugin.data.preparation.files import (
+    check_ending,
+    hash_file,
+    write_texts,
+)
 from warmup_plugin.data.text_pairs import (
     DOCUMENT_SUFFIX,
     check_encodable,
@@ -66,6 +70,8 @@ def parse_locales(langs: Sequence[str]) -> dict[str, str]:
     for text in langs:
         lang, _, locale = text.partition("=")
 
+        check_ending(lang, text)
+
         if lang in locales:
             raise WarmupError(f"`--langs` names `{lang}` twice: leave one out.")
 
@@ -91,7 +97,19 @@ def parse_locales(langs: Sequence[str]) -> dict[str, str]:
 
         locales[lang] = found[0]
 
-    if _SOURCE_LANG not in locales.values():
+    english = [lang for lang, locale in locales.items() if locale == _SOURCE_LANG]
+
+    if len(english) > 1:
+        raise WarmupError(
+            f"`--langs` names English twice, as `{english[0]}` and as `{english[1]}`: leave one out."
+        )
+
+    if not english:
+        if _SOURCE_LANG in locales:
+            raise WarmupError(
+                f"`--langs` calls `{locales[_SOURCE_LANG]}` `{_SOURCE_LANG}`, which is what the sources are called: choose another name, or add one for English, such as `eng={_SOURCE_LANG}`."
+            )
+
         locales[_SOURCE_LANG] = _SOURCE_LANG
 
     if list(locales.values()) == [_SOURCE_LANG]:

@@ -429,6 +429,7 @@ class TestParseLanguages:
         [
             (["en", "sw"], "`--langs sw` is not one of `en`"),
             (["en", "en=eng"], "names `en` twice"),
+            (["docid=deu"], "names files `.docid`, which are no language's"),
         ],
     )
     def test_call_refuses_unknown_language(self, langs: list[str], text: str) -> None:

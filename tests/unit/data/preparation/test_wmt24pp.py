@@ -182,6 +182,11 @@ class TestParseLocales:
             (["ga"], "is no language of WMT24.., which has ar_EG"),
             (["de", "de=de_DE"], "names `de` twice"),
             (["en"], "names no language that English was translated to"),
+            (["a=en", "de", "b=en"], "names English twice, as `a` and as `b`"),
+            (["fr=fr_FR", "en=de"], "calls `de_DE` `en`, which is what the sources"),
+            (["docid=de"], "names files `.docid`, which are no language's"),
+            (["../a=de"], "names files `.../a`"),
+            (["=de"], "names files `.`"),
         ],
     )
     def test_call_refuses_other_languages(self, langs: list[str], message: str) -> None:
