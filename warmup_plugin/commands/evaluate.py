@@ -257,6 +257,11 @@ def _evaluate(
 
     print_notes(evaluation)
 
+    if all(s.score is None for scores in evaluation.scores.values() for s in scores):
+        raise WarmupError(
+            "No metric could be computed; add what is missing as said above, or choose others with `--metrics`."
+        )
+
     if evaluation.comparisons:
         show(
             f"p: two-sided, by approximate randomization ({NUM_TRIALS:,} trials), "

@@ -416,6 +416,25 @@ class TestFileMode:
         assert chrf["score"] > 0
         assert comet["score"] is None and "/nope/python" in comet["reason"]
 
+    def test_main_fails_if_nothing_can_be_computed(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("WARMUP_COMET_PYTHON", "/nope/python")
+
+        hyp, ref = _write(tmp_path / "h", _HALF), _write(tmp_path / "r", _REFERENCES)
+
+        args = ["--hypotheses", hyp, "--references", ref, "--sources", ref]
+
+        assert main([*args, "--metrics", "comet", "--num-bootstrap", "0"]) == 2
+
+        out, err = capsys.readouterr()
+
+        assert "COMET: not computed. " in out
+        assert err.startswith("error: No metric could be computed; ")
+
     def test_main_splits_files_at_line_feeds_alone(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -182,6 +182,13 @@ def prepare_wmt24pp(
 
     kept = [idx for idx, segment in enumerate(segments) if not segment.is_bad]
 
+    if not kept:
+        [file, *_] = files.values()
+
+        raise WarmupError(
+            f"All segments of `{file}` are bad sources (`is_bad_source`); download it again."
+        )
+
     texts = {
         source_lang: [segments[idx].source for idx in kept],
         **{lang: [lines[idx] for idx in kept] for lang, lines in targets.items()},

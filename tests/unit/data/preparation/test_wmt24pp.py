@@ -136,6 +136,14 @@ class TestPrepareWmt24pp:
         with pytest.raises(WarmupError, match="has no `en-cs_CZ.jsonl`"):
             run(tmp_path / "out", ["cs"], source=tmp_path)
 
+    def test_call_refuses_file_of_bad_sources(self, tmp_path: Path) -> None:
+        rows = [{**row, "is_bad_source": True} for row in make_rows("de_DE")]
+
+        tmp_path.joinpath("en-de_DE.jsonl").write_text(to_json_lines(rows))
+
+        with pytest.raises(WarmupError, match="All segments of .*en-de_DE.jsonl"):
+            run(tmp_path / "out", ["de"], source=tmp_path)
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
