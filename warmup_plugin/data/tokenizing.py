@@ -317,7 +317,7 @@ def _end_with(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
         time.sleep(0.5)
 
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _encode_and_send(
