@@ -262,7 +262,12 @@ def _encode_in_processes(job: _Job, bounds: Sequence[int]) -> list[_Share]:
                 # Python 3.12 and later; no other thread is needed by what is copied.
                 warnings.simplefilter("ignore", DeprecationWarning)
 
-                process.start()
+                try:
+                    process.start()
+                except OSError as ex:
+                    raise WarmupError(
+                        f"No process to tokenise can be started ({ex.strerror}); free memory, or raise the limit of processes (`ulimit -u`)."
+                    ) from None
 
             processes.append(process)
 

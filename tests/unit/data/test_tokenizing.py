@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -293,6 +294,17 @@ class TestTokenizeInProcesses:
         tokenizing._encode_and_send(Job(), 0, 1, sender, [receiver])  # type: ignore[arg-type]
 
         assert receiver.closed
+
+    def test_raises_error_when_no_process_can_be_started(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fork() -> int:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(os, "fork", fork)
+
+        with pytest.raises(WarmupError, match="No process .* temporarily unavailable"):
+            self._tokenize(tmp_path, lambda text: None)
 
     def test_process_ends_soon_when_first_process_is_killed(
         self, tmp_path: Path
