@@ -302,8 +302,8 @@ class RowCache:
                 state[:, :end].transpose(1, 2).index_select(0, rows) for state in states
             ]
 
+            # A beam that is reordered at every step fits and needs no new memory.
             if not fits:
-                # A beam that is reordered at every step needs no new memory for it.
                 states = (self._allocate(states[0]), self._allocate(states[1]))
 
                 self._states[module] = states
