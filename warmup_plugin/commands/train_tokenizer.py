@@ -10,6 +10,7 @@ from warmup_plugin.data.train_tokenizer import (
     BYTE_BPE,
     DEFAULT_NORMALIZATION,
     DEFAULT_NUM_THREADS,
+    FAMILIES,
     MAX_LINE_BYTES,
     MODEL_TYPES,
     NORMALIZATIONS,
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     parser.add_argument(
+        "--family",
+        metavar="NAME",
+        help=f"SentencePiece: the `tokenizer.family` that is to read it, one of {', '.join(FAMILIES)}; `nllb` has a token for each language (default: {FAMILIES[0]})",
+    )
+
+    parser.add_argument(
         "--character-coverage",
         type=float,
         default=1.0,
@@ -91,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         vocab_size=args.vocab_size,
         model_type=args.model_type,
+        family=args.family,
         character_coverage=args.character_coverage,
         normalization=args.normalization,
         num_threads=args.num_threads,

@@ -23,6 +23,12 @@ BYTE_BPE: Final = "byte_bpe"
 
 MODEL_TYPES: Final = ("unigram", "bpe", BYTE_BPE)
 
+NLLB: Final = "nllb"
+"""The family of tokenizers with a token for each language."""
+
+FAMILIES: Final = ("warmup_spm", NLLB)
+"""The families that read a SentencePiece model; ``byte_bpe`` is of `hugging_face`."""
+
 DEFAULT_NORMALIZATION: Final = "identity"
 """Gives text back as it was; all others turn, for example, Chinese punctuation into
 that of ASCII, which no output then has."""
@@ -40,6 +46,18 @@ MAX_LINE_BYTES: Final = 4192
 
 # PAD, UNK, BOS, EOS, the separator and one character.
 MIN_VOCAB_SIZE: Final = 6
+
+_SPECIAL_PIECES: Final = {
+    "warmup_spm": {
+        "pad_id": 0,
+        "unk_id": 1,
+        "bos_id": 2,
+        "eos_id": 3,
+        "control_symbols": [SEPARATOR],
+    },
+    # As the public model has them: fairseq2 adds PAD and the languages.
+    NLLB: {"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2},
+}
 
 # PAD, EOS, the separator, the end of a prompt and the bytes.
 MIN_BYTE_BPE_VOCAB_SIZE: Final = 260
@@ -78,6 +96,7 @@ def train_tokenizer(
     *,
     vocab_size: int,
     model_type: str = "unigram",
+    family: str | None = None,
     character_coverage: float = 1.0,
     normalization: str | None = None,
     num_threads: int | None = None,
@@ -85,8 +104,8 @@ def train_tokenizer(
     force: bool = False,
 ) -> TokenizerTrainingReport:
     """
-    Trains a tokenizer: a SentencePiece model for the family ``warmup_spm``, or
-    byte-level BPE for the family ``hugging_face``, which decoder-only models need.
+    Trains a tokenizer: a SentencePiece model for the family ``warmup_spm`` or ``nllb``,
+    or byte-level BPE for the family ``hugging_face``, which decoder-only models need.
 
     The same inputs and options give the same bytes on every machine.
 
@@ -97,6 +116,9 @@ def train_tokenizer(
         The model, or the folder of ``byte_bpe``. It appears only once it is complete;
         the folder it is in is created.
     :param model_type: ``unigram``, ``bpe`` or ``byte_bpe``.
+    :param family:
+        ``warmup_spm`` (``None``), or ``nllb``, to which the languages are added by
+        ``tokenizer.config_overrides.langs`` when it is read.
     :param character_coverage: Of no use with ``byte_bpe``, which has all bytes.
     :param normalization:
         ``None`` for ``identity``, which keeps text as it is but for runs of spaces;
@@ -114,11 +136,11 @@ def train_tokenizer(
     """
     is_byte_bpe = model_type == BYTE_BPE
 
-    _check_options(vocab_size, model_type, character_coverage, normalization)
+    _check_options(vocab_size, model_type, family, character_coverage, normalization)
 
     if is_byte_bpe:
         _check_byte_bpe_options(
-            vocab_size, character_coverage, normalization, num_threads
+            vocab_size, family, character_coverage, normalization, num_threads
         )
 
     if num_threads is not None and num_threads < 1:
@@ -154,6 +176,7 @@ def train_tokenizer(
             output,
             vocab_size=vocab_size,
             model_type=model_type,
+            family=family or FAMILIES[0],
             character_coverage=character_coverage,
             normalization=sentences.normalization,
             num_threads=num_threads or DEFAULT_NUM_THREADS,
@@ -176,6 +199,7 @@ def _train_sentencepiece(
     *,
     vocab_size: int,
     model_type: str,
+    family: str,
     character_coverage: float,
     normalization: str,
     num_threads: int,
@@ -195,12 +219,8 @@ def _train_sentencepiece(
             normalization_rule_name=normalization,
             num_threads=num_threads,
             max_sentence_length=MAX_LINE_BYTES,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            control_symbols=[SEPARATOR],
             minloglevel=2,
+            **_SPECIAL_PIECES[family],
         )
     except RuntimeError as ex:
         # SentencePiece turns what an iterator raises into a `RuntimeError`.
@@ -353,6 +373,7 @@ def _is_json_lines(path: Path) -> bool:
 def _check_options(
     vocab_size: int,
     model_type: str,
+    family: str | None,
     character_coverage: float,
     normalization: str | None,
 ) -> None:
@@ -364,6 +385,11 @@ def _check_options(
     if model_type not in MODEL_TYPES:
         raise WarmupError(
             f"`{model_type}` is not a known model type; set `--model-type` to one of {', '.join(MODEL_TYPES)}."
+        )
+
+    if family is not None and family not in FAMILIES:
+        raise WarmupError(
+            f"`{family}` is not a family of tokenizers that can be trained; set `--family` to one of {', '.join(FAMILIES)}, or `--model-type {BYTE_BPE}` for a decoder-only model."
         )
 
     # The bounds are SentencePiece's.
@@ -380,6 +406,7 @@ def _check_options(
 
 def _check_byte_bpe_options(
     vocab_size: int,
+    family: str | None,
     character_coverage: float,
     normalization: str | None,
     num_threads: int | None,
@@ -390,6 +417,7 @@ def _check_byte_bpe_options(
         )
 
     for option, is_given in (
+        ("--family", family is not None),
         ("--character-coverage", character_coverage != 1.0),
         ("--normalization", normalization not in (None, "identity")),
         ("--num-threads", num_threads is not None),

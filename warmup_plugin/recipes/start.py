@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from fairseq2.data.tokenizers import Tokenizer
+from fairseq2.models.nllb import NLLB_FAMILY
 from fairseq2.recipe.config import ModelSection, ReferenceModelSection
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.config import StandardConfigMerger
@@ -439,6 +440,7 @@ def _fit_model(
     if tokenizer is None or tokenizer_family not in (
         WARMUP_SPM_FAMILY,
         HUGGING_FACE_FAMILY,
+        NLLB_FAMILY,
     ):
         return {}
 
