@@ -37,6 +37,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX, SEPARATOR_IDX, FIRST_WORD_IDX = range(6)
 
+_CLOCKS: Final = {"wall": time.perf_counter, "cpu": time.process_time}
+
 # The first calls allocate and import what the others find.
 _NUM_DROPPED: Final = 1
 
@@ -337,14 +339,16 @@ def measure_alternating(
     *,
     num_rounds: int,
     between: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """
     Measures steps in turn, A B C A B C …, so that a change of the machine's speed
     meets all of them.
 
     :param between: Called before each step; its time does not count.
+    :param clock: Tells the time in seconds.
 
-    :returns: The wall times in seconds of each step, those of the first round dropped.
+    :returns: The times in seconds of each step, those of the first round dropped.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
 
@@ -362,14 +366,14 @@ def measure_alternating(
 
             synchronize(device)
 
-            begin = time.perf_counter()
+            begin = clock()
 
             step()
 
             synchronize(device)
 
             if round_nr >= _NUM_DROPPED:
-                times[name].append(time.perf_counter() - begin)
+                times[name].append(clock() - begin)
 
     return times
 
@@ -493,6 +497,30 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="where to measure (default: %(default)s)",
     )
+
+
+def add_clock_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of the clock to what measures steps in its own process."""
+    parser.add_argument(
+        "--clock",
+        choices=[*_CLOCKS],
+        default="wall",
+        help="what seconds are: those of the wall, or of the CPU, which other work on the same cores does not change much (default: %(default)s)",
+    )
+
+
+def get_clock(args: argparse.Namespace) -> Callable[[], float]:
+    """
+    Returns the clock of ``--clock``.
+
+    :raises WarmupError: If it does not see what the device does.
+    """
+    if args.device == "cuda" and args.clock == "cpu":
+        raise WarmupError(
+            "`--clock` is `cpu`, but a GPU works while the CPU does not; leave it out with `--device cuda`."
+        )
+
+    return _CLOCKS[args.clock]
 
 
 def prepare_device(args: argparse.Namespace) -> torch.device:

@@ -216,7 +216,7 @@ def _run(args: argparse.Namespace) -> None:
         for variant in _VARIANTS:
             cache = "none" if variant == "memory" else str(folder / "cache")
 
-            results.append((variant, _measure_in_process(folder / "work", cache)))
+            results.append((variant, measure_in_process(folder / "work", cache)))
 
             figures = results[-1][1]
 
@@ -248,7 +248,8 @@ def _run(args: argparse.Namespace) -> None:
     print(f"\n{json.dumps(record)}")
 
 
-def _measure_in_process(folder: Path, cache: str) -> dict[str, float]:
+def measure_in_process(folder: Path, cache: str) -> dict[str, float]:
+    """Does what :func:`measure_start` does in a process of its own."""
     result = subprocess.run(
         [sys.executable, __file__, "--folder", str(folder), "--measure", cache],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -52,12 +52,14 @@ if not __package__:
 from scripts.bench_common import (
     BOS_IDX,
     Setting,
+    add_clock_argument,
     add_common_arguments,
     create_batch,
     create_layout,
     describe_environment,
     format_range,
     format_table,
+    get_clock,
     measure_alternating,
     parse_names,
     parse_positive_int,
@@ -548,7 +550,9 @@ def run(args: argparse.Namespace) -> None:
         for setting_name in parse_names("--settings", args.settings, list(SETTINGS)):
             jobs.append(create_random_job(SETTINGS[setting_name], args.sentences))
 
-    report: dict[str, object] = {"environment": describe_environment(args)}
+    report: dict[str, object] = {
+        "environment": {**describe_environment(args), "clock": args.clock}
+    }
 
     measurements: list[object] = []
 
@@ -592,7 +596,9 @@ def _measure_job(
 
     steps = {name: make_step(name) for name in names}
 
-    times = measure_alternating(steps, device, num_rounds=args.rounds)
+    times = measure_alternating(
+        steps, device, num_rounds=args.rounds, clock=get_clock(args)
+    )
 
     memory = {name: measure_memory(step) for name, step in steps.items()}
 
@@ -659,6 +665,8 @@ def create_parser() -> argparse.ArgumentParser:
     )
 
     add_common_arguments(parser)
+
+    add_clock_argument(parser)
 
     parser.add_argument(
         "--settings",

@@ -60,6 +60,7 @@ from scripts.bench_common import (
     PAD_IDX,
     ROOT,
     Setting,
+    add_clock_argument,
     add_common_arguments,
     create_batch,
     create_layout,
@@ -69,6 +70,7 @@ from scripts.bench_common import (
     format_range,
     format_table,
     generate_with_marian,
+    get_clock,
     mask_source,
     measure_alternating,
     measure_drawn_lens,
@@ -782,7 +784,7 @@ class Measurement:
     """Holds what was measured of one variant in one setting."""
 
     times: list[float]
-    """The wall times in seconds."""
+    """The times in seconds."""
 
     predicted: float | None
     """The predicted multiple of the SFT step."""
@@ -862,7 +864,13 @@ def measure_setting(
         for step in steps.values():
             step.clear()
 
-    times = measure_alternating(steps, device, num_rounds=args.rounds, between=clear)
+    times = measure_alternating(
+        steps,
+        device,
+        num_rounds=args.rounds,
+        between=clear,
+        clock=get_clock(args),
+    )
 
     num_trained = {name: step.num_trained for name, step in steps.items()}
 
@@ -1253,6 +1261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     add_common_arguments(parser)
 
+    add_clock_argument(parser)
+
     args = parser.parse_args(argv)
 
     return run_benchmark(lambda: _run(args))
@@ -1331,6 +1341,7 @@ def _run(args: argparse.Namespace) -> None:
             {
                 "benchmark": "step",
                 **describe_environment(args),
+                "clock": args.clock,
                 "dtype": args.dtype,
                 "num_accumulate": args.accumulate,
                 "checkpoints_activations": args.checkpoint_activations,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from scripts import (
     bench_corpus,
     bench_generate,
+    bench_growth,
     bench_sampling,
     bench_startup,
     bench_step,
@@ -35,6 +37,7 @@ from scripts.bench_common import (
     create_layout,
     create_model,
     format_table,
+    get_clock,
     measure_alternating,
     measure_drawn_lens,
 )
@@ -194,9 +197,7 @@ class TestMeasureDrawnLens:
 
 
 class TestMeasureAlternating:
-    def test_call_takes_turns_and_drops_first_round(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_call_takes_turns_and_drops_first_round(self) -> None:
         calls: list[str] = []
 
         clock = SimpleNamespace(now=0.0)
@@ -212,18 +213,21 @@ class TestMeasureAlternating:
 
             calls.append("between")
 
-        monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
-
         times = measure_alternating(
             {"a": lambda: run("a", 1.0), "b": lambda: run("b", 2.0)},
             device,
             num_rounds=2,
             between=between,
+            clock=lambda: clock.now,
         )
 
         assert calls == ["between", "a", "between", "b"] * 3
 
         assert times == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+
+    def test_time_of_the_cpu_is_not_that_of_a_gpu(self) -> None:
+        with pytest.raises(WarmupError, match="`--clock` is `cpu`, but a GPU"):
+            get_clock(SimpleNamespace(device="cuda", clock="cpu"))  # type: ignore[arg-type]
 
 
 class TestFormatTable:
@@ -698,3 +702,68 @@ class TestCorpus:
             assert start["seconds"] >= start["plan_seconds"] > 0.0
             assert start["peak_mib"] > 100.0
             assert start["batches_per_second"] > 0.0
+
+
+class TestGrowth:
+    def test_steepness_is_the_power_of_the_work(self) -> None:
+        line = bench_growth.Line("a", {1: [3.0], 2: [6.0, 99.0, 5.0], 8: [96.0]})
+
+        assert line.steepness() == pytest.approx([1.0, 2.0])
+
+    def test_curves_are_measured_and_drawn(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for name in ("step-k", "beam", "batch", "start"):
+            curve = bench_growth.CURVES[name]
+
+            xs = (200, 400) if name == "start" else (1, 3)
+
+            monkeypatch.setitem(bench_growth.CURVES, name, replace(curve, xs=xs))
+
+        monkeypatch.setattr(bench_growth, "SETTING", TINY)
+        monkeypatch.setattr(bench_growth, "NUM_SENTENCES", 3)
+
+        # No process of its own, whose text would have the size that is not for tests.
+        monkeypatch.setattr(bench_growth, "write_text", lambda folder, num_pairs: None)
+        monkeypatch.setattr(
+            bench_growth, "measure_in_process", lambda folder, cache: {"seconds": 2.0}
+        )
+
+        figure = tmp_path / "new" / "growth"
+
+        options = ["--curves", "step-k,beam,batch,start", "--rounds", "1"]
+
+        assert bench_growth.main([*options, "--figure", str(figure)]) == 0
+
+        record = json.loads(capsys.readouterr().out.splitlines()[-1])
+
+        assert {name: len(lines) for name, lines in record["curves"].items()} == {
+            name: 2 for name in ("step-k", "beam", "batch", "start")
+        }
+
+        sft, warmup = record["curves"]["step-k"]
+
+        # As counted, of what was measured.
+        for x in (1, 3):
+            multiple = predict_multiple(
+                replace(bench_growth.SETTING, num_warmups=x), num_kept=1
+            )
+
+            predicted = multiple * sft["seconds"][str(x)][0]
+
+            assert warmup["predicted"][str(x)] == pytest.approx(predicted)
+
+        for theme in ("light", "dark"):
+            svg = ElementTree.parse(tmp_path / "new" / f"growth.{theme}.svg")
+
+            texts = ["".join(e.itertext()) for e in svg.iter() if e.text is not None]
+
+            assert "A sentence: beam" in texts
+            assert any("later starts: 2 at 200, 2 at 400" in text for text in texts)
+
+            circles = [e for e in svg.iter() if e.tag.endswith("circle")]
+
+            assert len(circles) == 4 * 2 * 2

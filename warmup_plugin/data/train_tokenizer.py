@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_bytes_atomically
@@ -47,7 +47,7 @@ MAX_LINE_BYTES: Final = 4192
 # PAD, UNK, BOS, EOS, the separator and one character.
 MIN_VOCAB_SIZE: Final = 6
 
-_SPECIAL_PIECES: Final = {
+_SPECIAL_PIECES: Final[dict[str, dict[str, Any]]] = {
     "warmup_spm": {
         "pad_id": 0,
         "unk_id": 1,

@@ -253,7 +253,7 @@ class _Drawing:
 
         yield f"<desc>{escape(self._describe())}</desc>"
 
-        yield _text(_LEFT - 40, 20, y_title, weight=600)
+        yield draw_text(_LEFT - 40, 20, y_title, weight=600)
 
         yield from self._draw_axes()
 
@@ -266,7 +266,9 @@ class _Drawing:
 
         yield from self._draw_labels()
 
-        yield _text(_LEFT - 40, _HEIGHT - 10, self._describe_seeds(), theme.soft, 11.5)
+        yield draw_text(
+            _LEFT - 40, _HEIGHT - 10, self._describe_seeds(), theme.soft, 11.5
+        )
 
         yield "</svg>"
 
@@ -304,9 +306,9 @@ class _Drawing:
 
             color, width = (theme.systems[0], 1.5) if is_zero else (theme.line, 1.0)
 
-            yield _line([(_LEFT, y), (right, y)], color, width)
+            yield draw_line([(_LEFT, y), (right, y)], color, width)
 
-            yield _text(
+            yield draw_text(
                 _LEFT - 8,
                 y + 4,
                 f"{tick:g}".replace("-", "\u2212"),
@@ -319,17 +321,17 @@ class _Drawing:
         for number in self._xs:
             x = self._to_x(number)
 
-            yield _line([(x, bottom), (x, bottom + 5)], theme.soft, 1.0)
+            yield draw_line([(x, bottom), (x, bottom + 5)], theme.soft, 1.0)
 
             label = f"{number:,g}"
 
             # Ticks without a number are better than numbers in each other.
             if x - last_x > len(label) * _CHAR_WIDTH + 8:
-                yield _text(x, bottom + 20, label, theme.soft, anchor="middle")
+                yield draw_text(x, bottom + 20, label, theme.soft, anchor="middle")
 
                 last_x = x
 
-        yield _text(
+        yield draw_text(
             (_LEFT + right) / 2, bottom + 40, self._figure.x_title, anchor="middle"
         )
 
@@ -344,7 +346,7 @@ class _Drawing:
                 (self._to_x(x), self._to_y(end)) for end in (min(values), max(values))
             ]
 
-            yield _line(ends, self._color(series), 6.0, opacity=0.3)
+            yield draw_line(ends, self._color(series), 6.0, opacity=0.3)
 
             return
 
@@ -361,7 +363,7 @@ class _Drawing:
 
         color = self._color(series)
 
-        yield _line(points, color, 2.0, dash="7 5" if series.is_constant else None)
+        yield draw_line(points, color, 2.0, dash="7 5" if series.is_constant else None)
 
         if not series.is_constant:
             for x, y in points:
@@ -389,9 +391,9 @@ class _Drawing:
             if abs(place - y) > 2.0 or left - x > 40.0:
                 begin = max(x + 6, self._plot_right - 6)
 
-                yield _line([(begin, y), (left - 3, place)], color, 0.8)
+                yield draw_line([(begin, y), (left - 3, place)], color, 0.8)
 
-            yield _text(left, place + 4.5, title, color, weight=600)
+            yield draw_text(left, place + 4.5, title, color, weight=600)
 
     def _get_means(self, series: Series) -> list[tuple[float, float]]:
         return [
@@ -452,7 +454,7 @@ def _format_points(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def _line(
+def draw_line(
     points: Sequence[tuple[float, float]],
     color: str,
     width: float,
@@ -460,6 +462,7 @@ def _line(
     dash: str | None = None,
     opacity: float = 1.0,
 ) -> str:
+    """Draws a line through several points, in SVG."""
     further = "" if dash is None else f' stroke-dasharray="{dash}"'
 
     further += "" if opacity == 1.0 else f' stroke-opacity="{opacity}"'
@@ -470,7 +473,7 @@ def _line(
     )
 
 
-def _text(
+def draw_text(
     x: float,
     y: float,
     text: str,
@@ -480,6 +483,7 @@ def _text(
     anchor: str = "start",
     weight: int = 400,
 ) -> str:
+    """Draws text, in SVG."""
     attributes = [f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"']
 
     if color is not None:

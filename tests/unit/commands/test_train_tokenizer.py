@@ -66,6 +66,7 @@ class TestTrainTokenizer:
     ) -> None:
         for option, value in (
             ("--model-type", "foo"),
+            ("--family", "foo"),
             ("--character-coverage", "0.5"),
             ("--normalization", "foo"),
             ("--num-threads", "0"),

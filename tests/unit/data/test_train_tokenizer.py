@@ -13,6 +13,7 @@ from sentencepiece import SentencePieceProcessor
 
 from warmup_plugin.data.train_tokenizer import MAX_LINE_BYTES, train_tokenizer
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.tokenizers.loading import load_tokenizer
 
 LINES = [
     "A dog runs in the park.",
@@ -50,6 +51,31 @@ class TestTrainTokenizer:
         assert report.path == tmp_path / "t.model"
         assert report.vocab_size == 40
         assert report.num_lines == 80
+
+    def test_call_writes_pieces_of_nllb(self, tmp_path: Path, text: Path) -> None:
+        train_tokenizer([text], tmp_path / "t.model", vocab_size=39, family="nllb")
+
+        processor = SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+
+        # As the public model begins; fairseq2 puts PAD before them.
+        pieces = [processor.id_to_piece(i) for i in range(3)]
+
+        assert pieces == ["<unk>", "<s>", "</s>"]
+        assert not any(processor.is_control(i) for i in range(3, 39))
+
+        langs = ["eng_Latn", "deu_Latn"]
+
+        tokenizer = load_tokenizer(
+            tmp_path / "t.model", "nllb", {"langs": langs, "default_lang": langs[0]}
+        )
+
+        # PAD, the languages and three tokens that NLLB calls data.
+        assert tokenizer.vocab_info.size == 39 + 1 + 2 + 3
+        assert tokenizer.vocab_info.pad_idx == 0
+
+        encoder = tokenizer.create_encoder(lang="deu_Latn", mode="target")
+
+        assert tokenizer.create_decoder()(encoder(LINES[1])) == LINES[1]
 
     @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
     def test_call_is_deterministic(
@@ -268,6 +294,11 @@ class TestTrainTokenizer:
         [
             ({"vocab_size": 5}, "vocabulary size must be at least 6"),
             ({"model_type": "word"}, "`word` is not a known model type"),
+            ({"family": "t5"}, "`t5` is not a family of tokenizers"),
+            (
+                {"family": "nllb", "model_type": "byte_bpe", "vocab_size": 300},
+                "`--family` is for SentencePiece",
+            ),
             ({"character_coverage": 0.5}, "coverage must be between 0.98 and 1"),
             ({"normalization": "foo"}, "`foo` is not a known normalization"),
             ({"num_threads": 0}, "number of threads must be at least 1"),

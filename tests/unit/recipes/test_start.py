@@ -83,6 +83,33 @@ class TestNewRun:
 
         assert config["model"]["config_overrides"] == {"vocab_size": 120, "pad_idx": 0}
 
+    def test_vocabulary_fits_tokenizer_with_languages(self, tmp_path: Path) -> None:
+        data = write_langs(tmp_path / "data", "de", "fr")
+
+        text = tmp_path / "text"
+
+        text.write_text("Ein Hund.\nUn chien.\n" * 20)
+
+        train_tokenizer(
+            [text], tmp_path / "t.model", vocab_size=24, family="nllb", model_type="bpe"
+        )
+
+        options = tiny_options(
+            data,
+            tmp_path / "t.model",
+            tokenizer__family="nllb",
+            tokenizer__config_overrides=NLLB_OVERRIDES,
+            dataset__source_lang="de",
+            dataset__target_lang="fr",
+        )
+
+        config = start(tmp_path / "run", options)
+
+        assert config["model"]["config_overrides"] == {
+            "vocab_size": 24 + 4 + len(NLLB_LANGS),
+            "pad_idx": 0,
+        }
+
     def test_vocabulary_of_decoder_fits_tokenizer(
         self, tmp_path: Path, text_folder: Path
     ) -> None:
