@@ -414,10 +414,7 @@ class RowSearch:
             if step_nr + 1 == max_len:
                 break
 
-            # (A, G) -> (A x G)
-            rows = beams + num_beams * torch.arange(num_active, device=device).view(
-                -1, 1
-            )
+            kept: Tensor | None = None
 
             if any_ends or (finished.num_added > 0 and not self._early_stopping):
                 going = self._find_going(finished, state, space, active, step_nr)
@@ -427,21 +424,22 @@ class RowSearch:
                 if num_going == 0:
                     break
 
-                # To drop rows costs a copy of all others, which beams cost anyway.
-                if beam_size > 1 or 4 * (num_active - num_going) >= num_active:
-                    if num_going < num_active:
-                        kept = going.nonzero().squeeze(1)
+                # To drop rows costs a copy of all others.
+                if _MIN_DROPPED * (num_active - num_going) >= num_active:
+                    kept = going.nonzero().squeeze(1)
 
-                        active = active.index_select(0, kept)
+                    active = active.index_select(0, kept)
 
-                        state = state.select(kept)
+                    state = state.select(kept)
 
-                        next_tokens = next_tokens.index_select(0, kept)
+                    next_tokens = next_tokens.index_select(0, kept)
 
-                        rows = rows.index_select(0, kept)
+                    beams = beams.index_select(0, kept)
 
-            if rows.size(0) < num_active or beam_size > 1:
-                decoder.select(rows.flatten())
+            if beam_size > 1:
+                decoder.select_beams(beams, kept, beam_size)
+            elif kept is not None:
+                decoder.select(kept)
 
             logits = decoder.step(next_tokens.view(-1, 1))
 
@@ -898,18 +896,44 @@ class _Ranking:
         """
         Computes ``logsumexp``.
 
-        In memory that is used again at every step: to get so much of it anew costs as much
-        as to fill it.
+        Some rows at a time, in memory that is used again, so that a CPU finds in its cache
+        what it has just written.
         """
-        if self._scratch is None or self._scratch.shape != logits.shape:
-            self._scratch = torch.empty_like(logits)
+        num_rows, num_logits = logits.shape
 
-        # (A x G, 1)
-        maxima = logits.amax(dim=1, keepdim=True)
+        size = num_rows
 
-        sums = torch.sub(logits, maxima, out=self._scratch).exp_().sum(dim=1)
+        if logits.device.type == "cpu":
+            size = min(size, max(1, _NUM_CACHED_LOGITS // num_logits))
 
-        return sums.log_().add_(maxima.squeeze(1))
+        if self._scratch is None or self._scratch.size(0) < size:
+            self._scratch = logits.new_empty((size, num_logits))
+
+        sums, maxima = logits.new_empty((2, num_rows, 1))
+
+        for begin in range(0, num_rows, size):
+            part = logits[begin : begin + size]
+
+            # (size, 1)
+            part_maxima = maxima[begin : begin + size]
+
+            torch.amax(part, 1, keepdim=True, out=part_maxima)
+
+            scratch = self._scratch[: part.size(0)]
+
+            exps = torch.sub(part, part_maxima, out=scratch).exp_()
+
+            torch.sum(exps, 1, keepdim=True, out=sums[begin : begin + size])
+
+        return sums.log_().add_(maxima).squeeze(1)
+
+
+_MIN_DROPPED: Final = 4
+"""Groups that are done are dropped once one in so many is."""
+
+
+_NUM_CACHED_LOGITS: Final = 2**18
+"""How many numbers are worked on at a time: 1 MiB of them."""
 
 
 _BLOCK_SIZE: Final = 64

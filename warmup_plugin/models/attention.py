@@ -41,7 +41,7 @@ from warmup_plugin.fairseq2_doors import (
     project_keys_and_values,
     project_queries,
 )
-from warmup_plugin.models.rows import Folding, RowCache, SourceMemory
+from warmup_plugin.models.rows import BeamCache, Folding, RowCache, SourceMemory
 from warmup_plugin.models.traits import BiasedDecoder, BiasedSDPA, PositionBias
 
 
@@ -528,6 +528,49 @@ class SteppedRows:
             self._mask = mask
 
         return self._mask
+
+
+@final
+class SteppedBeams:
+    """Self-attention of beams that are decoded step by step, a token each."""
+
+    def __init__(
+        self, cache: BeamCache, *, position_bias: PositionBias | None = None
+    ) -> None:
+        cache.begin_step()
+
+        self._cache = cache
+        self._position_bias = position_bias
+        self._mask: Tensor | None = None
+
+    def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self._mask is None:
+            self._mask = self._create_mask(q.dtype)
+
+        # (A x G, H, D) -> (A, G, H, D)
+        shape = (self._mask.size(0), -1)
+
+        k, v = self._cache.append(module, k.unflatten(0, shape), v.unflatten(0, shape))
+
+        return attend(module, q.unflatten(0, shape), k, v, mask=self._mask).flatten(
+            0, 1
+        )
+
+    def _create_mask(self, dtype: torch.dtype) -> Tensor:
+        mask = self._cache.get_mask()
+
+        if self._position_bias is None:
+            # As numbers, which each layer would make of it.
+            return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+        position, key_positions = self._cache.get_positions()
+
+        # (A, G)
+        positions = torch.as_tensor(position, device=mask.device).view(-1, 1)
+
+        positions = positions.expand(mask.size(0), mask.size(2))
+
+        return _add_position_bias(mask, key_positions, positions, self._position_bias)
 
 
 @final

@@ -37,12 +37,19 @@ from warmup_plugin.models.attention import (
     RowLayout,
     SelfAttention,
     SourceAttention,
+    SteppedBeams,
     SteppedRows,
     WholeRows,
     adapt_attention,
     create_row_bias,
 )
-from warmup_plugin.models.rows import Folding, RowCache, SourceMemory, select_items
+from warmup_plugin.models.rows import (
+    BeamCache,
+    Folding,
+    RowCache,
+    SourceMemory,
+    select_items,
+)
 from warmup_plugin.models.token_loss import compute_log_probs, compute_token_loss
 from warmup_plugin.models.traits import PositionBias, find_position_bias
 
@@ -143,6 +150,23 @@ class RowDecoder(ABC):
         Keeps, repeats or reorders rows.
 
         :param rows: The indices of the rows to go on with. *Shape:* :math:`(B')`.
+        """
+
+    @abstractmethod
+    def select_beams(
+        self, beams: Tensor, groups: Tensor | None, max_beams: int
+    ) -> None:
+        """
+        Goes on with beams: A groups of as many rows each, one behind the other, at first
+        of one. From then on, they are only fed a token a step and selected so.
+
+        In contrast to :meth:`select`, nothing that has been remembered is moved as long
+        as all groups go on.
+
+        :param beams: The row of the same group that each beam goes on from. *Shape:*
+            :math:`(A',G)`.
+        :param groups: The groups that go on; ``None`` for all. *Shape:* :math:`(A')`.
+        :param max_beams: The most beams of a group, the same at each call.
         """
 
     @abstractmethod
@@ -868,6 +892,10 @@ class _CachedRowDecoder(RowDecoder):
 
         self._has_begun = False
 
+        # The past of beams, once there are some. The offsets are those of groups then.
+        self._beams: BeamCache | None = None
+        self._num_last_beams = 1
+
         # The rows and the number of tokens of the last step, and their cross-attention:
         # to group them by source costs more than a step of a small model.
         self._last: tuple[Tensor | None, int, SourceAttention | None] | None = None
@@ -875,6 +903,9 @@ class _CachedRowDecoder(RowDecoder):
     @override
     def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
         num_steps = tokens.size(1)
+
+        if self._beams is not None:
+            return self._step_beams(self._beams, tokens)
 
         offsets = self._offsets
 
@@ -923,6 +954,29 @@ class _CachedRowDecoder(RowDecoder):
         # (A, M) -> (A, V)
         return self._model.final_proj(hidden)
 
+    def _step_beams(self, beams: BeamCache, tokens: Tensor) -> Tensor:
+        positions = torch.as_tensor(self._offsets, device=tokens.device) + self._num_fed
+
+        num_rows = tokens.size(0)
+
+        if positions.dim() > 0:
+            # (A) -> (A x G)
+            positions = positions.repeat_interleave(num_rows // positions.size(0))
+
+        hidden = self._model.decode(
+            self._source,
+            tokens.flatten(),
+            positions.expand(num_rows),
+            self._width + self._num_fed + 1,
+            SteppedBeams(beams, position_bias=self._model.position_bias),
+            self._relate_to_source(None, 1),
+        )
+
+        self._num_fed += 1
+
+        # (A x G, M) -> (A x G, V)
+        return self._model.final_proj(hidden)
+
     def _relate_to_source(
         self, rows: Tensor | None, num_steps: int
     ) -> SourceAttention | None:
@@ -958,6 +1012,37 @@ class _CachedRowDecoder(RowDecoder):
 
         if isinstance(self._offsets, Tensor):
             self._offsets = self._offsets.index_select(0, rows)
+
+    @override
+    def select_beams(
+        self, beams: Tensor, groups: Tensor | None, max_beams: int
+    ) -> None:
+        if self._beams is None:
+            self._beams = BeamCache(
+                self._cache,
+                self._offsets + self._num_fed,
+                self._width + self._num_fed,
+                max_beams,
+            )
+
+        self._beams.select(beams, groups)
+
+        num_beams = beams.size(1)
+
+        if groups is not None or num_beams != self._num_last_beams:
+            source_idx = self._source_idx[:: self._num_last_beams]
+
+            if groups is not None:
+                source_idx = source_idx.index_select(0, groups)
+
+            self._source_idx = source_idx.repeat_interleave(num_beams)
+
+            self._num_last_beams = num_beams
+
+            self._last = None
+
+        if groups is not None and isinstance(self._offsets, Tensor):
+            self._offsets = self._offsets.index_select(0, groups)
 
     @override
     def fork(self, rows: Tensor) -> None:

@@ -133,6 +133,13 @@ class _EnsembleDecoder(RowDecoder):
             decoder.select(rows)
 
     @override
+    def select_beams(
+        self, beams: Tensor, groups: Tensor | None, max_beams: int
+    ) -> None:
+        for decoder in self._decoders:
+            decoder.select_beams(beams, groups, max_beams)
+
+    @override
     def fork(self, rows: Tensor) -> None:
         for decoder in self._decoders:
             decoder.fork(rows)

@@ -271,6 +271,18 @@ class RowCache:
 
         return k, v
 
+    @property
+    def max_len(self) -> int:
+        """The number of positions that there is room for."""
+        return self._max_len
+
+    def take(self, module: Module, end: int) -> tuple[Tensor, Tensor]:
+        """Removes a layer and returns the first ``end`` positions of all its rows.
+        *Shape:* :math:`(B,L,H,D)` each."""
+        k, v = self._states.pop(module)
+
+        return k[: self._num_rows, :end], v[: self._num_rows, :end]
+
     def get(self, module: Module, rows: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """
         Returns the first ``end`` positions of rows.
@@ -341,6 +353,195 @@ class RowCache:
                 state[begin : self._num_rows, :end] = state[:, :end].index_select(
                     0, rows
                 )
+
+
+@final
+class BeamCache:
+    """
+    Holds the keys and values of groups of beams, none of which is ever moved.
+
+    The beams of a group share the past that they began with. Behind it each of them leaves
+    its keys and values at a place of its own at every step, and a mask says whose past is
+    whose: a beam that goes on from another one sees what that has left.
+    """
+
+    def __init__(
+        self, past: RowCache, past_lens: Tensor | int, width: int, num_beams: int
+    ) -> None:
+        """
+        :param past: One row for each of A groups.
+        :param past_lens: The number of positions of each row; one number if it is the
+            same for all, else *Shape:* :math:`(A)`.
+        :param width: The largest of them.
+        :param num_beams: The most beams G of a group.
+        """
+        self._past = past
+        self._width = width
+        self._num_beams = num_beams
+
+        # The number of steps since then.
+        self._num_steps = 0
+
+        # (A, H, P + T x G, D)
+        self._states: dict[Module, tuple[Tensor, Tensor]] = {}
+
+        # The past of each group, and what each of its beams sees behind it: (A), (A, G, T x G)
+        self._past_lens = past_lens
+        self._seen: Tensor | None = None
+
+    def select(self, beams: Tensor, groups: Tensor | None) -> None:
+        """
+        Goes on with beams.
+
+        :param beams: The beam of the same group that each one goes on from. *Shape:*
+            :math:`(A',G')`.
+        :param groups: The groups that go on; ``None`` for all. *Shape:* :math:`(A')`.
+        """
+        num_places = self._num_steps * self._num_beams
+
+        if groups is not None:
+            self._keep(groups, self._width + num_places)
+
+        if self._seen is None:
+            # Nothing yet but what is shared.
+            size = (self._past.max_len - self._width) * self._num_beams
+
+            self._seen = torch.zeros(
+                (*beams.shape, size), dtype=torch.bool, device=beams.device
+            )
+
+            return
+
+        seen = self._seen
+
+        if groups is not None:
+            seen = seen.index_select(0, groups)
+
+        idx = beams.unsqueeze(2).expand(-1, -1, num_places)
+
+        selected = seen[:, :, :num_places].gather(1, idx)
+
+        if selected.shape[:2] != seen.shape[:2]:
+            seen = seen.new_zeros((*beams.shape, seen.size(2)))
+
+        seen[:, :, :num_places] = selected
+
+        self._seen = seen
+
+    def _keep(self, groups: Tensor, end: int) -> None:
+        if isinstance(self._past_lens, Tensor):
+            self._past_lens = self._past_lens.index_select(0, groups)
+
+        if not self._states:
+            self._past.select(groups, self._width)
+
+        for module, states in self._states.items():
+            kept = []
+
+            for state in states:
+                selected = state[:, :, :end].index_select(0, groups)
+
+                state = state[: groups.size(0)]
+
+                state[:, :, :end] = selected
+
+                kept.append(state)
+
+            self._states[module] = (kept[0], kept[1])
+
+    def begin_step(self) -> None:
+        """Begins a step: each beam sees what it will leave."""
+        assert self._seen is not None
+
+        begin = self._num_steps * self._num_beams
+
+        num_beams = self._seen.size(1)
+
+        self._seen[:, :, begin : begin + num_beams] = torch.eye(
+            num_beams, dtype=torch.bool, device=self._seen.device
+        )
+
+        self._num_steps += 1
+
+    def append(self, module: Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Writes the keys and values of the step that has begun.
+
+        :param k: *Shape:* :math:`(A,G',H,D)`.
+
+        :returns: All keys and values of the groups. *Shape:* :math:`(A,L,H,D)` each.
+        """
+        if module not in self._states:
+            past_k, past_v = self._past.take(module, self._width)
+
+            self._states[module] = (self._allocate(past_k), self._allocate(past_v))
+
+        begin = self._width + (self._num_steps - 1) * self._num_beams
+
+        for state, value in zip(self._states[module], (k, v)):
+            state[:, :, begin : begin + value.size(1)] = value.transpose(1, 2)
+
+        end = begin + self._num_beams
+
+        k, v = (state[:, :, :end].transpose(1, 2) for state in self._states[module])
+
+        return k, v
+
+    def _allocate(self, past: Tensor) -> Tensor:
+        """
+        :param past: *Shape:* :math:`(A,P,H,D)`.
+        """
+        num_groups, _, num_heads, head_dim = past.shape
+
+        num_places = (self._past.max_len - self._width) * self._num_beams
+
+        # Zeros, and heads in one piece, see `RowCache`.
+        state = past.new_zeros(
+            (num_groups, num_heads, self._width + num_places, head_dim)
+        )
+
+        state[:, :, : self._width] = past.transpose(1, 2)
+
+        return state
+
+    def get_positions(self) -> tuple[Tensor | int, Tensor]:
+        """
+        Returns the position of the token of this step, and of each place.
+
+        :returns: One number if it is the same for all groups, else *Shape:* :math:`(A)`;
+            and *Shape:* :math:`(1,L)` or :math:`(A,L)`.
+        """
+        assert self._seen is not None
+
+        device = self._seen.device
+
+        past_lens = torch.as_tensor(self._past_lens, device=device).view(-1, 1)
+
+        past = torch.arange(self._width, device=device).expand(past_lens.size(0), -1)
+
+        steps = torch.arange(self._num_steps, device=device)
+
+        steps = steps.repeat_interleave(self._num_beams) + past_lens
+
+        return (
+            self._past_lens + self._num_steps - 1,
+            torch.cat([past, steps], dim=1),
+        )
+
+    def get_mask(self) -> Tensor:
+        """Returns ``True`` for what each beam sees. *Shape:* :math:`(A,1,G',L)`."""
+        assert self._seen is not None
+
+        seen = self._seen[:, :, : self._num_steps * self._num_beams]
+
+        past = torch.arange(self._width, device=seen.device)
+
+        past_lens = torch.as_tensor(self._past_lens, device=seen.device).view(-1, 1, 1)
+
+        # (1 or A, 1, P) -> (A, G', P)
+        mask = (past < past_lens).expand(*seen.shape[:2], -1)
+
+        return torch.cat([mask, seen], dim=2).unsqueeze(1)
 
 
 @final

@@ -287,6 +287,7 @@ class ScriptedDecoder(RowDecoder):
         self._model = model
         self._script = script
         self._pasts: list[list[int]] = [[] for _ in range(num_rows)]
+        self._num_beams = 1
 
     @override
     def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -309,6 +310,16 @@ class ScriptedDecoder(RowDecoder):
     @override
     def select(self, rows: Tensor) -> None:
         self._pasts = [list(self._pasts[i]) for i in rows.tolist()]
+
+    @override
+    def select_beams(
+        self, beams: Tensor, groups: Tensor | None, max_beams: int
+    ) -> None:
+        begins = torch.arange(beams.size(0)) if groups is None else groups
+
+        self.select((begins.unsqueeze(1) * self._num_beams + beams).flatten())
+
+        self._num_beams = beams.size(1)
 
     @override
     def fork(self, rows: Tensor) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from tests.common import (
     Model,
     assert_close,
     create_source,
+    create_tiny_model,
     device,
     each_model,
     forward_alone,
@@ -200,6 +202,90 @@ class TestRowDecoder:
         )
 
         assert_close(logits[:3], expected, rtol=0.0, atol=2e-5)
+
+    # Rows that have been rewound are of different lengths.
+    @each_model
+    @pytest.mark.parametrize("past_lens", [[1, 1, 1], [3, 1, 2]])
+    @torch.no_grad()
+    def test_beams_go_on_from_each_other(self, kind: str, past_lens: list[int]) -> None:
+        model = CREATE_MODEL[kind](num_layers=2)
+
+        source_idx = [1, 0, 3]
+
+        decoder = self.start(model, source_idx, 9)
+
+        fed = [[BOS_IDX, 5, 6], [BOS_IDX, 7, 5], [BOS_IDX, 6, 6]]
+
+        for step in range(max(past_lens)):
+            tokens = torch.tensor([[row[step]] for row in fed], device=device)
+
+            decoder.step(tokens)
+
+        if min(past_lens) < max(past_lens):
+            decoder.rewind(torch.tensor(past_lens, device=device))
+
+        groups = [[row[:n]] for row, n in zip(fed, past_lens)]
+
+        # The beams of each group, and the groups that go on: one beam, two, three, which
+        # is the most; a group is dropped, then another one, and beams get fewer.
+        steps: list[tuple[list[list[int]], list[int] | None]] = [
+            ([[0, 0], [0, 0], [0, 0]], None),
+            ([[1, 1, 0], [0, 1, 1], [1, 0, 0]], None),
+            ([[2, 2, 0], [1, 0, 2], [0, 1, 2]], None),
+            ([[2, 0, 1], [1, 1, 1]], [0, 2]),
+            ([[0, 2], [2, 1]], None),
+            ([[1, 0]], [1]),
+        ]
+
+        for nr, (beams, kept) in enumerate(steps):
+            decoder.select_beams(
+                torch.tensor(beams, device=device),
+                None if kept is None else torch.tensor(kept, device=device),
+                3,
+            )
+
+            if kept is not None:
+                groups = [groups[n] for n in kept]
+
+                source_idx = [source_idx[n] for n in kept]
+
+            groups = [
+                [
+                    [*group[beam], 5 + (nr + n + place) % 3]
+                    for place, beam in enumerate(places)
+                ]
+                for n, (group, places) in enumerate(zip(groups, beams))
+            ]
+
+            rows = [
+                (idx, row) for idx, group in zip(source_idx, groups) for row in group
+            ]
+
+            logits = decoder.step(
+                torch.tensor([[row[-1]] for _, row in rows], device=device)
+            )
+
+            assert_close(logits, self.forward_alone(model, rows), rtol=0.0, atol=2e-5)
+
+    @torch.no_grad()
+    def test_beams_are_dropped_before_their_first_step(self) -> None:
+        model = create_tiny_model(num_layers=2)
+
+        decoder = self.start(model, [1, 0, 3], 4)
+
+        decoder.step(torch.tensor([[BOS_IDX]] * 3, device=device))
+
+        beams = torch.tensor([[0, 0], [0, 0]], device=device)
+
+        decoder.select_beams(beams, torch.tensor([2, 0], device=device), 2)
+
+        logits = decoder.step(torch.tensor([[5], [6], [7], [5]], device=device))
+
+        rows = [(3, [BOS_IDX, 5]), (3, [BOS_IDX, 6]), (1, [BOS_IDX, 7])]
+
+        expected = self.forward_alone(model, [*rows, (1, [BOS_IDX, 5])])
+
+        assert_close(logits, expected, rtol=0.0, atol=2e-5)
 
     @each_model
     @torch.no_grad()

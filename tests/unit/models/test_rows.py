@@ -10,7 +10,13 @@ from torch.autograd import gradcheck
 from torch.nn import Module
 
 from tests.common import assert_close, assert_equal, device
-from warmup_plugin.models.rows import Folding, RowCache, SourceMemory, select_items
+from warmup_plugin.models.rows import (
+    BeamCache,
+    Folding,
+    RowCache,
+    SourceMemory,
+    select_items,
+)
 
 # The groups of items, and the items of each group.
 FOLDINGS = {
@@ -432,3 +438,39 @@ class TestSourceMemory:
 
             assert_equal(some_k, k[sources, :end])
             assert_equal(some_v, -k[sources, :end])
+
+
+class TestBeamCache:
+    def test_nothing_is_moved(self) -> None:
+        # To copy the past at every step took a quarter of a search.
+        past, module = RowCache(2, 6), Module()
+
+        state = torch.rand((2, 1, 2, 4), device=device)
+
+        past.append(module, state, state, None, 0, 1)
+
+        cache = BeamCache(past, 1, 1, num_beams=3)
+
+        place, last = None, state
+
+        for beams in ([[0, 0, 0]] * 2, [[2, 0, 0], [1, 1, 1]], [[0, 2, 1]] * 2):
+            cache.select(torch.tensor(beams, device=device), None)
+
+            cache.begin_step()
+
+            new = torch.rand((2, 3, 2, 4), device=device)
+
+            k, _ = cache.append(module, new, new)
+
+            # Behind the past stand the beams of each step in their order.
+            assert_equal(k, torch.cat([last, new], dim=1))
+
+            assert place in (None, k.data_ptr())
+
+            place, last = k.data_ptr(), k.clone()
+
+        # The last beam of the first group goes on from its second, which went on from
+        # its first.
+        mask = cache.get_mask()[0, 0, 2].int().tolist()
+
+        assert mask == [1, *[1, 0, 0], *[0, 1, 0], *[0, 0, 1]]
