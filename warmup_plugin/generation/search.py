@@ -925,7 +925,9 @@ class _Ranking:
 
             torch.sum(exps, 1, keepdim=True, out=sums[begin : begin + size])
 
-        return sums.log_().add_(maxima).squeeze(1)
+        norms: Tensor = sums.log_().add_(maxima)
+
+        return norms.squeeze(1)
 
 
 _MIN_DROPPED: Final = 4
