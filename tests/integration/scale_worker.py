@@ -403,7 +403,9 @@ def create_criterion(case: Case, context: CriterionContext) -> Criterion:
         return create_warmup_criterion(context)
 
     # As long as its source: the ranks draw for different times.
-    config = MrtConfig(**{"num_samples": 3, "max_len_a": 1.0, "max_len_b": 1, **case.mrt})
+    config = MrtConfig(
+        **{"num_samples": 3, "max_len_a": 1.0, "max_len_b": 1, **case.mrt}
+    )
 
     assert not config.validate().errors
 

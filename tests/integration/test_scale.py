@@ -121,9 +121,7 @@ class TestStepOfTwoProcesses:
             check_grads(step.grads, whole.grads, names, case.low_precision)
 
         if not case.low_precision:
-            assert steps[0].values == pytest.approx(
-                whole.values, rel=1e-4, abs=1e-6
-            )
+            assert steps[0].values == pytest.approx(whole.values, rel=1e-4, abs=1e-6)
 
         # Or there would be nothing that ranks could be at odds about.
         num_tokens = [sum(tokens for tokens, _ in step.forwards) for step in steps]
