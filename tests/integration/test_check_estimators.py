@@ -16,11 +16,11 @@ from scripts.check_estimators import (
     KEEP_NUMS_WARMUPS,
     KEEPS,
     NUMS_WARMUPS,
-    PROBLEMS,
     PROPOSALS,
     WITH_EMPTY,
     main,
 )
+from scripts.enumerable import PROBLEMS
 
 # All warmups of at most three of four words.
 NUM_WARMUPS = 1 + 4 + 16 + 64

@@ -25,16 +25,11 @@ from scripts.bench_common import FIRST_WORD_IDX
 from scripts.check_estimators import (
     ESTIMATORS,
     ON_POLICY,
-    PROBLEMS,
     PROPOSALS,
-    SETTING,
-    SOURCE,
-    TARGET,
     WITH_EMPTY,
     Draws,
     Enumeration,
     Exact,
-    Problem,
     Trials,
     check_backward,
     check_sampler,
@@ -44,11 +39,11 @@ from scripts.check_estimators import (
     describe_spread,
     draw,
     enumerate_warmups,
-    flatten_grad,
     list_warmups,
     measure,
     run_trials,
 )
+from scripts.enumerable import PROBLEMS, SETTING, SOURCE, TARGET, Problem, flatten_grad
 from tests.common import (
     BOS_IDX,
     SEPARATOR_IDX,
