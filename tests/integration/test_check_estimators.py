@@ -157,13 +157,14 @@ class TestMain:
 
                 assert [*rows] == expected
 
-                for (name, num_samples), row in rows.items():
-                    if name.startswith("reinforce"):
-                        assert row["grad_bias"] < 3 * row["grad_bias_noise"]
-
                 few, many = (rows["risk, alpha = 1", n] for n in (2, 16))
 
-                assert few["grad_bias"] > 3 * few["grad_bias_noise"]
+                # One bar for both: 100 trials are noisy.
+                assert few["grad_bias"] > 2 * few["grad_bias_noise"]
+
+                for (name, _), row in rows.items():
+                    if name.startswith("reinforce"):
+                        assert row["grad_bias"] < 2 * row["grad_bias_noise"]
 
                 assert many["grad_variance"] < few["grad_variance"]
 
