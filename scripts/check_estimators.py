@@ -33,17 +33,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Final, final
 
 import torch
-from fairseq2.models.llama import LLaMAConfig, create_llama_model
-from fairseq2.models.transformer import TransformerModel
-from fairseq2.models.transformer_lm import TransformerLM
-from fairseq2.nn import BatchLayout
 from torch import Tensor
-from torch.nn import Module
 from torch.nn.functional import pad
 
 if not __package__:
@@ -51,29 +45,24 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.bench_common import (
-    BOS_IDX,
-    EOS_IDX,
-    FIRST_WORD_IDX,
     PAD_IDX,
-    Setting,
-    create_layout,
-    create_model,
     format_table,
     parse_positive_int,
     run_benchmark,
 )
+from scripts.check_risk import RiskReport, check_risk, format_risk_report
+from scripts.enumerable import (
+    PROBLEMS,
+    SETTING,
+    Problem,
+    flatten_grad,
+    list_texts,
+    measure_frequencies,
+    measure_grads,
+    to_coordinates,
+)
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import (
-    DecoderLayout,
-    DecoderRows,
-    ExcludedTokens,
-    join_rows,
-)
-from warmup_plugin.models.conditional import (
-    ConditionalModel,
-    RowCoefs,
-    create_conditional_model,
-)
+from warmup_plugin.models.conditional import RowCoefs
 from warmup_plugin.objectives import (
     Objective,
     TemperedObjective,
@@ -99,22 +88,6 @@ from warmup_plugin.scoring import (
     score_candidates,
 )
 
-SETTING: Final = Setting(
-    name="enumeration",
-    model_dim=16,
-    num_layers=2,
-    # Four of them are words.
-    vocab_size=FIRST_WORD_IDX + 4,
-    source_len=3,
-    target_len=9,
-    warmup_len=3,
-    num_warmups=4,
-)
-
-SOURCE: Final = [5, 6, EOS_IDX]
-
-TARGET: Final = [BOS_IDX, 6, 5, 7, 8, 6, 5, 5, 8, EOS_IDX]
-
 NUMS_WARMUPS: Final = (1, 2, 4, 16, 64)
 
 _TEMPERATURE: Final = 3.0
@@ -124,98 +97,6 @@ _MIN_NUM_TRIALS: Final = 100
 
 # The two gradients must be equal, whatever was drawn.
 _NUM_BACKWARD_TRIALS: Final = 200
-
-
-@final
-@dataclass(frozen=True)
-class Problem:
-    """Holds a model and the length of its warmups, so short that they can be listed."""
-
-    model: ConditionalModel
-    """In evaluation mode."""
-
-    layout: DecoderLayout
-
-    max_warmup_len: int
-
-    def repeat_source(self, num_sources: int) -> tuple[Tensor, BatchLayout]:
-        """Returns the source N times."""
-        seqs = torch.tensor([SOURCE]).expand(num_sources, -1)
-
-        return seqs, BatchLayout.of(seqs)
-
-    def repeat_target(self, num_sources: int) -> tuple[Tensor, Tensor]:
-        """Returns the target N times, and N times its length."""
-        seqs = torch.tensor([TARGET]).expand(num_sources, -1)
-
-        return seqs, torch.full((num_sources,), len(TARGET))
-
-    def excluded(self) -> ExcludedTokens:
-        """Lists the tokens without probability in each part of a row."""
-        return self.layout.excluded_tokens(self.model.num_logits, torch.device("cpu"))
-
-    def join(self, candidates: Candidates) -> DecoderRows:
-        """Builds the decoder sequences of candidates of the repeated source."""
-        return join_rows(
-            self.layout,
-            *self.repeat_target(candidates.proposal_log_probs.size(0)),
-            candidates.seqs,
-            candidates.seq_lens,
-            candidates.cut,
-            torch.ones_like(candidates.cut),
-            candidates.source_idx(),
-        )
-
-
-def create_encoder_decoder_problem(max_warmup_len: int) -> Problem:
-    model = create_model(SETTING, torch.device("cpu"))
-
-    return _create_problem(model, max_warmup_len, seed=5)
-
-
-def create_decoder_only_problem(max_warmup_len: int) -> Problem:
-    config = LLaMAConfig(
-        model_dim=SETTING.model_dim,
-        max_seq_len=32,
-        vocab_size=SETTING.vocab_size,
-        pad_idx=PAD_IDX,
-        num_layers=SETTING.num_layers,
-        num_attn_heads=SETTING.num_heads,
-        num_key_value_heads=SETTING.num_heads // 2,
-        ffn_inner_dim=4 * SETTING.model_dim,
-    )
-
-    return _create_problem(create_llama_model(config), max_warmup_len, seed=2)
-
-
-PROBLEMS: Final[Mapping[str, Callable[[int], Problem]]] = {
-    "encoder-decoder": create_encoder_decoder_problem,
-    "decoder-only": create_decoder_only_problem,
-}
-
-
-def _create_problem(
-    model: TransformerModel | TransformerLM, max_warmup_len: int, *, seed: int
-) -> Problem:
-    torch.manual_seed(seed)
-
-    # Large weights, so that y depends on c, and small logits, so that no token is
-    # nearly certain.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=3.0 / math.sqrt(parameter.size(1)))
-
-        layer_norm = model.decoder.layer_norm
-
-        assert isinstance(layer_norm, Module)
-
-        for parameter in layer_norm.parameters():
-            parameter.mul_(0.3)
-
-    return Problem(
-        create_conditional_model(model.eval()), create_layout(SETTING), max_warmup_len
-    )
 
 
 @final
@@ -237,8 +118,7 @@ class Enumeration:
     :math:`(2 \\times C,W)`."""
 
     coordinates: Tensor
-    """The same gradients in an orthonormal basis of what they span, in which lengths
-    and distances are the same. *Shape:* :math:`(2 \\times C,2 \\times C)`."""
+    """See :func:`to_coordinates`. *Shape:* :math:`(2 \\times C,2 \\times C)`."""
 
     @property
     def num_warmups(self) -> int:
@@ -272,15 +152,9 @@ class Enumeration:
 
 def list_warmups(problem: Problem) -> Candidates:
     """Lists all warmups of the problem's source, the empty one first."""
-    words = range(FIRST_WORD_IDX, SETTING.vocab_size)
-
     max_len = problem.max_warmup_len
 
-    warmups = [
-        warmup
-        for length in range(max_len + 1)
-        for warmup in product(words, repeat=length)
-    ]
+    warmups = list_texts(max_len)
 
     seqs = [[*warmup, *[PAD_IDX] * (max_len - len(warmup))] for warmup in warmups]
 
@@ -292,18 +166,6 @@ def list_warmups(problem: Problem) -> Candidates:
         cut=seq_lens == max_len,
         proposal_log_probs=torch.zeros((1, len(warmups))),
     )
-
-
-def flatten_grad(value: Tensor, model: ConditionalModel) -> Tensor:
-    """Computes the gradient with respect to all parameters. *Shape:* :math:`(W)`."""
-    grads = torch.autograd.grad(
-        value,
-        list(model.module.parameters()),
-        retain_graph=True,
-        materialize_grads=True,
-    )
-
-    return torch.cat([grad.flatten() for grad in grads])
 
 
 def enumerate_warmups(problem: Problem) -> Enumeration:
@@ -324,12 +186,9 @@ def enumerate_warmups(problem: Problem) -> Enumeration:
     # (2 x C, W)
     all_grads = torch.stack(grads).double()
 
-    # (W, 2C) = (W, 2C) x (2C, 2C)
-    _, triangle = torch.linalg.qr(all_grads.T)
-
     a, b = (part.detach().double() for part in scores)
 
-    return Enumeration(warmups, a, b, all_grads, triangle.T)
+    return Enumeration(warmups, a, b, all_grads, to_coordinates(all_grads))
 
 
 Claim = Callable[[Tensor, Tensor], Tensor]
@@ -570,22 +429,11 @@ def measure(trials: Trials, enumeration: Enumeration, exact: Exact) -> dict[str,
     """Measures bias and variance; see :class:`Row`."""
     num_trials = trials.losses.size(0)
 
-    # (N, 2 x C)
-    grads = trials.coefs @ enumeration.coordinates
-
-    mean = grads.mean(dim=0)
-
-    length = float(exact.grad.norm())
-
-    variance = float((grads - mean).square().sum()) / (num_trials - 1) / length**2
-
     values = trials.losses / abs(exact.value)
 
     return {
         "num_rows": trials.num_rows,
-        "grad_bias": float((mean - exact.grad).norm()) / length,
-        "grad_bias_noise": math.sqrt(variance / num_trials),
-        "grad_variance": variance,
+        **measure_grads(trials.coefs @ enumeration.coordinates, exact.grad),
         "value_bias": float(values.mean()) - exact.value / abs(exact.value),
         "value_bias_noise": float(values.std()) / math.sqrt(num_trials),
     }
@@ -626,19 +474,12 @@ def check_sampler(
         log_probs[idx] = candidates.proposal_log_probs.double()
 
     # (C)
-    expected = idx.numel() * log_probs.exp()
-
     counts = torch.bincount(idx.flatten(), minlength=enumeration.num_warmups)
-
-    deviations = (counts - expected) / (expected * (1.0 - log_probs.exp())).sqrt()
-
-    # Counts of less are far from normal.
-    deviations = deviations[expected >= 10.0]
 
     return SamplerCheck(
         proposal,
         log_prob_error=float(log_prob_errors.abs().max()),
-        frequency_error=float(deviations.abs().max()),
+        frequency_error=measure_frequencies(counts, log_probs.exp()),
     )
 
 
@@ -773,6 +614,9 @@ class Report:
     keep_rows: Sequence[Row]
     """Of every way to keep candidates, on policy."""
 
+    risks: Sequence[RiskReport]
+    """Of minimum risk training, without warmups and with them."""
+
 
 def check_model(model_name: str, num_trials: int, seed: int) -> Report:
     """Measures every estimator with one model, which does not depend on the seed."""
@@ -840,6 +684,7 @@ def check_model(model_name: str, num_trials: int, seed: int) -> Report:
         samplers,
         rows,
         keep_rows,
+        [check_risk(model_name, w, num_trials, seed) for w in (False, True)],
     )
 
 
@@ -856,6 +701,7 @@ def format_report(report: Report) -> str:
             _format_rows(report.rows, "bias of value (noise), %", _format_value_bias),
             "Compared with Jensen's bound: `elbo`; with -log P(y|x) tempered: the tempered objective;\nwith -log P(y|x): all others, though `best` estimates nothing, and `joint` only if it sees all warmups.",
             _format_keep_rows(report.keep_rows),
+            *map(format_risk_report, report.risks),
         ]
     )
 

@@ -265,11 +265,15 @@ def _register_sentence_metrics(container: DependencyContainer) -> None:
     def create_comet(
         resolver: DependencyResolver, config: CometSentenceConfig
     ) -> SentenceMetric:
+        from warmup_plugin.metrics.comet import CometWorkers
         from warmup_plugin.metrics.comet_score import CometSentenceMetric
 
         assert config.model is not None
 
-        return CometSentenceMetric(config.model, gpus=config.gpus)
+        # A recipe may have some that validate as well.
+        workers = resolver.maybe_resolve(CometWorkers)
+
+        return CometSentenceMetric(config.model, gpus=config.gpus, workers=workers)
 
     register_component(
         container, SentenceMetric, "comet", CometSentenceConfig, create_comet

@@ -27,7 +27,7 @@ from fairseq2.gang import (
     create_fsdp_gangs,
     create_parallel_gangs,
 )
-from fairseq2.metrics import Mean, MetricBag
+from fairseq2.metrics import Mean, MetricBag, sync_and_compute_metrics
 from fairseq2.models.transformer import (
     TransformerModel,
     apply_ac_to_transformer,
@@ -49,6 +49,7 @@ from torch.nn import Module
 from tests.common import (
     BOS_IDX,
     EOS_IDX,
+    WORDS,
     create_candidates,
     create_layout,
     create_tiny_lm,
@@ -57,11 +58,14 @@ from tests.common import (
     device,
     pad_rows,
 )
-from warmup_plugin.criteria import CriterionContext, WarmupSection
+from tests.number_codec import NumberCodec
+from warmup_plugin.criteria import Criterion, CriterionContext, WarmupSection
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.criteria.config import KeepSection
+from warmup_plugin.criteria.mrt import MrtConfig, create_mrt_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.layout import DecoderLayout, DecoderRows
+from warmup_plugin.metrics.base import References
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     EncodedSource,
@@ -103,6 +107,12 @@ SHARES: Final = [[range(0, 1), range(1, 2)], [range(2, 4), range(4, 5)]]
 
 MAX_WARMUP_LEN: Final = 4
 
+CODEC: Final = NumberCodec(reads_prompts=False)
+
+LOGGED: Final = ("nll_loss",)
+
+LOGGED_BY_MRT: Final = ("sample_score", "sample_best", "sample_distinct")
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +143,9 @@ class Case:
 
     lora: bool = False
     """If ``True``, an adapter is trained, and the model without it is the reference."""
+
+    mrt: Mapping[str, Any] | None = None
+    """The fields of ``MrtConfig`` if that is the criterion, which draws by itself."""
 
 
 _MASS: Final = {"keep": KeepSection(name="mass", mass=0.6)}
@@ -192,6 +205,43 @@ CASES.update(
     }
 )
 
+_WITH_WARMUPS: Final = {"with_warmups": True, "temperature": 1.5, "alpha": 0.5}
+
+_REINFORCE: Final = {"estimator": "reinforce", "with_warmups": True}
+
+# What is drawn depends on the pair alone, so that one process draws the same.
+CASES.update(
+    {
+        f"mrt-{name}": Case(**options)  # type: ignore[arg-type]
+        for name, options in {
+            "risk-nllb-ddp": {
+                **{"model": "nllb", "wrapper": "ddp", "warmup": {}},
+                "mrt": {"with_reference": True},
+            },
+            "risk-llama-fsdp": {
+                **{"model": "llama", "wrapper": "fsdp", "checkpoints": True},
+                **{"warmup": {"max_num_tokens": 30}, "mrt": {"sft_weight": 0.1}},
+            },
+            "risk_warmups-llama-ddp": {
+                **{"model": "llama", "wrapper": "ddp", "accumulates": True},
+                **{"warmup": {"max_num_tokens": 30}, "mrt": _WITH_WARMUPS},
+            },
+            "risk_warmups-nllb-fsdp": {
+                **{"model": "nllb", "wrapper": "fsdp", "warmup": {}},
+                "mrt": {**_WITH_WARMUPS, "sft_weight": 0.1},
+            },
+            "reinforce-nllb-ddp": {
+                **{"model": "nllb", "wrapper": "ddp", "warmup": {}},
+                "mrt": _REINFORCE,
+            },
+            "reinforce-t5-fsdp": {
+                **{"model": "t5", "wrapper": "fsdp", "granularity": "stack"},
+                **{"warmup": {"max_num_tokens": 30}, "mrt": _REINFORCE},
+            },
+        }.items()
+    }
+)
+
 
 @final
 @dataclass(frozen=True)
@@ -207,6 +257,9 @@ class Step:
     forwards: list[tuple[int, list[int]]]
     """Of each differentiable forward the number of decoder tokens, and the number of
     rows of each of its passes."""
+
+    values: dict[str, float]
+    """What is logged of all ranks; empty but on the first one."""
 
 
 @final
@@ -324,7 +377,39 @@ def create_batch(sources: Sequence[int]) -> Seq2SeqBatch:
     return Seq2SeqBatch(
         *pad_rows([SOURCES[idx] for idx in sources]),
         *pad_rows([TARGETS[idx] for idx in sources]),
+        example={
+            "indices": [*sources],
+            "sources": [CODEC.decode(SOURCES[idx]) for idx in sources],
+            "references": [[CODEC.decode(TARGETS[idx][1:-1])] for idx in sources],
+        },
     )
+
+
+def score_texts(
+    hypotheses: Sequence[str], references: References, sources: Sequence[str]
+) -> list[float]:
+    """Likes the words of the reference, and most of all its first one."""
+
+    def score(text: str, reference: str) -> float:
+        counts = [text.count(str(w)) - reference.count(str(w)) for w in WORDS]
+
+        return 0.5 * (text[:1] == reference[:1]) - 0.1 * sum(map(abs, counts))
+
+    return [score(text, texts[0]) for text, texts in zip(hypotheses, references)]
+
+
+def create_criterion(case: Case, context: CriterionContext) -> Criterion:
+    if case.mrt is None:
+        return create_warmup_criterion(context)
+
+    # As long as its source: the ranks draw for different times.
+    config = MrtConfig(
+        **{"num_samples": 3, "max_len_a": 1.0, "max_len_b": 1, **case.mrt}
+    )
+
+    assert not config.validate().errors
+
+    return create_mrt_criterion(context, config, score_texts, seed=3)
 
 
 def compute_step(
@@ -343,7 +428,8 @@ def compute_step(
     """
     recorder = RecordingSampler(sampler)
 
-    criterion = create_warmup_criterion(
+    criterion = create_criterion(
+        case,
         CriterionContext(
             model=create_conditional_model(model),
             dp_model=dp_model,
@@ -356,7 +442,8 @@ def compute_step(
             reference=create_conditional_model(model) if case.lora else None,
             plain_directions=frozenset(),
             publish_every_n_steps=1,
-        )
+            decode=CODEC.decode,
+        ),
     )
 
     metric_bag = MetricBag(device)
@@ -420,7 +507,20 @@ def compute_step(
 
         grads[name.replace("_checkpoint_wrapped_module.", "")] = grad
 
-    return Step(grads, recorder.candidates, forwards)
+    logged = MetricBag(device)
+
+    for name in LOGGED if case.mrt is None else LOGGED_BY_MRT:
+        logged.add(name, metric_bag.get(name, Mean))
+
+    # Only the first rank has them.
+    values = sync_and_compute_metrics(logged, gangs.dp) or {}
+
+    return Step(
+        grads,
+        recorder.candidates,
+        forwards,
+        {name: float(cast(Tensor, value)) for name, value in values.items()},
+    )
 
 
 def create_section(case: Case, **options: Any) -> WarmupSection:
@@ -474,8 +574,12 @@ def compute_share(case: Case, gangs: Gangs) -> Step:
     return compute_step(case, model, dp_model, gangs, batches, sampler, section)
 
 
-def compute_whole(case: Case, candidates: Candidates) -> Step:
-    """Computes the same step at once, in this process alone and in fp32."""
+def compute_whole(case: Case, candidates: Candidates | None) -> Step:
+    """
+    Computes the same step at once, in this process alone and in fp32.
+
+    :param candidates: ``None`` if the criterion draws by itself.
+    """
     case = replace(case, checkpoints=False, low_precision=False)
 
     model = create_model(case)
@@ -488,7 +592,7 @@ def compute_whole(case: Case, candidates: Candidates) -> Step:
         model,
         create_fake_gangs(device),
         [range(len(SOURCES))],
-        FixedSampler(candidates),
+        draw_candidates if candidates is None else FixedSampler(candidates),
         create_section(case, max_num_tokens=None),
     )
 

@@ -16,11 +16,12 @@ from scripts.check_estimators import (
     KEEP_NUMS_WARMUPS,
     KEEPS,
     NUMS_WARMUPS,
-    PROBLEMS,
     PROPOSALS,
     WITH_EMPTY,
     main,
 )
+from scripts.check_risk import NUMS_SAMPLES, RISK_ESTIMATORS, is_defined
+from scripts.enumerable import PROBLEMS
 
 # All warmups of at most three of four words.
 NUM_WARMUPS = 1 + 4 + 16 + 64
@@ -121,6 +122,64 @@ class TestMain:
         for name in PROBLEMS:
             assert any(line.startswith(f"{name}: 85 warmups") for line in lines)
 
+    def test_call_measures_minimum_risk_training(
+        self, output: tuple[list[str], dict[str, Any]]
+    ) -> None:
+        lines, result = output
+
+        expected = [
+            (name, num_samples)
+            for num_samples in NUMS_SAMPLES
+            for name, estimator in RISK_ESTIMATORS.items()
+            if is_defined(estimator, num_samples)
+        ]
+
+        # One draw is compared with nothing.
+        assert [e for e in expected if e[1] == 1] == [("reinforce, no baseline", 1)]
+
+        for model_report in result["reports"]:
+            plain, with_warmups = model_report["risks"]
+
+            # All outputs of at most three of four words; at most two behind at most one.
+            assert plain["num_outputs"] == NUM_WARMUPS
+            assert with_warmups["num_outputs"] == (1 + 4) * (1 + 4 + 16)
+
+            assert plain["warmup_grad_share"] == 0.0
+            assert with_warmups["warmup_grad_share"] > 0.05
+
+            for report in (plain, with_warmups):
+                assert report["total_prob"] == pytest.approx(1.0, abs=1e-5)
+                assert report["risk_std"] > 0.1
+                assert report["frequency_error"] < 4.5
+                assert report["backward_error"] < 1e-4
+
+                rows = {(r["estimator"], r["num_samples"]): r for r in report["rows"]}
+
+                assert [*rows] == expected
+
+                few, many = (rows["risk, alpha = 1", n] for n in (2, 16))
+
+                # One bar for both: 100 trials are noisy.
+                assert few["grad_bias"] > 2 * few["grad_bias_noise"]
+
+                for (name, _), row in rows.items():
+                    if name.startswith("reinforce"):
+                        assert row["grad_bias"] < 2 * row["grad_bias_noise"]
+
+                assert many["grad_variance"] < few["grad_variance"]
+
+                for num_samples in (2, 4, 16):
+                    row = rows["reinforce", num_samples]
+
+                    other = rows["reinforce, no baseline", num_samples]
+
+                    assert row["grad_variance"] < 0.5 * other["grad_variance"]
+
+        tables = [line for line in lines if line.startswith((*RISK_ESTIMATORS,))]
+
+        # Bias, variance and cosine.
+        assert len(tables) == len(PROBLEMS) * 2 * 3 * len(RISK_ESTIMATORS)
+
     def test_seed_decides_draws_and_not_model(
         self, output: tuple[list[str], dict[str, Any]]
     ) -> None:
@@ -131,6 +190,12 @@ class TestMain:
         report, [other] = result["reports"][1], other_result["reports"]
 
         assert other["spread"] == report["spread"]
+
+        for risk, other_risk in zip(report["risks"], other["risks"]):
+            assert risk["expected_risk"] == other_risk["expected_risk"]
+
+            for row, other_row in zip(risk["rows"], other_risk["rows"]):
+                assert row["grad_bias"] != other_row["grad_bias"]
 
         for row, other_row in zip(report["rows"], other["rows"]):
             # With all of them drawn, there is nothing left to chance.

@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("criterion", ["sft", "warmup"])
+@pytest.mark.parametrize("criterion", ["sft", "warmup", "mrt"])
 def test_killed_runs_equal_uninterrupted_one(
     tmp_path: Path,
     text_folder: Path,

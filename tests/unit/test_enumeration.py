@@ -25,16 +25,11 @@ from scripts.bench_common import FIRST_WORD_IDX
 from scripts.check_estimators import (
     ESTIMATORS,
     ON_POLICY,
-    PROBLEMS,
     PROPOSALS,
-    SETTING,
-    SOURCE,
-    TARGET,
     WITH_EMPTY,
     Draws,
     Enumeration,
     Exact,
-    Problem,
     Trials,
     check_backward,
     check_sampler,
@@ -44,11 +39,12 @@ from scripts.check_estimators import (
     describe_spread,
     draw,
     enumerate_warmups,
-    flatten_grad,
     list_warmups,
     measure,
     run_trials,
 )
+from scripts.check_risk import RISK_ESTIMATORS, check_risk_backward, enumerate_outputs
+from scripts.enumerable import PROBLEMS, SETTING, SOURCE, TARGET, Problem, flatten_grad
 from tests.common import (
     BOS_IDX,
     SEPARATOR_IDX,
@@ -536,3 +532,21 @@ class TestCheckSampler:
 
         assert check.frequency_error > 10.0
         assert check.log_prob_error > 0.1
+
+
+class TestCheckRisk:
+    def test_call_finds_wrong_sum(self) -> None:
+        problem = PROBLEMS["decoder-only"](1)
+
+        right = enumerate_outputs(problem, True)
+
+        wrong = replace(right, grads=1.01 * right.grads)
+
+        estimator = RISK_ESTIMATORS["risk, alpha = 1"]
+
+        error, other_error = (
+            check_risk_backward(problem, enumeration, estimator, True, 0)
+            for enumeration in (right, wrong)
+        )
+
+        assert error < 1e-4 and other_error > 0.005

@@ -218,21 +218,7 @@ class MrtCriterion(Criterion):
         self._config = config
         self._metric = metric
 
-        self._sample = OutputSampler(
-            context,
-            GenerationConfig(
-                warmup="single" if config.with_warmups else "none",
-                max_warmup_len=context.warmup.max_warmup_len,
-                sampling=True,
-                temperature=config.temperature,
-                num_best=config.num_samples,
-                max_len_a=config.max_len_a,
-                max_len_b=config.max_len_b,
-                # References may hold it.
-                ban_unk=False,
-            ),
-            seed,
-        )
+        self._sample = create_output_sampler(context, config, seed)
 
         # What measures the likelihood of references.
         self._likelihood = (
@@ -593,6 +579,27 @@ def _arrange(
         spread([o.count for o in outputs]),
         spread([1.0] * len(outputs)) > 0.0,
         spread(scores),
+    )
+
+
+def create_output_sampler(
+    context: CriterionContext, config: MrtConfig, seed: int
+) -> OutputSampler:
+    """Creates what draws the outputs that the criterion ``mrt`` learns from."""
+    return OutputSampler(
+        context,
+        GenerationConfig(
+            warmup="single" if config.with_warmups else "none",
+            max_warmup_len=context.warmup.max_warmup_len,
+            sampling=True,
+            temperature=config.temperature,
+            num_best=config.num_samples,
+            max_len_a=config.max_len_a,
+            max_len_b=config.max_len_b,
+            # References may hold it.
+            ban_unk=False,
+        ),
+        seed,
     )
 
 

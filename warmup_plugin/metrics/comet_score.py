@@ -154,23 +154,33 @@ class CometSentenceMetric:
     Scores single outputs by a COMET model, as
     :class:`~warmup_plugin.metrics.base.SentenceMetric` asks for.
 
-    Its worker is started with the first outputs and ends with the process.
+    Its worker is started with the first outputs.
     """
 
-    def __init__(self, model: str, *, gpus: int = 0) -> None:
+    def __init__(
+        self, model: str, *, gpus: int = 0, workers: CometWorkers | None = None
+    ) -> None:
         """
         :param model: See :class:`CometMetric`.
+        :param workers: Keeps the worker, for others as well; ``None`` to have one that
+            ends with the process.
 
         :raises WarmupError: There is no environment of COMET.
         """
         self._model = model
         self._gpus = gpus
-        self._client: CometClient | None = None
 
         try:
             self._python = _find_python()
         except MetricUnavailable as ex:
             raise WarmupError(str(ex)) from None
+
+        if workers is None:
+            workers = CometWorkers()
+
+            atexit.register(workers.__exit__, None, None, None)
+
+        self._workers = workers
 
     def __call__(
         self,
@@ -179,12 +189,9 @@ class CometSentenceMetric:
         sources: Sequence[str],
     ) -> Sequence[float]:
         try:
-            if self._client is None:
-                self._client = CometClient(self._python, self._model, gpus=self._gpus)
+            client = self._workers.get(self._python, self._model, gpus=self._gpus)
 
-                atexit.register(self._client.close)
-
-            return score_sentences(self._client, hypotheses, references, sources)
+            return score_sentences(client, hypotheses, references, sources)
         except (CometUnavailable, CometRequestError) as ex:
             raise WarmupError(str(ex)) from None
 

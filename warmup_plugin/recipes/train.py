@@ -77,8 +77,8 @@ class TranslationTrainRecipe(Recipe):
         comet_workers: CometWorkers | None = None,
     ) -> None:
         """
-        :param comet_workers: Keeps the models of COMET between validations; whoever
-            passes it closes it.
+        :param comet_workers: Keeps the models of COMET between validations and for the
+            samples of ``mrt``; whoever passes it closes it.
         """
         self._stop_signal = stop_signal or StopSignal()
         self._comet_workers = comet_workers
@@ -93,6 +93,9 @@ class TranslationTrainRecipe(Recipe):
 
         # Loaded only if it is asked for.
         register_reference_model(container, REFERENCE_MODEL)
+
+        if self._comet_workers is not None:
+            container.register_instance(CometWorkers, self._comet_workers)
 
     @override
     def create_task(self, context: RecipeContext) -> Task:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import tiny_options, to_args
+from tests.tiny_runs import SHORT_OUTPUTS, tiny_options, to_args
 from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_model
 from warmup_plugin.commands import evaluate
 from warmup_plugin.recipes.train import main
@@ -68,6 +68,35 @@ def test_comet_picks_best_checkpoint_by_one_worker(
     assert evaluate.main([str(run), "--num-bootstrap", "0"]) == 0
 
     assert "COMET: nrefs:1|model:tiny-comet|" in capsys.readouterr().out
+
+
+def test_training_for_comet_and_validation_share_worker(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text_folder: Path,
+    tokenizer_file: Path,
+) -> None:
+    install_comet_worker(tmp_path, monkeypatch)
+
+    model = write_comet_model(tmp_path)
+
+    metric = f"{{name: comet, config: {{model: {model}}}}}"
+
+    options = tiny_options(
+        text_folder,
+        tokenizer_file,
+        criterion__name="mrt",
+        criterion__config=f"{{num_samples: 2, metric: {metric}, max_len_a: 0.0, max_len_b: 4}}",
+        validation__metrics="[comet]",
+        validation__comet_model=model,
+        **SHORT_OUTPUTS,
+    )
+
+    assert main(to_args(tmp_path / "run", options)) == 0
+
+    assert (tmp_path / "starts").read_text() == "x"
+
+    assert has_worker_ended(tmp_path)
 
 
 def test_worker_ends_when_training_breaks(

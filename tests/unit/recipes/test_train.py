@@ -19,6 +19,7 @@ from fairseq2.metrics import MetricBag
 from torch import Tensor
 
 from tests.tiny_runs import (
+    SHORT_OUTPUTS,
     Options,
     assert_same_weights,
     load_weights,
@@ -28,7 +29,8 @@ from tests.tiny_runs import (
     write_tiny_text,
 )
 from warmup_plugin.commands import generate
-from warmup_plugin.criteria import validation
+from warmup_plugin.criteria import Criterion, validation
+from warmup_plugin.criteria.mrt import MrtCriterion
 from warmup_plugin.criteria.sft import SftCriterion
 from warmup_plugin.criteria.warmup import WarmupCriterion
 from warmup_plugin.errors import WarmupError
@@ -949,6 +951,23 @@ class TestPatience:
         assert take_snapshot(run_dir.path) == snapshot
 
 
+def send_at_step(
+    monkeypatch: pytest.MonkeyPatch, kls: type[Criterion], nr: int
+) -> None:
+    """Lets a run with this criterion receive SIGTERM while it is at a step."""
+    compute_loss = kls.compute_loss
+
+    def send(
+        self: Criterion, batch: Seq2SeqBatch, bag: MetricBag, *, step_nr: int
+    ) -> Tensor:
+        if step_nr == nr:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        return compute_loss(self, batch, bag, step_nr=step_nr)
+
+    monkeypatch.setattr(kls, "compute_loss", send)
+
+
 class TestStopSignal:
     def test_run_ends_with_checkpoint_and_resumes(
         self,
@@ -958,16 +977,6 @@ class TestStopSignal:
         sft_run: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        compute_loss = SftCriterion.compute_loss
-
-        def send(
-            self: SftCriterion, batch: Seq2SeqBatch, bag: MetricBag, *, step_nr: int
-        ) -> Tensor:
-            if step_nr == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-            return compute_loss(self, batch, bag, step_nr=step_nr)
-
         options = tiny_options(
             text_folder,
             tokenizer_file,
@@ -980,7 +989,7 @@ class TestStopSignal:
         old_handler = signal.getsignal(signal.SIGTERM)
 
         with monkeypatch.context() as context:
-            context.setattr(SftCriterion, "compute_loss", send)
+            send_at_step(context, SftCriterion, 2)
 
             assert main(args) == 128 + signal.SIGTERM
 
@@ -1003,6 +1012,49 @@ class TestStopSignal:
         assert main(args) == 0
 
         assert_same_weights(load_weights(run_dir.path, 4), load_weights(sft_run, 4))
+
+    def test_minimum_risk_training_goes_on_as_if_never_stopped(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            criterion__name="mrt",
+            criterion__config="{num_samples: 2, with_warmups: true, max_len_a: 0.0, max_len_b: 4}",
+            regime__num_steps=4,
+            regime__keep_last_n_checkpoints=4,
+            **SHORT_OUTPUTS,
+        )
+
+        whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+
+        assert main(to_args(whole, options)) == 0
+
+        with monkeypatch.context() as context:
+            send_at_step(context, MrtCriterion, 2)
+
+            assert main(to_args(stopped, options)) == 128 + signal.SIGTERM
+
+        # At a step without validation, with an optimizer that has begun.
+        assert RunDir(stopped).checkpoint_steps() == [2, 3]
+
+        assert main(to_args(stopped, options)) == 0
+
+        for step in (2, 4):
+            assert_same_weights(load_weights(stopped, step), load_weights(whole, step))
+
+        lines = [read_metrics(d / "metrics" / "train.jsonl") for d in (whole, stopped)]
+
+        # Bit for bit, also what is only measured.
+        names = ("Step", "Score of Samples", "Distinct Samples (%)", "Gradient Norm")
+
+        values, other_values = ([[r[n] for n in names] for r in rows] for rows in lines)
+
+        assert len(values) == 4 and other_values == values
 
     def test_status_of_failure_is_kept(
         self,
