@@ -195,7 +195,7 @@ def check_generator(context: RecipeContext, generation: GenerationConfig) -> Non
     ):
         return
 
-    if generation.warmup in ("none", "empty"):
+    if generation.warmup in ("none", "bare", "empty"):
         return
 
     if not section.create(context.resolver).writes_warmups:

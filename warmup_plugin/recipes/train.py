@@ -188,6 +188,7 @@ class TranslationTrainRecipe(Recipe):
                     max_warmup_len,
                     beam_size=config.validation.beam_size,
                     section=config.generation,
+                    leaves_separator_out=config.criterion.has_warmups,
                 ),
                 num_template_tokens=codec.num_template_tokens,
             )

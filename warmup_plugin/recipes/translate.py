@@ -351,6 +351,7 @@ class TranslationGenerateRecipe(Recipe):
                 num_warmups=generator.config.num_warmups if generator.has_warmup else 0,
                 max_warmup_len=generator.config.max_warmup_len,
                 has_empty_warmup=generator.config.warmup == "empty",
+                leaves_separator_out=generator.config.warmup == "bare",
                 seed=generator.config.seed,
                 max_num_tokens=config.max_num_tokens,
                 truncate=config.truncate,

@@ -42,6 +42,7 @@ from warmup_plugin.files import (
     write_text_atomically,
 )
 from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
+from warmup_plugin.warmup_lens import writes_warmups
 
 # What runs did before there were these settings, where it is not their default.
 _EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
@@ -340,6 +341,21 @@ class RunDir:
                 config[name] = {**earlier, **section}
 
         return config
+
+    def leaves_separator_out(self) -> bool:
+        """
+        Tells whether the separator had no probability in any output that was learned.
+
+        Plain fine-tuning knows none, and before ``warmup.plain_path`` outputs without
+        separator were learned with it.
+        """
+        config = load_yaml(self.run_file)
+
+        warmup = config.get("warmup")
+
+        knows_setting = isinstance(warmup, dict) and "plain_path" in warmup
+
+        return knows_setting and writes_warmups(self.load_config())
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""
