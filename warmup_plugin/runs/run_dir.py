@@ -55,6 +55,9 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
 
+        # The name and the steps of the card that was written last.
+        self._carded: tuple[str, int, int] | None = None
+
     @property
     def config_file(self) -> Path:
         return self.path / "config.yaml"
@@ -516,6 +519,14 @@ class RunDir:
         if not self.checkpoint_steps():
             return
 
+        name = name or self.path.name
+
+        best, last = self.find_checkpoint("best"), self.find_checkpoint("last")
+
+        # YAML is slow, and nothing else of a card changes while a run trains.
+        if self._carded == (name, best, last) and self.card_file.is_file():
+            return
+
         family, config = self.load_model_metadata()
 
         tokenizer: dict[str, object] = {}
@@ -532,11 +543,9 @@ class RunDir:
 
         cards = []
 
-        for suffix, which in (("", "best"), ("_last", "last")):
-            step = self.find_checkpoint(which)
-
+        for suffix, step in (("", best), ("_last", last)):
             card = {
-                "name": f"{name or self.path.name}{suffix}",
+                "name": f"{name}{suffix}",
                 "model_family": family,
                 "model_config": config,
                 "checkpoint": f"./checkpoints/step_{step}/model",
@@ -546,6 +555,8 @@ class RunDir:
             cards.append(card)
 
         write_text_atomically(self.card_file, dump_yaml(*cards))
+
+        self._carded = (name, best, last)
 
 
 def _find_origin_file(file: Path) -> Path:

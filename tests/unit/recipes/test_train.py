@@ -34,7 +34,8 @@ from warmup_plugin.criteria.warmup import WarmupCriterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
 from warmup_plugin.recipes.train import main
-from warmup_plugin.runs.run_dir import RunDir, load_yaml
+from warmup_plugin.runs import run_dir as run_dir_module
+from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
@@ -1021,3 +1022,27 @@ class TestStopSignal:
         options = tiny_options(text_folder, tokenizer_file)
 
         assert main(to_args(tmp_path / "run", options)) == 2
+
+
+def test_card_of_one_checkpoint_is_written_once(
+    tmp_path: Path,
+    text_folder: Path,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_cards = 0
+
+    def dump(*documents: Any) -> str:
+        nonlocal num_cards
+
+        num_cards += "checkpoint" in documents[0]
+
+        return dump_yaml(*documents)
+
+    monkeypatch.setattr(run_dir_module, "dump_yaml", dump)
+
+    options = tiny_options(text_folder, tokenizer_file)
+
+    assert main(to_args(tmp_path / "run", options)) == 0
+
+    assert (tmp_path / "run" / "card.yaml").is_file() and num_cards == 1
