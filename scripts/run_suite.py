@@ -14,6 +14,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ from warmup_plugin.files import write_text_atomically
 from warmup_plugin.suite.figure import THEMES, format_figure
 from warmup_plugin.suite.grid import Grid, load_grid
 from warmup_plugin.suite.results import collect_results
-from warmup_plugin.suite.runner import Outcome, Runner, Status
+from warmup_plugin.suite.runner import Outcome, Runner, Status, describe_skipped
 from warmup_plugin.suite.steps import Plan, Step, make_plan
 from warmup_plugin.suite.tables import (
     describe_command,
@@ -117,13 +118,33 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if bad:
         show(f"\n{len(bad)} of {len(steps)} steps were not done:")
 
-        for outcome in bad:
-            show(f"  {outcome.step.key}: {outcome.status.value}, {outcome.note}")
+        _show_causes(outcomes)
 
     if signum is not None:
         return 128 + signum
 
     return 1 if bad else 0
+
+
+def _show_causes(outcomes: Sequence[Outcome]) -> None:
+    """Lists what failed, with its error, and counts what was skipped because of it."""
+    num_skipped = Counter(outcome.cause for outcome in outcomes if outcome.cause)
+
+    for outcome in outcomes:
+        num = num_skipped[outcome.step.key]
+
+        if outcome.status is not Status.FAILED and num == 0:
+            continue
+
+        text = f"  {outcome.step.key}: {outcome.status.value}, {outcome.note}"
+
+        if num > 0:
+            text += f"; and {describe_skipped(num)} it"
+
+        show(text)
+
+        if outcome.error:
+            show(f"    {outcome.error}")
 
 
 def _print_step(step: Step) -> None:

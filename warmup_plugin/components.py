@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from fairseq2.recipe.component import ComponentManager, ComponentNotKnownError
 from fairseq2.recipe.config import SupportsStructure
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyResolver
+from fairseq2.utils.structured import StructureError
 from typing_extensions import override
 
 T = TypeVar("T")
@@ -35,8 +39,24 @@ class ComponentSection(SupportsStructure, Generic[T]):
     def structure(self, resolver: DependencyResolver) -> None:
         """
         :raises RecipeError: If no component of that name is registered.
+        :raises StructureError: If its settings, or those of a component that they choose,
+            are none of it.
         """
-        self.config = self._structure_config(resolver.resolve(ComponentManager))
+        # fairseq2 tells the section from this.
+        with _named_field("config"):
+            self.config = self._structure_config(resolver.resolve(ComponentManager))
+
+            if not is_dataclass(self.config):
+                return
+
+            # fairseq2 comes to these later, and who creates the component would not know
+            # where they stand.
+            for field in fields(self.config):
+                section = getattr(self.config, field.name)
+
+                if isinstance(section, SupportsStructure):
+                    with _named_field(field.name):
+                        section.structure(resolver)
 
     def create(self, resolver: DependencyResolver) -> T:
         """
@@ -62,3 +82,12 @@ class ComponentSection(SupportsStructure, Generic[T]):
             raise RecipeError(
                 f"`{self.key}.name` is `{self.name}`, which is not registered; use {known} or one that your own package registers."
             ) from None
+
+
+@contextmanager
+def _named_field(name: str) -> Iterator[None]:
+    """Says of an error in which field it is, as fairseq2 does."""
+    try:
+        yield
+    except StructureError as ex:
+        raise StructureError(f"`{name}` field cannot be structured.") from ex

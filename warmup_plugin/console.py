@@ -51,7 +51,15 @@ _INVALID_SECTION: Final = re.compile(r"`([\w.]+)` is not valid: ")
 
 _FIRST_KEY: Final = re.compile(r"(?:^|(?<=\. ))`([\w.-]+)`")
 # What it says of each field around that cause.
+
 _FIELD: Final = re.compile(r"`(\w+)` field cannot be structured\.")
+
+# Of the fields that are mappings or lists.
+_KEY: Final = re.compile(r"Value of the (.+) key cannot be structured\.")
+
+_ELEMENT: Final = re.compile(
+    r"Element .* ?at index (\d+) cannot be structured( as .*)?\."
+)
 
 # What it says of a key that a section does not have, with the class of the section.
 _EXTRA_KEYS: Final = re.compile(
@@ -274,8 +282,10 @@ def describe_causes(ex: BaseException) -> str:
 
         text = " ".join(str(cause).split())
 
-        if match := _FIELD.fullmatch(text):
+        if match := _FIELD.fullmatch(text) or (path and _KEY.fullmatch(text)):
             path.append(match[1])
+        elif path and (match := _ELEMENT.fullmatch(text)):
+            path[-1] += f"[{match[1]}]"
         elif match := _EXTRA_KEYS.fullmatch(text):
             messages.append(
                 _shorten(_describe_extra_keys(path, match[1], match[2].split(", ")))
@@ -318,7 +328,9 @@ def _describe_extra_keys(
     known = [f.name for f in fields(kls)] if is_dataclass(kls) else []
 
     if kls is not None and not known:
-        return f"`{'.'.join(path)}` takes no settings, but has {', '.join(f'`{key}`' for key in keys)}; leave it out."
+        names = ", ".join(f"`{'.'.join([*path, key])}`" for key in keys)
+
+        return f"`{'.'.join(path)}` takes no settings, but has {names}; leave it out."
 
     sentences = []
 

@@ -11,7 +11,9 @@ Imports neither fairseq2 nor torch: commands ask it what a run has learned.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
+
+LEAVES_SEPARATOR_OUT: Final = "leaves_separator_out"
 
 
 def get_max_warmup_len(warmup: Mapping[str, Any], step_nr: int) -> int:
@@ -84,3 +86,14 @@ def has_empty_warmup(run_config: Mapping[str, Any]) -> bool:
     return bool(
         warmup.get("plain_path", "bare") == "empty" or warmup["max_warmup_len"] == 0
     )
+
+
+def leaves_separator_out(run_config: Mapping[str, Any]) -> bool:
+    """
+    Tells whether the separator has no probability in the outputs of a run, also in those
+    without: as all rows are trained beside warmups, those of plain directions as well.
+
+    :param run_config: As :func:`~warmup_plugin.recipes.jobs.load_run_config` returns it,
+        of one direction.
+    """
+    return bool(run_config["warmup"].get(LEAVES_SEPARATOR_OUT))

@@ -510,6 +510,8 @@ class TestTexts:
             "operational error",
             "` is not valid: ",
             "` field cannot be structured.",
+            " key cannot be structured.",
+            " cannot be structured as ",
             "Recipe configuration cannot be structured.",
             "Value cannot be structured to `",
             "`hg_exporter` is deprecated",

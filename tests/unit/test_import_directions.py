@@ -16,7 +16,8 @@ PACKAGE: Final = ROOT / "warmup_plugin"
 
 # From the bottom. A room is a module or a folder of the package.
 ROOMS: Final = (
-    *("errors", "parsing", "blank", "files", "terminal", "presets", "processes"),
+    *("errors", "parsing", "blank", "files", "terminal", "presets"),
+    *("cores", "processes"),
     *("fairseq2_doors", "transformers_doors"),
     *(
         "collapse",

@@ -795,8 +795,12 @@ class TestRunner:
             "e": Status.DONE,
         }
 
-        assert outcomes["a"].note == "exit status 1"
-        assert outcomes["c"].note == "needs `b`"
+        assert (outcomes["a"].note, outcomes["a"].error) == ("exit status 1", "no luck")
+        assert (outcomes["c"].note, outcomes["c"].cause) == ("needs `b`", "a")
+
+        assert re.search(r"\[\d/5\] 2 steps that need `a`: skipped\n", output)
+        assert "b: skipped" not in output and "c: skipped" not in output
+
         assert "without what it should write" in outcomes["d"].note
 
         # The end of the log is shown.
@@ -1394,8 +1398,17 @@ class TestMain:
 
         assert "[1/27] compare toy: failed, exit status 2\n" in out
         assert "There is nothing to compare nothing with" in out
-        assert "\n25 of 27 steps were not done:\n" in out
-        assert "  train toy/sft/1: skipped, needs `compare toy`\n" in out
+        assert "] 24 steps that need `compare toy`: skipped\n" in out
+
+        # What failed and why, not all that needs it.
+        assert re.search(
+            r"\n25 of 27 steps were not done:\n"
+            r"  compare toy: failed, exit status 2; and 24 steps that need it\n"
+            r"    error: There is nothing to compare nothing with.*\n$",
+            out,
+        )
+
+        assert "train toy/sft/1: skipped" not in out
         assert "| sft | 0 of 2 |" in Path("out/small.md").read_text()
 
     def test_bad_input_is_one_sentence(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from warmup_plugin.commands.link_libsndfile import find_libsndfile
+from warmup_plugin.cores import count_cores
 from warmup_plugin.fairseq2_doors import find_dependency_resolver
 from warmup_plugin.metrics.comet.client import find_comet_python
 from warmup_plugin.terminal import show
@@ -472,11 +473,7 @@ def _extension_trace() -> Iterator[None]:
 
 
 def _describe_cpu() -> str:
-    # Containers often grant fewer cores than the machine has.
-    if hasattr(os, "sched_getaffinity"):
-        num_cores = len(os.sched_getaffinity(0))
-    else:
-        num_cores = os.cpu_count() or 1
+    num_cores = count_cores()
 
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB

@@ -222,11 +222,14 @@ def check_loss(value: float) -> None:
         )
 
 
-def update_loss(loss: Tensor, num_targets: int, metric_bag: MetricBag) -> None:
+def update_loss(
+    loss: Tensor, num_targets: int, metric_bag: MetricBag, *, part: str | None = None
+) -> None:
     """
     Logs a summed loss per target token.
 
     :param num_targets: The number of tokens that it is the sum over.
+    :param part: A metric of its own, besides ``nll_loss``, of the pairs that it is of.
 
     :raises WarmupError: If the loss is not finite.
     """
@@ -235,6 +238,9 @@ def update_loss(loss: Tensor, num_targets: int, metric_bag: MetricBag) -> None:
     check_loss(value)
 
     metric_bag.get("nll_loss", Mean).update(value, weight=num_targets)
+
+    if part is not None:
+        metric_bag.get(part, Mean).update(value, weight=num_targets)
 
 
 @final

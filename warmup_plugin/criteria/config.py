@@ -173,6 +173,9 @@ class WarmupSection(Validatable):
     separator_init: str = "eos"
     """How the separator begins where the model that training starts from has never written one (an SFT run, an imported model): `eos` copies the rows of EOS and of the token before a target, so that a warmup ends where a sentence would; `none` leaves it as it is."""
 
+    reference_separator_init: str | None = None
+    """The same for the model of ``reference_model``. ``None`` for `none` if its path is that of a run which writes warmups with this separator, else for what ``separator_init`` says."""
+
     weight_temperature: float = 1.0
     """Divides log P(y|c,x) in the weights of the candidates: above 1.0 they are more even, and the objective lies between itself and `elbo`."""
 
@@ -222,10 +225,13 @@ class WarmupSection(Validatable):
                 f"`plain_path` must be `empty` or `bare`, but is `{self.plain_path}`."
             )
 
-        if self.separator_init not in ("eos", "none"):
-            result.add_error(
-                f"`separator_init` must be `eos` or `none`, but is `{self.separator_init}`."
-            )
+        for name in ("separator_init", "reference_separator_init"):
+            value = getattr(self, name)
+
+            if value not in ("eos", "none") and (
+                value is not None or name == "separator_init"
+            ):
+                result.add_error(f"`{name}` must be `eos` or `none`, but is `{value}`.")
 
         if not 0.0 <= self.sft_weight < math.inf:
             result.add_error("`sft_weight` must be greater than or equal to 0.")

@@ -72,7 +72,7 @@ def setup_model(
 
             codecs = codecs or [_find_codec(context, is_decoder_only)]
 
-            rows = _prepare_separator(context, model, codecs)
+            rows = _prepare_separator(model, codecs, warmup.separator_init)
 
     if on_prepared is not None:
         on_prepared(rows)
@@ -195,7 +195,7 @@ def check_generator(context: RecipeContext, generation: GenerationConfig) -> Non
     ):
         return
 
-    if generation.warmup in ("none", "empty"):
+    if generation.warmup in ("none", "bare", "empty"):
         return
 
     if not section.create(context.resolver).writes_warmups:
@@ -234,9 +234,13 @@ def _create_reference(
             f"The model of `reference_model` has {reference.num_logits} output tokens, but the tokenizer {layout.vocab_size}; it must be a model of the same tokenizer."
         )
 
-    # It is the model before training, whose separator was prepared as well; else the KL
-    # would forbid to end a warmup.
-    _prepare_separator(context, model, codecs)
+    warmup = _get_section(context, "warmup", WarmupSection)
+
+    init = warmup.reference_separator_init
+
+    # A model that never wrote a separator is prepared as the one that is trained; else
+    # the KL would forbid to end a warmup.
+    _prepare_separator(model, codecs, init or warmup.separator_init)
 
     return reference
 
@@ -246,11 +250,10 @@ def _has_reference_section(context: RecipeContext) -> bool:
 
 
 def _prepare_separator(
-    context: RecipeContext, model: Module, codecs: Sequence[TextCodec]
+    model: Module, codecs: Sequence[TextCodec], init: str
 ) -> Sequence[PreparedRow]:
-    warmup = _get_section(context, "warmup", WarmupSection)
-
-    if warmup.separator_init == "none":
+    """:param init: See :attr:`WarmupSection.separator_init`."""
+    if init == "none":
         return ()
 
     begins = {codec.get_begin() for codec in codecs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 import torch
 from fairseq2.datasets import Seq2SeqBatch
@@ -29,13 +29,17 @@ from warmup_plugin.criteria.health import (
 from warmup_plugin.criteria.look import CandidateFinder, Look, Pairs
 from warmup_plugin.criteria.rows import RowBuilder
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.models.conditional import evaluation_mode
+from warmup_plugin.models.conditional import RowLosses, evaluation_mode
 from warmup_plugin.objectives import (
     effective_sample_size,
     entropy_term,
     requires_distinct,
 )
 from warmup_plugin.sampling import enumerates_empty, is_distinct
+
+_WARMUP_LOSS: Final = "warmup_loss"
+
+_PLAIN_LOSS: Final = "plain_loss"
 
 
 @final
@@ -58,6 +62,9 @@ class WarmupCriterion(Criterion):
             context.warmup.num_warmups, context.warmup.max_warmup_len
         )
 
+        # The losses of the two kinds of pairs, if there may be both.
+        self._parts = (_WARMUP_LOSS, _PLAIN_LOSS) if context.plain_directions else ()
+
     @override
     def add_metrics(self, metric_bag: MetricBag) -> None:
         for name in (
@@ -70,6 +77,7 @@ class WarmupCriterion(Criterion):
             "warmup_duplicate",
             "warmup_repetition",
             "warmup_gain",
+            *self._parts,
         ):
             metric_bag.add(name, Mean())
 
@@ -117,7 +125,12 @@ class WarmupCriterion(Criterion):
         if look is not None:
             warmed = pairs.select(warmed_idx)
 
-            update_loss(self._get_losses(look).sum(), warmed.num_targets, metric_bag)
+            update_loss(
+                self._get_losses(look).sum(),
+                warmed.num_targets,
+                metric_bag,
+                part=_WARMUP_LOSS if self._parts else None,
+            )
 
             shares = self._update_metrics(look, metric_bag)
 
@@ -129,6 +142,8 @@ class WarmupCriterion(Criterion):
 
         with record_function("warmup::keep"):
             rows, coefs = self._build_rows(pairs, look, warmed_idx, plain_idx)
+
+        losses = RowLosses() if plain_idx.size(0) > 0 else None
 
         with record_function("warmup::differentiate"):
             # Linear in a and b: its gradient is the objective's by the chain rule. Its
@@ -144,11 +159,19 @@ class WarmupCriterion(Criterion):
                 label_smoothing=context.label_smoothing,
                 passes=self._build_rows.divide(rows),
                 source=source,
+                losses=losses,
             )
 
-        if look is None:
-            # Of plain directions alone it is that of `sft`.
-            update_loss(loss, pairs.num_targets, metric_bag)
+        if losses is not None and losses.target is not None:
+            # Of these it is that of `sft`.
+            is_plain = torch.isin(rows.source_idx, plain_idx)
+
+            update_loss(
+                losses.target[is_plain].sum(),
+                pairs.select(plain_idx).num_targets,
+                metric_bag,
+                part=_PLAIN_LOSS,
+            )
 
         return loss
 
@@ -251,8 +274,6 @@ class WarmupCriterion(Criterion):
 
         warmups: list[list[WeighedWarmup]] = [[] for _ in shown]
 
-        loss = torch.zeros((), device=pairs.target_seqs.device)
-
         if plain_idx.size(0) > 0:
             plain = pairs.select(plain_idx)
 
@@ -260,16 +281,19 @@ class WarmupCriterion(Criterion):
                 plain.source_seqs, plain.source_layout()
             )
 
-            loss = (
-                loss
-                - self._find_candidates.score_plain(
-                    source, plain, with_separator=False
-                ).sum()
+            log_probs = self._find_candidates.score_plain(
+                source, plain, with_separator=False
+            )
+
+            update_loss(
+                -log_probs.sum(), plain.num_targets, metric_bag, part=_PLAIN_LOSS
             )
 
         if warmed_idx.size(0) > 0:
+            warmed = pairs.select(warmed_idx)
+
             look = self._find_candidates(
-                pairs.select(warmed_idx), step_nr, with_plain=True, is_draft=False
+                warmed, step_nr, with_plain=True, is_draft=False
             )
 
             # Only the draws of training are to be timed.
@@ -277,15 +301,18 @@ class WarmupCriterion(Criterion):
 
             self._update_metrics(look, metric_bag)
 
-            loss = loss + self._get_losses(look).sum()
+            update_loss(
+                self._get_losses(look).sum(),
+                warmed.num_targets,
+                metric_bag,
+                part=_WARMUP_LOSS if self._parts else None,
+            )
 
             places = {n: idx for idx, n in enumerate(warmed_idx.tolist())}
 
             warmups = [
                 self._describe(look, places[n]) if n in places else [] for n in shown
             ]
-
-        update_loss(loss, pairs.num_targets, metric_bag)
 
         return warmups
 
@@ -325,7 +352,7 @@ class WarmupCriterion(Criterion):
     @property
     @override
     def smooths_loss(self) -> bool:
-        # That of warmups is reported without; batches of plain directions alone with.
+        # That of warmups is reported without; that of plain directions with.
         context = self._context
 
         return context.label_smoothing > 0.0 and bool(context.plain_directions)
@@ -338,6 +365,15 @@ class WarmupCriterion(Criterion):
         # gain may not have been measured.
         if values.get("warmup_gain") == 0.0:
             del values["warmup_gain"]
+
+        # Steps without such pairs.
+        for name in self._parts:
+            if values.get(name) == 0.0:
+                del values[name]
+
+        # A curve of it would not meet that of the validations.
+        if self.smooths_loss and _PLAIN_LOSS in values:
+            values["smoothed_plain_loss"] = values.pop(_PLAIN_LOSS)
 
         draw_time = self._find_candidates.draw_time
 

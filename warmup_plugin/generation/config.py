@@ -12,7 +12,10 @@ from typing_extensions import override
 
 from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
 
-WARMUP_CHOICES: Final = ("none", "empty", "single", "greedy_then_beam", "sample")
+WARMUP_CHOICES: Final = (
+    *("none", "bare", "empty"),
+    *("single", "greedy_then_beam", "sample"),
+)
 
 RANKINGS: Final = ("log_prob", "marginal", "mbr")
 
@@ -22,7 +25,7 @@ class GenerationConfig(Validatable):
     """Configures the generator ``warmup``: how warmup and output are found."""
 
     warmup: str = "single"
-    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `sample`: ``num_warmups`` warmups are drawn, each with an output of its own, and ``rank_by`` chooses; `empty`: the warmup is empty, so that the output follows the separator at once; `none`: there is no separator either (plain fine-tuning). ``generate`` and ``translate`` take `none` for `empty` where a run has learned it so."""
+    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `sample`: ``num_warmups`` warmups are drawn, each with an output of its own, and ``rank_by`` chooses; `empty`: the warmup is empty, so that the output follows the separator at once; `none`: there is no separator either (plain fine-tuning); `bare`: the same, but the separator has no probability (plain directions, and ``warmup.plain_path`` `bare`). ``generate`` and ``translate`` take `none` for `empty` or `bare` where a run has learned it so."""
 
     max_warmup_len: int = 8
     """The most tokens of a warmup; then the separator is forced. That of training, if a run translates."""
@@ -213,19 +216,22 @@ def create_generation_config(
     *,
     beam_size: int,
     section: GenerationSection | None = None,
+    leaves_separator_out: bool = False,
 ) -> GenerationConfig:
     """
     Creates the settings of one search through all that a model writes.
 
     :param max_warmup_len: ``None`` for a model without warmup, 0 for the empty one.
     :param section: Further settings; its beam is not looked at.
+    :param leaves_separator_out: If ``True``, outputs without separator are learned beside
+        others with one, whose softmax leaves it out.
     """
     options = {} if section is None else section.to_options()
 
     options["beam_size"] = beam_size
 
     if max_warmup_len is None:
-        options["warmup"] = "none"
+        options["warmup"] = "bare" if leaves_separator_out else "none"
     elif max_warmup_len == 0:
         options["warmup"] = "empty"
     else:

@@ -196,7 +196,10 @@ class CTranslate2Generator:
         begun = []
 
         for head, warmup, beginning in zip(heads, warmups, forced):
-            separator = [] if config.warmup == "none" else [self._layout.separator_idx]
+            separator = [self._layout.separator_idx]
+
+            if config.warmup in ("none", "bare"):
+                separator = []
 
             begun.append(head + self._to_names([*warmup, *separator, *beginning]))
 

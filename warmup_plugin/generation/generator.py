@@ -106,14 +106,14 @@ class WarmupGenerator:
     @property
     def has_warmup(self) -> bool:
         """``True`` if a warmup is written before each output."""
-        return self._config.warmup not in ("none", "empty")
+        return self._config.warmup not in ("none", "bare", "empty")
 
     def get_room(self, source_len: int) -> int:
         """Returns the most tokens, EOS included, that a source leaves for its output
         behind the longest warmup; less than 2 is too little."""
         max_warmup_len = None
 
-        if self._config.warmup != "none":
+        if self._config.warmup not in ("none", "bare"):
             max_warmup_len = self._config.max_warmup_len if self.has_warmup else 0
 
         max_row_len = self._model.get_max_target_len(source_len)
@@ -240,7 +240,7 @@ class WarmupGenerator:
     def _generate(self, run: _Run) -> list[list[Hypothesis]]:
         config = self._config
 
-        if config.warmup in ("none", "empty", "single"):
+        if config.warmup in ("none", "bare", "empty", "single"):
             return self._search_all(run)
 
         num_warmups = config.num_warmups if config.warmup == "sample" else 1

@@ -47,6 +47,7 @@ class LabelRanker:
         seed: int,
         max_num_tokens: int,
         truncate: bool = False,
+        leaves_separator_out: bool = False,
     ) -> None:
         """
         :param model: In evaluation mode.
@@ -59,6 +60,7 @@ class LabelRanker:
             label of each warmup is a row.
         :param truncate: If ``True``, a source longer than the model reads is cut;
             encoder-decoders only.
+        :param leaves_separator_out: See :class:`PairScorer`.
 
         :raises WarmupError: If there are not at least two labels, or two that differ by
             nothing that the tokenizer sees.
@@ -75,6 +77,7 @@ class LabelRanker:
         self._num_warmups = num_warmups
         self._max_warmup_len = max_warmup_len
         self._has_separator = has_empty_warmup or num_warmups > 0
+        self._leaves_separator_out = leaves_separator_out or self._has_separator
         self._seed = seed
         self._truncate = truncate
 
@@ -215,7 +218,7 @@ class LabelRanker:
 
         excluded = ExcludedTokens.none(self._device)
 
-        if self._has_separator:
+        if self._leaves_separator_out:
             excluded = self._codec.layout.excluded_tokens(
                 self._model.num_logits, self._device
             )

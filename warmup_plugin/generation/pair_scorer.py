@@ -137,6 +137,7 @@ class PairScorer:
         seed: int,
         max_num_tokens: int,
         truncate: bool = False,
+        leaves_separator_out: bool = False,
     ) -> None:
         """
         :param model: In evaluation mode.
@@ -148,8 +149,11 @@ class PairScorer:
             longest pair; each warmup is a row.
         :param truncate: If ``True``, sources and targets longer than the model reads are
             cut; encoder-decoders only.
+        :param leaves_separator_out: If ``True``, the separator has no probability in an
+            output, also where none stands before it.
         """
         self._truncate = truncate
+        self._leaves_separator_out = leaves_separator_out or has_empty_warmup
         self._model = model
         self._codec = codec
         self._device = device
@@ -287,7 +291,7 @@ class PairScorer:
 
         excluded = ExcludedTokens.none(device)
 
-        if self._has_empty_warmup:
+        if self._leaves_separator_out:
             excluded = layout.excluded_tokens(model.num_logits, device)
 
         # (N)

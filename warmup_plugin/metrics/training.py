@@ -21,6 +21,10 @@ def register_metric_descriptors(container: DependencyContainer) -> None:
     descriptors = [
         # In the place of "NLL Loss", to which it cannot be compared.
         MetricDescriptor("smoothed_loss",     "Label-Smoothed Loss",           100, format_as_float),
+        # Of the pairs of a run with `plain` directions.
+        MetricDescriptor("warmup_loss",       "Loss with Warmups",             101, format_as_float),
+        MetricDescriptor("plain_loss",        "Loss without Warmup",           102, format_as_float),
+        MetricDescriptor("smoothed_plain_loss", "Label-Smoothed Loss without Warmup", 102, format_as_float),
         # Of a validation; fairseq2 has those of BLEU, chrF++ and accuracy.
         MetricDescriptor("ter",               "TER",                           200, format_as_float),
         MetricDescriptor("spbleu",            "spBLEU",                        200, format_as_float, higher_better=True),

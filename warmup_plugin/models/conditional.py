@@ -129,6 +129,19 @@ class RowCoefs:
     """What multiplies log P(y|c,x), fp32. *Shape:* :math:`(B)`."""
 
 
+@final
+class RowLosses:
+    """
+    Is told what each row adds to a loss.
+
+    A class of its own, as :class:`RowCoefs` is.
+    """
+
+    target: Tensor | None = None
+    """v log P(y|c,x), label smoothing included, without gradient; ``None`` before the
+    pass. *Shape:* :math:`(B)`."""
+
+
 class RowDecoder(ABC):
     """Decodes rows one step after the other, remembering their past."""
 
@@ -249,6 +262,7 @@ class ConditionalModel(ABC):
         label_smoothing: float = 0.0,
         passes: Sequence[Tensor] | None = None,
         source: EncodedSource | None = None,
+        losses: RowLosses | None = None,
     ) -> Tensor:
         r"""
         Computes :math:`\sum_b (u_b \log P(c_b|x) + v_b \log P(y|c_b,x))` for the
@@ -266,6 +280,7 @@ class ConditionalModel(ABC):
             :math:`(R)` each.
         :param source: The same sources, if this model has encoded them with gradient;
             not as the wrapper of FSDP, which must be called to encode.
+        :param losses: If given, is told the terms of the second kind.
 
         :returns: *Shape:* scalar.
         """
@@ -502,6 +517,7 @@ class _RowModel(ConditionalModel):
         label_smoothing: float = 0.0,
         passes: Sequence[Tensor] | None = None,
         source: EncodedSource | None = None,
+        losses: RowLosses | None = None,
     ) -> Tensor:
         if source is None:
             source = self.encode(source_seqs, source_layout)
@@ -511,7 +527,16 @@ class _RowModel(ConditionalModel):
         warmup_parts: list[tuple[Tensor, Tensor, Tensor]] = []
         target_parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
-        def collect(hidden: Tensor, flat: _FlatRows, u: Tensor, v: Tensor) -> None:
+        # The rows of the latter.
+        target_rows: list[Tensor] = []
+
+        def collect(
+            hidden: Tensor,
+            flat: _FlatRows,
+            u: Tensor,
+            v: Tensor,
+            row_numbers: Tensor | None = None,
+        ) -> None:
             idx, num_warmup = _list_counted(flat)
 
             hidden, targets = select_items(hidden, idx), flat.targets[idx]
@@ -523,6 +548,11 @@ class _RowModel(ConditionalModel):
                 (target_parts, slice(num_warmup, None), v),
             ):
                 parts.append((hidden[part], targets[part], row_coefs[row_idx[part]]))
+
+            if row_numbers is not None:
+                row_idx = row_numbers[row_idx]
+
+            target_rows.append(row_idx[num_warmup:])
 
         if passes is None:
             flat = _FlatRows(rows)
@@ -548,23 +578,37 @@ class _RowModel(ConditionalModel):
                 context_fn=lambda: (nullcontext(), _gathered(self.module)),
             )
 
-            collect(hidden, flat, u, v)
+            collect(hidden, flat, u, v, part_idx)
 
         # Once for all passes: it holds a gradient of the whole output projection.
         hidden, targets, token_coefs = (
             torch.cat(parts) for parts in zip(*warmup_parts, *target_parts)
         )
 
-        # The loss of a token is minus its log-probability.
-        return -compute_token_loss(
+        num_warmup = sum(part[0].size(0) for part in warmup_parts)
+
+        token_losses: list[Tensor] | None = None if losses is None else []
+
+        loss = compute_token_loss(
             self.final_proj,
             hidden,
             targets,
             token_coefs,
-            num_warmup=sum(part[0].size(0) for part in warmup_parts),
+            num_warmup=num_warmup,
             excluded=excluded,
             label_smoothing=label_smoothing,
+            token_losses=token_losses,
         )
+
+        if losses is not None and token_losses:
+            terms = -torch.cat(token_losses)[num_warmup:]
+
+            zeros = terms.new_zeros(coefs.target.size(0))
+
+            losses.target = zeros.index_add(0, torch.cat(target_rows), terms)
+
+        # The loss of a token is minus its log-probability.
+        return -loss
 
     @property
     @override

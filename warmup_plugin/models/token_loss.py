@@ -96,6 +96,7 @@ class _TokenLoss(torch.autograd.Function):
         num_warmup: int,
         excluded: ExcludedTokens,
         label_smoothing: float,
+        token_losses: list[Tensor] | None,
         *params: Tensor,
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -124,7 +125,7 @@ class _TokenLoss(torch.autograd.Function):
             # In place: the backward of a projection does not need its result.
             logits = raw_logits.detach().float()
 
-            loss, grad = _differentiate(
+            losses, grad = _differentiate(
                 logits,
                 targets[part],
                 coefs[part],
@@ -132,7 +133,10 @@ class _TokenLoss(torch.autograd.Function):
                 0.0 if in_warmup else label_smoothing,
             )
 
-            total += loss
+            total += losses.sum()
+
+            if token_losses is not None:
+                token_losses.append(losses)
 
             grads = torch.autograd.grad(
                 raw_logits, [inputs, *params], grad.to(raw_logits.dtype)
@@ -162,6 +166,7 @@ class _TokenLoss(torch.autograd.Function):
             None,
             None,
             None,
+            None,
             *(g * grad.to(g.dtype) for g in param_grads),
         )
 
@@ -175,6 +180,7 @@ def compute_token_loss(
     num_warmup: int,
     excluded: ExcludedTokens,
     label_smoothing: float,
+    token_losses: list[Tensor] | None = None,
 ) -> Tensor:
     r"""
     Computes :math:`-\sum_p \mathrm{coef}_p \log P(\mathrm{target}_p)`.
@@ -188,6 +194,8 @@ def compute_token_loss(
     :param label_smoothing: As fairseq2's ``cross_entropy`` defines it: of the V tokens
         that are not excluded, the target keeps :math:`1 - \epsilon - \epsilon/(V-1)`,
         and every one gets :math:`\epsilon/(V-1)` besides.
+    :param token_losses: If given, the terms of the sum are added to this list, in their
+        order and without gradient; joined, their *Shape:* is :math:`(P)`.
 
     See :func:`compute_log_probs` for the other parameters.
 
@@ -203,6 +211,7 @@ def compute_token_loss(
         num_warmup,
         excluded,
         label_smoothing,
+        token_losses,
         *params,
     )
 
@@ -241,12 +250,14 @@ def _differentiate(
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """
-    Computes the weighted loss and its derivative with respect to the logits.
+    Computes the weighted losses and the derivative of their sum with respect to the
+    logits.
 
     :param logits: Overwritten by the derivative: every pass over them that is saved
         counts. *Shape:* :math:`(P,V)`.
 
-    :returns: A scalar, and *Shape:* :math:`(P,V)`.
+    :returns: The losses of the positions, *Shape:* :math:`(P)`, and *Shape:*
+        :math:`(P,V)`.
     """
     targets = targets.unsqueeze(1)
     coefs = coefs.unsqueeze(1).to(logits.dtype)
@@ -290,4 +301,4 @@ def _differentiate(
 
     grad.scatter_add_(1, targets, -kept * coefs)
 
-    return (coefs * losses).sum(), grad
+    return (coefs * losses).squeeze(1), grad

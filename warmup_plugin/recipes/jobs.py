@@ -35,8 +35,10 @@ from warmup_plugin.runs.outputs import details_file, scores_file, translation_fi
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.terminal import show
 from warmup_plugin.warmup_lens import (
+    LEAVES_SEPARATOR_OUT,
     get_max_warmup_len,
     has_empty_warmup,
+    leaves_separator_out,
     writes_warmups,
 )
 
@@ -347,7 +349,11 @@ def _get_options(run_config: Mapping[str, Any]) -> object:
 
 
 def _get_warmups(run_config: Mapping[str, Any]) -> object:
-    return writes_warmups(run_config), has_empty_warmup(run_config)
+    return (
+        writes_warmups(run_config),
+        has_empty_warmup(run_config),
+        leaves_separator_out(run_config),
+    )
 
 
 def _prepare_for_ctranslate2(config: dict[str, Any], options: TranslateOptions) -> None:
@@ -428,6 +434,7 @@ def score(options: ScoreOptions) -> int:
         num_warmups=num_warmups,
         max_warmup_len=max_warmup_len,
         has_empty_warmup=has_empty_warmup(run_config),
+        leaves_separator_out=leaves_separator_out(run_config),
     )
 
     if options.seed is not None:
@@ -682,7 +689,11 @@ def load_run_config(
 
     max_warmup_len = get_max_warmup_len(warmup, step_nr)
 
-    warmup = {**warmup, "max_warmup_len": max_warmup_len}
+    warmup = {
+        **warmup,
+        "max_warmup_len": max_warmup_len,
+        LEAVES_SEPARATOR_OUT: run_dir.leaves_separator_out(),
+    }
 
     return {**config, "warmup": warmup}, direction
 
@@ -760,7 +771,7 @@ def create_generation_options(
                     f"`{to_option(name)}` is of no use where labels are ranked, since nothing is written; leave it out, or write outputs with `--no-rank-labels`."
                 )
 
-            if name == "warmup" and value not in ("none", "empty", "sample"):
+            if name == "warmup" and value not in ("none", "bare", "empty", "sample"):
                 raise WarmupError(
                     f"`--warmup {value}` cannot rank labels; use `sample`, which weighs warmups that are drawn, or `none`."
                 )
@@ -781,14 +792,22 @@ def create_generation_options(
     if options["warmup"] == "none" and has_empty_warmup(run_config):
         options["warmup"] = "empty"
 
+    if options["warmup"] == "none" and leaves_separator_out(run_config):
+        options["warmup"] = "bare"
+
     if writes_warmup:
         options.setdefault("max_warmup_len", warmup["max_warmup_len"])
     elif has_warmup:
-        if options["warmup"] != "empty" and "max_warmup_len" not in options:
+        is_without = options["warmup"] in ("bare", "empty")
+
+        if not is_without and "max_warmup_len" not in options:
             raise WarmupError(
                 f"At this checkpoint all warmups are empty (`warmup.len_schedule`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len`."
             )
-    elif options["warmup"] not in ("none", "empty") and "max_warmup_len" not in options:
+    elif (
+        options["warmup"] not in ("none", "bare", "empty")
+        and "max_warmup_len" not in options
+    ):
         raise WarmupError(
             f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
         )

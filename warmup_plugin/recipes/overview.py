@@ -95,7 +95,7 @@ def _describe_criterion(config: TrainConfig, smooths_loss: bool) -> str:
             includes = "includes"
 
             if config.criterion.name == "warmup":
-                includes += " in batches of plain directions alone"
+                includes += " for the pairs of plain directions"
 
         text += f"; label smoothing {smoothing:g}, which the loss shown of training {includes}"
 

@@ -57,6 +57,9 @@ class ScoreConfig(LinesConfig, Validatable):
     has_empty_warmup: bool = False
     """If ``True``, no warmup means the empty one, which the separator ends; else plain fine-tuning."""
 
+    leaves_separator_out: bool = False
+    """If ``True``, the separator has no probability in an output, also where none stands before it."""
+
     seed: int = 2
     """The seed of the draws. A line's draws depend on the seed and its number alone."""
 
@@ -114,6 +117,7 @@ class ScoreRecipe(Recipe):
             num_warmups=config.num_warmups,
             max_warmup_len=config.max_warmup_len,
             has_empty_warmup=config.has_empty_warmup,
+            leaves_separator_out=config.leaves_separator_out,
             seed=config.seed,
             max_num_tokens=config.max_num_tokens,
             truncate=config.truncate,
@@ -140,6 +144,7 @@ class ScoreRecipe(Recipe):
                 num_warmups=config.num_warmups,
                 max_warmup_len=config.max_warmup_len,
                 has_empty_warmup=config.has_empty_warmup,
+                leaves_separator_out=config.leaves_separator_out,
                 seed=config.seed,
             )
 

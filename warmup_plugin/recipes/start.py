@@ -684,10 +684,44 @@ def _complete_warmup(config: TrainConfig) -> WarmupSection:
             "`warmup.plain_path` is `bare`, but with `tokenizer.warmup_lang` an output without the token that ends a warmup would not be told its language; set it to `empty`."
         )
 
+    reference = config.reference_model
+
+    if reference is not None and section.kl_weight > 0.0:
+        section = _fill(
+            section, reference_separator_init=_find_reference_init(config, reference)
+        )
+
     if _knows_separator(config):
         return replace(section, separator_init="none")
 
     return section
+
+
+def _find_reference_init(config: TrainConfig, reference: ReferenceModelSection) -> str:
+    """Finds how the separator of the reference model begins, which need not be the model
+    that training starts from."""
+    if config.tokenizer.warmup_lang is not None:
+        return "none"
+
+    run_dir = None if reference.path is None else _find_run(reference.path)
+
+    if run_dir is not None and _has_learned_separator(run_dir, config):
+        return "none"
+
+    return config.warmup.separator_init
+
+
+def _find_run(path: Path) -> RunDir | None:
+    """Finds the run that a model belongs to, which lies among its checkpoints."""
+    path = path.expanduser().resolve()
+
+    for folder in path.parents:
+        run_dir = RunDir(folder)
+
+        if path.is_relative_to(run_dir.checkpoint_dir) and run_dir.run_file.is_file():
+            return run_dir
+
+    return None
 
 
 def _knows_separator(config: TrainConfig) -> bool:
@@ -700,14 +734,19 @@ def _knows_separator(config: TrainConfig) -> bool:
     if config.init_from is None:
         return config.model.name is None and config.model.path is None
 
-    init_config = read_run_config(RunDir(config.init_from), complete=True)
+    return _has_learned_separator(RunDir(config.init_from), config)
 
-    if not writes_warmups(init_config):
+
+def _has_learned_separator(run_dir: RunDir, config: TrainConfig) -> bool:
+    """Tells whether the model of another run writes the separator of this one."""
+    run_config = read_run_config(run_dir, complete=True)
+
+    if not writes_warmups(run_config):
         return False
 
     # Another one may end its warmups.
     return all(
-        init_config["tokenizer"].get(name) == getattr(config.tokenizer, name)
+        run_config["tokenizer"].get(name) == getattr(config.tokenizer, name)
         for name in ("separator", "warmup_lang")
     )
 

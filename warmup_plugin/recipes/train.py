@@ -75,11 +75,14 @@ class TranslationTrainRecipe(Recipe):
         self,
         stop_signal: StopSignal | None = None,
         comet_workers: CometWorkers | None = None,
+        run_dir: RunDir | None = None,
     ) -> None:
         """
         :param comet_workers: Keeps the models of COMET between validations and for the
             samples of ``mrt``; whoever passes it closes it.
+        :param run_dir: The output directory, if whoever trains writes to it as well.
         """
+        self._run_dir = run_dir
         self._stop_signal = stop_signal or StopSignal()
         self._comet_workers = comet_workers
 
@@ -103,7 +106,7 @@ class TranslationTrainRecipe(Recipe):
 
         gangs = context.gangs
 
-        run_dir = RunDir(context.output_dir)
+        run_dir = self._run_dir or RunDir(context.output_dir)
 
         # Rank 0 has written the tokenizer into the run before it came here.
         gangs.root.barrier()
@@ -123,6 +126,7 @@ class TranslationTrainRecipe(Recipe):
             gangs.root,
             context.get_model,
             reads_prompts=is_decoder_only(context, config.model),
+            stop_signal=self._stop_signal,
         )
 
         train_corpus = corpus_reader.read(config.dataset.train_split, is_training=True)
@@ -191,6 +195,7 @@ class TranslationTrainRecipe(Recipe):
                     max_warmup_len,
                     beam_size=config.validation.beam_size,
                     section=config.generation,
+                    leaves_separator_out=config.criterion.has_warmups,
                 ),
                 num_template_tokens=codec.num_template_tokens,
             )
@@ -360,7 +365,9 @@ def train(args: TrainArguments) -> int:
     """
     stop_signal, comet_workers = StopSignal(), CometWorkers()
 
-    recipe = TranslationTrainRecipe(stop_signal, comet_workers)
+    run_dir = None if args.out is None else RunDir(args.out)
+
+    recipe = TranslationTrainRecipe(stop_signal, comet_workers, run_dir)
 
     runner = RecipeRunner(recipe, TrainConfig)
 
@@ -368,12 +375,10 @@ def train(args: TrainArguments) -> int:
         read_config(TrainConfig, args.config_files, args.settings)
     )
 
-    if args.out is None or args.dump_config:
+    if run_dir is None or args.dump_config:
         runner.resolver.resolve(YamlDumper).dump(unstructure_config(config), sys.stdout)
 
         return 0
-
-    run_dir = RunDir(args.out)
 
     try:
         with (

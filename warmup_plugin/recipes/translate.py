@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, final
 
 import torch
 from fairseq2.logging import log
+from fairseq2.models.family import ModelFamily
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.config import (
     CommonSection,
@@ -324,12 +325,12 @@ class TranslationGenerateRecipe(Recipe):
 
         codec = context.resolver.resolve(TextCodec)
 
-        base_model = context.get_model()
-
         if config.ctranslate2 is None:
-            prepare_model(base_model, config)
+            prepare_model(context.get_model(), config)
 
-        generator = self._get_generator(context, config)
+            generator = self._get_generator(context, config)
+        else:
+            generator = self._create_limits(context, config, codec)
 
         if config.ensemble:
             generator = self._create_ensemble(context, config, generator, codec)
@@ -351,6 +352,7 @@ class TranslationGenerateRecipe(Recipe):
                 num_warmups=generator.config.num_warmups if generator.has_warmup else 0,
                 max_warmup_len=generator.config.max_warmup_len,
                 has_empty_warmup=generator.config.warmup == "empty",
+                leaves_separator_out=generator.config.warmup == "bare",
                 seed=generator.config.seed,
                 max_num_tokens=config.max_num_tokens,
                 truncate=config.truncate,
@@ -440,8 +442,40 @@ class TranslationGenerateRecipe(Recipe):
         if isinstance(generator, (WarmupSeq2SeqGenerator, WarmupSequenceGenerator)):
             return generator.core
 
-        raise WarmupError(
-            f"`{section}.name` is not `warmup`, but only this generator tells warmup and output apart; for plain models set `{section}.config.warmup` to `none`."
+        raise _make_generator_error(section)
+
+    @staticmethod
+    def _create_limits(
+        context: RecipeContext, config: GenerateConfig, codec: TextCodec
+    ) -> WarmupGenerator:
+        """Creates what knows how long texts may be, with a model that has no weights:
+        another library writes, and has its own."""
+        family, model_config = _find_model(context, config.model)
+
+        module = family.create_new_model(
+            model_config,
+            context.gangs,
+            config.model.dtype,
+            meta=True,
+            init_rank0_only=True,
+        )
+
+        refuse_float16(module, config.model.dtype)
+
+        model = create_conditional_model(module)
+
+        section = "seq_generator" if model.reads_prompts else "seq2seq_generator"
+
+        generation = getattr(config, section).config
+
+        if not isinstance(generation, GenerationConfig):
+            raise _make_generator_error(section)
+
+        return WarmupGenerator(
+            model,
+            codec.layout,
+            generation,
+            num_template_tokens=codec.num_template_tokens,
         )
 
     @staticmethod
@@ -550,11 +584,7 @@ def describe_members(members: Sequence[ReferenceModelSection]) -> dict[str, obje
 
 def _load_model(context: RecipeContext, section: ReferenceModelSection) -> Module:
     """Loads a model that the recipe itself does not know."""
-    family = find_family(section.family, context.resolver)
-
-    model_config = context.resolver.resolve(ValueConverter).structure(
-        section.config_overrides, family.config_kls
-    )
+    family, model_config = _find_model(context, section)
 
     assert section.path is not None
 
@@ -567,6 +597,25 @@ def _load_model(context: RecipeContext, section: ReferenceModelSection) -> Modul
         mmap=section.mmap,
         restrict=None,
     )
+
+
+def _make_generator_error(section: str) -> WarmupError:
+    return WarmupError(
+        f"`{section}.name` is not `warmup`, but only this generator tells warmup and output apart; for plain models set `{section}.config.warmup` to `none`."
+    )
+
+
+def _find_model(
+    context: RecipeContext, section: ReferenceModelSection
+) -> tuple[ModelFamily, object]:
+    """Returns the family of a model and its configuration, which a run knows whole."""
+    family = find_family(section.family, context.resolver)
+
+    model_config = context.resolver.resolve(ValueConverter).structure(
+        section.config_overrides, family.config_kls
+    )
+
+    return family, model_config
 
 
 def _show_prompts(lines: Iterator[Line]) -> Iterator[Line]:

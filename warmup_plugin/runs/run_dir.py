@@ -42,6 +42,7 @@ from warmup_plugin.files import (
     write_text_atomically,
 )
 from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
+from warmup_plugin.warmup_lens import writes_warmups
 
 # What runs did before there were these settings, where it is not their default.
 _EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
@@ -53,6 +54,9 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
+
+        # The name and the steps of the card that was written last.
+        self._carded: tuple[str, int, int] | None = None
 
     @property
     def config_file(self) -> Path:
@@ -341,6 +345,21 @@ class RunDir:
 
         return config
 
+    def leaves_separator_out(self) -> bool:
+        """
+        Tells whether the separator had no probability in any output that was learned.
+
+        Plain fine-tuning knows none, and before ``warmup.plain_path`` outputs without
+        separator were learned with it.
+        """
+        config = load_yaml(self.run_file)
+
+        warmup = config.get("warmup")
+
+        knows_setting = isinstance(warmup, dict) and "plain_path" in warmup
+
+        return knows_setting and writes_warmups(self.load_config())
+
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""
         file = self.checkpoint_dir / MODEL_METADATA_FILE
@@ -500,6 +519,14 @@ class RunDir:
         if not self.checkpoint_steps():
             return
 
+        name = name or self.path.name
+
+        best, last = self.find_checkpoint("best"), self.find_checkpoint("last")
+
+        # YAML is slow, and nothing else of a card changes while a run trains.
+        if self._carded == (name, best, last) and self.card_file.is_file():
+            return
+
         family, config = self.load_model_metadata()
 
         tokenizer: dict[str, object] = {}
@@ -516,11 +543,9 @@ class RunDir:
 
         cards = []
 
-        for suffix, which in (("", "best"), ("_last", "last")):
-            step = self.find_checkpoint(which)
-
+        for suffix, step in (("", best), ("_last", last)):
             card = {
-                "name": f"{name or self.path.name}{suffix}",
+                "name": f"{name}{suffix}",
                 "model_family": family,
                 "model_config": config,
                 "checkpoint": f"./checkpoints/step_{step}/model",
@@ -530,6 +555,8 @@ class RunDir:
             cards.append(card)
 
         write_text_atomically(self.card_file, dump_yaml(*cards))
+
+        self._carded = (name, best, last)
 
 
 def _find_origin_file(file: Path) -> Path:

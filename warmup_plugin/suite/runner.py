@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,12 @@ class Outcome:
     status: Status
 
     note: str = ""
+
+    error: str = ""
+    """The last line that a command wrote which failed."""
+
+    cause: str = ""
+    """The step that failed, where this one was skipped because of it."""
 
 
 @final
@@ -93,6 +100,10 @@ class Runner:
         self._say = say
         self._running: list[_Process] = []
         self._outcomes: dict[str, Outcome] = {}
+
+        # By what they need, those that are not told of yet.
+        self._skipped: Counter[str] = Counter()
+
         self.signum: int | None = None
         """The signal that stopped it."""
 
@@ -145,6 +156,14 @@ class Runner:
         while any([self._start_one(step) for step in self._pending[:]]):
             pass
 
+        # One failure may cost the whole grid.
+        for cause, num_skipped in self._skipped.items():
+            what = describe_skipped(num_skipped)
+
+            self._say(f"{self._describe_progress()} {what} `{cause}`: skipped")
+
+        self._skipped.clear()
+
     def _start_one(self, step: Step) -> bool:
         """Returns whether the step has ended at once."""
         for need in step.needs:
@@ -154,7 +173,13 @@ class Runner:
                 return False
 
             if outcome.status not in (Status.DONE, Status.DONE_BEFORE):
-                return self._settle(step, Status.SKIPPED, f"needs `{need.key}`")
+                cause = outcome.cause or need.key
+
+                self._skipped[cause] += 1
+
+                return self._settle(
+                    step, Status.SKIPPED, f"needs `{need.key}`", cause=cause
+                )
 
         if any(other in self._pending for other in step.after):
             return False
@@ -238,29 +263,45 @@ class Runner:
 
             return
 
-        self._settle(step, Status.FAILED, f"exit status {status}")
+        lines = _read_end(process)
 
-        for line in _read_end(process):
+        self._settle(step, Status.FAILED, f"exit status {status}", error=lines[-1])
+
+        for line in lines:
             self._say(f"    {line}")
 
         self._say(f"    log: {step.log_file}")
 
-    def _settle(self, step: Step, status: Status, note: str = "") -> bool:
+    def _settle(
+        self,
+        step: Step,
+        status: Status,
+        note: str = "",
+        *,
+        error: str = "",
+        cause: str = "",
+    ) -> bool:
         if step in self._pending:
             self._pending.remove(step)
 
-        self._outcomes[step.key] = Outcome(step, status, note)
+        self._outcomes[step.key] = Outcome(step, status, note, error, cause)
 
-        # What was done before is not worth a line each.
-        if status is not Status.DONE_BEFORE:
+        # What was done before, or cannot be, is not worth a line each.
+        if status not in (Status.DONE_BEFORE, Status.SKIPPED):
             self._report(step, f"{status.value}{', ' if note else ''}{note}")
 
         return True
 
     def _report(self, step: Step, what: str) -> None:
-        num_ended = len(self._outcomes)
+        self._say(f"{self._describe_progress()} {step.key}: {what}")
 
-        self._say(f"[{num_ended}/{self._num_steps}] {step.key}: {what}")
+    def _describe_progress(self) -> str:
+        return f"[{len(self._outcomes)}/{self._num_steps}]"
+
+
+def describe_skipped(num_skipped: int) -> str:
+    """Counts the steps that cannot be done for want of another."""
+    return "1 step that needs" if num_skipped == 1 else f"{num_skipped} steps that need"
 
 
 def _read_end(process: _Process) -> list[str]:

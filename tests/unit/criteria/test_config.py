@@ -48,6 +48,8 @@ class TestWarmupSection:
             ("draft_steps", -1, "must be greater than or equal to 0."),
             ("plain_path", "none", "must be `empty` or `bare`, but is `none`."),
             ("separator_init", "bos", "must be `eos` or `none`, but is `bos`."),
+            ("separator_init", None, "must be `eos` or `none`, but is `None`."),
+            ("reference_separator_init", "bos", "must be `eos` or `none`, but is "),
             ("len_schedule", [], "must be a list of pairs of step and length"),
             ("len_schedule", [[1, 2, 3]], "must be a list of pairs of step and len"),
         ],

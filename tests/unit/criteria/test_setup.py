@@ -319,6 +319,32 @@ class TestCreateCriterion:
         # It is the model before training, whose separator was prepared as well.
         assert_equal(*get_separator_and_eos(reference))
 
+    @pytest.mark.parametrize("init,reference_init", [("eos", "none"), ("none", "eos")])
+    def test_reference_is_prepared_apart(self, init: str, reference_init: str) -> None:
+        model, reference = create_tiny_model(), create_tiny_model(seed=7)
+
+        old = [get_embedding(m)[SEPARATOR_IDX].clone() for m in (model, reference)]
+
+        context = create_context(
+            model,
+            warmup=WarmupSection(
+                kl_weight=0.1,
+                separator_init=init,
+                reference_separator_init=reference_init,
+            ),
+            reference=reference,
+            reference_model=object(),
+        )
+
+        setup_model(context, model)
+
+        create_criterion(context)
+
+        for m, row, i in zip((model, reference), old, (init, reference_init)):
+            separator, eos = get_separator_and_eos(m)
+
+            assert_equal(separator, eos if i == "eos" else row)
+
     @pytest.mark.parametrize("kind", ["transformer", "llama"])
     def test_gradient_is_that_of_objective(self, kind: str) -> None:
         keep = KeepSection(name="all")

@@ -370,7 +370,7 @@ class TestMetrics:
         assert len(calls) == 2
 
     def test_every_metric_has_a_name_for_people(self) -> None:
-        criterion = create_criterion(create_tiny_model())
+        criterion = create_criterion(create_tiny_model(), plain_directions=["a-b"])
 
         bag = create_metric_bag(criterion)
 
@@ -389,7 +389,9 @@ class TestMetrics:
         others = {name for name in known if name.startswith("sample_")}
 
         assert known - validated - others == added | {
-            *("draw_share", "smoothed_loss", "time_left")
+            *("draw_share", "smoothed_loss", "time_left"),
+            # Which the criterion adds as well, and renames.
+            *("plain_loss", "smoothed_plain_loss"),
         }
 
 

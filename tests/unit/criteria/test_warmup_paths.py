@@ -425,8 +425,11 @@ class TestWithEmpty:
 
 
 class TestPlainDirections:
+    @pytest.mark.parametrize("max_num_tokens", [None, 4])
     @each_kind
-    def test_each_pair_is_learned_as_its_direction_is(self, kind: str) -> None:
+    def test_each_pair_is_learned_as_its_direction_is(
+        self, kind: str, max_num_tokens: int | None
+    ) -> None:
         model, twin = create_twins(kind)
 
         sampler = SpiedSampler(draw_candidates)
@@ -437,6 +440,7 @@ class TestPlainDirections:
             max_warmup_len=2,
             label_smoothing=0.1,
             sft_weight=0.3,
+            max_num_tokens=max_num_tokens,
             plain_directions=["a-b"],
         )
 
@@ -467,8 +471,38 @@ class TestPlainDirections:
 
         assert measure_error(grads, differentiate(twin, expected)) < 1e-4
 
-        # Of warmups the one with them is reported: four tokens.
-        assert metrics["nll_loss"] == pytest.approx(float(loss.detach()) / 4, rel=1e-4)
+        # Each by itself, of four tokens and two, and both.
+        losses = (float(loss.detach()), -float(plain.detach().sum()))
+
+        assert metrics["warmup_loss"] == pytest.approx(losses[0] / 4, rel=1e-4)
+        assert metrics["plain_loss"] == pytest.approx(losses[1] / 2, rel=1e-4)
+
+        assert metrics["nll_loss"] == pytest.approx(sum(losses) / 6, rel=1e-4)
+
+    def test_log_tells_what_the_losses_are(self) -> None:
+        def name_values(label_smoothing: float, **values: object) -> set[str]:
+            criterion = create_criterion(
+                create_tiny_model(),
+                label_smoothing=label_smoothing,
+                plain_directions=["a-b"],
+            )
+
+            criterion.process_metric_values(values, 0.0)
+
+            return set(values)
+
+        both = {"warmup_loss": 1.0, "plain_loss": 2.0}
+
+        assert name_values(0.0, **both) == {"warmup_loss", "plain_loss"}
+        assert name_values(0.1, **both) == {"warmup_loss", "smoothed_plain_loss"}
+
+        # The mean of nothing.
+        assert name_values(0.1, warmup_loss=1.0, plain_loss=0.0) == {"warmup_loss"}
+
+    def test_run_without_them_has_one_loss(self) -> None:
+        bag = create_metric_bag(create_criterion(create_tiny_model()))
+
+        assert [name for name in bag.metrics if name.endswith("_loss")] == ["nll_loss"]
 
     @each_kind
     def test_batch_may_be_plain(self, kind: str) -> None:
@@ -549,9 +583,12 @@ class TestPlainDirections:
                 twin, SOURCES[:1], TARGETS[:1], with_separator=False
             )
 
-        loss = marginal_loss(a, b, candidates.proposal_log_probs) - plain
+        loss = marginal_loss(a, b, candidates.proposal_log_probs)
 
-        assert metrics["nll_loss"] == pytest.approx(float(loss) / 6, rel=1e-4)
+        assert metrics["warmup_loss"] == pytest.approx(float(loss) / 2, rel=1e-4)
+        assert metrics["plain_loss"] == pytest.approx(-float(plain) / 4, rel=1e-4)
+
+        assert metrics["nll_loss"] == pytest.approx(float(loss - plain) / 6, rel=1e-4)
 
         # Those of the second source, of which the first has none.
         assert warmups[0] == []

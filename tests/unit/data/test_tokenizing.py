@@ -21,6 +21,8 @@ from tests.unit.data.words import (
     WordCodec,
     make_pairs,
 )
+from warmup_plugin import cores
+from warmup_plugin.cores import count_cores
 from warmup_plugin.data import tokenizing
 from warmup_plugin.data.corpus import (
     Corpus,
@@ -390,8 +392,18 @@ class _PidCodec(WordCodec):
 
 
 def test_count_processes_shares_cores() -> None:
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = count_cores()
 
     assert count_processes() == num_cores
     assert count_processes(num_cores) == 1
     assert count_processes(10 * num_cores) == 1
+
+
+def test_count_processes_knows_limit_of_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(cores, "find_cpu_quota", lambda root: 6.0)
+
+    assert count_processes() == 6
+    assert count_processes(2) == 3

@@ -18,7 +18,10 @@ class TestGenerationConfig:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"warmup": "two"}, "`warmup` must be one of none, empty, single, greed"),
+            (
+                {"warmup": "two"},
+                "`warmup` must be one of none, bare, empty, single, gr",
+            ),
             ({"warmup": "sample", "rank_by": "x"}, "`rank_by` must be one of log_prob"),
             ({"rank_by": "mbr"}, "only `warmup=sample` has several warmups"),
             ({"max_warmup_len": 0}, "`max_warmup_len` must be greater than or equal"),

@@ -130,6 +130,7 @@ def score_sequences(
     *,
     prefix: Sequence[int] = (BOS_IDX,),
     max_warmup_len: int | None,
+    leaves_separator_out: bool = False,
 ) -> Tensor:
     """
     Computes log P(c|x) + log P(y|c,x) of sequences of one source. *Shape:*
@@ -164,7 +165,7 @@ def score_sequences(
 
     excluded = layout.excluded_tokens(wrapper.num_logits, device)
 
-    if max_warmup_len is None:
+    if max_warmup_len is None and not leaves_separator_out:
         # Plain fine-tuning.
         excluded = ExcludedTokens.none(device)
 
@@ -632,6 +633,37 @@ class TestSearch:
 
         assert hypothesis.log_prob == pytest.approx(expected, abs=1e-5)
         assert hypothesis.score == pytest.approx(expected / 9, abs=1e-5)
+
+    @each_model
+    def test_output_without_separator_is_as_likely_as_it_was_learned(
+        self, kind: str
+    ) -> None:
+        model = CREATE_MODEL[kind](num_layers=2, seed=5)
+
+        scores = {}
+
+        for warmup in ("none", "bare"):
+            config = create_config(warmup=warmup, beam_size=1, max_len_b=4)
+
+            [[hypothesis]] = generate(model, config, sources=SOURCES[:1])
+
+            assert hypothesis.warmup == [] and hypothesis.warmup_log_prob == 0.0
+
+            scores[warmup] = (hypothesis.target, hypothesis.log_prob)
+
+            expected = score_sequences(
+                model,
+                SOURCES[0],
+                [[]],
+                [hypothesis.target],
+                max_warmup_len=None,
+                leaves_separator_out=warmup == "bare",
+            )
+
+            assert hypothesis.log_prob == pytest.approx(float(expected), abs=1e-4)
+
+        assert scores["bare"][0] == scores["none"][0]
+        assert scores["bare"][1] > scores["none"][1]
 
     def test_wider_beam_escapes_garden_path(self) -> None:
         def mislead(past: list[int]) -> dict[int, float]:

@@ -40,6 +40,12 @@ LINES = [
 
 MODELS = pytest.mark.parametrize("create_model", [create_tiny_model, create_tiny_lm])
 
+PLAIN_PATHS = pytest.mark.parametrize(
+    "has_empty_warmup,leaves_separator_out",
+    [(True, False), (False, True), (False, False)],
+    ids=["empty", "bare", "none"],
+)
+
 
 def create(kind: Any, model: Model, *args: object, **options: Any) -> Any:
     wrapper = create_conditional_model(model.eval())
@@ -69,19 +75,21 @@ def rank(
 
 class TestLabelRanker:
     @MODELS
-    @pytest.mark.parametrize("has_empty_warmup", [True, False])
+    @PLAIN_PATHS
     @pytest.mark.parametrize("num_warmups", [0, 3])
     def test_scores_are_those_of_pairs(
         self,
         create_model: Callable[[], Model],
         num_warmups: int,
         has_empty_warmup: bool,
+        leaves_separator_out: bool,
     ) -> None:
         model = create_model()
 
         options: dict[str, Any] = {
             "num_warmups": num_warmups,
             "has_empty_warmup": has_empty_warmup,
+            "leaves_separator_out": leaves_separator_out,
         }
 
         scorer = create(PairScorer, model, **options)
@@ -113,14 +121,21 @@ class TestLabelRanker:
             assert sum(h["weight"] for h in line_hypotheses) == pytest.approx(1.0)
 
     @MODELS
-    @pytest.mark.parametrize("has_empty_warmup", [True, False])
+    @PLAIN_PATHS
     def test_scores_without_warmup_are_those_of_model(
-        self, create_model: Callable[[], Model], has_empty_warmup: bool
+        self,
+        create_model: Callable[[], Model],
+        has_empty_warmup: bool,
+        leaves_separator_out: bool,
     ) -> None:
         model = create_model()
 
         [hypotheses] = rank(
-            model, LINES[:1], num_warmups=0, has_empty_warmup=has_empty_warmup
+            model,
+            LINES[:1],
+            num_warmups=0,
+            has_empty_warmup=has_empty_warmup,
+            leaves_separator_out=leaves_separator_out,
         )
 
         words = [int(word) for word in LINES[0].source.split()]
@@ -141,7 +156,7 @@ class TestLabelRanker:
 
             logits = logits[len(given) - 1 :]
 
-            if has_empty_warmup:
+            if has_empty_warmup or leaves_separator_out:
                 # y is learned without the separator.
                 logits[:, SEPARATOR_IDX] = -torch.inf
 

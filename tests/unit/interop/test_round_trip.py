@@ -19,6 +19,7 @@ import pytest
 import torch
 from fairseq2.device import CPU
 from fairseq2.gang import create_fake_gangs
+from fairseq2.models.family import StandardModelFamily
 from fairseq2.nn import BatchLayout
 from torch import Tensor
 
@@ -378,6 +379,7 @@ class TestBackend:
         run: tuple[Case, str, Path],
         tmp_path: Path,
         capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         case, criterion, run_dir = run
 
@@ -427,6 +429,12 @@ class TestBackend:
         folder = run_dir / "ctranslate2"
 
         inode = folder.stat().st_ino
+
+        def refuse(*args: object, **kwargs: object) -> None:
+            raise AssertionError("the weights are read though another library writes")
+
+        for name in ("load_model", "load_custom_model"):
+            monkeypatch.setattr(StandardModelFamily, name, refuse)
 
         output = translate("ctranslate2", "--beam-size", "3", "--num-best", "2")
 

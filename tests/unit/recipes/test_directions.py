@@ -437,6 +437,37 @@ def test_nllb_reads_reversed_folder_and_writes_each_language(
     assert "deu_Latn to eng_Latn" in (tmp_path / "hf" / "README.md").read_text("utf-8")
 
 
+def test_score_is_what_was_validated(tmp_path: Path, scratch_options: Options) -> None:
+    options: Options = {
+        **scratch_options,
+        "dataset.directions": "{src-tgt: {}, tgt-src: {plain: true}}",
+        "regime.num_steps": 2,
+        "regime.validate_every_n_steps": 2,
+        "regime.checkpoint_every_n_steps": 2,
+    }
+
+    out = tmp_path / "run"
+
+    assert train.main(to_args(out, options)) == 0
+
+    [row] = read_metrics(out, "valid/valid.jsonl")
+
+    args = [str(out), "--direction", "tgt-src", "--split", "valid"]
+
+    assert run_command(["score", *args]) == 0
+
+    file = out / "score" / "valid.tgt-src.best.jsonl"
+
+    records = list(map(json.loads, file.read_text("utf-8").splitlines()))
+
+    num_tokens = sum(record["num_target_tokens"] for record in records)
+
+    loss = -sum(record["log_prob"] for record in records) / num_tokens
+
+    # The separator, one token of 120, has no part in either.
+    assert row["Loss without Warmup"] == pytest.approx(loss, rel=1e-4)
+
+
 @pytest.mark.parametrize("warmup", ["none", "single", "sample"])
 def test_what_is_generated_depends_on_the_prefix_of_its_own_row(warmup: str) -> None:
     model = create_conditional_model(create_tiny_model())

@@ -225,10 +225,15 @@ class TestWarmupOption:
         plain_path: str = "empty",
         max_warmup_len: int = 6,
         ranks_labels: bool = False,
+        leaves_separator_out: bool = False,
     ) -> tuple[object, object]:
         config = {
             "criterion": {"name": criterion},
-            "warmup": {"plain_path": plain_path, "max_warmup_len": max_warmup_len},
+            "warmup": {
+                "plain_path": plain_path,
+                "max_warmup_len": max_warmup_len,
+                "leaves_separator_out": leaves_separator_out,
+            },
             "generation": {},
         }
 
@@ -246,6 +251,50 @@ class TestWarmupOption:
         assert self.complete({"warmup": "empty"})[0] == "empty"
 
         assert self.complete({"warmup": "none"}, plain_path="bare")[0] == "none"
+
+    @pytest.mark.parametrize("ranks_labels", [False, True])
+    def test_none_has_the_softmax_that_run_has_learned(
+        self, ranks_labels: bool
+    ) -> None:
+        complete = partial(
+            self.complete, ranks_labels=ranks_labels, leaves_separator_out=True
+        )
+
+        given: dict[str, object] = {"warmup": "none"}
+
+        assert complete(given, plain_path="bare")[0] == "bare"
+        assert complete(given, plain_path="empty")[0] == "empty"
+
+        # As the config of a plain direction is.
+        assert complete({}, criterion="sft")[0] == "bare"
+
+        # Asked for by its name.
+        assert self.complete({"warmup": "bare"}, criterion="sft")[0] == "bare"
+        assert complete({"warmup": "bare"}, max_warmup_len=0)[0] == "bare"
+
+    def test_softmax_is_known_of_runs_by_their_records(
+        self, tmp_path: Path, sft_run: Path, warmup_run: Path
+    ) -> None:
+        def knows(run_dir: Path) -> object:
+            options = JobOptions(run_dir=run_dir, checkpoint="last")
+
+            return load_run_config(options)[0]["warmup"]["leaves_separator_out"]
+
+        assert knows(warmup_run) is True
+        assert knows(sft_run) is False
+
+        out = tmp_path / "run"
+
+        shutil.copytree(warmup_run, out)
+
+        config: Any = load_yaml(out / "run.yaml")
+
+        # One of an earlier version, which had the separator in it.
+        del config["warmup"]["plain_path"]
+
+        (out / "run.yaml").write_text(dump_yaml(config))
+
+        assert knows(out) is False
 
     def test_ranking_without_warmup_is_that_of_the_empty_one(self) -> None:
         for warmup in ("none", "empty"):
@@ -562,7 +611,7 @@ class TestBadInput:
             (["--warmup", "greedy-beam"], "`--max-warmup-len`"),
             (
                 ["--warmup", "greedy-beam", "--max-warmup-len", "3"],
-                "`--warmup` must be one of none, empty, single, greedy_then_beam, sample, but is `greedy-beam`",
+                "`--warmup` must be one of none, bare, empty, single, greedy_then_beam, sample, but is `greedy-beam`",
             ),
             (["--rank-by", "mbr"], "but only `--warmup sample` has several warmups"),
             (["--rank-by", "cometkiwi"], "`--rank-by cometkiwi` ranks one output; add"),

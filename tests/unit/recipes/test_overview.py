@@ -51,7 +51,7 @@ class TestDescribeTraining:
         )
 
         assert describe(config)[1].endswith(
-            ", which the loss shown of training includes in batches of plain directions alone."
+            ", which the loss shown of training includes for the pairs of plain directions."
         )
 
         config.criterion.label_smoothing = 0.0

@@ -37,7 +37,39 @@ class TestStructure:
                 "`regime.num_step` is not known; did you mean `regime.num_steps`\\?$",
             ),
             ("optimizer.config.foo=1", "`optimizer.config.foo` is not known"),
-            ("criterion.config.foo=1", "`criterion` takes no settings, but has `foo`"),
+            (
+                "criterion.config.foo=1",
+                "`criterion.config` takes no settings, but has `criterion.config.foo`; ",
+            ),
+            (
+                "criterion={name: mrt, config: {num_sample: 1}}",
+                "`criterion.config.num_sample` is not known; did you mean `criterion.config.num_samples`\\?$",
+            ),
+            (
+                "criterion={name: mrt, config: {metric: {config: {foo: 1}}}}",
+                "`criterion.config.metric.config` takes no settings, but has `criterion.config.metric.config.foo`; ",
+            ),
+            (
+                "criterion={name: mrt, config: {metric: {name: comet, config: {mode: x}}}}",
+                "`criterion.config.metric.config.mode` is not known; did you mean `criterion.config.metric.config.model`\\?$",
+            ),
+            (
+                "warmup.sampler.config.top_=1",
+                "`warmup.sampler.config.top_` is not known; did you mean `warmup.sampler.config.top_",
+            ),
+            ("lr_scheduler.config.foo=1", "`lr_scheduler.config.foo` is not known"),
+            (
+                "optimizer.config.groups=[{lrr: 1}]",
+                "`optimizer.config.groups\\[0\\].lrr` is not known; did you mean `optimizer.config.groups\\[0\\].lr`\\?$",
+            ),
+            (
+                "dataset.directions={a-b: {plai: 1}}",
+                "`dataset.directions.a-b.plai` is not known; did you mean `dataset.directions.a-b.plain`\\?$",
+            ),
+            (
+                "optimizer.config.betas=[0.9, x]",
+                "`optimizer.config.betas\\[1\\]` must be a number",
+            ),
             ("regime.num_steps=x", "`regime.num_steps`.* must be a whole number"),
             ("regime.num_steps=0", "^`regime.num_steps` must be greater than"),
             ("task.name=nope", "^`task.name` is `nope`, which is not registered"),

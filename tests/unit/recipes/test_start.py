@@ -750,6 +750,51 @@ class TestSeparator:
 
         assert self.get_init(tmp_path / "run", options) == "none"
 
+    @pytest.mark.parametrize(
+        "init,reference,given,expected",
+        [
+            # Each by whether its run writes warmups.
+            ("sft", "warmup", None, ("eos", "none")),
+            ("warmup", "sft", None, ("none", "eos")),
+            ("sft", None, None, ("eos", "eos")),
+            ("warmup", None, None, ("none", "none")),
+            ("sft", "warmup", "eos", ("eos", "eos")),
+        ],
+    )
+    def test_reference_is_prepared_if_it_never_wrote_one(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        sft_run: Path,
+        warmup_run: Path,
+        init: str,
+        reference: str | None,
+        given: str | None,
+        expected: tuple[str, str],
+    ) -> None:
+        runs = {"sft": sft_run, "warmup": warmup_run}
+
+        options = tiny_options(
+            text_folder,
+            None,
+            criterion__name="warmup",
+            init_from=runs[init],
+            warmup__kl_weight=0.1,
+            warmup__reference_separator_init=given,
+        )
+
+        if reference is not None:
+            path = RunDir(runs[reference]).model_path(2)
+
+            options["reference_model"] = f"{{path: {path}, family: nllb}}"
+
+        warmup = start(tmp_path / "run", options)["warmup"]
+
+        assert expected == (
+            warmup["separator_init"],
+            warmup["reference_separator_init"],
+        )
+
     def test_run_resumes_with_what_it_was_begun_with(
         self, tmp_path: Path, text_folder: Path, sft_run: Path
     ) -> None:

@@ -251,6 +251,32 @@ class TestWriteCard:
 
         assert "tokenizer" not in run_dir.card_file.read_text()
 
+    def test_call_writes_what_has_changed(self, run_dir: RunDir) -> None:
+        def is_written(**options: str) -> bool:
+            file = run_dir.card_file
+
+            before = file.stat().st_ino if file.is_file() else None
+
+            run_dir.write_card(**options)
+
+            # It is replaced.
+            return file.stat().st_ino != before
+
+        assert is_written() and not is_written()
+
+        # The last checkpoint is the best one now.
+        (run_dir.checkpoint_dir / "scores" / "step_8.txt").write_text("99.0")
+
+        assert is_written() and not is_written()
+
+        assert run_dir.card_file.read_text().count("step_8/model") == 2
+
+        assert is_written(name="mine")
+
+        run_dir.card_file.unlink()
+
+        assert is_written(name="mine")
+
     def test_call_does_nothing_when_there_is_no_checkpoint(
         self, tmp_path: Path
     ) -> None:

@@ -245,6 +245,10 @@ def _get_sets(
 
             documents = files[0].with_suffix(DOCUMENT_SUFFIX)
 
+            # Training splits have none.
+            if part != "train" and documents.is_file():
+                _check_documents(documents, files[0])
+
             sets[name] = _Set(
                 name=name,
                 corpus=Corpus(files),
@@ -327,6 +331,18 @@ def get_recipe_of_year(
             )
 
     return recipe
+
+
+def _check_documents(documents: Path, text: Path) -> None:
+    """
+    :raises WarmupError: If a file does not name a document for each line of a text.
+    """
+    num_documents, num_lines = len(read_lines(documents)), len(read_lines(text))
+
+    if num_documents != num_lines:
+        raise WarmupError(
+            f"`{documents}` names the documents of {num_documents:,} lines, but `{text}` has {num_lines:,}: correct it, or rename it to do without."
+        )
 
 
 def find_local_set(name: str, source_lang: str, target_lang: str) -> list[Path] | None:

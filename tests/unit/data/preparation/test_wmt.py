@@ -380,6 +380,52 @@ class TestPrepareLocalFiles:
 
         assert not tmp_path.joinpath("downloads").exists()
 
+    @pytest.mark.parametrize("part", ["valid", "test", "train"])
+    def test_documents_of_other_lines_are_refused(
+        self, tmp_path: Path, no_mtdata: Mtdata, part: str
+    ) -> None:
+        texts = {"train": 3, "valid": 2, "test": 2}
+
+        sets = {
+            name: write_set(
+                tmp_path,
+                name,
+                en="".join(f"{name} {n}.\n" for n in range(num)),
+                de="".join(f"{name} ist {n}.\n" for n in range(num)),
+            )
+            for name, num in texts.items()
+        }
+
+        recipe = WmtRecipe(
+            train=[sets["train"]], valid=[sets["valid"]], test=[sets["test"]]
+        )
+
+        file = Path(f"{sets[part]}.docid")
+
+        file.write_text("d1\n")
+
+        out = tmp_path / "out"
+
+        # Nobody copies that of a training set.
+        if part == "train":
+            run(out, no_mtdata, recipe)
+
+            return
+
+        with pytest.raises(
+            WarmupError,
+            match=f"^`{file}` names the documents of 1 lines, but `{sets[part]}.en` has 2: ",
+        ):
+            run(out, no_mtdata, recipe)
+
+        assert not out.exists() or list(out.iterdir()) == []
+
+        file.write_text("d1\nd2\n")
+
+        run(out, no_mtdata, recipe)
+
+        assert (out / f"{part}.docid").read_text() == "d1\nd2\n"
+
     def test_call_takes_sets_of_sacrebleu(
         self, tmp_path: Path, no_mtdata: Mtdata, monkeypatch: pytest.MonkeyPatch
     ) -> None:
