@@ -50,6 +50,15 @@ class DecoderLayout:
     unk_idx: int | None = None
     """The token that stands for what the vocabulary does not hold."""
 
+    ends_like_text: bool = False
+    """If ``True``, a warmup ends where a text would: the separator has the probability
+    of EOS, and is read, but never learned to be written; see ``tokenizer.warmup_end``."""
+
+    @property
+    def warmup_end_idx(self) -> int:
+        """The token whose logit decides whether a warmup ends."""
+        return self.eos_idx if self.ends_like_text else self.separator_idx
+
     def room(self, max_row_len: int, max_warmup_len: int | None) -> int:
         """
         Returns the most tokens of y and EOS together behind the longest warmup.
@@ -80,9 +89,25 @@ class DecoderLayout:
         """
         padding = range(self.vocab_size, num_logits)
 
+        in_warmup = {*self.banned_in_warmup, self.separator_idx} - {self.warmup_end_idx}
+
         return ExcludedTokens(
-            torch.tensor([*self.banned_in_warmup, *padding], device=device),
+            torch.tensor([*sorted(in_warmup), *padding], device=device),
             torch.tensor([self.separator_idx], device=device),
+        )
+
+    def warmup_tokens(self, num_logits: int, device: torch.device) -> WarmupTokens:
+        """
+        Returns what restricts logits to the tokens of a warmup, for whoever writes one.
+
+        :param num_logits: See :meth:`excluded_tokens`.
+        """
+        padding = range(self.vocab_size, num_logits)
+
+        return WarmupTokens(
+            torch.tensor([*self.banned_in_warmup, *padding], device=device),
+            self.separator_idx,
+            self.warmup_end_idx,
         )
 
     def unwritten_tokens(self, num_logits: int, device: torch.device) -> ExcludedTokens:
@@ -121,6 +146,31 @@ class ExcludedTokens:
         nothing = torch.zeros(0, dtype=torch.long, device=device)
 
         return ExcludedTokens(nothing, nothing)
+
+
+@final
+@dataclass(frozen=True)
+class WarmupTokens:
+    """Restricts logits to the tokens that a warmup is written with, its end included."""
+
+    banned: Tensor
+    """*Shape:* :math:`(X)`."""
+
+    separator_idx: int
+
+    end_idx: int
+    """The token whose logit the separator has."""
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """
+        Restricts logits, in place.
+
+        :param logits: *Shape:* :math:`(B,V)`.
+        """
+        if self.end_idx != self.separator_idx:
+            logits[:, self.separator_idx] = logits[:, self.end_idx]
+
+        return logits.index_fill_(1, self.banned, -torch.inf)
 
 
 @final
@@ -248,11 +298,16 @@ def join_rows(
 
     target_mask = (at >= learned_at) & in_row
 
+    predicted = seqs
+
+    if layout.ends_like_text:
+        predicted = torch.where(is_separator, layout.eos_idx, seqs)
+
     # The last token of a row is only ever predicted.
     return DecoderRows(
         seqs=seqs[:, :-1],
         seq_lens=(end - 1).squeeze(1).tolist(),
-        targets=seqs[:, 1:],
+        targets=predicted[:, 1:],
         warmup_mask=warmup_mask[:, 1:],
         target_mask=target_mask[:, 1:],
         source_idx=source_idx,

@@ -261,7 +261,11 @@ def _prepare_separator(
     layout = codecs[0].layout
 
     return prepare_separator(
-        model, layout.separator_idx, layout.eos_idx, sorted(begins)
+        model,
+        layout.separator_idx,
+        layout.eos_idx,
+        sorted(begins),
+        ends_like_text=layout.ends_like_text,
     )
 
 

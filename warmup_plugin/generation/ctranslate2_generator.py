@@ -133,7 +133,11 @@ class CTranslate2Generator:
 
         never = {layout.unk_idx} if ban_unk and layout.unk_idx is not None else set()
 
-        self._banned_in_warmup = self._list_banned({*layout.banned_in_warmup, *never})
+        # It calls what is written last an end, which the separator may stand for.
+        self._banned_in_warmup = self._list_banned(
+            {*layout.banned_in_warmup, layout.separator_idx, *never}
+            - {layout.warmup_end_idx}
+        )
         self._banned_in_target = self._list_banned(
             {*layout.banned_in_target, layout.separator_idx, *never} - {layout.eos_idx}
         )
@@ -187,7 +191,7 @@ class CTranslate2Generator:
                 sources,
                 heads,
                 [config.max_warmup_len] * len(sources),
-                end_idx=self._layout.separator_idx,
+                end_idx=self._layout.warmup_end_idx,
                 banned=self._banned_in_warmup,
             )
 

@@ -137,14 +137,14 @@ def write_warmups(
 
     device = logits.device
 
-    banned = layout.excluded_tokens(num_logits, device).in_warmup
+    allowed = layout.warmup_tokens(num_logits, device)
 
     seqs, token_log_probs = [], []
 
     done = torch.zeros(num_rows, dtype=torch.bool, device=device)
 
     for step_nr in range(max_warmup_len):
-        logits = logits.float().index_fill_(1, banned, -torch.inf)
+        logits = allowed.restrict(logits.float())
 
         # (M)
         tokens = pick(logits, None, step_nr)
@@ -859,7 +859,7 @@ class _Ranking:
         tokens allowed there; an output is learned with all tokens but the separator.
         """
         if self._knows_separator:
-            separators = logits[:, self._layout.separator_idx]
+            separators = logits[:, self._layout.warmup_end_idx]
 
             logits[:, self._layout.separator_idx] = separators.masked_fill(
                 in_target, -torch.inf

@@ -263,6 +263,7 @@ def export_run(
                 ),
                 cut_share=cut_share,
                 warmup_lang=options.warmup_lang,
+                ends_like_text=codec.layout.ends_like_text,
                 has_adapter=parts is not None,
             ),
         )

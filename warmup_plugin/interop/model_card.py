@@ -55,6 +55,9 @@ class ModelCard:
     warmup_lang: str | None = None
     """The language whose token begins a warmup, if it is not that of the targets."""
 
+    ends_like_text: bool = False
+    """Whether the probability of EOS ends a warmup."""
+
     has_adapter: bool = False
     """If ``True``, the model is the base of an adapter beside it."""
 
@@ -126,6 +129,17 @@ def _describe_output(card: ModelCard) -> list[str]:
         "Split by the id before decoding; `skip_special_tokens=True` would join both. transformers and CTranslate2 do not hold a warmup to its form by themselves: EOS must not end it, its limit must, and the output holds no separator. The code below does so; without it what is written is no translation if the model did not learn to end a warmup.",
         *_describe_cuts(card),
         *pivot,
+        *_describe_end(card),
+    ]
+
+
+def _describe_end(card: ModelCard) -> list[str]:
+    if not card.ends_like_text:
+        return []
+
+    return [
+        "",
+        f"The model has learned to end a warmup as it ends a text, by EOS: the probability of EOS is that of `{card.separator}`, which is put in its place.",
     ]
 
 
@@ -192,6 +206,11 @@ def _write_example(card: ModelCard) -> list[str]:
         "            if separator in tokens:",
         "                scores[row, separator] = -float('inf')",
         "            elif len(tokens) < limit:",
+        *(
+            ["                scores[row, separator] = scores[row, eos]"]
+            if card.ends_like_text
+            else []
+        ),
         "                scores[row, eos] = -float('inf')",
         "            else:",
         "                scores[row] = -float('inf')",
@@ -268,7 +287,9 @@ def _write_ct2_example(card: ModelCard) -> list[str]:
         "",
     ]
 
-    warmup_settings = "beam_size=1, end_token=separator, suppress_sequences=[*never, [eos]], {limit}=limit"
+    end, other = ("eos", "separator") if card.ends_like_text else ("separator", "eos")
+
+    warmup_settings = f"beam_size=1, end_token={end}, suppress_sequences=[*never, [{other}]], {{limit}}=limit"
 
     if card.is_decoder_only:
         settings = warmup_settings.format(limit="max_length")
@@ -279,7 +300,7 @@ def _write_ct2_example(card: ModelCard) -> list[str]:
             "",
             "if limit > 0:",
             f"    [result] = engine.{call}([source], include_prompt_in_result=False, {settings})",
-            "    warmup = [t for t in result.sequences[0] if t != separator]",
+            f"    warmup = [t for t in result.sequences[0] if t != {end}]",
             "",
             f"[result] = engine.{call}([[*source, *warmup, separator]], beam_size=1, include_prompt_in_result=False, suppress_sequences=[*never, [separator]], max_length=model.generation_config.max_new_tokens)",
             "",
@@ -304,7 +325,7 @@ def _write_ct2_example(card: ModelCard) -> list[str]:
         "",
         "if limit > 0:",
         f"    [result] = engine.{call}([source], target_prefix=[prefix], {settings})",
-        "    warmup = [t for t in result.hypotheses[0][len(prefix) :] if t != separator]",
+        f"    warmup = [t for t in result.hypotheses[0][len(prefix) :] if t != {end}]",
         "",
         "prefix = [*prefix, *warmup, separator]",
         "",

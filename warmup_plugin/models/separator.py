@@ -38,7 +38,12 @@ def has_tied_embeddings(model: Module) -> bool:
 
 
 def prepare_separator(
-    model: Module, separator_idx: int, eos_idx: int, begin_indices: Sequence[int]
+    model: Module,
+    separator_idx: int,
+    eos_idx: int,
+    begin_indices: Sequence[int],
+    *,
+    ends_like_text: bool = False,
 ) -> list[PreparedRow]:
     """
     Makes the separator look like what it stands for, in a model that never wrote it.
@@ -54,10 +59,20 @@ def prepare_separator(
     :param model: A ``TransformerModel`` or ``TransformerLM``, before a data parallel
         wrapper is put around it.
     :param begin_indices: The tokens that targets follow; of several the mean is taken.
+    :param ends_like_text: If ``True``, the separator is only read, see
+        :class:`~warmup_plugin.DecoderLayout`: its row is that of the token before a
+        target, and no more.
 
     :returns: What :func:`prepare_rows` does the same to the weights of the model by.
     """
-    rows = list(_list_rows(model, separator_idx, eos_idx, begin_indices))
+    rows = list(
+        _list_rows(
+            model,
+            separator_idx,
+            None if ends_like_text else eos_idx,
+            begin_indices,
+        )
+    )
 
     # Tied ones under each of their names.
     prepare_rows(model.state_dict(), rows)
@@ -66,7 +81,10 @@ def prepare_separator(
 
 
 def _list_rows(
-    model: Module, separator_idx: int, eos_idx: int, begin_indices: Sequence[int]
+    model: Module,
+    separator_idx: int,
+    eos_idx: int | None,
+    begin_indices: Sequence[int],
 ) -> Iterator[PreparedRow]:
     frontend, proj = cast(Any, model).decoder_frontend, cast(Any, model).final_proj
 
@@ -78,11 +96,12 @@ def _list_rows(
 
         return PreparedRow(names, separator_idx, list(mean_of))
 
-    for weight in (proj.weight, proj.bias):
-        if weight is not None:
-            yield describe(weight, [eos_idx])
+    if eos_idx is not None:
+        for weight in (proj.weight, proj.bias):
+            if weight is not None:
+                yield describe(weight, [eos_idx])
 
-    if not has_tied_embeddings(model):
+    if eos_idx is None or not has_tied_embeddings(model):
         yield describe(frontend.embed.weight, list(dict.fromkeys(begin_indices)))
 
 

@@ -146,10 +146,20 @@ class RunTokenizerSection(TokenizerSection):
     warmup_lang: str | None = None
     """NLLB: the language of the warmups, such as `eng_Latn`. Its token begins a warmup, that of the targets ends it, and ``warmup.separator_init`` is `none`, since NLLB knows both. ``None`` for a warmup behind the token of the targets, which ``separator`` ends. Has no effect with `criterion.name=sft`."""
 
+    warmup_end: str | None = None
+    """What the end of a warmup is learned as: `separator`, the token itself, or `eos`: a warmup ends with the probability of EOS, as a text does, and the separator is only read. ``None`` for `eos` with ``warmup_lang``, since no model has learned to end a text by the token of a language, and else for `separator`."""
+
     @override
     def validate(self) -> ValidationResult:
         # A run brings its own tokenizer, so that neither name nor path is needed.
-        return ValidationResult()
+        result = ValidationResult()
+
+        if self.warmup_end not in (None, "separator", "eos"):
+            result.add_error(
+                f"`warmup_end` must be `separator` or `eos`, but is `{self.warmup_end}`."
+            )
+
+        return result
 
 
 def create_run_codec(
@@ -279,6 +289,7 @@ def get_codec_options(
         separator=tokenizer["separator"],
         # Runs of earlier versions have none.
         warmup_lang=tokenizer.get("warmup_lang"),
+        ends_like_text=tokenizer.get("warmup_end") == "eos",
     )
 
 

@@ -652,13 +652,18 @@ def _complete_tokenizer(
 
     # Each of the two says what ends a warmup, so that one takes the place of the other.
     if section.separator is not None or section.warmup_lang is not None:
-        inherited.update(separator=None, warmup_lang=None)
+        inherited.update(separator=None, warmup_lang=None, warmup_end=None)
 
     complete = _fill(section, **inherited)
 
     # So that a baseline is one key away from a run with warmups.
     if not config.criterion.has_warmups:
-        complete.warmup_lang = None
+        complete.warmup_lang = complete.warmup_end = None
+
+    if complete.warmup_end is None:
+        has_lang = complete.warmup_lang is not None
+
+        complete.warmup_end = "eos" if has_lang else "separator"
 
     if path is None:
         return complete
@@ -747,7 +752,7 @@ def _has_learned_separator(run_dir: RunDir, config: TrainConfig) -> bool:
     # Another one may end its warmups.
     return all(
         run_config["tokenizer"].get(name) == getattr(config.tokenizer, name)
-        for name in ("separator", "warmup_lang")
+        for name in ("separator", "warmup_lang", "warmup_end")
     )
 
 

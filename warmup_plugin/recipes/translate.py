@@ -298,6 +298,7 @@ def describe_job(config: LinesConfig, **further: object) -> dict[str, object]:
         "target_lang": config.tokenizer.target_lang or config.dataset.target_lang,
         # Without it as in earlier versions, whose jobs go on.
         **({"int8": True} if config.int8 else {}),
+        **({"warmup_end": "eos"} if config.tokenizer.warmup_end == "eos" else {}),
         **further,
     }
 

@@ -45,7 +45,10 @@ from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
 from warmup_plugin.warmup_lens import writes_warmups
 
 # What runs did before there were these settings, where it is not their default.
-_EARLIER_SETTINGS: Final = {"warmup": {"plain_path": "bare", "separator_init": "none"}}
+_EARLIER_SETTINGS: Final[dict[str, dict[str, str]]] = {
+    "tokenizer": {"warmup_end": "separator"},
+    "warmup": {"plain_path": "bare", "separator_init": "none"},
+}
 
 
 @final

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.layout import DecoderLayout
+from warmup_plugin.layout import DecoderLayout, WarmupTokens
 from warmup_plugin.models.conditional import (
     ConditionalModel,
     EncodedSource,
@@ -315,13 +315,13 @@ class _TokenDraw:
 
     def __init__(
         self,
-        banned: Tensor,
+        allowed: WarmupTokens,
         temperature: float,
         top_k: int | None,
         top_p: float | None,
         greedy: bool,
     ) -> None:
-        self._banned = banned
+        self._allowed = allowed
         self._temperature = temperature
         self._top_k = top_k
         self._top_p = top_p
@@ -342,7 +342,7 @@ class _TokenDraw:
         :returns: The tokens and their log-probabilities, in the distribution they are
             drawn from and in the model's. *Shape:* :math:`(A,k)` each.
         """
-        logits = logits.float().index_fill_(1, self._banned, -torch.inf)
+        logits = self._allowed.restrict(logits.float())
 
         if self._greedy:
             # (A, 1)
@@ -360,7 +360,7 @@ class _TokenDraw:
         return self._draw_tempered(logits, logits, num_samples, uniforms)
 
     def begin_with_empty(
-        self, logits: Tensor, num_samples: int, separator_idx: int
+        self, logits: Tensor, num_samples: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """
         Draws first tokens, of which the first one of each row is the separator and no
@@ -368,7 +368,9 @@ class _TokenDraw:
 
         See :meth:`__call__`; q of the separator is 0, since it is not drawn.
         """
-        logits = logits.float().index_fill_(1, self._banned, -torch.inf)
+        logits = self._allowed.restrict(logits.float())
+
+        separator_idx = self._allowed.separator_idx
 
         proposal_logits = logits.clone()
 
@@ -571,7 +573,7 @@ def draw_candidates(
     device = prefixes.device
 
     draw = _TokenDraw(
-        layout.excluded_tokens(model.num_logits, device).in_warmup,
+        layout.warmup_tokens(model.num_logits, device),
         temperature,
         top_k,
         top_p,
@@ -608,7 +610,7 @@ def draw_candidates(
     logits = decoder.step(prefixes)
 
     if with_empty:
-        drawn = draw.begin_with_empty(logits, num_warmups, layout.separator_idx)
+        drawn = draw.begin_with_empty(logits, num_warmups)
     else:
         drawn = draw(
             logits,

@@ -66,7 +66,7 @@ def draw_distinct_candidates(
 
     device = prefixes.device
 
-    banned = layout.excluded_tokens(model.num_logits, device).in_warmup
+    allowed = layout.warmup_tokens(model.num_logits, device)
 
     # One more than asked for: its G is the threshold.
     num_beams = num_warmups + 1
@@ -96,7 +96,7 @@ def draw_distinct_candidates(
         next_log_probs, next_perturbed, next_tokens = _extend(
             log_probs.flatten()[rows],
             perturbed.flatten()[rows],
-            logits.index_fill_(1, banned, -torch.inf),
+            allowed.restrict(logits),
             num_beams,
         )
 

@@ -146,6 +146,9 @@ class CodecOptions:
     warmup_lang: str | None = None
     """The language of the warmups; see ``tokenizer.warmup_lang``."""
 
+    ends_like_text: bool = False
+    """Whether a warmup ends as a text does; see ``tokenizer.warmup_end``."""
+
 
 def create_codec(
     tokenizer: Tokenizer, options: CodecOptions, *, reads_prompts: bool
@@ -173,7 +176,12 @@ def create_codec(
             )
 
         # A prompt's last token begins the rows that continue it.
-        layout, separator = _create_layout(adapted, options.separator, prefix=[None])
+        layout, separator = _create_layout(
+            adapted,
+            options.separator,
+            prefix=[None],
+            ends_like_text=options.ends_like_text,
+        )
 
         # What follows the end of a prompt is to be written.
         end = adapted.prompt_end or "\n"
@@ -207,6 +215,7 @@ def create_codec(
         source_lang=source_lang,
         target_lang=target_lang,
         warmup_idx=warmup_idx,
+        ends_like_text=options.ends_like_text,
     )
 
 
@@ -269,6 +278,7 @@ def _create_layout(
     separator: str | None,
     *,
     prefix: Sequence[int | None],
+    ends_like_text: bool,
 ) -> tuple[DecoderLayout, str]:
     info = tokenizer.vocab_info
 
@@ -304,6 +314,7 @@ def _create_layout(
         banned_in_warmup=tuple(sorted(in_warmup)),
         banned_in_target=tuple(sorted(in_target)),
         unk_idx=info.unk_idx,
+        ends_like_text=ends_like_text,
     )
 
     return layout, name
@@ -351,6 +362,7 @@ class _Seq2SeqCodec(TextCodec):
         source_lang: str | None,
         target_lang: str | None,
         warmup_idx: int | None,
+        ends_like_text: bool,
     ) -> None:
         """
         :param warmup_idx: The token of the language of the warmups; then that of the
@@ -386,7 +398,14 @@ class _Seq2SeqCodec(TextCodec):
 
             self._prefix[-1] = warmup_idx
 
-        super().__init__(*_create_layout(tokenizer, separator, prefix=self._prefix))
+        super().__init__(
+            *_create_layout(
+                tokenizer,
+                separator,
+                prefix=self._prefix,
+                ends_like_text=ends_like_text,
+            )
+        )
 
         self._tokenizer = tokenizer
 
