@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tests.common import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import (
+    DecoderLayout,
     DecoderRows,
     ExcludedTokens,
     join_rows,
@@ -41,6 +43,7 @@ def join(
     source_idx: Sequence[int] | None = None,
     prefix_len: int = 1,
     given_lens: Sequence[int] | None = None,
+    layout: DecoderLayout | None = None,
 ) -> DecoderRows:
     target_seqs, target_seq_lens = pad_rows(targets)
     warmup_seqs, warmup_lens = pad_rows(warmups)
@@ -48,7 +51,7 @@ def join(
     num_rows = len(warmups)
 
     return join_rows(
-        create_layout(prefix_len=prefix_len),
+        layout or create_layout(prefix_len=prefix_len),
         target_seqs,
         torch.tensor(target_seq_lens, device=device),
         # An empty list would become a tensor of floats.
@@ -75,6 +78,17 @@ class TestExcludedTokens:
             8,
             9,
         ]
+
+    def test_warmup_that_ends_like_text_is_learned_with_eos(self) -> None:
+        layout = replace(create_layout(vocab_size=8), ends_like_text=True)
+
+        excluded = layout.excluded_tokens(8, device)
+
+        assert sorted(excluded.in_warmup.tolist()) == sorted(
+            [PAD_IDX, UNK_IDX, BOS_IDX, SEPARATOR_IDX]
+        )
+
+        assert_equal(excluded.in_target, [SEPARATOR_IDX])
 
     def test_target_excludes_separator_alone(self) -> None:
         # Control symbols have a probability there, as in plain fine-tuning.
@@ -112,6 +126,16 @@ class TestJoinRows:
         assert_equal(rows.targets, [[SEPARATOR_IDX, 5, EOS_IDX]])
         assert_equal(rows.warmup_mask, [[True, False, False]])
         assert_equal(rows.target_mask, [[False, True, True]])
+
+    def test_warmup_that_ends_like_text_reads_separator_and_predicts_eos(self) -> None:
+        layout = replace(create_layout(), ends_like_text=True)
+
+        rows = join([[BOS_IDX, 5, EOS_IDX]], [[7]], layout=layout)
+
+        assert_equal(rows.seqs, [[BOS_IDX, 7, SEPARATOR_IDX, 5]])
+        assert_equal(rows.targets, [[7, EOS_IDX, 5, EOS_IDX]])
+        assert_equal(rows.warmup_mask, [[True, True, False, False]])
+        assert_equal(rows.target_mask, [[False, False, True, True]])
 
     def test_call_does_not_count_separator_when_warmup_is_cut(self) -> None:
         rows = join([[BOS_IDX, 5, EOS_IDX]], [[6, 7]], cut=[True])

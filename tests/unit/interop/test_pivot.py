@@ -98,11 +98,16 @@ def test_training_begins_with_the_rows_of_the_pretrained_model(
 @pytest.mark.parametrize(
     "given,expected",
     [
-        ({}, ("eng_Latn", None, "none")),
-        ({"tokenizer__warmup_lang": "deu_Latn"}, ("deu_Latn", None, "none")),
+        ({}, ("eng_Latn", None, "eos", "none")),
+        ({"tokenizer__warmup_lang": "deu_Latn"}, ("deu_Latn", None, "eos", "none")),
         # One replaces the other.
-        ({"tokenizer__separator": "<s>"}, (None, "<s>", "eos")),
-        ({"criterion__name": "sft"}, (None, None, "eos")),
+        ({"tokenizer__separator": "<s>"}, (None, "<s>", "separator", "eos")),
+        ({"criterion__name": "sft"}, (None, None, "separator", "eos")),
+        # As before there was this setting.
+        (
+            {"tokenizer__warmup_end": "separator"},
+            ("eng_Latn", None, "separator", "none"),
+        ),
     ],
 )
 def test_run_that_starts_from_another_keeps_the_language(
@@ -110,7 +115,7 @@ def test_run_that_starts_from_another_keeps_the_language(
     pivot_run: Path,
     tmp_path: Path,
     given: dict[str, object],
-    expected: tuple[str | None, str | None, str],
+    expected: tuple[str | None, str | None, str, str],
 ) -> None:
     options = nllb.options(
         init_from=pivot_run,
@@ -129,7 +134,9 @@ def test_run_that_starts_from_another_keeps_the_language(
 
     init = config["warmup"]["separator_init"]
 
-    assert (tokenizer["warmup_lang"], tokenizer["separator"], init) == expected
+    names = ("warmup_lang", "separator", "warmup_end")
+
+    assert (*(tokenizer[name] for name in names), init) == expected
 
 
 def test_commands_write_both_languages(

@@ -135,6 +135,27 @@ class TestPrepareSeparator:
 
         assert_equal(embed_weight[SEPARATOR_IDX], embed_weight[EOS_IDX])
 
+    @pytest.mark.parametrize("create_model", [*TIED, *UNTIED])
+    def test_separator_that_is_only_read_has_no_row_of_eos(
+        self, create_model: Callable[[], Model]
+    ) -> None:
+        model = create_model()
+
+        embed_weight, proj_weight = get_weights(model)
+
+        before = proj_weight.detach().clone()
+
+        rows = prepare_separator(
+            model, SEPARATOR_IDX, EOS_IDX, [BOS_IDX], ends_like_text=True
+        )
+
+        assert len(rows) == 1
+
+        assert_equal(embed_weight[SEPARATOR_IDX], embed_weight[BOS_IDX])
+
+        if proj_weight is not embed_weight:
+            assert_equal(proj_weight, before)
+
     @pytest.mark.parametrize("create_model", UNTIED)
     def test_output_begins_as_it_would_without_warmup(
         self, create_model: Callable[[], Model]

@@ -361,7 +361,7 @@ class TestAdoptTokenizer:
 
 class TestLoadConfig:
     def test_run_of_earlier_version_did_what_there_was(self, run_dir: RunDir) -> None:
-        config = {**CONFIG, "warmup": {"max_warmup_len": 3}}
+        config = {**CONFIG, "warmup": {"max_warmup_len": 3}, "tokenizer": {}}
 
         dump(run_dir.run_file, config)
 
@@ -371,7 +371,10 @@ class TestLoadConfig:
             "separator_init": "none",
         }
 
+        assert run_dir.load_config()["tokenizer"]["warmup_end"] == "separator"
+
         config["warmup"] = {"plain_path": "empty", "separator_init": "eos"}
+        config["tokenizer"] = {**config["tokenizer"], "warmup_end": "eos"}
 
         dump(run_dir.run_file, config)
 
