@@ -14,6 +14,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def create_cases(create_model: Callable[[], Model]) -> Cases:
     for layout in (create_layout(), LIKE_TEXT):
         model = deepcopy(first)
 
-        proj = model.final_proj
+        proj = cast(Any, model).final_proj
 
         with torch.no_grad():
             # So that no token is nearly certain.

@@ -361,7 +361,9 @@ class TestAdoptTokenizer:
 
 class TestLoadConfig:
     def test_run_of_earlier_version_did_what_there_was(self, run_dir: RunDir) -> None:
-        config = {**CONFIG, "warmup": {"max_warmup_len": 3}, "tokenizer": {}}
+        tokenizer: dict[str, str] = {}
+
+        config = {**CONFIG, "warmup": {"max_warmup_len": 3}, "tokenizer": tokenizer}
 
         dump(run_dir.run_file, config)
 
@@ -374,7 +376,7 @@ class TestLoadConfig:
         assert run_dir.load_config()["tokenizer"]["warmup_end"] == "separator"
 
         config["warmup"] = {"plain_path": "empty", "separator_init": "eos"}
-        config["tokenizer"] = {**config["tokenizer"], "warmup_end": "eos"}
+        config["tokenizer"] = {"warmup_end": "eos"}
 
         dump(run_dir.run_file, config)
 
