@@ -361,9 +361,11 @@ class TestAdoptTokenizer:
 
 class TestLoadConfig:
     def test_run_of_earlier_version_did_what_there_was(self, run_dir: RunDir) -> None:
-        tokenizer: dict[str, str] = {}
-
-        config = {**CONFIG, "warmup": {"max_warmup_len": 3}, "tokenizer": tokenizer}
+        config: dict[str, Any] = {
+            **CONFIG,
+            "warmup": {"max_warmup_len": 3},
+            "tokenizer": {},
+        }
 
         dump(run_dir.run_file, config)
 
