@@ -375,7 +375,7 @@ class TestLoadConfig:
             "separator_init": "none",
         }
 
-        assert run_dir.load_config()["tokenizer"]["warmup_end"] == "separator"
+        assert run_dir.load_config()["tokenizer"] == {"warmup_end": "separator"}
 
         config["warmup"] = {"plain_path": "empty", "separator_init": "eos"}
         config["tokenizer"] = {"warmup_end": "eos"}
