@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from warmup_plugin.layout import DecoderLayout as DecoderLayout
     from warmup_plugin.layout import DecoderRows as DecoderRows
     from warmup_plugin.layout import ExcludedTokens as ExcludedTokens
+    from warmup_plugin.layout import WarmupTokens as WarmupTokens
     from warmup_plugin.layout import join_rows as join_rows
     from warmup_plugin.layout import plain_rows as plain_rows
     from warmup_plugin.layout import split_seq as split_seq
@@ -103,6 +104,7 @@ _PLACES: Final = {
     "WarmupSampler": "sampling",
     "WarmupSection": "criteria",
     "WarmupTokenizer": "tokenizers.base",
+    "WarmupTokens": "layout",
     "WeighedWarmup": "criteria",
 }
 

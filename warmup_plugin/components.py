@@ -39,7 +39,7 @@ class ComponentSection(SupportsStructure, Generic[T]):
     def structure(self, resolver: DependencyResolver) -> None:
         """
         :raises RecipeError: If no component of that name is registered.
-        :raises StructureError: If its settings, or those of a component that they choose,
+        :raises fairseq2.utils.structured.StructureError: If its settings, or those of a component that they choose,
             are none of it.
         """
         # fairseq2 tells the section from this.

@@ -479,7 +479,7 @@ class TestMakePlan:
 
             config = read_train_config(args)
 
-            is_plain = run.system.name.startswith(("sft", "legs"))
+            is_plain = run.system.name.startswith(("sft", "legs", "first"))
 
             name = "sft" if is_plain else "warmup"
 

@@ -60,7 +60,8 @@ class LabelRanker:
             label of each warmup is a row.
         :param truncate: If ``True``, a source longer than the model reads is cut;
             encoder-decoders only.
-        :param leaves_separator_out: See :class:`PairScorer`.
+        :param leaves_separator_out: If ``True``, the separator has no probability in an
+            output, also where none stands before it.
 
         :raises WarmupError: If there are not at least two labels, or two that differ by
             nothing that the tokenizer sees.
