@@ -18,7 +18,6 @@ from fairseq2.checkpoint import CheckpointManager
 from fairseq2.early_stopper import EarlyStopper
 from fairseq2.gang import Gang, ReduceOperation, broadcast_flag
 from fairseq2.logging import log
-from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
 from typing_extensions import override
 
@@ -111,7 +110,6 @@ class StopSignal:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._time = 0.0
-        self._ends_at_once = False
 
     @contextmanager
     def listen(self) -> Iterator[None]:
@@ -126,23 +124,6 @@ class StopSignal:
         finally:
             for signum, handler in old_handlers.items():
                 signal.signal(signum, handler)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """
-        Lets a signal end what runs inside, before there is anything to save.
-
-        :raises TaskStopException: If one has come.
-        """
-        if self.signum is not None:
-            raise TaskStopException()
-
-        self._ends_at_once = True
-
-        try:
-            yield
-        finally:
-            self._ends_at_once = False
 
     def adopt(self, signum: int) -> None:
         """Takes a signal that another process has received for one's own."""
@@ -168,11 +149,6 @@ class StopSignal:
             return
 
         self.signum, self._time = signum, now
-
-        if self._ends_at_once:
-            log.info("{} received. Stopping at once, since nothing has been learned yet.", signal.Signals(signum).name)  # fmt: skip
-
-            raise TaskStopException()
 
         log.info("{} received. Saving a checkpoint after this step and stopping; send it again after {} seconds to stop at once.", signal.Signals(signum).name, REPEAT_SECONDS)  # fmt: skip
 

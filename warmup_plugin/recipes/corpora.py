@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
@@ -19,7 +19,6 @@ from typing import Any, Final, final
 import torch.distributed as dist
 from fairseq2.gang import Gang
 from fairseq2.logging import log
-from fairseq2.task import TaskStopException
 from torch.nn import Module
 
 from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, put_into_decoder
@@ -37,7 +36,6 @@ from warmup_plugin.data.tokenizing import count_processes, tokenize_pairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.separator import has_tied_embeddings
 from warmup_plugin.recipes.common import get_codec_options
-from warmup_plugin.recipes.control import StopSignal
 from warmup_plugin.recipes.token_stats import measure_tokens
 from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.runs.run_dir import RunDir
@@ -97,16 +95,13 @@ class CorpusReader:
         get_model: Callable[[], Module],
         *,
         reads_prompts: bool,
-        stop_signal: StopSignal,
     ) -> None:
         """
         :param codecs: What turns text into tokens, by the names of the directions.
         :param gang: All processes of the training.
         :param get_model: Returns what is trained; called where the data depends on it.
         :param reads_prompts: ``True`` for a decoder-only model.
-        :param stop_signal: Ends what tokenises at once.
         """
-        self._stop_signal = stop_signal
         self._config = config
         self._codecs = codecs
         self._run_dir = run_dir
@@ -138,12 +133,8 @@ class CorpusReader:
 
         loaded = None if folder is None else self._load(folder, split)
 
-        # Of several processes the others would wait for one that has ended.
-        alone = self._gang.size == 1
-
-        with self._stop_signal.at_once() if alone else nullcontext():
-            # Also on a machine that does not see the files of the first one.
-            corpus, notes = loaded or self._make(split, is_training, self._gang.size)
+        # Also on a machine that does not see the files of the first one.
+        corpus, notes = loaded or self._make(split, is_training, self._gang.size)
 
         if loaded is not None and folder is not None:
             size = get_size(corpus) / (1 << 20)
@@ -168,29 +159,21 @@ class CorpusReader:
 
         The others wait for it, do as it does, and fail as it does.
         """
-        result: Path | WarmupError | int | None = None
+        result: Path | WarmupError | None = None
 
         if self._gang.rank == 0:
             try:
                 cache_dir = self._find_cache_dir(split)
 
                 if cache_dir is not None:
-                    with self._stop_signal.at_once():
-                        result = self._prepare(split, is_training, cache_dir)
+                    result = self._prepare(split, is_training, cache_dir)
             except WarmupError as ex:
                 result = ex
-            except TaskStopException:
-                result = self._stop_signal.signum
 
         [result, *_] = self._group.gather(result)
 
         if isinstance(result, WarmupError):
             raise result
-
-        if isinstance(result, int):
-            self._stop_signal.signum = result
-
-            raise TaskStopException()
 
         return result
 

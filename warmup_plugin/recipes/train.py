@@ -126,7 +126,6 @@ class TranslationTrainRecipe(Recipe):
             gangs.root,
             context.get_model,
             reads_prompts=is_decoder_only(context, config.model),
-            stop_signal=self._stop_signal,
         )
 
         train_corpus = corpus_reader.read(config.dataset.train_split, is_training=True)

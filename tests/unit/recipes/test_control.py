@@ -13,7 +13,6 @@ import pytest
 import torch
 from fairseq2.checkpoint import CheckpointManager
 from fairseq2.gang import FakeGang, ReduceOperation
-from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
 from fairseq2.validator import NOOP_VALIDATOR
 from torch import Tensor
@@ -155,24 +154,6 @@ class TestStopSignal:
             assert signal.getsignal(signum) == signal.SIG_DFL
 
         assert signal.getsignal(signum) is old_handler
-
-    @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-    def test_signal_ends_what_has_nothing_to_save(self, signum: signal.Signals) -> None:
-        stop_signal = StopSignal()
-
-        with stop_signal.listen():
-            with pytest.raises(TaskStopException):
-                with stop_signal.at_once():
-                    os.kill(os.getpid(), signum)
-
-                    time.sleep(30.0)
-
-            assert stop_signal.signum == signum
-
-            # What would come next does not begin.
-            with pytest.raises(TaskStopException):
-                with stop_signal.at_once():
-                    raise AssertionError()
 
     def test_listen_restores_handlers_after_error(self) -> None:
         old_handler = signal.getsignal(signal.SIGTERM)

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,10 +33,8 @@ from warmup_plugin.criteria import Criterion, validation
 from warmup_plugin.criteria.mrt import MrtCriterion
 from warmup_plugin.criteria.sft import SftCriterion
 from warmup_plugin.criteria.warmup import WarmupCriterion
-from warmup_plugin.data import tokenizing
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
-from warmup_plugin.recipes import corpora
 from warmup_plugin.recipes.train import main
 from warmup_plugin.runs import run_dir as run_dir_module
 from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
@@ -1102,40 +1098,3 @@ def test_card_of_one_checkpoint_is_written_once(
     assert main(to_args(tmp_path / "run", options)) == 0
 
     assert (tmp_path / "run" / "card.yaml").is_file() and num_cards == 1
-
-
-@pytest.mark.parametrize("cache", ["none", "cache"])
-def test_signal_ends_tokenising_and_its_processes(
-    tmp_path: Path,
-    text_folder: Path,
-    tokenizer_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    cache: str,
-) -> None:
-    monkeypatch.setattr(tokenizing, "_LEAST_PAIRS", 10)
-    monkeypatch.setattr(corpora, "count_processes", lambda num_sharing: 2)
-
-    def tokenize(self: object, begin: int, end: int) -> None:
-        if begin == 0:
-            os.kill(os.getppid(), signal.SIGINT)
-
-        time.sleep(60.0)
-
-    monkeypatch.setattr(tokenizing._Job, "encode", tokenize)
-
-    options = tiny_options(
-        text_folder,
-        tokenizer_file,
-        dataset__cache=cache if cache == "none" else tmp_path / cache,
-    )
-
-    begin = time.monotonic()
-
-    assert main(to_args(tmp_path / "run", options)) == 128 + signal.SIGINT
-
-    assert time.monotonic() - begin < 40.0
-
-    assert multiprocessing.active_children() == []
-
-    # Half of a split is nowhere.
-    assert list((tmp_path / "cache").glob("*")) == []
