@@ -80,8 +80,8 @@ class DecoderLayout:
         Lists the tokens that have probability zero in each part of a sequence with a
         separator.
 
-        A warmup excludes what only an output may hold, EOS first of all, and y excludes
-        the separator. Each of the two ends one part; where both stood in one softmax,
+        A warmup excludes what only an output may hold, EOS first of all, or, if it
+        :attr:`ends_like_text`, the separator instead; and y excludes the separator. Each of the two ends one part; where both stood in one softmax,
         learning to write either would be learning not to write the other.
 
         :param num_logits: The width of the model's output projection; a padded

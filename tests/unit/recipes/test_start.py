@@ -110,6 +110,16 @@ class TestNewRun:
             "pad_idx": 0,
         }
 
+    def test_unknown_end_of_warmups_is_refused(
+        self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(text_folder, tokenizer_file, tokenizer__warmup_end="mid")
+
+        message = "`tokenizer.warmup_end` must be `separator` or `eos`, but is `mid`"
+
+        with pytest.raises(WarmupError, match=message):
+            start(tmp_path / "run", options)
+
     def test_vocabulary_of_decoder_fits_tokenizer(
         self, tmp_path: Path, text_folder: Path
     ) -> None:
