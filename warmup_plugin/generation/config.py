@@ -17,6 +17,9 @@ WARMUP_CHOICES: Final = (
     *("single", "greedy_then_beam", "sample"),
 )
 
+# The ways in which a warmup is written before the output is searched.
+WRITTEN_FIRST: Final = ("greedy_then_beam", "sample")
+
 RANKINGS: Final = ("log_prob", "marginal", "mbr")
 
 
@@ -35,6 +38,9 @@ class GenerationConfig(Validatable):
 
     rank_by: str = "log_prob"
     """What chooses among the outputs of `sample`. `log_prob`: log P(c,y|x); `marginal`: the mean of P(y|c,x) over the K warmups; `mbr`: the expected chrF++ against the outputs of the K warmups (minimum Bayes risk). The first two are divided by the length as ``length_penalty`` says. The commands also take `mbr_comet` and `cometkiwi`, with or without warmups: the expected COMET against all outputs, and the score of CometKiwi."""
+
+    plain_weight: float = 0.0
+    """The weight w, less than 1, of the way without a warmup in each token of an output: log P(y_t|c,x) counts 1 - w and log P(y_t|x), behind the empty warmup, w. What a draft has lost the source may still say. It needs a warmup that is written first, by `greedy_then_beam` or `sample`."""
 
     beam_size: int = 5
     """The number of partial sequences kept a source; 1 is greedy search."""
@@ -93,6 +99,15 @@ class GenerationConfig(Validatable):
         if self.rank_by not in RANKINGS:
             result.add_error(
                 f"`rank_by` must be one of {', '.join(RANKINGS)}, but is `{self.rank_by}`."
+            )
+
+        if not 0.0 <= self.plain_weight < 1.0:
+            result.add_error(
+                "`plain_weight` must be greater than or equal to 0 and less than 1."
+            )
+        elif self.plain_weight > 0.0 and self.warmup not in WRITTEN_FIRST:
+            result.add_error(
+                f"`plain_weight` is {self.plain_weight}, but only an output behind a warmup that is written first has two ways; set `warmup` to `greedy_then_beam` or `sample`, or leave `plain_weight` out."
             )
 
         for name in ("max_warmup_len", "num_warmups", "beam_size", "num_best"):
@@ -173,6 +188,9 @@ class GenerationSection(Validatable):
     early_stopping: bool | None = None
     """If ``True``, a search ends as soon as ``beam_size`` sequences have ended."""
 
+    plain_weight: float | None = None
+    """The weight, less than 1, of the way without a warmup in each token of an output, in validations too; warmups are then written first, by `greedy_then_beam`. That way has to be learned, see ``warmup.sft_weight``."""
+
     max_len_a: float | None = None
     """The output is at most ``max_len_a * source length + max_len_b`` tokens long, in validations too."""
 
@@ -204,7 +222,12 @@ class GenerationSection(Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        return GenerationConfig(**self.to_options()).validate()  # type: ignore[arg-type]
+        options = self.to_options()
+
+        if self.plain_weight:
+            options["warmup"] = "greedy_then_beam"
+
+        return GenerationConfig(**options).validate()  # type: ignore[arg-type]
 
 
 def _default(name: str) -> object:
@@ -230,11 +253,17 @@ def create_generation_config(
 
     options["beam_size"] = beam_size
 
+    if not max_warmup_len:
+        # There is no other way.
+        options.pop("plain_weight", None)
+
     if max_warmup_len is None:
         options["warmup"] = "bare" if leaves_separator_out else "none"
     elif max_warmup_len == 0:
         options["warmup"] = "empty"
     else:
-        options.update(warmup="single", max_warmup_len=max_warmup_len)
+        warmup = "greedy_then_beam" if options.get("plain_weight") else "single"
+
+        options.update(warmup=warmup, max_warmup_len=max_warmup_len)
 
     return GenerationConfig(**options)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -35,6 +35,7 @@ from warmup_plugin.models.conditional import (
     EncodedSource,
     RowDecoder,
 )
+from warmup_plugin.models.ensemble import PathsDecoder
 from warmup_plugin.sampling.draw import draw_line_uniforms
 
 
@@ -54,12 +55,16 @@ class WarmupGenerator:
         *,
         decode: Callable[[Sequence[int]], str] | None = None,
         num_template_tokens: int = 0,
+        plain_model: ConditionalModel | None = None,
     ) -> None:
         """
         :param model: In evaluation mode.
         :param decode: Turns the tokens of an output into text; needed by ``mbr``.
         :param num_template_tokens: The number of a source's tokens that belong to the
             prompt around it; they do not count in the limits of the output.
+        :param plain_model: What ``plain_weight`` hears beside the model: one of plain
+            fine-tuning, which writes outputs alone. By default the model itself, behind
+            the empty warmup.
 
         :raises WarmupError: If ``decode`` is needed and missing.
         """
@@ -73,6 +78,7 @@ class WarmupGenerator:
         self._config = config
         self._decode = decode
         self._num_template_tokens = num_template_tokens
+        self._plain_model = plain_model
 
         self.on_step: Callable[[Tensor, Tensor, Tensor], None] | None = None
         """Called after each step of a search with the source of each row, what the rows
@@ -220,22 +226,40 @@ class WarmupGenerator:
             source_seq_lens, prefixes.device, forced, num_template_tokens
         )
 
-        if self._config.warmup == "empty":
-            # Given, not written, as what else stands before.
-            separators = prefixes.new_full(
-                (prefixes.size(0), 1), self._layout.separator_idx
-            )
-
-            prefixes = torch.cat([prefixes, separators], dim=1)
-
-        encoded = self._model.encode(
-            source_seqs, BatchLayout.of(source_seqs, list(source_seq_lens))
+        # Given, not written, as what else stands before.
+        separators = prefixes.new_full(
+            (prefixes.size(0), 1), self._layout.separator_idx
         )
+
+        behind_empty = torch.cat([prefixes, separators], dim=1)
+
+        if self._config.warmup == "empty":
+            prefixes = behind_empty
+
+        source_layout = BatchLayout.of(source_seqs, list(source_seq_lens))
+
+        encoded = self._model.encode(source_seqs, source_layout)
 
         if line_numbers is None:
             line_numbers = range(source_seqs.size(0))
 
-        return _Run(encoded, prefixes, space, line_numbers)
+        run = _Run(
+            model=self._model,
+            encoded=encoded,
+            prefixes=prefixes,
+            space=space,
+            line_numbers=line_numbers,
+        )
+
+        if self._config.plain_weight > 0.0:
+            run.plain = replace(run, prefixes=behind_empty)
+
+            if self._plain_model is not None:
+                encoded = self._plain_model.encode(source_seqs, source_layout)
+
+                run.plain = replace(run, model=self._plain_model, encoded=encoded)
+
+        return run
 
     def _generate(self, run: _Run) -> list[list[Hypothesis]]:
         config = self._config
@@ -316,7 +340,7 @@ class WarmupGenerator:
         # Each draw is a group of its own.
         num_groups = config.num_best if config.sampling else 1
 
-        decoder, logits = run.start(self._model, num_groups, config.beam_size)
+        decoder, logits = run.start(num_groups)
 
         space = run.repeat_space(num_groups)
 
@@ -366,7 +390,7 @@ class WarmupGenerator:
         # Without warmups to draw, each draw of an output is a group of its own.
         num_draws = config.num_best if config.sampling and num_warmups == 1 else 1
 
-        decoder, logits = run.start(self._model, num_warmups, config.beam_size)
+        decoder, logits = run.start(num_warmups)
 
         pick = TokenPick()
 
@@ -397,6 +421,21 @@ class WarmupGenerator:
         ]
 
         logits = decoder.step(torch.tensor(ends, device=device))
+
+        if run.plain is not None:
+            plain_decoder, plain_logits = run.plain.start(num_warmups)
+
+            weight = config.plain_weight
+
+            joint_decoder = PathsDecoder(
+                [decoder, plain_decoder],
+                [1.0 - weight, weight],
+                layout.excluded_tokens(logits.size(1), device).in_target,
+            )
+
+            logits = joint_decoder.join([logits, plain_logits])
+
+            decoder = joint_decoder
 
         groups = torch.arange(lens.size(0), device=device).repeat_interleave(num_draws)
 
@@ -538,28 +577,29 @@ def _drop_duplicates(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
 
 
 @final
+@dataclass(kw_only=True)
 class _Run:
     """Holds a batch of sources while their outputs are generated."""
 
-    def __init__(
-        self,
-        encoded: EncodedSource,
-        prefixes: Tensor,
-        space: SearchSpace,
-        line_numbers: Sequence[int],
-    ) -> None:
-        self.encoded = encoded
-        self.prefixes = prefixes
-        self.space = space
-        self._line_numbers = line_numbers
+    model: ConditionalModel
+
+    encoded: EncodedSource
+
+    prefixes: Tensor
+    """What stands before the first token to write. *Shape:* :math:`(N,P)`."""
+
+    space: SearchSpace
+
+    line_numbers: Sequence[int]
+
+    plain: _Run | None = None
+    """The same sources on their way to an output without a warmup, if it counts."""
 
     @property
     def num_sources(self) -> int:
         return self.prefixes.size(0)
 
-    def start(
-        self, model: ConditionalModel, num_groups: int, beam_size: int
-    ) -> tuple[RowDecoder, Tensor]:
+    def start(self, num_groups: int) -> tuple[RowDecoder, Tensor]:
         """
         Feeds the prefixes of as many groups of each source.
 
@@ -567,7 +607,7 @@ class _Run:
         """
         sources = torch.arange(self.num_sources, device=self.prefixes.device)
 
-        decoder = model.start(
+        decoder = self.model.start(
             self.encoded, sources, self.prefixes.size(1) + self.space.max_len
         )
 
@@ -603,6 +643,6 @@ class _Run:
 
     def draw_uniforms(self, seed: int, num_steps: int, num_groups: int) -> Tensor:
         """See :func:`draw_line_uniforms`. *Shape:* :math:`(M,T)`."""
-        uniforms = draw_line_uniforms(seed, self._line_numbers, num_groups, num_steps)
+        uniforms = draw_line_uniforms(seed, self.line_numbers, num_groups, num_steps)
 
         return uniforms.to(self.prefixes.device)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -22,6 +23,11 @@ from warmup_plugin.models.conditional import (
     RowDecoder,
     RowScores,
 )
+
+
+def create_ensemble(members: Sequence[ConditionalModel]) -> ConditionalModel:
+    """Returns the only model, or several as one."""
+    return members[0] if len(members) == 1 else EnsembleModel(members)
 
 
 @final
@@ -110,22 +116,23 @@ class EnsembleModel(ConditionalModel):
         return self._members[0].module
 
 
-@final
-class _EnsembleDecoder(RowDecoder):
+class _JointDecoder(RowDecoder):
+    """Feeds the same tokens to several decoders, whose predictions become one."""
+
     def __init__(self, decoders: Sequence[RowDecoder]) -> None:
         self._decoders = decoders
 
+    @abstractmethod
+    def join(self, logits: Sequence[Tensor]) -> Tensor:
+        """
+        :param logits: Of each decoder. *Shape:* :math:`(A,V)`.
+
+        :returns: The logits of the token that follows. *Shape:* :math:`(A,V)`.
+        """
+
     @override
     def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
-        # (M, A, V)
-        log_probs = torch.stack(
-            [
-                decoder.step(tokens, rows).float().log_softmax(dim=-1)
-                for decoder in self._decoders
-            ]
-        )
-
-        return log_probs.logsumexp(dim=0) - math.log(len(self._decoders))
+        return self.join([decoder.step(tokens, rows) for decoder in self._decoders])
 
     @override
     def select(self, rows: Tensor) -> None:
@@ -156,6 +163,57 @@ class _EnsembleDecoder(RowDecoder):
         self.rewind(past_lens)
 
         return _score_by_steps(self, rows, past_lens, excluded).target_log_probs
+
+
+@final
+class _EnsembleDecoder(_JointDecoder):
+    @override
+    def join(self, logits: Sequence[Tensor]) -> Tensor:
+        # (M, A, V)
+        log_probs = torch.stack([x.float().log_softmax(dim=-1) for x in logits])
+
+        return log_probs.logsumexp(dim=0) - math.log(len(logits))
+
+
+@final
+class PathsDecoder(_JointDecoder):
+    r"""
+    Predicts each token of an output by several ways that lead to it, such as a warmup and
+    none, each with a weight:
+    :math:`P(y_t|y_{<t}) \propto \prod_p P_p(y_t|y_{<t})^{w_p}`.
+
+    A product, since a way that does not know a token is to leave it to the others, and
+    one that excludes it is to be heard.
+    """
+
+    def __init__(
+        self,
+        decoders: Sequence[RowDecoder],
+        weights: Sequence[float],
+        excluded: Tensor,
+    ) -> None:
+        """
+        :param decoders: One for each way, which has been fed all that stands before the
+            output, with the same rows each.
+        :param weights: Positive, one for each way.
+        :param excluded: The tokens without probability in an output. *Shape:*
+            :math:`(X)`.
+        """
+        super().__init__(decoders)
+
+        self._weights = weights
+        self._excluded = excluded
+
+    @override
+    def join(self, logits: Sequence[Tensor]) -> Tensor:
+        joined = torch.zeros_like(logits[0], dtype=torch.float32)
+
+        for weight, path_logits in zip(self._weights, logits):
+            path_logits = path_logits.float().index_fill(-1, self._excluded, -math.inf)
+
+            joined += weight * path_logits.log_softmax(dim=-1)
+
+        return joined
 
 
 def _score_by_steps(

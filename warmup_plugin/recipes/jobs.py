@@ -22,7 +22,7 @@ from warmup_plugin.data.lines import is_terminal
 from warmup_plugin.data.text_files import TextPlaces
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, GenerationSection
-from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES
+from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES, WRITTEN_FIRST
 from warmup_plugin.generation.reranking import NEURAL_RANKINGS
 from warmup_plugin.recipes.arguments import name_options, to_option
 from warmup_plugin.recipes.checks import read_run_config
@@ -211,6 +211,8 @@ def generate(options: GenerateOptions) -> int:
         restart=options.output is None,
     )
 
+    _check_plain_way(run_config, config)
+
     # fairseq2's own records of the translation stand beside its output.
     return _run_job(
         TranslationGenerateRecipe(), config, options, output, Path(f"{output}.run")
@@ -249,7 +251,9 @@ def translate(options: TranslateOptions) -> int:
     )
 
     if options.ensemble:
-        config["ensemble"] = _list_members(run_config, options)
+        config.update(_list_members(run_config, config, options))
+
+    _check_plain_way(run_config, config)
 
     if options.ctranslate2 is not None:
         _prepare_for_ctranslate2(config, options)
@@ -293,19 +297,26 @@ def translate(options: TranslateOptions) -> int:
 
 
 def _list_members(
-    run_config: Mapping[str, Any], options: TranslateOptions
-) -> list[object]:
+    run_config: Mapping[str, Any],
+    config: Mapping[str, Any],
+    options: TranslateOptions,
+) -> dict[str, object]:
     """
-    Returns the models of other runs, as a config names them.
+    Returns the models of other runs as a config names them: those that write as the run
+    itself does, and those of plain fine-tuning, which ``plain_weight`` hears.
 
     :raises WarmupError: If they read or write other tokens, or are no runs.
     """
-    members: list[object] = []
+    members, plain_members = list[object](), list[object]()
+
+    plain_weight = config["seq_generator"]["config"].get("plain_weight", 0.0)
 
     for path in options.ensemble:
         other_options = replace(options, run_dir=path)
 
         other_config, _ = load_run_config(other_options)
+
+        is_plain = writes_warmups(run_config) and not writes_warmups(other_config)
 
         difference = None
 
@@ -313,7 +324,7 @@ def _list_members(
             difference = "another tokenizer"
         elif _get_options(other_config) != _get_options(run_config):
             difference = "another prompt, separator or language"
-        elif _get_warmups(other_config) != _get_warmups(run_config):
+        elif not is_plain and _get_warmups(other_config) != _get_warmups(run_config):
             difference = "warmups of another kind"
 
         if difference is not None:
@@ -321,11 +332,32 @@ def _list_members(
                 f"The run in `{path}` has {difference} than that in `{options.run_dir}`, so that they cannot write together; name runs that differ in their weights alone."
             )
 
-        members.append(
-            create_lines_config(RunDir(path), options.checkpoint, other_config)["model"]
-        )
+        if is_plain and not plain_weight:
+            raise WarmupError(
+                f"The run in `{path}` was trained without warmups, that in `{options.run_dir}` with them; say with `--plain-weight`, such as 0.3, how much it counts in what follows a warmup."
+            )
 
-    return members
+        model = create_lines_config(RunDir(path), options.checkpoint, other_config)
+
+        (plain_members if is_plain else members).append(model["model"])
+
+    return {"ensemble": members, "plain_ensemble": plain_members}
+
+
+def _check_plain_way(run_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """
+    :raises WarmupError: If ``plain_weight`` asks for what a run has not learned.
+    """
+    plain_weight = config["seq_generator"]["config"].get("plain_weight", 0.0)
+
+    # Whoever wants to see what becomes of a model without warmups has said so.
+    if not plain_weight or not writes_warmups(run_config):
+        return
+
+    if not config.get("plain_ensemble") and not has_empty_warmup(run_config):
+        raise WarmupError(
+            "`--plain-weight` hears the output behind the empty warmup, but this run has learned it without the separator (`warmup.plain_path` is `bare`); name an SFT run to hear instead with `translate --ensemble`, or leave it out."
+        )
 
 
 def _read_tokenizer(path: Path) -> object:
@@ -757,6 +789,11 @@ def create_generation_options(
     """
     has_warmup = writes_warmups(run_config)
 
+    warmup = run_config["warmup"]
+
+    # The end of a curriculum.
+    writes_warmup = has_warmup and warmup["max_warmup_len"] > 0
+
     options = dict(given)
 
     for name, value in given.items():
@@ -778,14 +815,22 @@ def create_generation_options(
     else:
         defaults = GenerationSection(**(run_config.get("generation") or {}))
 
-        options = {**defaults.to_options(), **options}
+        default_options = defaults.to_options()
+
+        if (
+            not writes_warmup
+            or options.get("warmup", WRITTEN_FIRST[0]) not in WRITTEN_FIRST
+        ):
+            # Without a warmup that is written first there is one way only.
+            default_options.pop("plain_weight", None)
+
+        options = {**default_options, **options}
 
     with_warmup = "sample" if ranks_labels else "single"
 
-    warmup = run_config["warmup"]
-
-    # The end of a curriculum.
-    writes_warmup = has_warmup and warmup["max_warmup_len"] > 0
+    if options.get("plain_weight"):
+        # Nothing else has a draft before it searches.
+        with_warmup = "greedy_then_beam"
 
     options.setdefault("warmup", with_warmup if writes_warmup else "none")
 

@@ -560,6 +560,11 @@ def _apply_task(
 
     config.generation = _fill(config.generation, **settings.generation)
 
+    if config.generation.plain_weight and not config.criterion.has_warmups:
+        raise WarmupError(
+            "`generation.plain_weight` is set, but the run writes no warmups, so that its outputs have one way only; leave it out."
+        )
+
     if config.generation.rank_labels and not validation.labels:
         raise WarmupError(
             "`generation.rank_labels` is set, but there are no labels to rank; set `validation.labels`, or a task that has some, such as `multiple_choice`."

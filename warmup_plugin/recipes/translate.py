@@ -64,7 +64,7 @@ from warmup_plugin.models.conditional import (
     ConditionalModel,
     create_conditional_model,
 )
-from warmup_plugin.models.ensemble import EnsembleModel
+from warmup_plugin.models.ensemble import create_ensemble
 from warmup_plugin.models.families import find_family
 from warmup_plugin.models.int8 import quantize_projections
 from warmup_plugin.recipes.common import (
@@ -181,6 +181,9 @@ class GenerateConfig(LinesConfig):
 
     ensemble: list[ReferenceModelSection] = field(default_factory=list)
     """Further models of the same tokenizer, whose mean of probabilities with ``model`` predicts each token."""
+
+    plain_ensemble: list[ReferenceModelSection] = field(default_factory=list)
+    """Models of plain fine-tuning that the generator's ``plain_weight`` hears, instead of ``model`` behind the empty warmup."""
 
     rerank: RerankSection = field(default_factory=lambda: RerankSection())
 
@@ -333,7 +336,7 @@ class TranslationGenerateRecipe(Recipe):
         else:
             generator = self._create_limits(context, config, codec)
 
-        if config.ensemble:
+        if config.ensemble or config.plain_ensemble:
             generator = self._create_ensemble(context, config, generator, codec)
 
         model = generator.model
@@ -486,21 +489,23 @@ class TranslationGenerateRecipe(Recipe):
         generator: WarmupGenerator,
         codec: TextCodec,
     ) -> WarmupGenerator:
-        members = [generator.model]
+        def load(sections: Sequence[ReferenceModelSection]) -> list[ConditionalModel]:
+            modules = [_load_model(context, section) for section in sections]
 
-        for section in config.ensemble:
-            module = _load_model(context, section)
+            for module in modules:
+                prepare_model(module, config)
 
-            prepare_model(module, config)
+            return [create_conditional_model(module) for module in modules]
 
-            members.append(create_conditional_model(module))
+        plain_members = load(config.plain_ensemble)
 
         return WarmupGenerator(
-            EnsembleModel(members),
+            create_ensemble([generator.model, *load(config.ensemble)]),
             codec.layout,
             generator.config,
             decode=codec.decode,
             num_template_tokens=codec.num_template_tokens,
+            plain_model=create_ensemble(plain_members) if plain_members else None,
         )
 
     @staticmethod
@@ -558,8 +563,9 @@ class TranslationGenerateRecipe(Recipe):
             # Without it as in earlier versions, whose jobs go on.
             **({} if config.ctranslate2 is None else {"backend": "ctranslate2"}),
             **(dataclasses.asdict(config.rerank) if config.rerank.by else {}),
-            **describe_members(config.ensemble),
-            **dataclasses.asdict(generator.config),
+            **describe_members("ensemble", config.ensemble),
+            **describe_members("plain_ensemble", config.plain_ensemble),
+            **describe_generation(generator.config),
         )
 
         return FileSink(
@@ -572,7 +578,9 @@ class TranslationGenerateRecipe(Recipe):
         return GenerateConfig
 
 
-def describe_members(members: Sequence[ReferenceModelSection]) -> dict[str, object]:
+def describe_members(
+    name: str, members: Sequence[ReferenceModelSection]
+) -> dict[str, object]:
     """Describes the further models of an ensemble, so that a job does not go on with
     others; nothing if there are none, as in earlier versions."""
     if not members:
@@ -580,7 +588,18 @@ def describe_members(members: Sequence[ReferenceModelSection]) -> dict[str, obje
 
     paths = [member.path for member in members if member.path is not None]
 
-    return {"ensemble": [[str(path), path.stat().st_mtime] for path in paths]}
+    return {name: [[str(path), path.stat().st_mtime] for path in paths]}
+
+
+def describe_generation(config: GenerationConfig) -> dict[str, object]:
+    """Describes how outputs are found; without what earlier versions did not have, so
+    that their jobs go on."""
+    description = dataclasses.asdict(config)
+
+    if config.plain_weight == 0.0:
+        del description["plain_weight"]
+
+    return description
 
 
 def _load_model(context: RecipeContext, section: ReferenceModelSection) -> Module:

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
-from warmup_plugin.generation import GenerationConfig
+from warmup_plugin.generation import (
+    GenerationConfig,
+    GenerationSection,
+    create_generation_config,
+)
 
 
 class TestGenerationConfig:
@@ -24,6 +28,16 @@ class TestGenerationConfig:
             ),
             ({"warmup": "sample", "rank_by": "x"}, "`rank_by` must be one of log_prob"),
             ({"rank_by": "mbr"}, "only `warmup=sample` has several warmups"),
+            (
+                {"plain_weight": 1.0},
+                "`plain_weight` must be greater than or equal to 0",
+            ),
+            ({"plain_weight": -0.1}, "and less than 1"),
+            ({"plain_weight": 0.3}, "only an output behind a warmup that is written"),
+            (
+                {"warmup": "empty", "plain_weight": 0.3},
+                "`greedy_then_beam` or `sample`",
+            ),
             ({"max_warmup_len": 0}, "`max_warmup_len` must be greater than or equal"),
             ({"num_warmups": 0}, "`num_warmups` must be greater than or equal to 1"),
             ({"beam_size": 0}, "`beam_size` must be greater than or equal to 1"),
@@ -83,3 +97,23 @@ class TestGenerationConfig:
         config = GenerationConfig(sampling=True, num_best=20)
 
         assert not config.validate().has_error()
+
+
+class TestGenerationSection:
+    def test_plain_weight_holds_in_validations_with_warmups(self) -> None:
+        section = GenerationSection(plain_weight=0.3)
+
+        assert not section.validate().has_error()
+
+        def create(max_warmup_len: int | None) -> tuple[str, float]:
+            config = create_generation_config(
+                max_warmup_len, beam_size=1, section=section
+            )
+
+            assert not config.validate().has_error()
+
+            return config.warmup, config.plain_weight
+
+        assert create(6) == ("greedy_then_beam", 0.3)
+        assert create(0) == ("empty", 0.0)
+        assert create(None) == ("none", 0.0)

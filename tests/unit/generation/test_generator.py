@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,6 +97,7 @@ def generate(
     num_template_tokens: int = 0,
     forced: Sequence[Sequence[int]] | None = None,
     line_numbers: Sequence[int] | None = None,
+    plain_model: ConditionalModel | None = None,
 ) -> list[list[Hypothesis]]:
     assert not config.validate().has_error()
 
@@ -108,6 +110,7 @@ def generate(
         config,
         decode=decode,
         num_template_tokens=num_template_tokens,
+        plain_model=plain_model,
     )
 
     seqs, seq_lens = pad_rows(sources)
@@ -826,6 +829,144 @@ class TestGreedyThenBeam:
 
             assert group[0].score == pytest.approx(scores[best], abs=2e-5)
             assert group[0].log_prob == pytest.approx(log_probs[best], abs=2e-5)
+
+
+class TestPlainWeight:
+    @torch.no_grad()
+    @each_model
+    @pytest.mark.parametrize("has_plain_model", [False, True])
+    @pytest.mark.parametrize("warmup", ["greedy_then_beam", "sample"])
+    def test_token_is_predicted_by_both_ways(
+        self, kind: str, has_plain_model: bool, warmup: str
+    ) -> None:
+        model, plain_model = CREATE_MODEL[kind](seed=6), CREATE_MODEL[kind](seed=7)
+
+        weight = 0.4
+
+        config = GenerationConfig(
+            warmup=warmup,
+            max_warmup_len=3,
+            plain_weight=weight,
+            beam_size=1,
+            num_warmups=3 if warmup == "sample" else 8,
+            num_best=3 if warmup == "sample" else 1,
+            max_len_a=0.0,
+            max_len_b=5,
+        )
+
+        hypotheses = generate(
+            model,
+            config,
+            plain_model=(
+                create_conditional_model(plain_model) if has_plain_model else None
+            ),
+        )
+
+        alone = generate(model, replace(config, plain_weight=0.0))
+
+        differs = False
+
+        for source, group, alone_group in zip(SOURCES, hypotheses, alone):
+            # What is written first has one way; draws are in another order.
+            if warmup == "greedy_then_beam":
+                assert group[0].warmup == alone_group[0].warmup
+
+            differs |= group != alone_group
+
+            for hypothesis in group:
+                begun: list[int] = []
+
+                log_prob = 0.0
+
+                while len(begun) < len(hypothesis.target) + 1:
+                    draft = [BOS_IDX, *hypothesis.warmup, SEPARATOR_IDX, *begun]
+
+                    plain = [BOS_IDX, *begun]
+
+                    if not has_plain_model:
+                        plain.insert(1, SEPARATOR_IDX)
+
+                    ways = [
+                        (1.0 - weight, forward_alone(model, source, draft)[-1]),
+                        (
+                            weight,
+                            forward_alone(
+                                plain_model if has_plain_model else model, source, plain
+                            )[-1],
+                        ),
+                    ]
+
+                    for _, logits in ways:
+                        logits[SEPARATOR_IDX] = -math.inf
+
+                    joint = sum(w * logits.log_softmax(0) for w, logits in ways)
+
+                    assert isinstance(joint, Tensor)
+
+                    joint = joint.log_softmax(0)
+
+                    written = [*hypothesis.target, EOS_IDX][len(begun)]
+
+                    allowed = [*WORDS, EOS_IDX] if len(begun) < 5 else [EOS_IDX]
+
+                    assert written == max(allowed, key=lambda t: float(joint[t]))
+
+                    log_prob += float(joint[written])
+
+                    begun.append(written)
+
+                assert_close(
+                    torch.tensor(hypothesis.target_log_prob), torch.tensor(log_prob)
+                )
+
+        assert differs
+
+    @torch.no_grad()
+    @each_model
+    def test_beams_of_both_ways_go_on_together(self, kind: str) -> None:
+        """Searches all outputs of up to two words by a beam that drops none."""
+        model = CREATE_MODEL[kind](seed=6)
+
+        config = GenerationConfig(
+            warmup="greedy_then_beam",
+            max_warmup_len=2,
+            plain_weight=0.5,
+            beam_size=40,
+            num_best=40,
+            max_len_a=0.0,
+            max_len_b=2,
+            length_penalty=0.0,
+        )
+
+        for source, group in zip(SOURCES, generate(model, config)):
+            scores = {}
+
+            for target in list_sentences(2):
+                log_prob = 0.0
+
+                for at, token in enumerate([*target, EOS_IDX]):
+                    joint = torch.zeros(VOCAB_SIZE, device=device)
+
+                    for written in (group[0].warmup, []):
+                        row = [BOS_IDX, *written, SEPARATOR_IDX, *target[:at]]
+
+                        logits = forward_alone(model, source, row)[-1]
+
+                        logits[SEPARATOR_IDX] = -math.inf
+
+                        joint += 0.5 * logits.log_softmax(0)
+
+                    log_prob += float(joint.log_softmax(0)[token])
+
+                scores[tuple(target)] = log_prob
+
+            best = max(scores, key=lambda t: scores[t])
+
+            assert tuple(group[0].target) == best
+
+            assert_close(
+                torch.tensor(group[0].target_log_prob), torch.tensor(scores[best])
+            )
 
 
 class TestSample:

@@ -246,6 +246,31 @@ class TestWarmupOption:
         assert self.complete({"max_warmup_len": 4}) == ("single", 4)
         assert self.complete({"warmup": "sample"}) == ("sample", 6)
 
+    def test_plain_weight_of_a_run_holds_where_a_warmup_is_written_first(self) -> None:
+        def complete(
+            given: dict[str, object], max_warmup_len: int = 6
+        ) -> tuple[object, object]:
+            config = {
+                "criterion": {"name": "warmup"},
+                "warmup": {"plain_path": "empty", "max_warmup_len": max_warmup_len},
+                "generation": {"plain_weight": 0.3},
+            }
+
+            options = create_generation_options(config, given)
+
+            return options["warmup"], options.get("plain_weight")
+
+        assert complete({}) == ("greedy_then_beam", 0.3)
+        assert complete({"warmup": "sample"}) == ("sample", 0.3)
+        assert complete({"plain_weight": 0.5}) == ("greedy_then_beam", 0.5)
+        assert complete({"plain_weight": 0.0}) == ("single", 0.0)
+
+        for warmup in ("single", "empty", "bare"):
+            assert complete({"warmup": warmup}) == (warmup, None)
+
+        # The end of a curriculum.
+        assert complete({}, max_warmup_len=0) == ("empty", None)
+
     def test_none_is_the_empty_one_unless_run_learned_bare_outputs(self) -> None:
         assert self.complete({"warmup": "none"})[0] == "empty"
         assert self.complete({"warmup": "empty"})[0] == "empty"

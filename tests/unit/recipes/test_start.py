@@ -526,6 +526,16 @@ class TestTask:
 
         assert not (tmp_path / "run").exists()
 
+    def test_plain_way_is_no_other_one_without_warmups(
+        self, text_folder: Path, tokenizer_file: Path, tmp_path: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder, tokenizer_file, generation__plain_weight="0.3"
+        )
+
+        with pytest.raises(WarmupError, match="the run writes no warmups"):
+            start(tmp_path / "run", options)
+
     def test_what_is_given_stays(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:

@@ -725,7 +725,7 @@ class TestEnsemble:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ([], "has warmups of another kind than that in"),
+            ([], "say with `--plain-weight`, such as 0.3, how much it counts"),
             (["--backend", "ctranslate2"], "`--ensemble` is not for"),
         ],
     )
@@ -751,16 +751,101 @@ class TestEnsemble:
 
         assert status == 2 and message in err and err.count("error") == 1
 
+    def test_warmups_of_another_kind_are_refused(
+        self, tmp_path: Path, sft_run: Path, warmup_run: Path, translate: Translate
+    ) -> None:
+        status, _, err = translate(sft_run, "--ensemble", warmup_run, stdin=b"ta")
+
+        assert status == 2 and "has warmups of another kind than that in" in err
+
+    def test_sft_run_has_its_say_behind_a_warmup(
+        self, sft_run: Path, warmup_run: Path, translate: Translate
+    ) -> None:
+        def write(*args: object) -> list[dict[str, Any]]:
+            status, out, err = translate(
+                *(warmup_run, "--jsonl", "--warmup", "greedy-then-beam", *args),
+                stdin=b"puke\nta",
+            )
+
+            assert status == 0, err
+
+            return [json.loads(line) for line in out.splitlines()]
+
+        alone = write()
+
+        own = write("--plain-weight", 0.3)
+
+        of_sft = write("--plain-weight", 0.3, "--ensemble", sft_run)
+
+        # More of it says more.
+        more = write("--plain-weight", 0.9, "--ensemble", sft_run)
+
+        log_probs = [[x["log_prob"] for x in lines] for lines in (alone, own, of_sft)]
+
+        assert len({tuple(values) for values in log_probs}) == 3
+
+        assert more != of_sft
+
+        for lines in (own, of_sft, more):
+            assert [x["warmup"] for x in lines] == [x["warmup"] for x in alone]
+
+    def test_weight_of_plain_way_alone_writes_warmups_first(
+        self, warmup_run: Path, translate: Translate
+    ) -> None:
+        first = translate(warmup_run, "--plain-weight", 0.3, stdin=b"ta")
+
+        second = translate(
+            *(warmup_run, "--plain-weight", 0.3, "--warmup", "greedy-then-beam"),
+            stdin=b"ta",
+        )
+
+        assert first[:2] == second[:2] and first[0] == 0
+
+        status, _, err = translate(
+            warmup_run, "--plain-weight", 0.3, "--warmup", "single", stdin=b"ta"
+        )
+
+        assert status == 2 and "set `--warmup` to" in err
+
+    def test_plain_way_that_was_not_learned_is_refused(
+        self, tmp_path: Path, sft_run: Path, warmup_run: Path, translate: Translate
+    ) -> None:
+        run = tmp_path / "run"
+
+        shutil.copytree(warmup_run, run)
+
+        config = run / "run.yaml"
+
+        text = config.read_text(encoding="utf-8")
+
+        assert text.count("plain_path: empty") == 1
+
+        config.write_text(
+            text.replace("plain_path: empty", "plain_path: bare"), encoding="utf-8"
+        )
+
+        status, _, err = translate(run, "--plain-weight", 0.3, stdin=b"ta")
+
+        assert status == 2 and "name an SFT run to hear instead" in err
+
+        status, _, err = translate(
+            run, "--plain-weight", 0.3, "--ensemble", sft_run, stdin=b"ta"
+        )
+
+        assert status == 0, err
+
     def test_job_knows_a_model_that_was_trained_anew(self, tmp_path: Path) -> None:
         members = [ReferenceModelSection(path=tmp_path)]
 
-        before = describe_members(members)
+        before = describe_members("ensemble", members)
 
         os.utime(tmp_path, (1, 1))
 
-        assert describe_members(members) != before
-        assert describe_members(members) == {"ensemble": [[str(tmp_path), 1.0]]}
-        assert describe_members([]) == {}
+        assert describe_members("ensemble", members) != before
+        assert describe_members("ensemble", members) == {
+            "ensemble": [[str(tmp_path), 1.0]]
+        }
+        assert describe_members("ensemble", []) == {}
 
     def test_tokenizer_is_the_same(
         self, tmp_path: Path, warmup_run: Path, translate: Translate
