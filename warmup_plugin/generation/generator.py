@@ -56,6 +56,7 @@ class WarmupGenerator:
         decode: Callable[[Sequence[int]], str] | None = None,
         num_template_tokens: int = 0,
         plain_model: ConditionalModel | None = None,
+        plain_begin_idx: int | None = None,
     ) -> None:
         """
         :param model: In evaluation mode.
@@ -65,6 +66,8 @@ class WarmupGenerator:
         :param plain_model: What ``plain_weight`` hears beside the model: one of plain
             fine-tuning, which writes outputs alone. By default the model itself, behind
             the empty warmup.
+        :param plain_begin_idx: The token that outputs of ``plain_model`` follow, if it
+            is not that of warmups.
 
         :raises WarmupError: If ``decode`` is needed and missing.
         """
@@ -79,6 +82,7 @@ class WarmupGenerator:
         self._decode = decode
         self._num_template_tokens = num_template_tokens
         self._plain_model = plain_model
+        self._plain_begin_idx = plain_begin_idx
 
         self.on_step: Callable[[Tensor, Tensor, Tensor], None] | None = None
         """Called after each step of a search with the source of each row, what the rows
@@ -226,15 +230,8 @@ class WarmupGenerator:
             source_seq_lens, prefixes.device, forced, num_template_tokens
         )
 
-        # Given, not written, as what else stands before.
-        separators = prefixes.new_full(
-            (prefixes.size(0), 1), self._layout.separator_idx
-        )
-
-        behind_empty = torch.cat([prefixes, separators], dim=1)
-
         if self._config.warmup == "empty":
-            prefixes = behind_empty
+            prefixes = self._add_separator(prefixes)
 
         source_layout = BatchLayout.of(source_seqs, list(source_seq_lens))
 
@@ -252,14 +249,38 @@ class WarmupGenerator:
         )
 
         if self._config.plain_weight > 0.0:
-            run.plain = replace(run, prefixes=behind_empty)
-
-            if self._plain_model is not None:
-                encoded = self._plain_model.encode(source_seqs, source_layout)
-
-                run.plain = replace(run, model=self._plain_model, encoded=encoded)
+            run.plain = self._begin_plain(run, source_seqs, source_layout)
 
         return run
+
+    def _begin_plain(
+        self, run: _Run, source_seqs: Tensor, source_layout: BatchLayout
+    ) -> _Run:
+        """Begins the way to an output without a warmup."""
+        model, begin_idx = self._plain_model, self._plain_begin_idx
+
+        if model is None:
+            return replace(run, prefixes=self._add_separator(run.prefixes))
+
+        prefixes = run.prefixes
+
+        if begin_idx is not None:
+            prefixes = prefixes.clone()
+
+            prefixes[:, -1] = begin_idx
+
+        encoded = model.encode(source_seqs, source_layout)
+
+        return replace(run, model=model, encoded=encoded, prefixes=prefixes)
+
+    def _add_separator(self, prefixes: Tensor) -> Tensor:
+        """Returns what stands before an output behind the empty warmup, which is given,
+        not written."""
+        separators = prefixes.new_full(
+            (prefixes.size(0), 1), self._layout.separator_idx
+        )
+
+        return torch.cat([prefixes, separators], dim=1)
 
     def _generate(self, run: _Run) -> list[list[Hypothesis]]:
         config = self._config

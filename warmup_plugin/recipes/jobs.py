@@ -34,6 +34,7 @@ from warmup_plugin.recipes.translate import TranslationGenerateRecipe
 from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.terminal import show
+from warmup_plugin.tokenizers.codec import CodecOptions
 from warmup_plugin.warmup_lens import (
     LEAVES_SEPARATOR_OUT,
     get_max_warmup_len,
@@ -322,7 +323,11 @@ def _list_members(
 
         if _read_tokenizer(path) != _read_tokenizer(options.run_dir):
             difference = "another tokenizer"
-        elif _get_options(other_config) != _get_options(run_config):
+        elif is_plain and _get_plain_options(other_config) != _get_plain_options(
+            run_config
+        ):
+            difference = "another prompt or language"
+        elif not is_plain and _get_options(other_config) != _get_options(run_config):
             difference = "another prompt, separator or language"
         elif not is_plain and _get_warmups(other_config) != _get_warmups(run_config):
             difference = "warmups of another kind"
@@ -376,8 +381,18 @@ def _read_tokenizer(path: Path) -> object:
     return [(file.name, file.read_bytes()) for file in files]
 
 
-def _get_options(run_config: Mapping[str, Any]) -> object:
+def _get_options(run_config: Mapping[str, Any]) -> CodecOptions:
     return get_codec_options(run_config["tokenizer"], run_config["dataset"])
+
+
+def _get_plain_options(run_config: Mapping[str, Any]) -> object:
+    """Returns what counts where no warmup is written."""
+    return replace(
+        _get_options(run_config),
+        separator=None,
+        warmup_lang=None,
+        ends_like_text=False,
+    )
 
 
 def _get_warmups(run_config: Mapping[str, Any]) -> object:

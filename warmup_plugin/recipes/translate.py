@@ -506,6 +506,12 @@ class TranslationGenerateRecipe(Recipe):
             decode=codec.decode,
             num_template_tokens=codec.num_template_tokens,
             plain_model=create_ensemble(plain_members) if plain_members else None,
+            # The language of the targets, which ends a warmup in another one.
+            plain_begin_idx=(
+                None
+                if config.tokenizer.warmup_lang is None
+                else codec.layout.separator_idx
+            ),
         )
 
     @staticmethod

@@ -98,6 +98,7 @@ def generate(
     forced: Sequence[Sequence[int]] | None = None,
     line_numbers: Sequence[int] | None = None,
     plain_model: ConditionalModel | None = None,
+    plain_begin_idx: int | None = None,
 ) -> list[list[Hypothesis]]:
     assert not config.validate().has_error()
 
@@ -111,6 +112,7 @@ def generate(
         decode=decode,
         num_template_tokens=num_template_tokens,
         plain_model=plain_model,
+        plain_begin_idx=plain_begin_idx,
     )
 
     seqs, seq_lens = pad_rows(sources)
@@ -834,10 +836,16 @@ class TestGreedyThenBeam:
 class TestPlainWeight:
     @torch.no_grad()
     @each_model
-    @pytest.mark.parametrize("has_plain_model", [False, True])
+    @pytest.mark.parametrize(
+        ("has_plain_model", "plain_begin_idx"), [(False, None), (True, None), (True, 6)]
+    )
     @pytest.mark.parametrize("warmup", ["greedy_then_beam", "sample"])
     def test_token_is_predicted_by_both_ways(
-        self, kind: str, has_plain_model: bool, warmup: str
+        self,
+        kind: str,
+        has_plain_model: bool,
+        plain_begin_idx: int | None,
+        warmup: str,
     ) -> None:
         model, plain_model = CREATE_MODEL[kind](seed=6), CREATE_MODEL[kind](seed=7)
 
@@ -860,6 +868,7 @@ class TestPlainWeight:
             plain_model=(
                 create_conditional_model(plain_model) if has_plain_model else None
             ),
+            plain_begin_idx=plain_begin_idx,
         )
 
         alone = generate(model, replace(config, plain_weight=0.0))
@@ -881,7 +890,7 @@ class TestPlainWeight:
                 while len(begun) < len(hypothesis.target) + 1:
                     draft = [BOS_IDX, *hypothesis.warmup, SEPARATOR_IDX, *begun]
 
-                    plain = [BOS_IDX, *begun]
+                    plain = [plain_begin_idx or BOS_IDX, *begun]
 
                     if not has_plain_model:
                         plain.insert(1, SEPARATOR_IDX)

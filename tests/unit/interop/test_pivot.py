@@ -308,3 +308,32 @@ def test_plain_direction_learns_to_write_the_warmups_language(
 
         for line in file.read_text(encoding="utf-8").splitlines():
             assert (json.loads(line)["warmup"] is not None) == has_warmup
+
+
+def test_sft_run_begins_its_outputs_by_its_own_token(
+    nllb: Case, pivot_run: Path, tmp_path: Path
+) -> None:
+    langs: dict[str, object] = {
+        "tokenizer__source_lang": "deu_Latn",
+        "tokenizer__target_lang": "fra_Latn",
+    }
+
+    sft_run = nllb.train(tmp_path / "sft", criterion__name="sft", **langs)
+
+    source = tmp_path / "in.txt"
+
+    source.write_text("".join(f"{text}\n" for text in SOURCES), encoding="utf-8")
+
+    def write(run_dir: Path, *options: object) -> list[str]:
+        output = tmp_path / "out.txt"
+
+        args = [run_dir, source, "--output", output, "--beam-size", 1, *options]
+
+        assert run_command(["translate", *map(str, args)]) == 0
+
+        return output.read_text(encoding="utf-8").splitlines()
+
+    # With nearly all of the weight the SFT run writes alone.
+    both = write(pivot_run, "--ensemble", sft_run, "--plain-weight", 0.9999)
+
+    assert both == write(sft_run)
