@@ -125,7 +125,9 @@ def test_draws_are_those_of_a_separator_like_eos(
 
 
 @each_model
-@pytest.mark.parametrize("warmup", ["single", "greedy_then_beam", "sample"])
+@pytest.mark.parametrize(
+    "warmup", ["single", "greedy_then_beam", "beam_then_beam", "sample"]
+)
 def test_outputs_are_those_of_a_separator_like_eos(
     create_model: Callable[[], Model], warmup: str
 ) -> None:

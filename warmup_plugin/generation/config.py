@@ -14,11 +14,11 @@ from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
 
 WARMUP_CHOICES: Final = (
     *("none", "bare", "empty"),
-    *("single", "greedy_then_beam", "sample"),
+    *("single", "greedy_then_beam", "beam_then_beam", "sample"),
 )
 
 # The ways in which a warmup is written before the output is searched.
-WRITTEN_FIRST: Final = ("greedy_then_beam", "sample")
+WRITTEN_FIRST: Final = ("beam_then_beam", "greedy_then_beam", "sample")
 
 RANKINGS: Final = ("log_prob", "marginal", "mbr")
 
@@ -28,7 +28,7 @@ class GenerationConfig(Validatable):
     """Configures the generator ``warmup``: how warmup and output are found."""
 
     warmup: str = "single"
-    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `sample`: ``num_warmups`` warmups are drawn, each with an output of its own, and ``rank_by`` chooses; `empty`: the warmup is empty, so that the output follows the separator at once; `none`: there is no separator either (plain fine-tuning); `bare`: the same, but the separator has no probability (plain directions, and ``warmup.plain_path`` `bare`). ``generate`` and ``translate`` take `none` for `empty` or `bare` where a run has learned it so."""
+    """How the warmup is chosen. `single`: one search through warmup and output; `greedy_then_beam`: the likeliest tokens as the warmup, then a search for the output; `beam_then_beam`: a search for the warmup, then one for the output; `sample`: ``num_warmups`` warmups are drawn, each with an output of its own, and ``rank_by`` chooses; `empty`: the warmup is empty, so that the output follows the separator at once; `none`: there is no separator either (plain fine-tuning); `bare`: the same, but the separator has no probability (plain directions, and ``warmup.plain_path`` `bare`). ``generate`` and ``translate`` take `none` for `empty` or `bare` where a run has learned it so."""
 
     max_warmup_len: int = 8
     """The most tokens of a warmup; then the separator is forced. That of training, if a run translates."""
@@ -40,7 +40,7 @@ class GenerationConfig(Validatable):
     """What chooses among the outputs of `sample`. `log_prob`: log P(c,y|x); `marginal`: the mean of P(y|c,x) over the K warmups; `mbr`: the expected chrF++ against the outputs of the K warmups (minimum Bayes risk). The first two are divided by the length as ``length_penalty`` says. The commands also take `mbr_comet` and `cometkiwi`, with or without warmups: the expected COMET against all outputs, and the score of CometKiwi."""
 
     plain_weight: float = 0.0
-    """The weight w, less than 1, of the way without a warmup in each token of an output: log P(y_t|c,x) counts 1 - w and log P(y_t|x), behind the empty warmup, w. What a draft has lost the source may still say. It needs a warmup that is written first, by `greedy_then_beam` or `sample`."""
+    """The weight w, less than 1, of the way without a warmup in each token of an output: log P(y_t|c,x) counts 1 - w and log P(y_t|x), behind the empty warmup, w. What a draft has lost the source may still say. It needs a warmup that is written first, as by `beam_then_beam`, which is then the default."""
 
     beam_size: int = 5
     """The number of partial sequences kept a source; 1 is greedy search."""
@@ -107,7 +107,7 @@ class GenerationConfig(Validatable):
             )
         elif self.plain_weight > 0.0 and self.warmup not in WRITTEN_FIRST:
             result.add_error(
-                f"`plain_weight` is {self.plain_weight}, but only an output behind a warmup that is written first has two ways; set `warmup` to `greedy_then_beam` or `sample`, or leave `plain_weight` out."
+                f"`plain_weight` is {self.plain_weight}, but only an output behind a warmup that is written first has two ways; set `warmup` to `beam_then_beam`, or leave `plain_weight` out."
             )
 
         for name in ("max_warmup_len", "num_warmups", "beam_size", "num_best"):
@@ -189,7 +189,7 @@ class GenerationSection(Validatable):
     """If ``True``, a search ends as soon as ``beam_size`` sequences have ended."""
 
     plain_weight: float | None = None
-    """The weight, less than 1, of the way without a warmup in each token of an output, in validations too; warmups are then written first, by `greedy_then_beam`. That way has to be learned, see ``warmup.sft_weight``."""
+    """The weight, less than 1, of the way without a warmup in each token of an output, in validations too; warmups are then written first, by `beam_then_beam`. That way has to be learned, see ``warmup.sft_weight``."""
 
     max_len_a: float | None = None
     """The output is at most ``max_len_a * source length + max_len_b`` tokens long, in validations too."""
@@ -225,7 +225,7 @@ class GenerationSection(Validatable):
         options = self.to_options()
 
         if self.plain_weight:
-            options["warmup"] = "greedy_then_beam"
+            options["warmup"] = "beam_then_beam"
 
         return GenerationConfig(**options).validate()  # type: ignore[arg-type]
 
@@ -262,7 +262,7 @@ def create_generation_config(
     elif max_warmup_len == 0:
         options["warmup"] = "empty"
     else:
-        warmup = "greedy_then_beam" if options.get("plain_weight") else "single"
+        warmup = "beam_then_beam" if options.get("plain_weight") else "single"
 
         options.update(warmup=warmup, max_warmup_len=max_warmup_len)
 

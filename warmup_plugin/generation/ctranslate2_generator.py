@@ -63,9 +63,9 @@ def check_options(config: GenerationConfig) -> None:
             "`--warmup sample` is not for `--backend ctranslate2`, which draws nothing; leave one of them out."
         )
 
-    if config.warmup == "single" and config.beam_size > 1:
+    if config.warmup in ("single", "beam_then_beam") and config.beam_size > 1:
         raise WarmupError(
-            "`--backend ctranslate2` writes the warmup before it searches for the output; take `--warmup greedy-then-beam`, or `--beam-size 1`."
+            "`--backend ctranslate2` writes the likeliest tokens of a warmup before it searches for the output; take `--warmup greedy-then-beam`, or `--beam-size 1`."
         )
 
 

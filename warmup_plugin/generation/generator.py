@@ -411,20 +411,12 @@ class WarmupGenerator:
         # Without warmups to draw, each draw of an output is a group of its own.
         num_draws = config.num_best if config.sampling and num_warmups == 1 else 1
 
-        decoder, logits = run.start(num_warmups)
+        if config.warmup == "beam_then_beam":
+            decoder, warmups = self._search_warmups(run)
+        else:
+            decoder, warmups = self._pick_warmups(run, num_warmups)
 
-        pick = TokenPick()
-
-        if config.warmup == "sample":
-            pick = self._create_draw(
-                run, config.max_warmup_len + run.space.max_len, num_warmups
-            )
-
-        warmups = write_warmups(
-            decoder, logits, layout, pick, max_warmup_len=config.max_warmup_len
-        )
-
-        device = logits.device
+        device = run.prefixes.device
 
         lens = torch.tensor([len(c) for c in warmups.seqs], device=device)
 
@@ -498,6 +490,72 @@ class WarmupGenerator:
                 hypotheses.append(sorted(seqs, key=lambda h: -h.score))
 
         return hypotheses
+
+    def _pick_warmups(
+        self, run: _Run, num_warmups: int
+    ) -> tuple[RowDecoder, WrittenWarmups]:
+        """
+        Writes warmups token by token.
+
+        :returns: Them and what has read them but for their last token, which it may have
+            read too.
+        """
+        config = self._config
+
+        decoder, logits = run.start(num_warmups)
+
+        pick = TokenPick()
+
+        if config.warmup == "sample":
+            pick = self._create_draw(
+                run, config.max_warmup_len + run.space.max_len, num_warmups
+            )
+
+        warmups = write_warmups(
+            decoder, logits, self._layout, pick, max_warmup_len=config.max_warmup_len
+        )
+
+        return decoder, warmups
+
+    def _search_warmups(self, run: _Run) -> tuple[RowDecoder, WrittenWarmups]:
+        """Searches the best warmup of each source by beams; see :meth:`_pick_warmups`."""
+        config, layout = self._config, self._layout
+
+        search = RowSearch(
+            layout,
+            beam_size=config.beam_size,
+            length_penalty=config.length_penalty,
+            num_best=1,
+            early_stopping=config.early_stopping,
+            end_idx=layout.separator_idx,
+        )
+
+        # The warmup is all that is written.
+        space = SearchSpace(
+            max_warmup_len=config.max_warmup_len,
+            limits=torch.zeros_like(run.space.limits),
+            min_lens=torch.zeros_like(run.space.min_lens),
+        )
+
+        found = [seqs[0] for seqs in search(*run.start(1), space)]
+
+        warmups = WrittenWarmups(
+            [seq.tokens for seq in found],
+            [seq.token_log_probs for seq in found],
+            [seq.log_prob for seq in found],
+        )
+
+        # Its beams have parted from the rows that began.
+        decoder, _ = run.start(1)
+
+        width = max(map(len, warmups.seqs))
+
+        if width > 0:
+            padded = [c + [layout.pad_idx] * (width - len(c)) for c in warmups.seqs]
+
+            decoder.step(torch.tensor(padded, device=run.prefixes.device))
+
+        return decoder, warmups
 
     def _join(self, warmups: WrittenWarmups, group: int, found: FoundSeq) -> Hypothesis:
         return Hypothesis(

@@ -252,6 +252,7 @@ class RowSearch:
         knows_separator: bool = True,
         draw: TokenDraw | None = None,
         on_step: StepCallback | None = None,
+        end_idx: int | None = None,
     ) -> None:
         """
         :param num_best: The number of sequences that are asked for; ``None`` for as many
@@ -264,6 +265,8 @@ class RowSearch:
             be 1.
         :param on_step: Called after each step with the group of each row, what the rows
             have written and their log-probabilities.
+        :param end_idx: The token that ends a sequence, by default EOS; the separator to
+            search warmups alone.
         """
         self._layout = layout
         self._beam_size = beam_size
@@ -274,6 +277,7 @@ class RowSearch:
         self._knows_separator = knows_separator
         self._draw = draw
         self._on_step = on_step
+        self._end_idx = layout.eos_idx if end_idx is None else end_idx
 
         self._banned_in_target = [
             idx
@@ -361,7 +365,7 @@ class RowSearch:
 
             top_log_probs = log_probs.view(num_active, -1).gather(1, top_idx)
 
-            ends = (top_tokens == layout.eos_idx) & top_totals.isfinite()
+            ends = (top_tokens == self._end_idx) & top_totals.isfinite()
 
             # A sequence that ends below the beam is dropped, as it would be pruned if
             # it went on.

@@ -845,7 +845,7 @@ def create_generation_options(
 
     if options.get("plain_weight"):
         # Nothing else has a draft before it searches.
-        with_warmup = "greedy_then_beam"
+        with_warmup = "beam_then_beam"
 
     options.setdefault("warmup", with_warmup if writes_warmup else "none")
 

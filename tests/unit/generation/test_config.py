@@ -36,7 +36,7 @@ class TestGenerationConfig:
             ({"plain_weight": 0.3}, "only an output behind a warmup that is written"),
             (
                 {"warmup": "empty", "plain_weight": 0.3},
-                "`greedy_then_beam` or `sample`",
+                "set `warmup` to `beam_then_beam`",
             ),
             ({"max_warmup_len": 0}, "`max_warmup_len` must be greater than or equal"),
             ({"num_warmups": 0}, "`num_warmups` must be greater than or equal to 1"),
@@ -114,6 +114,6 @@ class TestGenerationSection:
 
             return config.warmup, config.plain_weight
 
-        assert create(6) == ("greedy_then_beam", 0.3)
+        assert create(6) == ("beam_then_beam", 0.3)
         assert create(0) == ("empty", 0.0)
         assert create(None) == ("none", 0.0)

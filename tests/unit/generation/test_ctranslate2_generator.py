@@ -38,6 +38,7 @@ class TestCheckOptions:
         ("options", "message"),
         [
             ({}, "take `--warmup greedy-then-beam`, or `--beam-size 1`"),
+            ({"warmup": "beam_then_beam"}, "take `--warmup greedy-then-beam`, or"),
             ({"warmup": "sample"}, "`--warmup sample` is not for"),
             ({"warmup": "none", "sampling": True}, "`--sampling` is not for"),
             ({"warmup": "none", "min_len_b": 2}, "`--min-len-b` is not for"),

@@ -833,6 +833,89 @@ class TestGreedyThenBeam:
             assert group[0].log_prob == pytest.approx(log_probs[best], abs=2e-5)
 
 
+class TestBeamThenBeam:
+    @torch.no_grad()
+    @each_model
+    @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+    def test_both_are_the_best_of_all(self, kind: str, length_penalty: float) -> None:
+        model = CREATE_MODEL[kind](seed=1)
+
+        sentences = list_sentences(2)
+
+        config = create_config(
+            warmup="beam_then_beam",
+            beam_size=len(sentences) + 2,
+            max_len_b=2,
+            length_penalty=length_penalty,
+        )
+
+        for source, group in zip(SOURCES, generate(model, config)):
+            # Of all warmups, behind which one and the same output counts nothing.
+            warmup_scores = []
+
+            for c in sentences:
+                log_prob = 0.0
+
+                for at, token in enumerate([*c, SEPARATOR_IDX]):
+                    logits = forward_alone(model, source, [BOS_IDX, *c[:at]])[-1]
+
+                    allowed = [*WORDS, SEPARATOR_IDX]
+
+                    # Forced at the limit, hence certain.
+                    if at < MAX_WARMUP_LEN:
+                        log_probs = logits[allowed].log_softmax(0)
+
+                        log_prob += float(log_probs[allowed.index(token)])
+
+                warmup_scores.append(
+                    (log_prob / (len(c) + 1) ** length_penalty, log_prob)
+                )
+
+            best_warmup = max(range(len(sentences)), key=warmup_scores.__getitem__)
+
+            warmup = sentences[best_warmup]
+
+            log_probs = score_sequences(
+                model,
+                source,
+                [warmup] * len(sentences),
+                sentences,
+                max_warmup_len=MAX_WARMUP_LEN,
+            ).tolist()
+
+            best = max(
+                range(len(sentences)),
+                key=lambda n: (
+                    log_probs[n]
+                    / (len(warmup) + 1 + len(sentences[n]) + 1) ** length_penalty
+                ),
+            )
+
+            assert group[0].warmup == warmup
+            assert group[0].target == sentences[best]
+
+            assert group[0].log_prob == pytest.approx(log_probs[best], abs=2e-5)
+
+            assert group[0].warmup_log_prob == pytest.approx(
+                warmup_scores[best_warmup][1], abs=2e-5
+            )
+
+    def test_beam_of_one_is_greedy(self) -> None:
+        model = create_tiny_model(seed=3)
+
+        configs = [
+            create_config(warmup=warmup, beam_size=1)
+            for warmup in ("beam_then_beam", "greedy_then_beam")
+        ]
+
+        found, expected = (generate(model, config) for config in configs)
+
+        for group, expected_group in zip(found, expected):
+            assert group[0].warmup == expected_group[0].warmup
+            assert group[0].target == expected_group[0].target
+            assert group[0].log_prob == pytest.approx(expected_group[0].log_prob)
+
+
 class TestPlainWeight:
     @torch.no_grad()
     @each_model

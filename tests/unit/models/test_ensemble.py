@@ -102,7 +102,9 @@ class TestEnsembleModel:
             assert_close(again[n], torch.tensor(expected[1]))
 
     @each_model
-    @pytest.mark.parametrize("warmup", ["single", "greedy_then_beam", "sample"])
+    @pytest.mark.parametrize(
+        "warmup", ["single", "greedy_then_beam", "beam_then_beam", "sample"]
+    )
     def test_generator_writes_by_it(self, kind: str, warmup: str) -> None:
         models = create_members(kind)
 

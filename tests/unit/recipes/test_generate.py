@@ -260,9 +260,9 @@ class TestWarmupOption:
 
             return options["warmup"], options.get("plain_weight")
 
-        assert complete({}) == ("greedy_then_beam", 0.3)
+        assert complete({}) == ("beam_then_beam", 0.3)
         assert complete({"warmup": "sample"}) == ("sample", 0.3)
-        assert complete({"plain_weight": 0.5}) == ("greedy_then_beam", 0.5)
+        assert complete({"plain_weight": 0.5}) == ("beam_then_beam", 0.5)
         assert complete({"plain_weight": 0.0}) == ("single", 0.0)
 
         for warmup in ("single", "empty", "bare"):
@@ -636,7 +636,7 @@ class TestBadInput:
             (["--warmup", "greedy-beam"], "`--max-warmup-len`"),
             (
                 ["--warmup", "greedy-beam", "--max-warmup-len", "3"],
-                "`--warmup` must be one of none, bare, empty, single, greedy_then_beam, sample, but is `greedy-beam`",
+                "`--warmup` must be one of none, bare, empty, single, greedy_then_beam, beam_then_beam, sample, but is `greedy-beam`",
             ),
             (["--rank-by", "mbr"], "but only `--warmup sample` has several warmups"),
             (["--rank-by", "cometkiwi"], "`--rank-by cometkiwi` ranks one output; add"),

@@ -763,7 +763,7 @@ class TestEnsemble:
     ) -> None:
         def write(*args: object) -> list[dict[str, Any]]:
             status, out, err = translate(
-                *(warmup_run, "--jsonl", "--warmup", "greedy-then-beam", *args),
+                *(warmup_run, "--jsonl", "--warmup", "beam-then-beam", *args),
                 stdin=b"puke\nta",
             )
 
@@ -795,7 +795,7 @@ class TestEnsemble:
         first = translate(warmup_run, "--plain-weight", 0.3, stdin=b"ta")
 
         second = translate(
-            *(warmup_run, "--plain-weight", 0.3, "--warmup", "greedy-then-beam"),
+            *(warmup_run, "--plain-weight", 0.3, "--warmup", "beam-then-beam"),
             stdin=b"ta",
         )
 
