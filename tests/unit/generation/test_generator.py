@@ -863,9 +863,9 @@ class TestBeamThenBeam:
 
                     # Forced at the limit, hence certain.
                     if at < MAX_WARMUP_LEN:
-                        log_probs = logits[allowed].log_softmax(0)
+                        among = logits[allowed].log_softmax(0)
 
-                        log_prob += float(log_probs[allowed.index(token)])
+                        log_prob += float(among[allowed.index(token)])
 
                 warmup_scores.append(
                     (log_prob / (len(c) + 1) ** length_penalty, log_prob)
