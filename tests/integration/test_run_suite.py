@@ -318,3 +318,93 @@ def test_legs_are_shared_decoded_and_chained(
     assert run_suite.main([str(file)]) == 0
     assert "begins" not in capsys.readouterr().out
     assert take_snapshot(out / "n9") == before
+
+
+def test_directions_of_another_folder_are_scored(
+    tmp_path: Path,
+    text_folder: Path,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flores, out = tmp_path / "flores", tmp_path / "out"
+
+    flores.mkdir()
+
+    for lang in ("src", "tgt"):
+        shutil.copyfile(text_folder / f"test.{lang}", flores / f"devtest.{lang}")
+
+    directions = ["src-tgt", "tgt-src"]
+
+    options = tiny_options(
+        text_folder,
+        tokenizer_file,
+        criterion__name="sft",
+        regime__num_steps=None,
+        dataset__source_lang=None,
+        dataset__target_lang=None,
+        **SHORT_OUTPUTS,
+    )
+
+    config = {k: v if isinstance(v, int) else str(v) for k, v in options.items()}
+
+    grid = {
+        "name": "tiny",
+        "out": str(out),
+        "seeds": [1],
+        "baseline": "sft",
+        "tasks": [
+            {
+                "name": "toy",
+                "split": [{"name": "devtest", "data": str(flores)}],
+                "direction": directions,
+                "config": {
+                    **config,
+                    "dataset.directions": {name: {} for name in directions},
+                },
+                "steps": 2,
+            }
+        ],
+        "systems": [
+            {"name": "sft"},
+            {"name": "greedy", "decode": "sft", "options": ["--beam-size", 1]},
+        ],
+    }
+
+    file = tmp_path / "grid.yaml"
+
+    file.write_text(dump_yaml(grid))
+
+    for name, value in command_environment().items():
+        monkeypatch.setenv(name, value)
+
+    assert run_suite.main([str(file)]) == 0, capsys.readouterr().out
+
+    report = json.loads((out / "tiny.json").read_text())["tasks"]["toy"]
+
+    # The mean is that of the scores that `evaluate` keeps with the run.
+    scores = []
+
+    for name in directions:
+        path = out / "toy/sft/seed_1/evaluate" / f"devtest.{name}.best.json"
+
+        [(_, chrf)] = json.loads(path.read_text())["systems"].values()
+
+        assert chrf["key"] == "chrf"
+
+        scores.append(chrf["score"])
+
+    run = report["systems"]["sft"]["runs"]["1"]
+
+    assert run["scores"]["chrf"] == pytest.approx(sum(scores) / 2)
+
+    for part in (report, *report["directions"].values()):
+        difference = part["systems"]["greedy"]["against"]["sft"]["chrf"]
+
+        assert 0.0 < difference["p_sentences"] <= 1.0
+
+    # All of it is done.
+    capsys.readouterr()
+
+    assert run_suite.main([str(file)]) == 0
+    assert "begins" not in capsys.readouterr().out

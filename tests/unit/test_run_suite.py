@@ -281,7 +281,7 @@ class TestLoadGrid:
                 "systems.1.config",
                 {"dataset.directions": {"en-de": {}, "de-en": {}}},
                 "`tasks[0].direction` must be one of the directions that `more` is "
-                "trained on, en-de, de-en, since one direction a task is scored",
+                "trained on, or a list of them; write some of `[en-de, de-en]`.",
             ),
             ("systems.0.per_task", {"toys": {}}, "`systems[0].per_task.toys` names no"),
             ("systems.0.per_task", {"toy": {"x": 1}}, "`systems[0].per_task.toy.x` is"),
@@ -432,7 +432,7 @@ class TestMakePlan:
         ]
 
         # The baseline comes first.
-        assert plan.compare["toy", 1, "more"].preview() == [
+        assert plan.compare["toy/more/1"].preview() == [
             *("compare", "out/toy/more/seed_1", "out/toy/sft/seed_1"),
             *("out/toy/warmup/seed_1", "out/toy/long/seed_1", *split),
             *("--metrics", "bleu,chrf"),
@@ -440,7 +440,7 @@ class TestMakePlan:
         ]
 
         with pytest.raises(NotReady, match="toy/more/1 is not translated"):
-            plan.compare["toy", 1, "more"].make_command(False)
+            plan.compare["toy/more/1"].make_command(False)
 
     def test_select_adds_training_that_is_needed(self, plan: Plan) -> None:
         assert list_keys(plan.select(["toy/warmup/2"])) == [
@@ -873,7 +873,7 @@ class TestRunner:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     def test_nothing_to_run_is_no_failure(self, plan: Plan) -> None:
-        step = plan.compare["toy", 1, "more"]
+        step = plan.compare["toy/more/1"]
 
         outcomes, _ = self.run(step)
 
@@ -963,6 +963,8 @@ def fill(plan: Plan, dataset: Mapping[str, object], *, without: str = "") -> Non
         elif command[0] == "generate":
             run = next(run for run in plan.runs if run.path == path)
 
+            [place] = run.list_outputs()
+
             outputs = translate(run, run.seed)
 
             records = [
@@ -970,10 +972,10 @@ def fill(plan: Plan, dataset: Mapping[str, object], *, without: str = "") -> Non
                 for source, output in zip(SOURCES, outputs)
             ]
 
-            run.translations.parent.mkdir()
+            place.translations.parent.mkdir()
 
             for suffix, lines in (("", outputs), (".jsonl", records)):
-                file = Path(f"{run.translations}{suffix}")
+                file = Path(f"{place.translations}{suffix}")
 
                 file.write_text("".join(f"{line}\n" for line in lines))
         else:

@@ -183,11 +183,11 @@ class TestLoadGrid:
         content["systems"][0]["score"] = True
         content["tasks"][0]["direction"] = "fr-de"
 
-        assert load(tmp_path, content).tasks[0].direction == "fr-de"
+        assert load(tmp_path, content).tasks[0].directions == ["fr-de"]
 
         content["tasks"][0]["direction"] = "de-fr"
 
-        with pytest.raises(WarmupError, match="`legs` is trained on, en-fr, fr-de, si"):
+        with pytest.raises(WarmupError, match="`legs` is trained on, or a list of the"):
             load(tmp_path, content)
 
 
@@ -267,7 +267,7 @@ class TestMakePlan:
 
         assert plan.evaluate["n10/sft/1"].preview()[:8] == ["evaluate", run, *args]
 
-        assert plan.compare["n20", 1, "sft"].preview()[:-4] == [
+        assert plan.compare["n20/sft/1"].preview()[:-4] == [
             *("compare", "out/n20/sft/seed_1", "out/n20/warmup/seed_1"),
             *("out/n20/plain/seed_1.txt", "out/n20/cascade/seed_1.jsonl"),
             *("--split", "test", "--checkpoint", "last", "--direction", "en-de"),
@@ -278,15 +278,17 @@ class TestMakePlan:
     ) -> None:
         [run] = [run for run in plan.runs if run.name == "n10/sft/1"]
 
+        [outputs] = run.list_outputs()
+
         folder = run.path / "generate"
 
-        assert run.translations == folder / "test.last.txt"
+        assert outputs.translations == folder / "test.last.txt"
 
         dataset: dict[str, object] = {"source_lang": "en", "target_lang": "de"}
 
         write_run(run.path, steps=[], dataset=dataset)
 
-        assert run.translations == folder / "test.last.txt"
+        assert outputs.translations == folder / "test.last.txt"
 
         shutil.rmtree(run.path)
 
@@ -294,7 +296,7 @@ class TestMakePlan:
 
         write_run(run.path, steps=[], dataset=dataset)
 
-        assert run.translations == folder / "test.en-de.last.txt"
+        assert outputs.translations == folder / "test.en-de.last.txt"
 
     def test_model_is_decoded_with_options(self, plan: Plan) -> None:
         step = plan.generate["n10/plain/1"]
@@ -370,7 +372,9 @@ def fill(plan: Plan) -> None:
         elif command[0] == "generate":
             [run] = [run for run in plan.runs if run.name == step.key.split()[1]]
 
-            write_outputs(run.translations, run.system.name, run.seed)
+            [outputs] = run.list_outputs()
+
+            write_outputs(outputs.translations, run.system.name, run.seed)
         elif command[0] == "translate":
             assert Path(command[2]).read_text().count("\n") == len(REFERENCES)
 

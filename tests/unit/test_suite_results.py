@@ -11,9 +11,9 @@ from warmup_plugin.suite.results import _get_name
 
 
 def test_run_is_found_by_its_outputs_whatever_a_report_calls_it() -> None:
-    run: Any = SimpleNamespace(
+    outputs: Any = SimpleNamespace(
         translations=Path("runs/sft/seed_1/generate/test.best.txt"),
-        label=Path("runs/sft/seed_1"),
+        system_path=Path("runs/sft/seed_1"),
     )
 
     files = {
@@ -21,7 +21,7 @@ def test_run_is_found_by_its_outputs_whatever_a_report_calls_it() -> None:
         "sft/seed_1": "runs/sft/seed_1/generate/test.best.txt",
     }
 
-    assert _get_name({"hypotheses": files}, run) == "sft/seed_1"
+    assert _get_name({"hypotheses": files}, outputs) == "sft/seed_1"
 
     # As earlier versions wrote it.
-    assert _get_name({}, run) == "runs/sft/seed_1"
+    assert _get_name({}, outputs) == "runs/sft/seed_1"

@@ -174,8 +174,11 @@ def randomization_p_values_of_groups(
     Of one pair, the test is that of :func:`randomization_p_values`. The p-value is about
     other sentences, not about other trainings.
 
-    :param groups: Pairs of a baseline and a system, one a training, all of the same
-        sentences.
+    Of a group with several test sets, such as those of several directions, a trial swaps
+    the outputs of line n in all of them, whose lines may be translations of each other,
+    and the mean counts each test set alike.
+
+    :param groups: Pairs of a baseline and a system, one a training and test set.
     """
     check_num_samples("num_trials", num_trials)
     check_seed(seed)
@@ -183,7 +186,9 @@ def randomization_p_values_of_groups(
     if not groups:
         return []
 
-    num_sentences = len(groups[0][0][0].stats)
+    num_sentences = max(
+        len(baseline.stats) for group in groups for baseline, _ in group
+    )
 
     rng = np.random.default_rng(seed)
 
@@ -202,7 +207,9 @@ def randomization_p_values_of_groups(
             for baseline, system in group:
                 # What the first of the two gains over being the system throughout.
                 # (R, N) x (N, D) -> (R, D)
-                moved = weights @ (baseline.stats - system.stats)
+                moved = weights[:, : len(system.stats)] @ (
+                    baseline.stats - system.stats
+                )
 
                 total += system.score_sums(system.stats.sum(axis=0) + moved)
                 total -= system.score_sums(baseline.stats.sum(axis=0) - moved)

@@ -137,10 +137,14 @@ def _find_score(
         is_like = (
             system.cascade is not None
             and other.x is not None
-            and (other.split, other.direction) == (task.split, task.direction)
+            and (other.splits, other.directions) == (task.splits, task.directions)
         )
 
         if other is not task and not is_like:
+            continue
+
+        # Of several splits the first.
+        if task_result.split is not other.splits[0]:
             continue
 
         for system_result in task_result.systems:

@@ -80,6 +80,17 @@ class Settings:
 
 @final
 @dataclass(frozen=True)
+class SplitSpec:
+    """Describes a split that is translated and scored."""
+
+    name: str
+
+    data: str | None
+    """The folder that it is in; ``None`` for that of the run."""
+
+
+@final
+@dataclass(frozen=True)
 class TaskSpec:
     """Describes a data set, how it is trained on and what is scored."""
 
@@ -92,12 +103,12 @@ class TaskSpec:
 
     settings: Settings
 
-    split: str
+    splits: Sequence[SplitSpec]
 
     checkpoint: str
 
-    direction: str | None
-    """The one that is scored of runs with several."""
+    directions: Sequence[str | None]
+    """Those that are scored of runs with several; ``None`` alone for that of the run."""
 
     x: float | None
     """Where it stands on the axis of the figure."""
@@ -517,14 +528,16 @@ def _parse_task(section: _Section, variables: Mapping[str, str]) -> TaskSpec:
 
     settings = _parse_settings(section, variables)
 
-    split = section.require_text("split")
+    splits = _parse_splits(section, variables)
 
     checkpoint = section.take("checkpoint")
 
-    direction = section.take_text("direction")
+    directions = section.take_text_or_texts("direction")
 
-    if direction is not None:
+    for direction in directions:
         _check_direction(section.path("direction"), direction)
+
+    _check_distinct(section.path("direction"), directions)
 
     metrics = section.take_texts("metrics") or list(DEFAULT_METRICS)
 
@@ -560,14 +573,49 @@ def _parse_task(section: _Section, variables: Mapping[str, str]) -> TaskSpec:
         title,
         [_parse_command(command, variables, section) for command in prepare],
         settings,
-        split,
+        splits,
         "best" if checkpoint is None else str(checkpoint),
-        direction,
+        directions or [None],
         x,
         metric_args,
         known_metrics,
         options,
     )
+
+
+def _parse_splits(section: _Section, variables: Mapping[str, str]) -> list[SplitSpec]:
+    path = section.path("split")
+
+    value = section.take("split")
+
+    splits = []
+
+    for entry in value if isinstance(value, list) else [value]:
+        if isinstance(entry, dict):
+            split = _Section(entry, f"{path}.")
+
+            name, data = split.require_text("name"), split.take_text("data")
+
+            split.finish()
+
+            splits.append(
+                SplitSpec(name, None if data is None else _expand(data, variables))
+            )
+        elif isinstance(entry, str) and entry.strip():
+            splits.append(SplitSpec(entry, None))
+        elif entry is not None:
+            raise _GridError(
+                f"`{path}` must hold names of splits, such as `test` or `{{name: test, "
+                f"data: FOLDER}}`, but holds {entry!r}; correct it."
+            )
+
+    if not splits:
+        raise _GridError(f"`{path}` is missing; add it.")
+
+    # The outputs of a run are called like their splits, wherever these are.
+    _check_distinct(path, [split.name for split in splits])
+
+    return splits
 
 
 def _take_x(section: _Section) -> float | None:
@@ -915,15 +963,22 @@ def _check_needs(grid: Grid, system: SystemSpec, where: str) -> None:
                 f"{task.name}, whose test data it takes; put one there."
             )
 
-        if task.name in system.tasks and task.direction is not None:
-            source, target = task.direction.split("-")
+        if task.name not in system.tasks:
+            continue
 
-            first, last = system.directions[0], system.directions[-1]
+        first, last = system.directions[0], system.directions[-1]
+
+        for direction in task.directions:
+            if direction is None:
+                continue
+
+            source, target = direction.split("-")
 
             if (source, target) != (first.split("-")[0], last.split("-")[1]):
                 raise _GridError(
-                    f"`{where}directions` do not lead from `{source}` to `{target}`, the "
-                    f"direction of {task.name}; correct them."
+                    f"`{where}directions` do not lead from `{source}` to `{target}`, "
+                    f"{'the' if len(task.directions) == 1 else 'a'} direction of "
+                    f"{task.name}; correct them, or leave {task.name} out of its `tasks`."
                 )
 
 
@@ -940,7 +995,7 @@ def find_like(grid: Grid, task: TaskSpec, system: SystemSpec) -> SystemSpec | No
 
 
 def _check_directions(grid: Grid, system: SystemSpec) -> None:
-    """Checks that a task says which of several directions is scored."""
+    """Checks that a task says which of several directions are scored."""
     if system.borrows is not None or not system.is_scored:
         return
 
@@ -951,14 +1006,14 @@ def _check_directions(grid: Grid, system: SystemSpec) -> None:
             continue
 
         # With one there is no choice.
-        if task.direction is None and len(names) < 2:
+        if task.directions == [None] and len(names) < 2:
             continue
 
-        if task.direction not in names:
+        if not set(task.directions) <= names.keys():
             raise _GridError(
                 f"`tasks[{idx}].direction` must be one of the directions that "
-                f"`{system.name}` is trained on, {', '.join(names)}, since one direction "
-                "a task is scored; name it."
+                f"`{system.name}` is trained on, or a list of them; write some of "
+                f"`[{', '.join(names)}]`."
             )
 
 

@@ -7,31 +7,28 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import Any, Final, TypeAlias, cast, final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.scores import evaluate
-from warmup_plugin.evaluation.systems import (
-    System,
-    read_hypotheses,
-    read_run,
-    read_run_texts,
-)
+from warmup_plugin.evaluation.systems import System, read_hypotheses, read_run
 from warmup_plugin.metrics.base import Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.runs.run_dir import RunDir
-from warmup_plugin.suite.grid import Grid, SystemSpec, TaskSpec
+from warmup_plugin.suite.grid import Grid, SplitSpec, SystemSpec, TaskSpec
 from warmup_plugin.suite.steps import (
+    Outputs,
     Plan,
     Run,
     TrainingTime,
-    find_like_run,
     measure_training,
+    read_outputs_texts,
 )
 
 # All signs of so many differences are tried out; of more, none.
@@ -68,6 +65,9 @@ class RunResult:
     """Holds what was measured of a run."""
 
     run: Run
+
+    path: Path
+    """Of the run, or of what it wrote, if it trained nothing."""
 
     time: TrainingTime | None
 
@@ -163,13 +163,37 @@ class SystemResult:
 @final
 @dataclass(frozen=True)
 class TaskResult:
-    """Holds what was measured on a task."""
+    """Holds what was measured on a split of a task."""
 
     task: TaskSpec
+
+    split: SplitSpec
+
+    direction: str | None
+    """``None`` also where the scores are means over several."""
 
     metrics: Sequence[MetricInfo]
 
     systems: Sequence[SystemResult]
+
+    by_direction: Sequence[TaskResult] = ()
+    """Of several directions, the results of each."""
+
+    @property
+    def name(self) -> str:
+        return self._add_split(self.task.name, "/")
+
+    @property
+    def title(self) -> str:
+        return self._add_split(self.task.title, ", ")
+
+    def _add_split(self, text: str, sign: str) -> str:
+        return text if len(self.task.splits) == 1 else f"{text}{sign}{self.split.name}"
+
+    @property
+    def parts(self) -> Sequence[TaskResult]:
+        """The results of each direction; of only one, these."""
+        return self.by_direction or [self]
 
 
 @final
@@ -180,6 +204,7 @@ class SuiteResult:
     grid: Grid
 
     tasks: Sequence[TaskResult]
+    """One a task and split."""
 
     starts: Sequence[Mapping[str, object]]
     """The versions with which runs were trained, each once."""
@@ -191,7 +216,11 @@ def collect_results(grid: Grid, plan: Plan) -> SuiteResult:
 
     :raises WarmupError: What they have written cannot be read.
     """
-    tasks = [_collect_task(grid, plan, task) for task in grid.tasks]
+    tasks = [
+        _collect_split(grid, plan, task, split)
+        for task in grid.tasks
+        for split in task.splits
+    ]
 
     starts: list[Mapping[str, object]] = []
 
@@ -204,20 +233,58 @@ def collect_results(grid: Grid, plan: Plan) -> SuiteResult:
     return SuiteResult(grid, tasks, starts)
 
 
-def _collect_task(grid: Grid, plan: Plan, task: TaskSpec) -> TaskResult:
+_Pair: TypeAlias = tuple[Measurement, Measurement]
+"""A baseline and a system that were trained with one seed."""
+
+
+_Pairs: TypeAlias = defaultdict[tuple[str, str, str], dict[int, _Pair]]
+"""By the seed, of a system, a baseline and the key of a score."""
+
+
+def _collect_split(
+    grid: Grid, plan: Plan, task: TaskSpec, split: SplitSpec
+) -> TaskResult:
+    pairs: list[_Pairs] = [defaultdict(dict) for _ in task.directions]
+
+    parts = [
+        _collect_direction(grid, plan, task, split, *entry)
+        for entry in zip(task.directions, pairs)
+    ]
+
+    return parts[0] if len(parts) == 1 else _average(parts, pairs)
+
+
+def _collect_direction(
+    grid: Grid,
+    plan: Plan,
+    task: TaskSpec,
+    split: SplitSpec,
+    direction: str | None,
+    pairs: _Pairs,
+) -> TaskResult:
     infos: dict[str, MetricInfo] = {}
 
     for name in task.metrics:
         for key, title in METRICS[name].names.items():
             infos[key] = MetricInfo(key, title, "", True, None)
 
+    outputs: dict[str, Outputs] = {}
+
     results: dict[str, RunResult] = {}
 
     for run in plan.runs:
         if run.task is task:
-            results[run.name] = _collect_run(plan, run, infos)
+            outputs[run.name] = Outputs(run, split, direction)
 
-    measured = _measure_sentences(grid, task, results)
+            results[run.name] = _collect_run(plan, outputs[run.name], infos)
+
+    scored = [
+        outputs[name]
+        for name, result in results.items()
+        if not result.missing and result.run.system.is_scored
+    ]
+
+    measured = _measure_sentences(grid, task, scored)
 
     systems = []
 
@@ -225,18 +292,137 @@ def _collect_task(grid: Grid, plan: Plan, task: TaskSpec) -> TaskResult:
         runs = [result for result in results.values() if result.run.system is system]
 
         against = {
-            baseline: _compare(grid, plan, results, measured, runs, baseline)
+            baseline: _compare(plan, outputs, results, measured, runs, baseline, pairs)
             for baseline in grid.baselines
             if baseline != system.name
         }
 
         systems.append(SystemResult(system, runs, against))
 
-    return TaskResult(task, list(infos.values()), systems)
+    return TaskResult(task, split, direction, list(infos.values()), systems)
 
 
-def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResult:
+def _average(parts: Sequence[TaskResult], pairs: Sequence[_Pairs]) -> TaskResult:
+    """
+    Averages the results of several directions.
+
+    :param pairs: What each of them was tested by.
+    """
+    first = parts[0]
+
+    infos = [_join_infos(infos) for infos in zip(*(part.metrics for part in parts))]
+
+    systems = []
+
+    for each in zip(*(part.systems for part in parts)):
+        runs = [_average_runs(first.task, rs) for rs in zip(*(s.runs for s in each))]
+
+        against = {
+            baseline: _average_differences(each, baseline, pairs)
+            for baseline in each[0].against
+        }
+
+        systems.append(SystemResult(each[0].system, runs, against))
+
+    return TaskResult(first.task, first.split, None, infos, systems, parts)
+
+
+def _join_infos(infos: Sequence[MetricInfo]) -> MetricInfo:
+    known = [info for info in infos if info.signature]
+
+    signatures = {info.signature for info in known}
+
+    return MetricInfo(
+        infos[0].key,
+        infos[0].name,
+        # Directions may need different tokenizers.
+        signatures.pop() if len(signatures) == 1 else "",
+        all(info.higher_is_better for info in known),
+        next((info.reason for info in infos if info.reason is not None), None),
+        sum(info.num_sentences or 0 for info in known) or None,
+    )
+
+
+def _average_runs(task: TaskSpec, results: Sequence[RunResult]) -> RunResult:
+    first = results[0]
+
+    scores = {
+        key: statistics.fmean(result.scores[key] for result in results)
+        for key in first.scores
+        if all(key in result.scores for result in results)
+    }
+
+    if len({result.missing for result in results}) == 1:
+        missing = first.missing
+    else:
+        missing = "; ".join(
+            f"{direction} {result.missing}"
+            for direction, result in zip(task.directions, results)
+            if result.missing
+        )
+
+    return RunResult(first.run, first.run.path, first.time, scores, missing)
+
+
+def _average_differences(
+    systems: Sequence[SystemResult], baseline: str, pairs: Sequence[_Pairs]
+) -> dict[str, Difference]:
+    """
+    Averages the differences of a system from a baseline over directions.
+
+    :param systems: What was measured of the system in each.
+    """
+    name = systems[0].system.name
+
+    averages = {}
+
+    for key in systems[0].against[baseline]:
+        by_direction = [s.against[baseline].get(key) for s in systems]
+
+        known = [entry.by_seed for entry in by_direction if entry is not None]
+
+        seeds = [
+            seed
+            for seed in known[0]
+            if len(known) == len(systems) and all(seed in entry for entry in known)
+        ]
+
+        if not seeds:
+            continue
+
+        groups = []
+
+        for seed in seeds:
+            by_seed = [entry[name, baseline, key] for entry in pairs]
+
+            groups.append([entry[seed] for entry in by_seed if seed in entry])
+
+        # All seeds at once, and each.
+        p_sentences, *p_values = _test_groups(
+            [[pair for group in groups for pair in group], *groups],
+            [len(seeds) * len(systems), *[len(systems)] * len(seeds)],
+        )
+
+        averages[key] = Difference(
+            {
+                seed: SeedDifference(
+                    statistics.fmean(entry[seed].difference for entry in known),
+                    p_value,
+                )
+                for seed, p_value in zip(seeds, p_values)
+            },
+            p_sentences,
+        )
+
+    return averages
+
+
+def _collect_run(
+    plan: Plan, outputs: Outputs, infos: dict[str, MetricInfo]
+) -> RunResult:
     """Collects a run, and what there is to know of metrics into ``infos``."""
+    run = outputs.run
+
     time, scores, missing = None, {}, ""
 
     if run.is_trained and not plan.train[run.name].is_done():
@@ -245,15 +431,15 @@ def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResul
         time = measure_training(run.path)
 
     if not missing and run.system.is_scored:
-        if not plan.generate[run.name].is_done():
+        if not plan.generate[outputs.name].is_done():
             missing = "not translated"
-        elif not plan.evaluate[run.name].is_done():
+        elif not plan.evaluate[outputs.name].is_done():
             missing = "not scored"
 
     if not missing and run.system.is_scored:
-        report = _read_json(run.scores)
+        report = _read_json(outputs.scores)
 
-        for score in report["systems"][_get_name(report, run)]:
+        for score in report["systems"][_get_name(report, outputs)]:
             info = infos[score["key"]]
 
             if score["score"] is None:
@@ -265,7 +451,7 @@ def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResul
 
             if info.signature not in ("", score["signature"]):
                 raise WarmupError(
-                    f"{run.name} was scored by {info.name} with the signature "
+                    f"{outputs.name} was scored by {info.name} with the signature "
                     f"`{score['signature']}`, but another run with "
                     f"`{info.signature}`; delete the files `*.scores.json` to score "
                     "all of them again."
@@ -278,21 +464,21 @@ def _collect_run(plan: Plan, run: Run, infos: dict[str, MetricInfo]) -> RunResul
                 num_sentences=score.get("num_sentences"),
             )
 
-    return RunResult(run, time, scores, missing)
+    return RunResult(run, outputs.system_path, time, scores, missing)
 
 
-def _get_name(report: Mapping[str, Any], run: Run) -> str:
-    """Returns what a report of `evaluate` or `compare` calls a run."""
+def _get_name(report: Mapping[str, Any], outputs: Outputs) -> str:
+    """Returns what a report of `evaluate` or `compare` calls a system."""
     for name, file in report.get("hypotheses", {}).items():
-        if Path(file) == run.translations:
+        if Path(file) == outputs.translations:
             return str(name)
 
     # As of earlier versions.
-    return str(run.label)
+    return str(outputs.system_path)
 
 
 def _measure_sentences(
-    grid: Grid, task: TaskSpec, results: Mapping[str, RunResult]
+    grid: Grid, task: TaskSpec, scored: Sequence[Outputs]
 ) -> dict[str, Mapping[str, Measurement]]:
     """
     Measures the statistics of sentences, from which all seeds are tested together.
@@ -303,77 +489,87 @@ def _measure_sentences(
     """
     metrics = [name for name in task.metrics if not METRICS[name].runs_model]
 
-    runs = [
-        result.run
-        for result in results.values()
-        if not result.missing and result.run.system.is_scored
-    ]
-
-    if not metrics or len(runs) < 2:
+    if not metrics or len(scored) < 2:
         return {}
 
-    systems = [_read_system(grid, run) for run in runs]
+    systems = [_read_system(grid, outputs) for outputs in scored]
 
     evaluation = evaluate(
         systems, num_bootstrap=0, metrics=metrics, options=task.metric_options
     )
 
-    return {run.name: evaluation.measurements[str(run.label)] for run in runs}
+    return {
+        outputs.run.name: evaluation.measurements[str(outputs.system_path)]
+        for outputs in scored
+    }
 
 
-def _read_system(grid: Grid, run: Run) -> System:
-    """Reads the outputs of a run, with their references."""
-    task = run.task
+def _read_system(grid: Grid, outputs: Outputs) -> System:
+    """Reads outputs, with their references."""
+    run, split = outputs.run, outputs.split
 
-    target_lang = task.metric_options.target_lang
+    target_lang = run.task.metric_options.target_lang
 
     if run.is_trained:
         return read_run(
-            run.path, task.split, task.checkpoint, None, target_lang, task.direction
+            run.path,
+            split.name,
+            run.task.checkpoint,
+            None if split.data is None else Path(split.data),
+            target_lang,
+            outputs.direction,
         )
 
-    like = find_like_run(grid, run)
+    texts = read_outputs_texts(grid, outputs)
 
-    texts = read_run_texts(like.path, task.split, None, task.direction)
-
-    file = run.translations
+    file = outputs.translations
 
     return texts.make_system(str(file), file, read_hypotheses(file), target_lang)
 
 
 def _compare(
-    grid: Grid,
     plan: Plan,
+    outputs: Mapping[str, Outputs],
     results: Mapping[str, RunResult],
     measured: Mapping[str, Mapping[str, Measurement]],
     runs: Sequence[RunResult],
     baseline: str,
+    pairs: _Pairs,
 ) -> dict[str, Difference]:
-    """Compares the runs of a system with those of a baseline, by the key of the score."""
-    by_seed: dict[str, dict[int, SeedDifference]] = {}
+    """
+    Compares the runs of a system with those of a baseline, by the key of the score.
 
-    pairs: dict[str, list[tuple[Measurement, Measurement]]] = {}
+    :param outputs: By the name of the run.
+    :param pairs: Gets what they are tested by.
+    """
+    by_seed: dict[str, dict[int, SeedDifference]] = {}
 
     for result in runs:
         run = result.run
 
         base = results.get(f"{run.task.name}/{baseline}/{run.seed}")
 
-        compare = plan.compare.get((run.task.name, run.seed, baseline))
-
         # The task is without this baseline.
-        if base is None or compare is None:
+        if base is None:
+            continue
+
+        base_outputs, own_outputs = outputs[base.run.name], outputs[run.name]
+
+        compare = plan.compare.get(base_outputs.name)
+
+        # Or the baseline is alone.
+        if compare is None:
             continue
 
         report: Mapping[str, Any] = {}
 
         if compare.is_done():
-            report = _read_json(plan.compare_file(run.task, run.seed, baseline))
+            report = _read_json(plan.compare_file(base_outputs))
 
         tests = {
             entry["key"]: entry
             for entry in report.get("comparisons", [])
-            if entry["system"] == _get_name(report, run)
+            if entry["system"] == _get_name(report, own_outputs)
         }
 
         for key in result.scores.keys() & base.scores.keys():
@@ -386,16 +582,21 @@ def _compare(
             )
 
             pair = _find_pair(key, measured, base.run, run) or _read_differences(
-                key, report, run
+                key, report, own_outputs
             )
 
             if pair is not None:
-                pairs.setdefault(key, []).append(pair)
+                pairs[run.system.name, baseline, key][run.seed] = pair
+
+    task, system = runs[0].run.task, runs[0].run.system
 
     return {
-        key: Difference(by_seed[key], _test_sentences(by_seed[key], pairs.get(key, [])))
+        key: Difference(
+            by_seed[key],
+            _test_sentences(by_seed[key], pairs[system.name, baseline, key]),
+        )
         # In the order of the metrics.
-        for name in runs[0].run.task.metrics
+        for name in task.metrics
         for key in METRICS[name].names
         if key in by_seed
     }
@@ -406,7 +607,7 @@ def _find_pair(
     measured: Mapping[str, Mapping[str, Measurement]],
     baseline: Run,
     run: Run,
-) -> tuple[Measurement, Measurement] | None:
+) -> _Pair | None:
     base_measurement = measured.get(baseline.name, {}).get(key)
 
     measurement = measured.get(run.name, {}).get(key)
@@ -418,8 +619,8 @@ def _find_pair(
 
 
 def _read_differences(
-    key: str, report: Mapping[str, Any], run: Run
-) -> tuple[Measurement, Measurement] | None:
+    key: str, report: Mapping[str, Any], outputs: Outputs
+) -> _Pair | None:
     """
     Reads the sentences of a metric that runs a model from what `compare` wrote.
 
@@ -428,7 +629,7 @@ def _read_differences(
     """
     entry = report.get("sentences", {}).get("metrics", {}).get(key, {})
 
-    differences = entry.get(_get_name(report, run), {}).get("differences")
+    differences = entry.get(_get_name(report, outputs), {}).get("differences")
 
     if not differences:
         return None
@@ -442,20 +643,34 @@ def _read_differences(
 
 
 def _test_sentences(
-    by_seed: Mapping[int, SeedDifference],
-    pairs: Sequence[tuple[Measurement, Measurement]],
+    by_seed: Mapping[int, SeedDifference], pairs: Mapping[int, _Pair]
 ) -> float | None:
     # One seed has been tested by `compare`.
     if len(by_seed) == 1:
         return next(iter(by_seed.values())).p_randomization
 
-    # One sentence has no p.
-    if len(pairs) < len(by_seed) or len(pairs[0][0].stats) < 2:
-        return None
-
-    [p_value] = randomization_p_values_of_groups([pairs])
+    [p_value] = _test_groups([list(pairs.values())], [len(by_seed)])
 
     return p_value
+
+
+def _test_groups(
+    groups: Sequence[Sequence[_Pair]], sizes: Sequence[int]
+) -> list[float | None]:
+    """:returns: ``None`` for a group that has not all of its pairs."""
+    # One sentence has no p.
+    is_whole = [
+        len(group) == size and any(len(baseline.stats) > 1 for baseline, _ in group)
+        for group, size in zip(groups, sizes)
+    ]
+
+    p_values = iter(
+        randomization_p_values_of_groups(
+            [group for group, whole in zip(groups, is_whole) if whole]
+        )
+    )
+
+    return [next(p_values) if whole else None for whole in is_whole]
 
 
 def sign_flip_p_value(differences: Sequence[float]) -> float | None:

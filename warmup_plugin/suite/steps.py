@@ -7,8 +7,9 @@ The steps of a suite: the commands, what each needs, and which are done.
 Beside a run ``OUT/TASK/SYSTEM/seed_N`` lie the logs of its steps, such as
 ``seed_N.train.log``, and their records, such as ``seed_N.train.json``: the command and
 the digests of what it read. What a system that trains nothing writes is called
-``seed_N.txt``. A step is done if its record says so for the command and
-the files of today, and if what it wrote is there.
+``seed_N.txt``. Where a task scores several splits or directions, the names of what is
+about one of them go on with that: ``seed_N.test.de-en.txt``. A step is done if its record
+says so for the command and the files of today, and if what it wrote is there.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from warmup_plugin.data.directions import choose_direction
+from warmup_plugin.data.test_sets import make_file_name
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.evaluation.systems import read_run_texts
+from warmup_plugin.evaluation.systems import RunTexts, read_run_texts
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json
@@ -33,6 +35,7 @@ from warmup_plugin.runs.outputs import details_file, translation_file
 from warmup_plugin.runs.run_dir import RunDir, flatten_config
 from warmup_plugin.suite.grid import (
     Grid,
+    SplitSpec,
     SystemRef,
     SystemSpec,
     TaskSpec,
@@ -82,32 +85,86 @@ class Run:
         return self.system.borrows is None
 
     @property
-    def label(self) -> Path:
-        """What `evaluate` and `compare` call it: the folder, or else the outputs."""
-        return self.path if self.is_trained else self.translations
+    def metrics(self) -> Path:
+        return self.path / "metrics" / "train.jsonl"
+
+    def list_outputs(self) -> list[Outputs]:
+        """Lists what is scored of it, all directions of a split together."""
+        return [
+            Outputs(self, split, direction)
+            for split in self.task.splits
+            for direction in self.task.directions
+        ]
+
+
+@final
+@dataclass(frozen=True)
+class Outputs:
+    """Names what a run makes of a split in one direction."""
+
+    run: Run
+
+    split: SplitSpec
+
+    direction: str | None
+    """As the task gives it."""
+
+    @property
+    def label(self) -> str:
+        """What tells them from other outputs of the run; empty if there are none."""
+        task = self.run.task
+
+        parts = [make_file_name(self.split.name)] if len(task.splits) > 1 else []
+
+        if len(task.directions) > 1:
+            parts.append(str(self.direction))
+
+        return ".".join(parts)
+
+    @property
+    def name(self) -> str:
+        return f"{self.run.name} {self.label}".rstrip()
+
+    def name_file(self, ending: str) -> Path:
+        """Names a file beside the run."""
+        parts = [self.run.path.name, self.label, ending]
+
+        return self.run.path.with_name(".".join(part for part in parts if part))
+
+    @property
+    def system_path(self) -> Path:
+        """What `evaluate` and `compare` are given: the run, or else the outputs."""
+        return self.run.path if self.run.is_trained else self.translations
 
     @property
     def translations(self) -> Path:
         """Of a run with several directions, only known when it has begun."""
-        if not self.is_trained:
+        run = self.run
+
+        if not run.is_trained:
             # `generate` writes JSON lines beside the text, `translate` one of both.
-            ending = "jsonl" if self.system.cascade is not None else "txt"
+            return self.name_file("jsonl" if run.system.cascade is not None else "txt")
 
-            return self.path.with_name(f"{self.path.name}.{ending}")
-
-        task = self.task
+        direction = _find_direction(run, self.direction)
 
         return translation_file(
-            self.path, task.split, _find_direction(self), task.checkpoint
+            run.path, self.split.name, direction, run.task.checkpoint
         )
 
     @property
     def scores(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.scores.json")
+        return self.name_file("scores.json")
 
     @property
-    def metrics(self) -> Path:
-        return self.path / "metrics" / "train.jsonl"
+    def split_args(self) -> list[str]:
+        """What tells commands about a run which split is meant."""
+        args = ["--split", self.split.name]
+
+        return args if self.split.data is None else [*args, "--data", self.split.data]
+
+    @property
+    def direction_args(self) -> list[str]:
+        return [] if self.direction is None else ["--direction", self.direction]
 
 
 # Of an output: itself, its details, and what there is of them until they are complete.
@@ -283,21 +340,36 @@ class Plan:
     """By the name of the run, if it is trained."""
 
     generate: dict[str, Step] = field(default_factory=dict)
-    """By the name of the run, if it is scored, as the next one."""
+    """By the name of the outputs, if they are scored, as the next one."""
 
     evaluate: dict[str, Step] = field(default_factory=dict)
 
-    compare: dict[tuple[str, int, str], Step] = field(default_factory=dict)
-    """By the names of task and baseline, and the seed between them."""
+    compare: dict[str, Step] = field(default_factory=dict)
+    """By the name of the outputs of the baseline."""
 
     def list_steps(self, run: Run) -> list[Step]:
         """Lists the last steps of a run: what else there is of it, they need."""
-        by_name = (self.train, self.generate, self.evaluate)
+        names = [outputs.name for outputs in run.list_outputs()]
 
-        return [steps[run.name] for steps in by_name if run.name in steps]
+        steps = [self.train[run.name]] if run.name in self.train else []
 
-    def compare_file(self, task: TaskSpec, seed: int, baseline: str) -> Path:
-        files = self.compare[task.name, seed, baseline].files
+        for by_name in (self.generate, self.evaluate):
+            steps += [by_name[name] for name in names if name in by_name]
+
+        return steps
+
+    def list_comparisons(self, run: Run) -> list[Step]:
+        """Lists the comparisons that a run is part of."""
+        return [
+            self.compare[outputs.name]
+            for other in self.runs
+            if (other.task.name, other.seed) == (run.task.name, run.seed)
+            for outputs in other.list_outputs()
+            if outputs.name in self.compare
+        ]
+
+    def compare_file(self, baseline: Outputs) -> Path:
+        files = self.compare[baseline.name].files
 
         return files.with_name(f"{files.name}.result.json")
 
@@ -328,9 +400,7 @@ class Plan:
                 for step in self.list_steps(run):
                     selected |= _with_needs(step)
 
-                for (task, seed, _), step in self.compare.items():
-                    if (task, seed) == (run.task.name, run.seed):
-                        selected.add(step.key)
+                selected |= {step.key for step in self.list_comparisons(run)}
 
         return [step for step in self.steps if step.key in selected]
 
@@ -367,12 +437,17 @@ def make_plan(grid: Grid) -> Plan:
 
                     scored[system.name] = run
 
-            if len(scored) > 1:
-                for baseline in grid.baselines:
-                    if baseline in scored:
-                        _add_comparison(
-                            plan, grid, scored[baseline], list(scored.values())
-                        )
+            if len(scored) < 2:
+                continue
+
+            for baseline in grid.baselines:
+                if baseline in scored:
+                    runs = [scored[baseline]]
+
+                    runs += [run for run in scored.values() if run is not runs[0]]
+
+                    for outputs in zip(*(run.list_outputs() for run in runs)):
+                        _add_comparison(plan, grid, outputs)
 
     return plan
 
@@ -429,6 +504,20 @@ def find_like_run(grid: Grid, run: Run) -> Run:
     return make_run(grid, run.task, system, run.seed)
 
 
+def read_outputs_texts(grid: Grid, outputs: Outputs) -> RunTexts:
+    """Reads what outputs are translations of."""
+    run = find_like_run(grid, outputs.run)
+
+    data = outputs.split.data
+
+    return read_run_texts(
+        run.path,
+        outputs.split.name,
+        None if data is None else Path(data),
+        outputs.direction,
+    )
+
+
 def _add_training(plan: Plan, grid: Grid, run: Run, prepared: Sequence[Step]) -> None:
     others = {ref: _find_run(grid, run, ref) for ref in run.system.needs}
 
@@ -451,102 +540,100 @@ def _add_training(plan: Plan, grid: Grid, run: Run, prepared: Sequence[Step]) ->
 
 
 def _add_scoring(plan: Plan, grid: Grid, run: Run) -> None:
-    task, system = run.task, run.system
+    for outputs in run.list_outputs():
+        split_args = [*outputs.split_args, *outputs.direction_args]
 
-    split_args = ["--split", task.split]
+        steps = _make_translation(plan, grid, outputs)
 
-    if task.direction is not None:
-        split_args += ["--direction", task.direction]
+        generate = plan.generate[outputs.name] = steps[-1]
 
-    checkpoint_args = ["--checkpoint", task.checkpoint]
+        if run.is_trained:
+            what = [str(run.path), *split_args, "--checkpoint", run.task.checkpoint]
+        else:
+            like = find_like_run(grid, run)
 
-    like = find_like_run(grid, run)
+            what = [str(like.path), *split_args]
 
-    if system.decode is not None:
-        generate = _make_decoding(plan, run, like, [*split_args, *checkpoint_args])
-    elif system.cascade is not None:
-        *first_steps, generate = _make_cascade(
-            plan, run, _find_run(grid, run, system.cascade), like
+            what += ["--hypotheses", str(outputs.translations)]
+
+        command = ["evaluate", *what, *run.task.metric_args]
+
+        command += ["--json", str(outputs.scores)]
+
+        evaluate = plan.evaluate[outputs.name] = Step(
+            f"evaluate {outputs.name}",
+            outputs.name_file("evaluate"),
+            partial(_repeat, command),
+            list_inputs=partial(_list_translations, [outputs]),
+            is_complete=outputs.scores.is_file,
+            needs=[generate],
         )
 
-        plan.steps += first_steps
-    else:
-        generate = Step(
-            f"generate {run.name}",
-            run.path.with_name(f"{run.path.name}.generate"),
-            partial(
-                _repeat,
-                ["generate", str(run.path), *split_args, *checkpoint_args]
-                + ["--no-rich"],
-            ),
-            is_complete=partial(_is_translated, run, run),
-            needs=[plan.train[run.name]],
-        )
-
-    if run.is_trained:
-        what = [str(run.path), *split_args, *checkpoint_args]
-    else:
-        what = [str(like.path), *split_args, "--hypotheses", str(run.translations)]
-
-    evaluate = Step(
-        f"evaluate {run.name}",
-        run.path.with_name(f"{run.path.name}.evaluate"),
-        partial(
-            _repeat, ["evaluate", *what, *task.metric_args, "--json", str(run.scores)]
-        ),
-        list_inputs=lambda: [run.translations],
-        is_complete=run.scores.is_file,
-        needs=[generate],
-    )
-
-    plan.generate[run.name] = generate
-    plan.evaluate[run.name] = evaluate
-
-    plan.steps += [generate, evaluate]
+        plan.steps += [*steps, evaluate]
 
 
-def _make_decoding(
-    plan: Plan, run: Run, source: Run, split_args: Sequence[str]
-) -> Step:
-    """Makes the step that translates with the model of another run."""
-    file = run.translations
+def _make_translation(plan: Plan, grid: Grid, outputs: Outputs) -> list[Step]:
+    """Makes the steps that write outputs."""
+    run, system = outputs.run, outputs.run.system
 
-    command = ["generate", str(source.path), *run.system.options, *split_args]
+    if system.cascade is not None:
+        return _make_cascade(plan, grid, outputs)
 
-    return Step(
-        f"generate {run.name}",
-        run.path.with_name(f"{run.path.name}.generate"),
-        partial(_repeat, [*command, "--no-rich", "--output", str(file)]),
-        list_inputs=lambda: [source.metrics],
-        outputs=[file],
-        is_complete=partial(_is_translated, run, source),
+    source = run if system.decode is None else _find_run(grid, run, system.decode)
+
+    command = ["generate", str(source.path), *system.options, *outputs.split_args]
+
+    command += [
+        *outputs.direction_args,
+        "--checkpoint",
+        run.task.checkpoint,
+        "--no-rich",
+    ]
+
+    step = Step(
+        f"generate {outputs.name}",
+        outputs.name_file("generate"),
+        partial(_repeat, command),
+        is_complete=partial(_is_translated, outputs, source),
         needs=[plan.train[source.name]],
     )
 
+    if source is not run:
+        # Such a file belongs to no run that would know whether it is of today.
+        file = outputs.translations
 
-def _make_cascade(plan: Plan, run: Run, source: Run, like: Run) -> list[Step]:
-    """
-    Makes the steps that translate by way of other languages.
+        step = replace(
+            step,
+            make_command=partial(_repeat, [*command, "--output", str(file)]),
+            list_inputs=partial(_list_files, [source.metrics]),
+            outputs=[file],
+        )
 
-    :param source: The run whose model does.
-    :param like: The run whose sources are translated.
-    """
+    return [step]
+
+
+def _make_cascade(plan: Plan, grid: Grid, outputs: Outputs) -> list[Step]:
+    """Makes the steps that translate by way of other languages."""
+    run = outputs.run
+
+    # The grid has been checked.
+    assert run.system.cascade is not None
+
+    source = _find_run(grid, run, run.system.cascade)
+
     steps: list[Step] = []
 
     directions = run.system.directions
 
-    def name_file(ending: str) -> Path:
-        return run.path.with_name(f"{run.path.name}.{ending}")
-
-    sources_file = file = name_file("sources.jsonl")
+    sources_file = file = outputs.name_file("sources.jsonl")
 
     for idx, direction in enumerate(directions):
         input_file = file
 
-        file = name_file(f"{direction}.jsonl")
+        file = outputs.name_file(f"{direction}.jsonl")
 
         if idx == len(directions) - 1:
-            file = run.translations
+            file = outputs.translations
 
         command = ["translate", str(source.path), str(input_file), *run.system.options]
 
@@ -556,8 +643,8 @@ def _make_cascade(plan: Plan, run: Run, source: Run, like: Run) -> list[Step]:
         command += ["--jsonl", "--json-fields", "output" if idx > 0 else "source"]
 
         step = Step(
-            f"translate {run.name} {direction}",
-            name_file(f"translate_{idx + 1}"),
+            f"translate {outputs.name} {direction}",
+            outputs.name_file(f"translate_{idx + 1}"),
             partial(_repeat, [*command, "--no-rich", "--output", str(file)]),
             list_inputs=partial(_list_files, [source.metrics, input_file]),
             outputs=[file],
@@ -566,9 +653,11 @@ def _make_cascade(plan: Plan, run: Run, source: Run, like: Run) -> list[Step]:
         )
 
         if idx == 0:
+            like = find_like_run(grid, run)
+
             step = replace(
                 step,
-                write_inputs=partial(_write_sources, like, sources_file),
+                write_inputs=partial(_write_sources, grid, outputs, sources_file),
                 needs=[plan.train[other.name] for other in (source, like)],
             )
 
@@ -581,13 +670,18 @@ def _list_files(files: Sequence[Path]) -> Sequence[Path]:
     return files
 
 
-def _write_sources(like: Run, file: Path) -> None:
+def _list_translations(outputs: Sequence[Outputs]) -> Sequence[Path]:
+    # Some of their names are known late.
+    return [entry.translations for entry in outputs]
+
+
+def _write_sources(grid: Grid, outputs: Outputs, file: Path) -> None:
     """
-    Writes what a run would translate, as JSON lines.
+    Writes what outputs are translations of, as JSON lines.
 
     :raises WarmupError: It cannot be read or written.
     """
-    texts = read_run_texts(like.path, like.task.split, None, like.task.direction)
+    texts = read_outputs_texts(grid, outputs)
 
     lines = [json.dumps({"source": source}) for source in texts.sources]
 
@@ -642,27 +736,22 @@ def _compute_num_steps(other: Run, like: Run) -> int:
     return max(round(seconds / measure_training(like.path).seconds_per_step), 1)
 
 
-def _add_comparison(plan: Plan, grid: Grid, first: Run, runs: Sequence[Run]) -> None:
-    task, seed, baseline = first.task, first.seed, first.system.name
+def _add_comparison(plan: Plan, grid: Grid, ordered: Sequence[Outputs]) -> None:
+    """:param ordered: Of all systems, the baseline first."""
+    first = ordered[0]
+
+    task, seed, baseline = first.run.task, first.run.seed, first.run.system.name
+
+    name = ".".join(part for part in (f"seed_{seed}", first.label, baseline) if part)
 
     # No system can have this name.
-    files = grid.out / task.name / "_compare" / f"seed_{seed}.{baseline}"
+    files = grid.out / task.name / "_compare" / name
 
-    ordered = [first, *(run for run in runs if run is not first)]
-
-    def list_runs(planning: bool) -> list[Run]:
-        if planning:
-            return ordered
-
-        return [run for run in ordered if plan.generate[run.name].is_done()]
-
-    split_args = ["--split", task.split, "--checkpoint", task.checkpoint]
-
-    if task.direction is not None:
-        split_args += ["--direction", task.direction]
+    # Folders of earlier versions are done with the commands that stand there.
+    args = [*first.split_args, "--checkpoint", task.checkpoint, *first.direction_args]
 
     def make_command(planning: bool) -> list[str]:
-        there = list_runs(planning)
+        there = [o for o in ordered if planning or plan.generate[o.name].is_done()]
 
         if first not in there:
             raise NotReady(f"{first.name} is not translated")
@@ -671,24 +760,24 @@ def _add_comparison(plan: Plan, grid: Grid, first: Run, runs: Sequence[Run]) -> 
             raise NotReady(f"nothing but {first.name} is translated")
 
         # The references are those of its data.
-        if not any(run.is_trained for run in there):
+        if not any(outputs.run.is_trained for outputs in there):
             raise NotReady("no run that was trained is translated")
 
         return [
-            *("compare", *(str(run.label) for run in there), *split_args),
+            *("compare", *(str(outputs.system_path) for outputs in there), *args),
             *(*task.metric_args, "--json", f"{files}.result.json"),
         ]
 
     step = Step(
-        f"compare {task.name}/*/{seed} with {baseline}",
+        f"compare {task.name}/*/{seed} {first.label}".rstrip() + f" with {baseline}",
         files,
         make_command,
-        list_inputs=lambda: [run.translations for run in ordered],
+        list_inputs=partial(_list_translations, ordered),
         is_complete=Path(f"{files}.result.json").is_file,
-        after=[plan.generate[run.name] for run in ordered],
+        after=[plan.generate[outputs.name] for outputs in ordered],
     )
 
-    plan.compare[task.name, seed, baseline] = step
+    plan.compare[first.name] = step
 
     plan.steps.append(step)
 
@@ -735,22 +824,22 @@ def _load_flat_config(path: Path, mtime: int) -> dict[str, object]:
     return flatten_config(_load_config(path, mtime))
 
 
-def _find_direction(run: Run) -> str | None:
-    """Returns the direction that names the outputs of a run, if it has begun."""
+def _find_direction(run: Run, direction: str | None) -> str | None:
+    """Returns the direction that names outputs of a run, if it has begun."""
     run_dir = RunDir(run.path)
 
     try:
         mtime = run_dir.run_file.stat().st_mtime_ns
 
-        return choose_direction(_load_config(run_dir.path, mtime), run.task.direction)
+        return choose_direction(_load_config(run_dir.path, mtime), direction)
     # Its commands say what is wrong.
     except (OSError, LookupError, WarmupError):
         return None
 
 
-def _is_translated(run: Run, source: Run) -> bool:
+def _is_translated(outputs: Outputs, source: Run) -> bool:
     """:param source: The run whose model has translated."""
-    file = run.translations
+    file = outputs.translations
 
     return details_file(file).is_file() and _is_current(file, source)
 

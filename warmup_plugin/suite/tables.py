@@ -66,7 +66,7 @@ def format_markdown(result: SuiteResult, plan: Plan, command: str) -> str:
     """
     header, rows = _make_rows(result, _MARKDOWN)
 
-    num_left = 2 if len(result.tasks) > 1 else 1
+    num_left = header.index("seeds")
 
     rules = ["---"] * num_left + ["---:"] * (len(header) - num_left)
 
@@ -108,7 +108,7 @@ def format_latex(result: SuiteResult, command: str) -> str:
     r"""Formats the table as a ``tabular``, which needs no package, below comments."""
     header, rows = _make_rows(result, _LATEX)
 
-    num_left = 2 if len(result.tasks) > 1 else 1
+    num_left = header.index("seeds")
 
     columns = "l" * num_left + "r" * (len(header) - num_left)
 
@@ -138,7 +138,11 @@ def _make_rows(result: SuiteResult, signs: _Signs) -> tuple[list[str], list[list
 
     titles = {name: result.grid.system(name).title for name in result.grid.baselines}
 
+    has_directions = any(task.by_direction for task in result.tasks)
+
     header = ["task"] if has_tasks else []
+
+    header += ["direction"] if has_directions else []
 
     header += ["system", "seeds", "steps", "time"]
 
@@ -154,28 +158,51 @@ def _make_rows(result: SuiteResult, signs: _Signs) -> tuple[list[str], list[list
 
     rows = []
 
-    for task in result.tasks:
-        for system in task.systems:
-            cells = [signs.escape(task.task.title)] if has_tasks else []
+    for task, part, system in _list_rows(result):
+        cells = [signs.escape(task.title)] if has_tasks else []
 
-            cells += [
-                signs.escape(system.system.title),
-                f"{system.num_scored} of {len(system.runs)}",
-                _format_steps(system, signs),
-                _format_time(system),
-            ]
+        if has_directions:
+            cells.append(signs.escape(_name_direction(part)))
 
-            for key in keys:
-                cells.append(_format_score(system, key, signs))
+        cells += [
+            signs.escape(system.system.title),
+            f"{system.num_scored} of {len(system.runs)}",
+        ]
 
-                for baseline in titles:
-                    difference = system.against.get(baseline, {}).get(key)
+        # Training is that of all directions.
+        if part is task:
+            cells += [_format_steps(system, signs), _format_time(system)]
+        else:
+            cells += ["", ""]
 
-                    cells.append(_format_p_values(difference, signs))
+        for key in keys:
+            cells.append(_format_score(system, key, signs))
 
-            rows.append(cells)
+            for baseline in titles:
+                difference = system.against.get(baseline, {}).get(key)
+
+                cells.append(_format_p_values(difference, signs))
+
+        rows.append(cells)
 
     return header, rows
+
+
+def _list_rows(
+    result: SuiteResult,
+) -> Iterator[tuple[TaskResult, TaskResult, SystemResult]]:
+    """Lists systems with their task and, below its means, the direction."""
+    for task in result.tasks:
+        for part in (task, *task.by_direction):
+            for system in part.systems:
+                yield task, part, system
+
+
+def _name_direction(task: TaskResult) -> str:
+    if task.by_direction:
+        return f"mean of {len(task.by_direction)}"
+
+    return task.direction or ""
 
 
 def _format_steps(system: SystemResult, signs: _Signs) -> str:
@@ -277,15 +304,27 @@ def _make_notes(result: SuiteResult) -> Iterator[str]:
         "corrected for the number of tests."
     )
 
+    if any(task.by_direction for task in result.tasks):
+        yield (
+            "mean: of the scores of all directions, each counted alike. Its p is that of "
+            "the differences of these means; a trial swaps the two outputs of a line in "
+            "all directions at once, whose lines may be translations of each other."
+        )
+
     for task in result.tasks:
-        numbers = [info.num_sentences or 0 for info in task.metrics]
+        for part in task.parts:
+            numbers = [info.num_sentences or 0 for info in part.metrics]
 
-        num_sentences = max(numbers, default=0)
+            num_sentences = max(numbers, default=0)
 
-        warning = warn_of_few_sentences(num_sentences) if num_sentences > 0 else None
+            warning = (
+                warn_of_few_sentences(num_sentences) if num_sentences > 0 else None
+            )
 
-        if warning is not None:
-            yield f"`{task.task.name}`: {warning}"
+            if warning is not None:
+                direction = f", {part.direction}" if task.by_direction else ""
+
+                yield f"`{task.name}`{direction}: {warning}"
 
     if num_seeds == 1:
         yield "One seed does not tell how much another one would have changed."
@@ -308,19 +347,26 @@ def _make_notes(result: SuiteResult) -> Iterator[str]:
     yield from _describe_equal_times(result)
 
     for task in result.tasks:
-        prefix = f"{task.task.title}: " if len(result.tasks) > 1 else ""
+        prefix = f"{task.title}: " if len(result.tasks) > 1 else ""
 
-        direction = task.task.direction
+        folder = "" if task.split.data is None else f" of `{task.split.data}`"
 
-        direction_text = "" if direction is None else f"direction `{direction}`, "
+        names = [f"`{part.direction}`" for part in task.parts if part.direction]
+
+        directions = ""
+
+        if names:
+            noun = "direction" if len(names) == 1 else "directions"
+
+            directions = f"{noun} {', '.join(names)}, "
 
         yield (
-            f"{prefix}split `{task.task.split}`, {direction_text}checkpoint "
+            f"{prefix}split `{task.split.name}`{folder}, {directions}checkpoint "
             f"`{task.task.checkpoint}`, the default generation settings of `generate`."
         )
 
-        for info in task.metrics:
-            yield from _describe_metric(info, prefix)
+        for infos in zip(*(part.metrics for part in task.parts)):
+            yield from _describe_metric(infos, task, prefix)
 
 
 def _describe_borrowed(result: SuiteResult) -> Iterator[str]:
@@ -357,6 +403,10 @@ def _describe_equal_times(result: SuiteResult) -> Iterator[str]:
         )
 
         for task in result.tasks:
+            # Trained once for all splits.
+            if task.split is not task.task.splits[0]:
+                continue
+
             by_name = {entry.system.name: entry for entry in task.systems}
 
             if not {system.name, other.name} <= by_name.keys():
@@ -381,37 +431,55 @@ def _describe_equal_times(result: SuiteResult) -> Iterator[str]:
                 )
 
 
-def _describe_metric(info: MetricInfo, prefix: str) -> Iterator[str]:
-    if info.signature:
-        direction = "" if info.higher_is_better else "; lower is better"
+def _describe_metric(
+    infos: Sequence[MetricInfo], task: TaskResult, prefix: str
+) -> Iterator[str]:
+    """:param infos: Of one metric in each direction, which differ in their tokenizers."""
+    name = infos[0].name
 
-        yield f"{prefix}{info.name}: `{info.signature}`{direction}"
+    by_text: dict[str, list[str]] = {}
 
-    if info.reason is not None:
-        yield f"{prefix}{info.name}, where it is missing: {info.reason}"
+    for info, part in zip(infos, task.parts):
+        if info.signature:
+            note = "" if info.higher_is_better else "; lower is better"
+
+            text = f"`{info.signature}`{note}"
+
+            by_text.setdefault(text, []).append(f"`{part.direction}`")
+
+    for text, directions in by_text.items():
+        where = f" ({', '.join(directions)})" if len(by_text) > 1 else ""
+
+        yield f"{prefix}{name}{where}: {text}"
+
+    for reason in dict.fromkeys(info.reason for info in infos):
+        if reason is not None:
+            yield f"{prefix}{name}, where it is missing: {reason}"
 
 
 def _describe_differences(result: SuiteResult) -> Iterator[str]:
     """Says of each system how it differs, by how many seeds agree on it."""
-    for task in result.tasks:
-        names = {info.key: info for info in task.metrics}
+    for task, part, system in _list_rows(result):
+        names = {info.key: info for info in part.metrics}
 
-        prefix = f"{task.task.title}, " if len(result.tasks) > 1 else ""
+        prefix = f"{task.title}, " if len(result.tasks) > 1 else ""
 
-        for system in task.systems:
-            for baseline, by_key in system.against.items():
-                parts = [
-                    _describe_difference(names[key], difference)
-                    for key, difference in by_key.items()
-                ]
+        if task.by_direction:
+            prefix += f"{_name_direction(part)}, "
 
-                if parts:
-                    title = result.grid.system(baseline).title
+        for baseline, by_key in system.against.items():
+            parts = [
+                _describe_difference(names[key], difference)
+                for key, difference in by_key.items()
+            ]
 
-                    yield (
-                        f"{prefix}`{system.system.title}` less `{title}`: "
-                        f"{'; '.join(parts)}"
-                    )
+            if parts:
+                title = result.grid.system(baseline).title
+
+                yield (
+                    f"{prefix}`{system.system.title}` less `{title}`: "
+                    f"{'; '.join(parts)}"
+                )
 
 
 def _describe_difference(info: MetricInfo, difference: Difference) -> str:
@@ -437,7 +505,9 @@ def _describe_missing(result: SuiteResult) -> Iterator[str]:
         for system in task.systems:
             for run in system.runs:
                 if run.missing:
-                    yield f"{run.run.name}: {run.missing}"
+                    split = f" {task.split.name}" if len(task.task.splits) > 1 else ""
+
+                    yield f"{run.run.name}{split}: {run.missing}"
 
 
 def _describe_versions(result: SuiteResult) -> Iterator[str]:
@@ -486,15 +556,31 @@ def make_json(result: SuiteResult, command: str) -> dict[str, object]:
         "tests": {"num_trials": NUM_TRIALS, "seed": DEFAULT_SEED},
         "training_versions": list(result.starts),
         "versions": collect_versions(),
-        "tasks": {task.task.name: _task_to_json(task) for task in result.tasks},
+        "tasks": {task.name: _task_to_json(task) for task in result.tasks},
     }
 
 
 def _task_to_json(task: TaskResult) -> dict[str, object]:
-    return {
-        "title": task.task.title,
-        "split": task.task.split,
+    content: dict[str, object] = {
+        "title": task.title,
+        "split": task.split.name,
         "checkpoint": task.task.checkpoint,
+        **_scores_to_json(task),
+    }
+
+    if task.split.data is not None:
+        content["data"] = task.split.data
+
+    if task.by_direction:
+        content["directions"] = {
+            part.direction: _scores_to_json(part) for part in task.by_direction
+        }
+
+    return content
+
+
+def _scores_to_json(task: TaskResult) -> dict[str, object]:
+    return {
         "metrics": [asdict(info) for info in task.metrics],
         "systems": {
             system.system.name: _system_to_json(system, task.metrics)
@@ -512,7 +598,7 @@ def _system_to_json(
         "title": system.system.title,
         "runs": {
             run.run.seed: {
-                "path": str(run.run.label),
+                "path": str(run.path),
                 "missing": run.missing or None,
                 "num_steps": None if run.time is None else run.time.num_steps,
                 "seconds": None if run.time is None else run.time.seconds,

@@ -325,6 +325,33 @@ class TestGroups:
         assert _test_group([(a, b)], 500) < 0.01
         assert _test_group([(a, b), (b, a)], 500) == 1.0
 
+    def test_line_is_swapped_in_all_test_sets_at_once(self) -> None:
+        # Of four and of two sentences; the mean of each counts half.
+        first, second = [0.4, -0.1, 0.3, 0.2], [0.5, -0.2]
+
+        group = [
+            (_mean(*[0.0] * len(gains)), _mean(*gains)) for gains in (first, second)
+        ]
+
+        def measure(signs: Sequence[float]) -> float:
+            means = [
+                statistics.fmean(sign * gain for sign, gain in zip(signs, gains))
+                for gains in (first, second)
+            ]
+
+            return abs(statistics.fmean(means))
+
+        every_sign = list(product((1.0, -1.0), repeat=4))
+
+        observed = measure([1.0] * 4) - 1e-9
+
+        exact = statistics.fmean(measure(signs) >= observed for signs in every_sign)
+
+        # With swaps of their own in each of them, 0.34.
+        assert exact == 0.625
+
+        assert _test_group(group, 10_000) == pytest.approx(exact, abs=0.02)
+
     def test_chance_is_rarely_significant(self) -> None:
         rng = np.random.default_rng(1)
 
