@@ -599,6 +599,14 @@ class TestDocuments:
 
         assert [pairs.document(idx) for idx in range(3)] == ["d1", "d1", None]
 
+    def test_texts_may_be_gzipped(self, tmp_path: Path) -> None:
+        for lang in ("en", "de"):
+            (tmp_path / f"test.{lang}.gz").write_bytes(gzip.compress(b"a\nb\n"))
+
+        write(tmp_path / "test.docid", "d1\nd2\n")
+
+        assert read(tmp_path, split="test").document(1) == "d2"
+
     def test_file_of_other_length_is_refused(self, tmp_path: Path) -> None:
         write(tmp_path / "train.tsv", "a\tA\nb\tB\n")
         write(tmp_path / "train.docid", "d1\n")

@@ -243,16 +243,16 @@ def _get_sets(
 
                 continue
 
-            documents = files[0].with_suffix(DOCUMENT_SUFFIX)
+            documents = _find_documents(files[0])
 
             # Training splits have none.
-            if part != "train" and documents.is_file():
+            if part != "train" and documents is not None:
                 _check_documents(documents, files[0])
 
             sets[name] = _Set(
                 name=name,
                 corpus=Corpus(files),
-                documents=documents if documents.is_file() else None,
+                documents=documents,
             )
 
             sources |= {str(file): hash_file(file) for file in files}
@@ -331,6 +331,19 @@ def get_recipe_of_year(
             )
 
     return recipe
+
+
+def _find_documents(text: Path) -> Path | None:
+    """Finds the file that names the documents of a text; either may be gzipped."""
+    name = text.name.removesuffix(".gz")
+
+    file = text.with_name(name).with_suffix(DOCUMENT_SUFFIX)
+
+    for candidate in (file, Path(f"{file}.gz")):
+        if candidate.is_file():
+            return candidate
+
+    return None
 
 
 def _check_documents(documents: Path, text: Path) -> None:

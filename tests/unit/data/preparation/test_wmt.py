@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import os
@@ -425,6 +426,30 @@ class TestPrepareLocalFiles:
         run(out, no_mtdata, recipe)
 
         assert (out / f"{part}.docid").read_text() == "d1\nd2\n"
+
+    @pytest.mark.parametrize("ending", ["", ".gz"])
+    def test_documents_of_gzipped_texts_are_found(
+        self, tmp_path: Path, no_mtdata: Mtdata, ending: str
+    ) -> None:
+        train = write_set(tmp_path, "train", en="It rains.\n", de="Es regnet.\n")
+
+        # A name with dots, of which the last one ends no language.
+        test = str(tmp_path / "news.2024")
+
+        for lang, text in (("en", "A.\nB.\n"), ("de", "Ein A.\nEin B.\n")):
+            Path(f"{test}.{lang}.gz").write_bytes(gzip.compress(text.encode()))
+
+        data = b"d1\nd2\n"
+
+        Path(f"{test}.docid{ending}").write_bytes(
+            gzip.compress(data) if ending else data
+        )
+
+        out = tmp_path / "out"
+
+        run(out, no_mtdata, WmtRecipe(train=[train], valid=[], test=[test]))
+
+        assert (out / "test.docid").read_bytes() == data
 
     def test_call_takes_sets_of_sacrebleu(
         self, tmp_path: Path, no_mtdata: Mtdata, monkeypatch: pytest.MonkeyPatch
