@@ -174,7 +174,7 @@ class WarmupSection(Validatable):
     """How the separator begins where the model that training starts from has never written one (an SFT run, an imported model): `eos` copies the rows of EOS and of the token before a target, so that a warmup ends where a sentence would; `none` leaves it as it is."""
 
     reference_separator_init: str | None = None
-    """The same for the model of ``reference_model``. ``None`` for `none` if its path is that of a run which writes warmups with this separator, else for what ``separator_init`` says."""
+    """The same for the model of ``reference_model``. ``None`` for `none` if its path, or that in its card, is that of a run which writes warmups with this separator, else for what ``separator_init`` says."""
 
     weight_temperature: float = 1.0
     """Divides log P(y|c,x) in the weights of the candidates: above 1.0 they are more even, and the objective lies between itself and `elbo`."""

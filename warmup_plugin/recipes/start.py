@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from fairseq2.assets import AssetCardError, AssetStore
 from fairseq2.data.tokenizers import Tokenizer
 from fairseq2.models.nllb import NLLB_FAMILY
 from fairseq2.recipe.config import ModelSection, ReferenceModelSection
@@ -381,7 +382,7 @@ def _complete_config(
             config_overrides=config.model.config_overrides,
         )
 
-    config.warmup = _complete_warmup(config)
+    config.warmup = _complete_warmup(resolver, config)
 
     return config
 
@@ -685,7 +686,9 @@ def _complete_tokenizer(
     return complete
 
 
-def _complete_warmup(config: TrainConfig) -> WarmupSection:
+def _complete_warmup(
+    resolver: DependencyResolver, config: TrainConfig
+) -> WarmupSection:
     """Completes the settings of the warmups; those of the tokenizer are complete."""
     section = config.warmup
 
@@ -698,22 +701,25 @@ def _complete_warmup(config: TrainConfig) -> WarmupSection:
 
     if reference is not None and section.kl_weight > 0.0:
         section = _fill(
-            section, reference_separator_init=_find_reference_init(config, reference)
+            section,
+            reference_separator_init=_find_reference_init(resolver, config, reference),
         )
 
-    if _knows_separator(config):
+    if _knows_separator(resolver, config):
         return replace(section, separator_init="none")
 
     return section
 
 
-def _find_reference_init(config: TrainConfig, reference: ReferenceModelSection) -> str:
+def _find_reference_init(
+    resolver: DependencyResolver, config: TrainConfig, reference: ReferenceModelSection
+) -> str:
     """Finds how the separator of the reference model begins, which need not be the model
     that training starts from."""
     if config.tokenizer.warmup_lang is not None:
         return "none"
 
-    run_dir = None if reference.path is None else _find_run(reference.path)
+    run_dir = _find_run(resolver, reference)
 
     if run_dir is not None and _has_learned_separator(run_dir, config):
         return "none"
@@ -721,8 +727,20 @@ def _find_reference_init(config: TrainConfig, reference: ReferenceModelSection) 
     return config.warmup.separator_init
 
 
-def _find_run(path: Path) -> RunDir | None:
-    """Finds the run that a model belongs to, which lies among its checkpoints."""
+def _find_run(
+    resolver: DependencyResolver, section: ModelSection | ReferenceModelSection
+) -> RunDir | None:
+    """Finds the run that a model belongs to, which lies among its checkpoints, by its path
+    or by its card."""
+    path = section.path
+
+    # fairseq2 takes the name where both are given.
+    if section.name is not None:
+        path = _find_card_path(resolver, section.name)
+
+    if path is None:
+        return None
+
     path = path.expanduser().resolve()
 
     for folder in path.parents:
@@ -734,17 +752,37 @@ def _find_run(path: Path) -> RunDir | None:
     return None
 
 
-def _knows_separator(config: TrainConfig) -> bool:
+def _find_card_path(resolver: DependencyResolver, name: str) -> Path | None:
+    """Finds where the model of a card lies, if that is on this machine."""
+    card = resolver.resolve(AssetStore).maybe_retrieve_card(name)
+
+    field = None if card is None else card.maybe_get_field("checkpoint")
+
+    # What is wrong with it is said when it is loaded.
+    try:
+        uri = None if field is None else field.as_uri()
+    except AssetCardError:
+        return None
+
+    return uri.to_path() if uri is not None and uri.scheme == "file" else None
+
+
+def _knows_separator(resolver: DependencyResolver, config: TrainConfig) -> bool:
     """Tells whether the model that training starts from has a separator that is not to be
     lost, or is a new one, of which no token means anything."""
     # The token of a language.
     if config.tokenizer.warmup_lang is not None:
         return True
 
-    if config.init_from is None:
-        return config.model.name is None and config.model.path is None
+    if config.init_from is not None:
+        return _has_learned_separator(RunDir(config.init_from), config)
 
-    return _has_learned_separator(RunDir(config.init_from), config)
+    if config.model.name is None and config.model.path is None:
+        return True
+
+    run_dir = _find_run(resolver, config.model)
+
+    return run_dir is not None and _has_learned_separator(run_dir, config)
 
 
 def _has_learned_separator(run_dir: RunDir, config: TrainConfig) -> bool:

@@ -770,6 +770,42 @@ class TestSeparator:
 
         assert self.get_init(tmp_path / "run", options) == "none"
 
+    @pytest.mark.parametrize("suffix", ["", "_last"])
+    @pytest.mark.parametrize("key", ["model", "reference_model"])
+    def test_separator_of_a_card_is_kept(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        sft_run: Path,
+        warmup_run: Path,
+        key: str,
+        suffix: str,
+    ) -> None:
+        inits = []
+
+        for run in (warmup_run, sft_run):
+            options = tiny_options(
+                text_folder,
+                run / "tokenizer.model",
+                criterion__name="warmup",
+                warmup__kl_weight=0.1,
+                common__assets__extra_paths=f"[{run / 'card.yaml'}]",
+                model__arch=None,
+                model__name=f"{run.name}{suffix}",
+                reference_model=f"{{name: {run.name}{suffix}}}",
+            )
+
+            if key == "reference_model":
+                options["init_from"] = sft_run
+
+            warmup = start(tmp_path / f"of_{run.name}", options)["warmup"]
+
+            what = "separator_init" if key == "model" else "reference_separator_init"
+
+            inits.append(warmup[what])
+
+        assert inits == ["none", "eos"]
+
     @pytest.mark.parametrize(
         "init,reference,given,expected",
         [
