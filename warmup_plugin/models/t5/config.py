@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from functools import partial
+from typing import Any, Final, Literal
 
 from fairseq2.runtime.config_registry import ConfigRegistrar
 from fairseq2.runtime.dependency import DependencyContainer
@@ -110,128 +110,62 @@ class T5Config(Validatable):
         return result
 
 
+# Of each size the dimensions of the model, the layers of the encoder and of the decoder,
+# the heads, and the dimensions of a head and inside of feed-forward networks.
+_SIZES: Final = {
+    "small": (512, 6, 8, 64, 2048),
+    "base": (768, 12, 12, 64, 3072),
+    "large": (1024, 24, 16, 64, 4096),
+    "3b": (1024, 24, 32, 128, 16_384),
+}
+
+_V1_1_SIZES: Final = {
+    "small": (512, 8, 6, 64, 1024),
+    "base": (768, 12, 12, 64, 2048),
+    "large": (1024, 24, 16, 64, 2816),
+    "xl": (2048, 24, 32, 64, 5120),
+}
+
+# Trains in a minute on a CPU.
+_TEST_SIZE: Final = (64, 2, 4, 16, 128)
+
+_MT5_VOCAB_SIZE: Final = 250_112
+
+
 def register_t5_configs(container: DependencyContainer) -> None:
     """Registers the public sizes, and a tiny one for tests and demonstrations."""
     arch = ConfigRegistrar(container, T5Config)
 
-    @arch("t5_test")
-    def t5_test() -> T5Config:
-        """2+2 layers of v1.1; trains in a minute on a CPU."""
-        config = t5_v1_1_small()
+    arch("t5_test")(partial(_create_v1_1, _TEST_SIZE))
 
-        config.model_dim = 64
-        config.num_encoder_layers = 2
-        config.num_decoder_layers = 2
-        config.num_attn_heads = 4
-        config.head_dim = 16
-        config.ffn_inner_dim = 128
+    for name, size in _SIZES.items():
+        arch(f"t5_{name}")(partial(_create_config, size))
 
-        return config
-
-    @arch("t5_small")
-    def t5_small() -> T5Config:
-        return T5Config()
-
-    @arch("t5_base")
-    def t5_base() -> T5Config:
-        config = t5_small()
-
-        config.model_dim = 768
-        config.num_encoder_layers = 12
-        config.num_decoder_layers = 12
-        config.num_attn_heads = 12
-        config.ffn_inner_dim = 3072
-
-        return config
-
-    @arch("t5_large")
-    def t5_large() -> T5Config:
-        config = t5_base()
-
-        config.model_dim = 1024
-        config.num_encoder_layers = 24
-        config.num_decoder_layers = 24
-        config.num_attn_heads = 16
-        config.ffn_inner_dim = 4096
-
-        return config
-
-    @arch("t5_3b")
-    def t5_3b() -> T5Config:
-        config = t5_large()
-
-        config.num_attn_heads = 32
-        config.head_dim = 128
-        config.ffn_inner_dim = 16_384
-
-        return config
-
-    @arch("t5_v1_1_small")
-    def t5_v1_1_small() -> T5Config:
-        config = t5_small()
-
-        config.tied_embeddings = False
-        config.num_encoder_layers = 8
-        config.num_decoder_layers = 8
-        config.num_attn_heads = 6
-        config.ffn_inner_dim = 1024
-        config.gated_ffn = True
-        config.activation = "gelu"
-
-        return config
-
-    @arch("t5_v1_1_base")
-    def t5_v1_1_base() -> T5Config:
-        config = t5_v1_1_small()
-
-        config.model_dim = 768
-        config.num_encoder_layers = 12
-        config.num_decoder_layers = 12
-        config.num_attn_heads = 12
-        config.ffn_inner_dim = 2048
-
-        return config
-
-    @arch("t5_v1_1_large")
-    def t5_v1_1_large() -> T5Config:
-        config = t5_v1_1_base()
-
-        config.model_dim = 1024
-        config.num_encoder_layers = 24
-        config.num_decoder_layers = 24
-        config.num_attn_heads = 16
-        config.ffn_inner_dim = 2816
-
-        return config
-
-    @arch("t5_v1_1_xl")
-    def t5_v1_1_xl() -> T5Config:
-        config = t5_v1_1_large()
-
-        config.model_dim = 2048
-        config.num_attn_heads = 32
-        config.ffn_inner_dim = 5120
-
-        return config
+    for name, size in _V1_1_SIZES.items():
+        arch(f"t5_v1_1_{name}")(partial(_create_v1_1, size))
 
     # mT5 is v1.1 with another vocabulary, FLAN-T5 is v1.1 trained further.
-    v1_1_sizes = {
-        "small": t5_v1_1_small,
-        "base": t5_v1_1_base,
-        "large": t5_v1_1_large,
-        "xl": t5_v1_1_xl,
-    }
+    for name, size in _V1_1_SIZES.items():
+        arch(f"mt5_{name}")(partial(_create_v1_1, size, vocab_size=_MT5_VOCAB_SIZE))
 
-    for size, create_v1_1 in v1_1_sizes.items():
+        arch(f"flan_t5_{name}")(partial(_create_v1_1, size))
 
-        @arch(f"mt5_{size}")
-        def mt5(create_v1_1: Callable[[], T5Config] = create_v1_1) -> T5Config:
-            config = create_v1_1()
 
-            config.vocab_size = 250_112
+def _create_config(size: tuple[int, int, int, int, int], **others: Any) -> T5Config:
+    model_dim, num_layers, num_heads, head_dim, ffn_inner_dim = size
 
-            return config
+    return T5Config(
+        model_dim=model_dim,
+        num_encoder_layers=num_layers,
+        num_decoder_layers=num_layers,
+        num_attn_heads=num_heads,
+        head_dim=head_dim,
+        ffn_inner_dim=ffn_inner_dim,
+        **others,
+    )
 
-        @arch(f"flan_t5_{size}")
-        def flan_t5(create_v1_1: Callable[[], T5Config] = create_v1_1) -> T5Config:
-            return create_v1_1()
+
+def _create_v1_1(size: tuple[int, int, int, int, int], **others: Any) -> T5Config:
+    return _create_config(
+        size, tied_embeddings=False, gated_ffn=True, activation="gelu", **others
+    )
