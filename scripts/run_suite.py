@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.files import write_text_atomically
+from warmup_plugin.files import write_output
 from warmup_plugin.suite.figure import THEMES, format_figure
 from warmup_plugin.suite.grid import Grid, load_grid
 from warmup_plugin.suite.results import collect_results
 from warmup_plugin.suite.runner import Outcome, Runner, Status, describe_skipped
-from warmup_plugin.suite.steps import Plan, Step, make_plan
+from warmup_plugin.suite.steps import OUT_REMEDY, Plan, Step, make_plan
 from warmup_plugin.suite.tables import (
     describe_command,
     format_latex,
@@ -172,13 +172,7 @@ def _write_tables(grid: Grid, plan: Plan, command: str) -> None:
     for suffix, text in content.items():
         file = grid.out / f"{grid.name}{suffix}"
 
-        try:
-            write_text_atomically(file, text)
-        except OSError as ex:
-            raise WarmupError(
-                f"{file} cannot be written ({ex.strerror}); give an `out` that you may "
-                "write to."
-            ) from None
+        write_output(file, text, OUT_REMEDY)
 
         show(f"wrote {file}")
 

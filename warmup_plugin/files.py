@@ -13,6 +13,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
+from warmup_plugin.errors import WarmupError
+
 
 @contextmanager
 def replaced_files(files: Sequence[Path]) -> Iterator[list[BinaryIO]]:
@@ -79,6 +81,22 @@ def write_bytes_atomically(file: Path, data: bytes) -> None:
 def write_text_atomically(file: Path, text: str) -> None:
     """Writes a file like :func:`write_bytes_atomically`, in UTF-8."""
     write_bytes_atomically(file, text.encode("utf-8"))
+
+
+def write_output(file: Path, text: str, remedy: str) -> None:
+    """
+    Writes a file that a user has named like :func:`write_text_atomically`.
+
+    :param remedy: What to do if it cannot be written.
+
+    :raises WarmupError: If it cannot.
+    """
+    try:
+        write_text_atomically(file, text)
+    except OSError as ex:
+        raise WarmupError(
+            f"{file} cannot be written ({ex.strerror}); {remedy}."
+        ) from None
 
 
 def digest_weights(folder: Path) -> str:

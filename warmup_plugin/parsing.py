@@ -41,6 +41,18 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def read_json(file: Path) -> Any:
+    """
+    Reads a JSON file that we have written.
+
+    :returns: ``None`` if it is not there, or damaged, as a killed process may leave it.
+    """
+    try:
+        return parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def parse_json_leniently(text: str) -> Any:
     """
     Parses JSON, whose strings may hold halves of surrogate pairs.

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final, final
@@ -31,6 +31,20 @@ _INTERRUPT_SECONDS: Final = 1.0
 
 # Tells a process that it is one of several, whose options it shares.
 _MARK: Final = "WARMUP_PROCESSES"
+
+
+@contextmanager
+def handled_signals(
+    signums: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Lets a function handle signals for a time."""
+    old_handlers = {signum: signal.signal(signum, handle) for signum in signums}
+
+    try:
+        yield
+    finally:
+        for signum, handler in old_handlers.items():
+            signal.signal(signum, handler)
 
 
 def add_processes_argument(parser: argparse.ArgumentParser) -> None:
@@ -149,18 +163,15 @@ def _passing_signals(
         for process in processes:
             process.send_signal(signum)
 
-    old_handlers = {
-        signum: signal.signal(signum, handle)
+    signums = [
+        signum
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         # As `nohup` asks for; the processes inherit it.
         if signal.getsignal(signum) is not signal.SIG_IGN
-    }
+    ]
 
-    try:
+    with handled_signals(signums, handle):
         yield interrupt
-    finally:
-        for signum, handler in old_handlers.items():
-            signal.signal(signum, handler)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], interrupt: _Interrupt) -> int:

@@ -15,7 +15,7 @@ from warmup_plugin.evaluation.arguments import (
     read_metric_arguments,
 )
 from warmup_plugin.evaluation.scores import evaluate
-from warmup_plugin.files import write_text_atomically
+from warmup_plugin.files import write_output
 from warmup_plugin.terminal import show
 
 DESCRIPTION: Final = (
@@ -156,13 +156,7 @@ def _write(file: Path, page: str) -> int:
     # Half of a surrogate pair, which JSON may hold, has no place in UTF-8.
     page = page.encode("utf-8", "replace").decode("utf-8")
 
-    try:
-        write_text_atomically(file, page)
-    except OSError as ex:
-        raise WarmupError(
-            f"{file} cannot be written ({ex.strerror}); give a path that you may write "
-            "to."
-        ) from None
+    write_output(file, page, "give a path that you may write to")
 
     return file.stat().st_size
 

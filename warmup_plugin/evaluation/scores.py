@@ -13,7 +13,7 @@ from typing import cast
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import System
-from warmup_plugin.files import write_text_atomically
+from warmup_plugin.files import write_output
 from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.base import Evaluation as Evaluation
 from warmup_plugin.metrics.registry import METRICS, MetricOptions
@@ -178,10 +178,4 @@ def make_report(
 def write_json(file: Path, data: Mapping[str, object]) -> None:
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
 
-    try:
-        write_text_atomically(file, f"{text}\n")
-    except OSError as ex:
-        raise WarmupError(
-            f"{file} cannot be written ({ex.strerror}); give a path that you may write "
-            "to."
-        ) from None
+    write_output(file, f"{text}\n", "give a path that you may write to")

@@ -20,7 +20,7 @@ from warmup_plugin.generation.ctranslate2_generator import (
 )
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.models.lora_checkpoint import find_record
-from warmup_plugin.parsing import parse_json
+from warmup_plugin.parsing import read_json
 from warmup_plugin.runs.run_dir import RunDir
 
 _FOLDER: Final = "ctranslate2"
@@ -53,7 +53,7 @@ def convert_run(run_dir: RunDir, *, checkpoint: str, direction: str | None) -> P
         "version": library.__version__,
     }
 
-    if _read_origin(folder) == origin:
+    if read_json(folder / _ORIGIN_FILE) == origin:
         return folder
 
     try:
@@ -112,13 +112,6 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _read_origin(folder: Path) -> object:
-    try:
-        return parse_json((folder / _ORIGIN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _write_tokens(folder: Path, hub_indices: list[int]) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Final, final
 
@@ -31,6 +30,7 @@ from warmup_plugin.fairseq2_doors import (
     validate,
 )
 from warmup_plugin.files import write_text_atomically
+from warmup_plugin.processes import handled_signals
 from warmup_plugin.runs.run_dir import RunDir
 
 
@@ -111,19 +111,9 @@ class StopSignal:
         self.signum: int | None = None
         self._time = 0.0
 
-    @contextmanager
-    def listen(self) -> Iterator[None]:
+    def listen(self) -> AbstractContextManager[None]:
         """Catches the first signal; one sent again later ends the process as usual."""
-        old_handlers = {
-            signum: signal.signal(signum, self._handle)
-            for signum in (signal.SIGTERM, signal.SIGINT)
-        }
-
-        try:
-            yield
-        finally:
-            for signum, handler in old_handlers.items():
-                signal.signal(signum, handler)
+        return handled_signals((signal.SIGTERM, signal.SIGINT), self._handle)
 
     def adopt(self, signum: int) -> None:
         """Takes a signal that another process has received for one's own."""

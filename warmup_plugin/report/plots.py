@@ -511,25 +511,21 @@ def _layout(*, height: int = _HEIGHT, y_is_share: bool = False) -> Any:
 
 
 def _horizontal_line(y: float) -> dict[str, object]:
-    return {
-        "type": "line",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "y0": y,
-        "y1": y,
-        "line": {"color": "var(--text-soft)", "width": 1, "dash": "dot"},
-    }
+    return _draw_line("x", "y", y)
 
 
 def _vertical_line(x: float) -> dict[str, object]:
+    return _draw_line("y", "x", x)
+
+
+def _draw_line(along: str, across: str, at: float) -> dict[str, object]:
     return {
         "type": "line",
-        "yref": "paper",
-        "x0": x,
-        "x1": x,
-        "y0": 0,
-        "y1": 1,
+        f"{along}ref": "paper",
+        f"{along}0": 0,
+        f"{along}1": 1,
+        f"{across}0": at,
+        f"{across}1": at,
         "line": {"color": "var(--text-soft)", "width": 1, "dash": "dot"},
     }
 

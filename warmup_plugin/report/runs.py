@@ -13,9 +13,9 @@ from typing import Any, final
 from warmup_plugin.console import quiet_log
 from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.evaluation.systems import System, name_systems, read_run
+from warmup_plugin.evaluation.systems import System, name_systems, read_config, read_run
 from warmup_plugin.late_imports import import_fairseq2
-from warmup_plugin.parsing import parse_json
+from warmup_plugin.parsing import read_json
 from warmup_plugin.report.curves import Curves, read_curves
 from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
 from warmup_plugin.runs.records import (
@@ -147,20 +147,9 @@ def collect_runs(
 def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun:
     run_dir = RunDir(path)
 
-    # fairseq2 takes seconds; not for `--help`.
-    import_fairseq2()
+    config = read_config(path)
 
-    from warmup_plugin.recipes.checks import read_run_config
-
-    config = read_run_config(run_dir)
-
-    dataset = config.get("dataset")
-
-    if not isinstance(dataset, dict):
-        raise WarmupError(
-            f"{run_dir.run_file} has no section `dataset`; restore the file that "
-            "`train` wrote."
-        )
+    dataset = config["dataset"]
 
     split = options.split or str(dataset.get("test_split") or "test")
 
@@ -315,10 +304,7 @@ def _read_model(run_dir: RunDir) -> Mapping[str, object] | None:
 
 
 def _read_starts(run_dir: RunDir) -> list[Mapping[str, object]]:
-    try:
-        starts = parse_json(run_dir.versions_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
+    starts = read_json(run_dir.versions_file)
 
     if not isinstance(starts, list):
         return []

@@ -41,7 +41,7 @@ from warmup_plugin.files import (
     write_bytes_atomically,
     write_text_atomically,
 )
-from warmup_plugin.parsing import parse_json, read_yaml, shorten_text
+from warmup_plugin.parsing import parse_json, read_json, read_yaml, shorten_text
 from warmup_plugin.warmup_lens import writes_warmups
 
 # What runs did before there were these settings, where it is not their default.
@@ -58,39 +58,35 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
 
+        self.config_file = self.path / "config.yaml"
+
+        self.run_file = self.path / "run.yaml"
+        """The complete config, written once; fairseq2 writes the same as ``config.yaml``,
+        but again at each start and not atomically."""
+
+        self.command_file = self.path / "command.yaml"
+        """The config as the user gave it."""
+
+        self.card_file = self.path / "card.yaml"
+
+        self.tokenizer_file = self.path / "tokenizer.model"
+        """The tokenizer, if it is one file."""
+
+        self.tokenizer_folder = self.path / "tokenizer"
+        """The tokenizer, if it is the folder of a Hugging Face one."""
+
+        self.lock_file = self.path / ".lock"
+        """Locked while a command trains here."""
+
+        self.versions_file = self.path / "versions.json"
+
+        self.early_stop_file = self.path / "early_stop.json"
+        """The best score so far and where early stopping ended the run."""
+
+        self.checkpoint_dir = self.path / "checkpoints"
+
         # The name and the steps of the card that was written last.
         self._carded: tuple[str, int, int] | None = None
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def run_file(self) -> Path:
-        """
-        The complete config, written once; fairseq2 writes the same as ``config.yaml``,
-        but again at each start and not atomically.
-        """
-        return self.path / "run.yaml"
-
-    @property
-    def command_file(self) -> Path:
-        """The config as the user gave it."""
-        return self.path / "command.yaml"
-
-    @property
-    def card_file(self) -> Path:
-        return self.path / "card.yaml"
-
-    @property
-    def tokenizer_file(self) -> Path:
-        """The tokenizer, if it is one file."""
-        return self.path / "tokenizer.model"
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        """The tokenizer, if it is the folder of a Hugging Face one."""
-        return self.path / "tokenizer"
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -100,24 +96,6 @@ class RunDir:
             return self.tokenizer_file
 
         return self.tokenizer_folder if self.tokenizer_folder.is_dir() else None
-
-    @property
-    def lock_file(self) -> Path:
-        """Locked while a command trains here."""
-        return self.path / ".lock"
-
-    @property
-    def versions_file(self) -> Path:
-        return self.path / "versions.json"
-
-    @property
-    def early_stop_file(self) -> Path:
-        """The best score so far and where early stopping ended the run."""
-        return self.path / "early_stop.json"
-
-    @property
-    def checkpoint_dir(self) -> Path:
-        return self.path / "checkpoints"
 
     def has_begun(self) -> bool:
         """Tells whether a run has trained here."""
@@ -406,10 +384,7 @@ class RunDir:
         The scores of the checkpoints do not say it all: of equal ones fairseq2 keeps
         the last, and counting from there would never end.
         """
-        try:
-            content = parse_json(self.early_stop_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        content = read_json(self.early_stop_file)
 
         return content if isinstance(content, dict) else {}
 
@@ -497,10 +472,7 @@ class RunDir:
         Records versions and commit beside the run, one entry a start: a run may be
         resumed with others.
         """
-        try:
-            starts = parse_json(self.versions_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            starts = []
+        starts = read_json(self.versions_file)
 
         if not isinstance(starts, list):
             starts = []

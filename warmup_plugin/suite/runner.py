@@ -11,8 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -21,6 +20,7 @@ from typing import BinaryIO, Final, final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_to_append
+from warmup_plugin.processes import handled_signals
 from warmup_plugin.suite.steps import NotReady, Step
 from warmup_plugin.terminal import show
 
@@ -114,7 +114,7 @@ class Runner:
         On SIGINT and SIGTERM, which it passes on, it waits for the running commands to
         save what they have, and starts no other.
         """
-        with self._listen():
+        with handled_signals((signal.SIGTERM, signal.SIGINT), self._handle):
             while True:
                 self._collect()
 
@@ -127,19 +127,6 @@ class Runner:
                 time.sleep(_POLL_SECONDS)
 
         return list(self._outcomes.values())
-
-    @contextmanager
-    def _listen(self) -> Iterator[None]:
-        old_handlers = {
-            signum: signal.signal(signum, self._handle)
-            for signum in (signal.SIGTERM, signal.SIGINT)
-        }
-
-        try:
-            yield
-        finally:
-            for signum, handler in old_handlers.items():
-                signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None and self._running:

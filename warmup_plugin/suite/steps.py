@@ -28,9 +28,9 @@ from warmup_plugin.data.test_sets import make_file_name
 from warmup_plugin.data.text_pairs import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import RunTexts, read_run_texts
-from warmup_plugin.files import write_text_atomically
+from warmup_plugin.files import write_output
 from warmup_plugin.late_imports import import_fairseq2
-from warmup_plugin.parsing import parse_json
+from warmup_plugin.parsing import parse_json, read_json
 from warmup_plugin.runs.outputs import details_file, translation_file
 from warmup_plugin.runs.run_dir import RunDir, flatten_config
 from warmup_plugin.suite.grid import (
@@ -42,6 +42,9 @@ from warmup_plugin.suite.grid import (
     find_like,
     format_setting,
 )
+
+OUT_REMEDY: Final = "give an `out` that you may write to"
+"""What to do if a file of a suite cannot be written."""
 
 
 class NotReady(Exception):
@@ -291,10 +294,7 @@ class Step:
         self._write_record(command, self._digest_inputs(), seconds)
 
     def _load_record(self) -> dict[str, Any]:
-        try:
-            record = parse_json(self.record_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        record = read_json(self.record_file)
 
         return record if isinstance(record, dict) else {}
 
@@ -313,13 +313,7 @@ class Step:
 
         text = json.dumps(record, indent=2, ensure_ascii=False)
 
-        try:
-            write_text_atomically(self.record_file, f"{text}\n")
-        except OSError as ex:
-            raise WarmupError(
-                f"{self.record_file} cannot be written ({ex.strerror}); give an `out` "
-                "that you may write to."
-            ) from None
+        write_output(self.record_file, f"{text}\n", OUT_REMEDY)
 
     def _digest_inputs(self) -> dict[str, str]:
         return {str(path): _digest(path) for path in self.list_inputs()}
@@ -685,13 +679,7 @@ def _write_sources(grid: Grid, outputs: Outputs, file: Path) -> None:
 
     lines = [json.dumps({"source": source}) for source in texts.sources]
 
-    try:
-        write_text_atomically(file, "".join(f"{line}\n" for line in lines))
-    except OSError as ex:
-        raise WarmupError(
-            f"{file} cannot be written ({ex.strerror}); give an `out` that you may "
-            "write to."
-        ) from None
+    write_output(file, "".join(f"{line}\n" for line in lines), OUT_REMEDY)
 
 
 def _make_train_command(

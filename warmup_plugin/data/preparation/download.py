@@ -24,7 +24,7 @@ from warmup_plugin.data.preparation.files import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_to_append
-from warmup_plugin.parsing import parse_json
+from warmup_plugin.parsing import read_json
 from warmup_plugin.terminal import show
 
 _USER_AGENT: Final = f"warmup_plugin/{__version__}"
@@ -296,10 +296,7 @@ class _Part:
 
     def validator(self) -> str | None:
         """Returns what the server would have to confirm for the rest to fit."""
-        try:
-            info = parse_json(self._info_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        info = read_json(self._info_file)
 
         if not isinstance(info, dict) or info.get("url") != self.url:
             return None

@@ -20,7 +20,7 @@ from warmup_plugin.data.preparation.download import (
 from warmup_plugin.data.preparation.files import hash_file, make_folder, write_text
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_new
-from warmup_plugin.parsing import parse_json
+from warmup_plugin.parsing import parse_json, read_json
 from warmup_plugin.terminal import show
 
 _WORKER: Final = Path(__file__).with_name("mtdata_worker.py")
@@ -429,10 +429,7 @@ class _Set:
 
 
 def _read_record(record_file: Path) -> dict[str, Any]:
-    try:
-        record = parse_json(record_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    record = read_json(record_file)
 
     return record if isinstance(record, dict) else {}
 
