@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard, final
 
 from warmup_plugin.errors import WarmupError
@@ -48,17 +48,24 @@ class ConfigFields:
 
         return ConfigFields(value, self._family, parent=f"{self._parent}{name}.")
 
-    def read_size(self, name: str, default: int | None = None) -> int:
+    def read_size(
+        self, name: str, default: int | None = None, *, least: int = 1
+    ) -> int:
         """
-        Reads an integer that is at least 1.
+        Reads an integer.
 
         :param default: What a missing field or ``null`` means; if ``None``, it is an
             error.
+        :param least: The least that it may be.
         """
         value = self._get(name, default)
 
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.refuse(name, value, "a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.refuse(
+                name,
+                value,
+                "a positive integer" if least == 1 else f"an integer from {least} on",
+            )
 
         return value
 
@@ -85,6 +92,17 @@ class ConfigFields:
 
         if not isinstance(value, bool):
             raise self.refuse(name, value, "true or false")
+
+        return value
+
+    def read_choice(
+        self, name: str, choices: Sequence[str], default: str | None = None
+    ) -> str:
+        """Reads one of some words; ``default`` is as in :meth:`read_size`."""
+        value = self._get(name, default)
+
+        if not isinstance(value, str) or value not in choices:
+            raise self.refuse(name, value, f"one of {', '.join(map(repr, choices))}")
 
         return value
 

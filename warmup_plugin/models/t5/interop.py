@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Final, Literal, NoReturn, TypeAlias, cast, final
+from typing import Final, Literal, TypeAlias, cast, final
 
 import torch
 from fairseq2.models.hg import HuggingFaceConfig
@@ -13,8 +12,8 @@ from fairseq2.utils.config import cast_config_type
 from torch import Tensor
 from typing_extensions import override
 
-from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.hugging_face import HuggingFaceFormat
+from warmup_plugin.models.hugging_face.fields import ConfigFields
 from warmup_plugin.models.t5.config import T5_FAMILY, T5Config
 
 Activation: TypeAlias = Literal["relu", "gelu"]
@@ -227,61 +226,60 @@ class T5HuggingFaceFormat(HuggingFaceFormat):
 
     @override
     def from_hg_config(self, hg_config: Mapping[str, object]) -> T5Config:
-        fields = _Fields(hg_config)
+        # A field that is `null` is absent.
+        given = {name: value for name, value in hg_config.items() if value is not None}
 
-        model_type = fields.get_choice("model_type", self.model_types)
+        fields = ConfigFields(given, T5_FAMILY)
+
+        model_type = fields.read_choice("model_type", self.model_types)
 
         fields.require("is_encoder_decoder", True, default=True)
 
         gated_ffn, activation = self._read_ffn(fields)
 
-        num_encoder_layers = fields.get_int("num_layers")
+        num_encoder_layers = fields.read_size("num_layers")
 
-        pad_idx = fields.get_int("pad_token_id", default=0, minimum=0)
+        pad_idx = fields.read_size("pad_token_id", 0, least=0)
 
         # The decoder begins with PAD, here and in the format's own examples.
         fields.require("decoder_start_token_id", pad_idx, default=pad_idx)
 
-        vocab_size = fields.get_int("vocab_size")
+        vocab_size = fields.read_size("vocab_size")
 
         if pad_idx >= vocab_size:
-            fields.fail("pad_token_id", f"less than `vocab_size` ({vocab_size})")
+            raise fields.refuse(
+                "pad_token_id", pad_idx, f"less than `vocab_size`, {vocab_size},"
+            )
 
-        num_buckets = fields.get_int(
-            "relative_attention_num_buckets", default=32, minimum=4
-        )
+        num_buckets = fields.read_size("relative_attention_num_buckets", 32, least=4)
 
         return T5Config(
-            model_dim=fields.get_int("d_model"),
+            model_dim=fields.read_size("d_model"),
             vocab_size=vocab_size,
             pad_idx=pad_idx,
-            tied_embeddings=fields.get_bool(
-                "tie_word_embeddings", default=model_type == "t5"
-            ),
+            tied_embeddings=fields.read_flag("tie_word_embeddings", model_type == "t5"),
             num_encoder_layers=num_encoder_layers,
-            num_decoder_layers=fields.get_int(
-                "num_decoder_layers", default=num_encoder_layers
+            num_decoder_layers=fields.read_size(
+                "num_decoder_layers", num_encoder_layers
             ),
-            num_attn_heads=fields.get_int("num_heads"),
-            head_dim=fields.get_int("d_kv"),
-            ffn_inner_dim=fields.get_int("d_ff"),
+            num_attn_heads=fields.read_size("num_heads"),
+            head_dim=fields.read_size("d_kv"),
+            ffn_inner_dim=fields.read_size("d_ff"),
             gated_ffn=gated_ffn,
             activation=activation,
             num_position_buckets=num_buckets,
-            max_position_distance=fields.get_int(
-                "relative_attention_max_distance",
-                default=128,
-                minimum=num_buckets // 2 + 1,
+            max_position_distance=fields.read_size(
+                "relative_attention_max_distance", 128, least=num_buckets // 2 + 1
             ),
-            norm_eps=fields.get_float("layer_norm_epsilon", default=1e-6, maximum=1.0),
-            dropout_p=fields.get_float("dropout_rate", default=0.1, maximum=0.999),
+            norm_eps=fields.read_positive("layer_norm_epsilon", 1e-6),
+            dropout_p=fields.read_probability("dropout_rate", 0.1),
         )
 
-    def _read_ffn(self, fields: _Fields) -> tuple[bool, Activation]:
-        name = fields.get_choice(
+    def _read_ffn(self, fields: ConfigFields) -> tuple[bool, Activation]:
+        name = fields.read_choice(
             "feed_forward_proj",
             tuple(_FFNS),
-            default="relu" if fields.get("model_type") == "t5" else "gated-gelu",
+            "relu" if fields.get("model_type") == "t5" else "gated-gelu",
         )
 
         gated_ffn, activation = _FFNS[name]
@@ -327,80 +325,3 @@ class T5HuggingFaceFormat(HuggingFaceFormat):
         )
 
         return cast(dict[str, Tensor], state_dict)
-
-
-class _Fields:
-    """Reads the fields of a ``config.json``; a field that is ``null`` is absent."""
-
-    def __init__(self, hg_config: Mapping[str, object]) -> None:
-        self._hg_config = hg_config
-
-    def get(self, name: str) -> object:
-        return self._hg_config.get(name)
-
-    def get_int(
-        self, name: str, *, default: int | None = None, minimum: int = 1
-    ) -> int:
-        value = self._get(name, default)
-
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            self.fail(name, f"a whole number not less than {minimum}")
-
-        return value
-
-    def get_float(self, name: str, *, default: float, maximum: float) -> float:
-        value = self._get(name, default)
-
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            self.fail(name, "a number")
-
-        if not 0.0 <= value <= maximum:
-            self.fail(name, f"between 0 and {maximum}")
-
-        return float(value)
-
-    def get_bool(self, name: str, *, default: bool) -> bool:
-        value = self._get(name, default)
-
-        if not isinstance(value, bool):
-            self.fail(name, "`true` or `false`")
-
-        return value
-
-    def get_choice(
-        self, name: str, choices: tuple[str, ...], *, default: str | None = None
-    ) -> str:
-        value = self._get(name, default)
-
-        if not isinstance(value, str) or value not in choices:
-            self.fail(name, "one of " + ", ".join(f"`{choice}`" for choice in choices))
-
-        return value
-
-    def require(self, name: str, expected: object, *, default: object) -> None:
-        """Fails if the value is not the only one that the family can be."""
-        value = self._get(name, default)
-
-        if type(value) is not type(expected) or value != expected:
-            self.fail(name, f"`{_show(expected)}`")
-
-    def fail(self, name: str, rule: str) -> NoReturn:
-        value = self._hg_config.get(name)
-
-        if value is None:
-            found = "is missing"
-        else:
-            found = f"is `{_show(value)}` instead"
-
-        raise WarmupError(
-            f"`{name}` in the model's config.json must be {rule} for the family `{T5_FAMILY}`, but {found}; use a model of T5, T5 v1.1, FLAN-T5 or mT5 or correct the field."
-        )
-
-    def _get(self, name: str, default: object) -> object:
-        value = self._hg_config.get(name)
-
-        return default if value is None else value
-
-
-def _show(value: object) -> str:
-    return json.dumps(value, default=str).strip('"')

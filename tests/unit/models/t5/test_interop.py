@@ -235,30 +235,30 @@ class TestT5HuggingFaceFormat:
     @pytest.mark.parametrize(
         "name, value, message",
         [
-            ("model_type", "umt5", "one of `t5`, `mt5` .*but is `umt5`"),
-            ("model_type", None, "one of `t5`, `mt5` .*but is missing"),
-            ("feed_forward_proj", "gated-silu", "`gated-gelu`.*is `gated-silu`"),
-            ("feed_forward_proj", "gelu", "but is `gelu`"),
-            ("feed_forward_proj", 1, "but is `1`"),
-            ("dense_act_fn", "silu", "must be `relu` .*is `silu`"),
-            ("is_gated_act", True, "must be `false` .*is `true`"),
-            ("is_encoder_decoder", False, "must be `true` .*is `false`"),
-            ("tie_word_embeddings", "yes", "`true` or `false` .*is `yes`"),
-            ("d_model", None, "a whole number not less than 1 .*is missing"),
-            ("d_model", 51.2, "a whole number not less than 1 .*is `51.2`"),
-            ("d_kv", "64", "a whole number"),
-            ("d_ff", 0, "a whole number not less than 1 .*is `0`"),
-            ("num_heads", True, "a whole number"),
-            ("num_layers", [6], "a whole number"),
-            ("num_decoder_layers", 0, "a whole number"),
-            ("vocab_size", None, "a whole number"),
-            ("relative_attention_num_buckets", 3, "not less than 4"),
-            ("relative_attention_max_distance", 16, "not less than 17"),
-            ("pad_token_id", -1, "not less than 0"),
-            ("pad_token_id", 32128, "less than `vocab_size` .*is `32128`"),
-            ("decoder_start_token_id", 1, "must be `0` .*is `1`"),
-            ("dropout_rate", 1.5, "between 0 and"),
-            ("layer_norm_epsilon", "small", "a number"),
+            ("model_type", "umt5", "is 'umt5' .*one of 't5', 'mt5' "),
+            ("model_type", None, "is missing"),
+            ("feed_forward_proj", "gated-silu", "is 'gated-silu' .*'gated-gelu'"),
+            ("feed_forward_proj", "gelu", "is 'gelu' "),
+            ("feed_forward_proj", 1, "is 1 "),
+            ("dense_act_fn", "silu", "is 'silu' .*has to be 'relu'"),
+            ("is_gated_act", True, "is true .*has to be false"),
+            ("is_encoder_decoder", False, "is false .*has to be true"),
+            ("tie_word_embeddings", "yes", "is 'yes' .*true or false"),
+            ("d_model", None, "is missing"),
+            ("d_model", 51.2, "is 51.2 .*a positive integer"),
+            ("d_kv", "64", "a positive integer"),
+            ("d_ff", 0, "is 0 .*a positive integer"),
+            ("num_heads", True, "a positive integer"),
+            ("num_layers", [6], "a positive integer"),
+            ("num_decoder_layers", 0, "a positive integer"),
+            ("vocab_size", None, "is missing"),
+            ("relative_attention_num_buckets", 3, "an integer from 4 on"),
+            ("relative_attention_max_distance", 16, "an integer from 17 on"),
+            ("pad_token_id", -1, "an integer from 0 on"),
+            ("pad_token_id", 32128, "is 32128 .*less than `vocab_size`, 32128,"),
+            ("decoder_start_token_id", 1, "is 1 .*has to be 0"),
+            ("dropout_rate", 1.5, "at least 0 and less than 1"),
+            ("layer_norm_epsilon", "small", "a positive number"),
         ],
     )
     def test_bad_value_is_refused(self, name: str, value: object, message: str) -> None:
@@ -268,12 +268,8 @@ class TestT5HuggingFaceFormat:
         if name == "pad_token_id":
             hg_config["decoder_start_token_id"] = value
 
-        with pytest.raises(WarmupError, match=f"^`{name}` in .*{message}") as info:
+        with pytest.raises(WarmupError, match=f"^`{name}` .*{message}"):
             FORMAT.from_hg_config(hg_config)
-
-        assert str(info.value).endswith(
-            "; use a model of T5, T5 v1.1, FLAN-T5 or mT5 or correct the field."
-        )
 
     def test_other_config_is_refused(self) -> None:
         for call in (
