@@ -151,6 +151,10 @@ class TextPairs:
 
         return arrays
 
+    def append(self, source: str, target: str) -> None:
+        self._sources.append(source.encode("utf-8"))
+        self._targets.append(target.encode("utf-8"))
+
     def __len__(self) -> int:
         return len(self._sources)
 
@@ -687,7 +691,8 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
 
     for line_nr, line in enumerate(iter_raw_lines(file), start=1):
         if not line.strip():
-            _append_empty_pair(pairs)
+            # Not skipped: generation owes a line of output for every line of input.
+            pairs.append("", "")
 
             continue
 
@@ -698,11 +703,9 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
                 f"Line {line_nr} of `{file}` has {_count(len(columns), 'column')}, but `dataset.source_column` {config.source_column} and `dataset.target_column` {config.target_column} (counted from 0) need {num_columns}: correct the line or the columns."
             )
 
-        for column, idx in (
-            (pairs._sources, config.source_column),
-            (pairs._targets, config.target_column),
-        ):
-            column.append(columns[idx].strip().encode("utf-8"))
+        pairs.append(
+            columns[config.source_column].strip(), columns[config.target_column].strip()
+        )
 
     _check_not_empty(pairs, file)
 
@@ -710,7 +713,8 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
 def _read_questions(pairs: TextPairs, file: Path) -> None:
     for value, where in iter_json_objects(file):
         if value is None:
-            _append_empty_pair(pairs)
+            # Not skipped: generation owes a line of output for every line of input.
+            pairs.append("", "")
 
             continue
 
@@ -718,8 +722,7 @@ def _read_questions(pairs: TextPairs, file: Path) -> None:
 
         check_encodable(source, where)
 
-        pairs._sources.append(source.encode("utf-8"))
-        pairs._targets.append(target.encode("utf-8"))
+        pairs.append(source, target)
 
     _check_not_empty(pairs, file)
 
@@ -740,14 +743,14 @@ def _read_jsonl(
 
     for value, where in iter_json_objects(file):
         if value is None:
-            _append_empty_pair(pairs)
+            # Not skipped: generation owes a line of output for every line of input.
+            pairs.append("", "")
 
             continue
 
         source, target = _get_fields(value, fields, where)
 
-        pairs._sources.append(source.encode("utf-8"))
-        pairs._targets.append(target.encode("utf-8"))
+        pairs.append(source, target)
 
         if with_references and has_json_field(value, references_field):
             references = get_json_list(
@@ -870,12 +873,6 @@ def check_encodable(text: str, what: str) -> None:
         raise WarmupError(
             f"{what} has half a surrogate pair, as of a text cut inside a character: correct the line."
         ) from None
-
-
-def _append_empty_pair(pairs: TextPairs) -> None:
-    # Not skipped: generation owes a line of output for every line of input.
-    for column in (pairs._sources, pairs._targets):
-        column.append(b"")
 
 
 def _get_json_text(obj: dict[str, object], field: str, option: str, where: str) -> str:

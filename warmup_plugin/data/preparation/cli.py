@@ -150,6 +150,11 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
         ("min-len", "WORDS", "shortest side"),
         ("max-len", "WORDS", "longest side"),
         ("max-ratio", "R", "greatest ratio of the lengths of the two sides"),
+        (
+            "language-id-min-len",
+            "WORDS",
+            "do not look at the language of shorter texts",
+        ),
     ):
         default = defaults[option.replace("-", "_")]
 
@@ -182,14 +187,6 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     group.add_argument(
-        "--language-id-min-len",
-        type=float,
-        default=defaults["language_id_min_len"],
-        metavar="WORDS",
-        help="do not look at the language of shorter texts (default: %(default)g)",
-    )
-
-    group.add_argument(
         "--held-out",
         nargs="+",
         type=Path,
@@ -215,14 +212,9 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def get_filter_config(args: argparse.Namespace) -> FilterConfig:
-    config = FilterConfig(
-        min_len=args.min_len,
-        max_len=args.max_len,
-        max_ratio=args.max_ratio,
-        keep_identical=args.keep_identical,
-        duplicates=args.duplicates,
-        language_id_min_len=args.language_id_min_len,
-    )
+    names = [field.name for field in fields(FilterConfig)]
+
+    config = FilterConfig(**{name: getattr(args, name) for name in names})
 
     config.check()
 

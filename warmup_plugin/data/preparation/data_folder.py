@@ -17,6 +17,7 @@ from warmup_plugin.data.preparation.files import (
     hash_file,
     make_folder,
     write_text,
+    write_texts,
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json
@@ -182,6 +183,34 @@ class DataFolder:
         self._new_keys.add(key)
 
         self._write()
+
+    def write_lines(
+        self,
+        key: str,
+        inputs: Inputs,
+        texts: Mapping[str, Sequence[str]],
+        *,
+        origin: Origin,
+        counts: Mapping[str, int],
+        notes: Sequence[str] = (),
+        force: bool = False,
+    ) -> None:
+        """
+        Writes the files of an entry, beside those of earlier runs, which stay.
+
+        :param texts: The lines of each file.
+
+        The other arguments are those of :meth:`start` and :meth:`finish`.
+        """
+        earlier = [n for n in self.get_files(key) if self._path.joinpath(n).is_file()]
+
+        self.start(key, inputs, texts, force=force)
+
+        with write_texts([self._path / name for name in texts]) as files:
+            for lines, file in zip(texts.values(), files):
+                file.writelines(f"{line}\n" for line in lines)
+
+        self.finish(key, {*texts, *earlier}, origin=origin, counts=counts, notes=notes)
 
     def summarize(self, key: str) -> str:
         """Returns what the console shows of an entry: licence, counts and files."""

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from warmup_plugin.blank import is_blank
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.files import write_json_lines
 from warmup_plugin.data.preparation.held_out import HeldOutText
+from warmup_plugin.data.text_pairs import iter_lines
+from warmup_plugin.errors import WarmupError
+from warmup_plugin.parsing import parse_json
 
 Example: TypeAlias = dict[str, Any]
 """A JSON object with ``source`` and ``target``, and whatever else is known."""
@@ -85,6 +89,38 @@ def prepare_examples(
     )
 
     return key
+
+
+def iter_rows(file: Path) -> Iterator[tuple[Any, str]]:
+    """Reads JSON lines as their authors published them; what is in a line, and where it
+    stands, for messages."""
+    for line_nr, line in enumerate(iter_lines(file), start=1):
+        if not line:
+            continue
+
+        where = f"Line {line_nr} of `{file}`"
+
+        try:
+            yield parse_json(line), where
+        except ValueError as ex:
+            raise WarmupError(
+                f"{where} is not valid JSON ({ex}): download the file again."
+            ) from None
+
+
+def check_fields(
+    row: Any, fields: Mapping[str, tuple[type[object], str]], where: str, remedy: str
+) -> None:
+    """
+    Checks that a row is an object with some fields.
+
+    :param fields: The type of each field, and what a message calls it.
+
+    :raises WarmupError: If it is not.
+    """
+    for field, (kls, kind) in fields.items():
+        if not isinstance(row, dict) or not isinstance(row.get(field), kls):
+            raise WarmupError(f"{where} must have {kind} in field `{field}`{remedy}.")
 
 
 def _filter(

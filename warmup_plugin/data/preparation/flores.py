@@ -16,11 +16,7 @@ from warmup_plugin.data.preparation.download import (
     FileIsMissing,
     hide_secrets,
 )
-from warmup_plugin.data.preparation.files import (
-    check_ending,
-    hash_bytes,
-    write_texts,
-)
+from warmup_plugin.data.preparation.files import check_ending, hash_bytes
 from warmup_plugin.data.preparation.members import read_members
 from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX, decode_lines
 from warmup_plugin.errors import WarmupError
@@ -177,8 +173,6 @@ def prepare_flores(
         release, codes, splits, source, url or release.url, downloads, downloader
     )
 
-    names = {(split, lang): f"{split}.{lang}" for split, lang in texts}
-
     inputs = Inputs(
         sources=sources,
         settings={
@@ -193,24 +187,10 @@ def prepare_flores(
 
     counts, notes = _check(release, texts, splits, list(codes))
 
-    # Languages of earlier runs stay.
-    earlier = [
-        name
-        for name in folder.get_files(release.title)
-        if folder.path.joinpath(name).is_file()
-    ]
-
-    folder.start(release.title, inputs, names.values(), force=force)
-
-    paths = [folder.path / name for name in names.values()]
-
-    with write_texts(paths) as files:
-        for key, file in zip(names, files):
-            file.writelines(line + "\n" for line in texts[key])
-
-    folder.finish(
+    folder.write_lines(
         release.title,
-        {*names.values(), *earlier},
+        inputs,
+        {f"{split}.{lang}": lines for (split, lang), lines in texts.items()},
         origin=Origin(
             title=release.title,
             page=release.page,
@@ -220,6 +200,7 @@ def prepare_flores(
         ),
         counts=counts,
         notes=notes,
+        force=force,
     )
 
     return release.title

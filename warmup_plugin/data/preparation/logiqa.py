@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,13 +14,13 @@ from warmup_plugin.data.preparation.download import Downloader, hide_secrets
 from warmup_plugin.data.preparation.examples import (
     SPLITS,
     Example,
+    check_fields,
+    iter_rows,
     prepare_examples,
 )
 from warmup_plugin.data.preparation.files import find_file, hash_file
 from warmup_plugin.data.questions import format_question
-from warmup_plugin.data.text_pairs import iter_lines
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.parsing import parse_json
 
 URL: Final = (
     "https://raw.githubusercontent.com/csitfun/LogiQA2.0/main/logiqa/DATA/LOGIQA"
@@ -33,6 +33,13 @@ _NUM_PUBLISHED: Final = {
     "en": {"train": 12567, "valid": 1569, "test": 1572},
     # Of the training split no number is at hand.
     "zh": {"valid": 1593, "test": 1594},
+}
+
+_FIELDS: Final[Mapping[str, tuple[type[object], str]]] = {
+    "text": (str, "a string"),
+    "question": (str, "a string"),
+    "options": (list, "a list"),
+    "answer": (int, "a number"),
 }
 
 _LETTERS: Final = "ABCDEFGH"
@@ -121,29 +128,17 @@ def prepare_logiqa(
 
 def read_questions(file: Path) -> Iterator[Example]:
     """Reads and checks the questions of a file as of the authors."""
-    for line_nr, line in enumerate(iter_lines(file), start=1):
-        if line:
-            yield _parse(line, f"Line {line_nr} of `{file}`")
+    for row, where in iter_rows(file):
+        yield _convert(row, where)
 
 
-def _parse(line: str, where: str) -> Example:
-    try:
-        row: Any = parse_json(line)
-    except ValueError as ex:
-        raise WarmupError(
-            f"{where} is not valid JSON ({ex}): download the file again."
-        ) from None
-
-    for field, kls, kind in (
-        ("text", str, "a string"),
-        ("question", str, "a string"),
-        ("options", list, "a list"),
-        ("answer", int, "a number"),
-    ):
-        if not isinstance(row, dict) or not isinstance(row.get(field), kls):
-            raise WarmupError(
-                f"{where} must have {kind} in field `{field}`: give the multiple choice files of LogiQA 2.0, not those of its inference task."
-            )
+def _convert(row: Any, where: str) -> Example:
+    check_fields(
+        row,
+        _FIELDS,
+        where,
+        ": give the multiple choice files of LogiQA 2.0, not those of its inference task",
+    )
 
     options = [str(option).strip() for option in row["options"]]
 

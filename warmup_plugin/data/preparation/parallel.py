@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import gzip
 import random
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO, cast, final
+from typing import final
 
 from warmup_plugin.data.preparation.files import write_texts
 from warmup_plugin.data.text_files import is_json_lines, is_tsv, iter_plain
-from warmup_plugin.data.text_pairs import decode_lines
+from warmup_plugin.data.text_pairs import iter_raw_lines
 from warmup_plugin.errors import WarmupError
 
 
@@ -88,7 +86,8 @@ def _iter_plain(source_file: Path, target_file: Path) -> Iterator[tuple[str, str
 
 
 def _iter_tsv(file: Path, columns: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    for line_nr, line in enumerate(_iter_unstripped_lines(file), start=1):
+    # With the tabs around lines, which stand for empty columns.
+    for line_nr, line in enumerate(iter_raw_lines(file), start=1):
         # An empty pair, as in training.
         if not line.strip():
             yield "", ""
@@ -103,21 +102,6 @@ def _iter_tsv(file: Path, columns: tuple[int, int]) -> Iterator[tuple[str, str]]
             )
 
         yield cells[columns[0]], cells[columns[1]]
-
-
-def _iter_unstripped_lines(file: Path) -> Iterator[str]:
-    """Reads lines with the tabs around them, which stand for empty columns."""
-    is_gzipped = file.suffix == ".gz"
-
-    try:
-        with cast(
-            BinaryIO, gzip.open(file, "rb") if is_gzipped else file.open("rb")
-        ) as fp:
-            yield from decode_lines(fp, file)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as ex:
-        raise WarmupError(
-            f"`{file}` is not a complete gzip file ({ex}): copy or compress it again."
-        ) from None
 
 
 def write_pairs(

@@ -14,12 +14,11 @@ from warmup_plugin.data.preparation.download import Downloader, hide_secrets
 from warmup_plugin.data.preparation.examples import (
     SPLITS,
     Example,
+    iter_rows,
     prepare_examples,
 )
 from warmup_plugin.data.preparation.files import find_file, hash_file
-from warmup_plugin.data.text_pairs import iter_lines
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.parsing import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,19 +234,7 @@ def _find_files(
 
 
 def _read_file(file: Path, data_set: SummarizationSet) -> Iterator[Example]:
-    for line_nr, line in enumerate(iter_lines(file), start=1):
-        if not line:
-            continue
-
-        where = f"Line {line_nr} of `{file}`"
-
-        try:
-            row: Any = parse_json(line)
-        except ValueError as ex:
-            raise WarmupError(
-                f"{where} is not valid JSON ({ex}): download the file again."
-            ) from None
-
+    for row, where in iter_rows(file):
         if not isinstance(row, dict):
             raise WarmupError(f"{where} is not a JSON object: write one a line.")
 

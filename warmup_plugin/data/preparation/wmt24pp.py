@@ -6,15 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.download import Downloader, hide_secrets
-from warmup_plugin.data.preparation.files import (
-    check_ending,
-    hash_file,
-    write_texts,
-)
+from warmup_plugin.data.preparation.examples import check_fields
+from warmup_plugin.data.preparation.files import check_ending, hash_file
 from warmup_plugin.data.text_pairs import (
     DOCUMENT_SUFFIX,
     check_encodable,
@@ -43,6 +40,15 @@ LOCALES: Final = (
 _SOURCE_LANG: Final = "en"
 
 _NUM_SEGMENTS: Final = 998
+
+_FIELDS: Final[Mapping[str, tuple[type[object], str]]] = {
+    "lp": (str, "a string"),
+    "document_id": (str, "a string"),
+    "segment_id": (int, "a number"),
+    "is_bad_source": (bool, "true or false"),
+    "source": (str, "a string"),
+    "target": (str, "a string"),
+}
 
 
 @final
@@ -195,19 +201,6 @@ def prepare_wmt24pp(
         DOCUMENT_SUFFIX[1:]: [segments[idx].document for idx in kept],
     }
 
-    names = {key: f"{SPLIT}.{key}" for key in texts}
-
-    # Languages of earlier runs stay.
-    earlier = [
-        name for name in folder.get_files(TITLE) if folder.path.joinpath(name).is_file()
-    ]
-
-    folder.start(TITLE, inputs, names.values(), force=force)
-
-    with write_texts([folder.path / name for name in names.values()]) as streams:
-        for key, stream in zip(names, streams):
-            stream.writelines(f"{line}\n" for line in texts[key])
-
     notes = []
 
     if len(segments) != _NUM_SEGMENTS:
@@ -220,9 +213,10 @@ def prepare_wmt24pp(
             f"Line feeds inside {num_joined:,} of the translations are spaces here."
         )
 
-    folder.finish(
+    folder.write_lines(
         TITLE,
-        {*names.values(), *earlier},
+        inputs,
+        {f"{SPLIT}.{key}": lines for key, lines in texts.items()},
         origin=Origin(
             title=TITLE,
             page="https://huggingface.co/datasets/google/wmt24pp",
@@ -237,6 +231,7 @@ def prepare_wmt24pp(
             "documents": len(set(texts[DOCUMENT_SUFFIX[1:]])),
         },
         notes=notes,
+        force=force,
     )
 
     return TITLE
@@ -290,21 +285,8 @@ def _read(
     return segments, targets, num_joined
 
 
-def _parse(row: object, where: str, pair: str) -> tuple[_Segment, str]:
-    for field, kls, kind in (
-        ("lp", str, "a string"),
-        ("document_id", str, "a string"),
-        ("segment_id", int, "a number"),
-        ("is_bad_source", bool, "true or false"),
-        ("source", str, "a string"),
-        ("target", str, "a string"),
-    ):
-        if not isinstance(row, dict) or not isinstance(row.get(field), kls):
-            raise WarmupError(
-                f"{where} must have {kind} in field `{field}`, as {TITLE} has: download the file again."
-            )
-
-    assert isinstance(row, dict)
+def _parse(row: Any, where: str, pair: str) -> tuple[_Segment, str]:
+    check_fields(row, _FIELDS, where, f", as {TITLE} has: download the file again")
 
     if row["lp"] != pair:
         raise WarmupError(
