@@ -11,7 +11,7 @@ from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     create_generate_parser,
-    read_generation_arguments,
+    read_options,
 )
 from warmup_plugin.terminal import get_arguments, guard
 
@@ -41,13 +41,9 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     files = [] if args.input is None else [args.input]
 
     return generate(
-        GenerateOptions(
-            **read_generation_arguments(args),
+        read_options(
+            GenerateOptions,
+            args,
             places=read_place_arguments(args, {"sources": files}),
-            data_dir=args.data,
-            truncate=args.truncate,
-            split=args.split,
-            input=args.input,
-            output=args.output,
         )
     )

@@ -13,8 +13,11 @@ from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
+    add_data_argument,
+    add_output_arguments,
     add_run_arguments,
-    read_run_arguments,
+    add_truncate_argument,
+    read_options,
 )
 from warmup_plugin.terminal import get_arguments, guard
 
@@ -39,12 +42,7 @@ def create_parser() -> argparse.ArgumentParser:
         "--split", help="the split to score (default: the run's `test_split`)"
     )
 
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="the data folder, if it is no longer where the run was trained",
-    )
+    add_data_argument(parser)
 
     parser.add_argument(
         "--source", type=Path, metavar="FILE", help="a file of sources, one a line"
@@ -56,24 +54,10 @@ def create_parser() -> argparse.ArgumentParser:
 
     add_place_arguments(parser, ["sources", "targets"])
 
-    parser.add_argument(
-        "--truncate",
-        action="store_true",
-        help="cut a source or target that is longer than the model reads instead of refusing it",
-    )
+    add_truncate_argument(parser, "a source or target")
 
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="write to a file; the same command goes on with a job that broke",
-    )
-
-    parser.add_argument(
-        "--jsonl",
-        action="store_true",
-        help="write JSON lines with all warmups instead of columns; a split always is",
+    add_output_arguments(
+        parser, " with all warmups instead of columns; a split always is"
     )
 
     parser.add_argument(
@@ -125,18 +109,5 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     }
 
     return score(
-        ScoreOptions(
-            **read_run_arguments(args),
-            places=read_place_arguments(args, files),
-            data_dir=args.data,
-            truncate=args.truncate,
-            split=args.split,
-            source=args.source,
-            target=args.target,
-            output=args.output,
-            as_json=args.jsonl,
-            num_warmups=args.num_warmups,
-            max_warmup_len=args.max_warmup_len,
-            seed=args.seed,
-        )
+        read_options(ScoreOptions, args, places=read_place_arguments(args, files))
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from warmup_plugin.data.synthetic import write_synthetic_pair
@@ -14,17 +15,35 @@ DESCRIPTION = "Writes sentence pairs of an invented language and its translation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_writing_arguments(
+        parser,
+        {
+            split: (default, f"pairs of the {split} split")
+            for split, default in (("train", 6000), ("valid", 200), ("test", 500))
+        },
+    )
+
+
+def add_writing_arguments(
+    parser: argparse.ArgumentParser, sizes: Mapping[str, tuple[int, str]]
+) -> None:
+    """
+    Adds what all commands take that write synthetic text; :func:`refuse_to_replace` reads
+    some of it.
+
+    :param sizes: The default of each number of pairs, and what these are.
+    """
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="folder to write the text to"
     )
 
-    for split, default in (("train", 6000), ("valid", 200), ("test", 500)):
+    for name, (default, what) in sizes.items():
         parser.add_argument(
-            f"--num-{split}",
+            f"--num-{name}",
             type=int,
             default=default,
             metavar="N",
-            help=f"pairs of the {split} split (default: %(default)s)",
+            help=f"{what} (default: %(default)s)",
         )
 
     parser.add_argument(
@@ -41,10 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder: Path = args.folder
-
-    if not args.force:
-        refuse_to_replace(folder)
+    folder = refuse_to_replace(args)
 
     write_synthetic_pair(
         folder,
@@ -61,8 +77,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def refuse_to_replace(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
+def refuse_to_replace(args: argparse.Namespace) -> Path:
+    """
+    Returns the folder to write to.
+
+    :raises WarmupError: If something is there, and `--force` is not given.
+    """
+    folder: Path = args.folder
+
+    if not args.force and folder.is_dir() and any(folder.iterdir()):
         raise WarmupError(
             f"The folder `{folder}` is not empty; name another one or replace its text with `--force`."
         )
+
+    return folder

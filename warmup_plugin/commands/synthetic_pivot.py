@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from warmup_plugin.commands.synthetic_pair import refuse_to_replace
+from warmup_plugin.commands.synthetic_pair import (
+    add_writing_arguments,
+    refuse_to_replace,
+)
 from warmup_plugin.data.synthetic_pivot import write_synthetic_pivot
 from warmup_plugin.terminal import show
 
@@ -14,30 +16,14 @@ DESCRIPTION = "Writes sentence pairs of three invented languages, much A→P and
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="folder to write the text to"
-    )
-
-    for name, default, what in (
-        ("leg", 8000, "training pairs of each leg, a-p and p-b"),
-        ("direct", 300, "training pairs of a-b"),
-        ("valid", 100, "validation pairs of each direction"),
-        ("test", 500, "test pairs of each direction"),
-    ):
-        parser.add_argument(
-            f"--num-{name}",
-            type=int,
-            default=default,
-            metavar="N",
-            help=f"{what} (default: %(default)s)",
-        )
-
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=1,
-        metavar="N",
-        help="another one gives other sentences (default: %(default)s)",
+    add_writing_arguments(
+        parser,
+        {
+            "leg": (8000, "training pairs of each leg, a-p and p-b"),
+            "direct": (300, "training pairs of a-b"),
+            "valid": (100, "validation pairs of each direction"),
+            "test": (500, "test pairs of each direction"),
+        },
     )
 
     parser.add_argument(
@@ -46,16 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="P does not tell the past from the present, as A and B do",
     )
 
-    parser.add_argument(
-        "--force", action="store_true", help="write into a folder that is not empty"
-    )
-
 
 def run(args: argparse.Namespace) -> int:
-    folder: Path = args.folder
-
-    if not args.force:
-        refuse_to_replace(folder)
+    folder = refuse_to_replace(args)
 
     write_synthetic_pivot(
         folder,

@@ -93,18 +93,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    report = train_tokenizer(
-        args.inputs,
-        args.output,
-        vocab_size=args.vocab_size,
-        model_type=args.model_type,
-        family=args.family,
-        character_coverage=args.character_coverage,
-        normalization=args.normalization,
-        num_threads=args.num_threads,
-        json_fields=args.json_fields,
-        force=args.force,
-    )
+    # Each of its options is an argument.
+    report = train_tokenizer(**vars(args))
 
     show(f"{report.path}: {report.vocab_size} tokens from {report.num_lines} lines")
 

@@ -15,8 +15,10 @@ from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
     add_generation_arguments,
+    add_output_arguments,
     add_run_arguments,
-    read_generation_arguments,
+    add_truncate_argument,
+    read_options,
 )
 from warmup_plugin.terminal import get_arguments
 
@@ -46,18 +48,9 @@ def create_parser() -> argparse.ArgumentParser:
 
     add_place_arguments(parser, ["sources"])
 
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="write to a file; the same command goes on with a job that broke",
-    )
-
-    parser.add_argument(
-        "--jsonl",
-        action="store_true",
-        help="write JSON lines: the `--num-best` hypotheses with warmups, tokens and log-probabilities",
+    add_output_arguments(
+        parser,
+        ": the `--num-best` hypotheses with warmups, tokens and log-probabilities",
     )
 
     parser.add_argument(
@@ -77,14 +70,11 @@ def create_parser() -> argparse.ArgumentParser:
     prefixes.add_argument(
         "--prefixes",
         action="store_true",
+        dest="has_prefixes",
         help="a line may hold a tab and behind it what its translation begins with",
     )
 
-    parser.add_argument(
-        "--truncate",
-        action="store_true",
-        help="cut a source that is longer than the model reads instead of refusing it",
-    )
+    add_truncate_argument(parser)
 
     parser.add_argument(
         "--chunk-size",
@@ -133,19 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ctranslate2 = _convert(args)
 
     return translate(
-        TranslateOptions(
-            ctranslate2=ctranslate2,
-            ensemble=args.ensemble,
-            **read_generation_arguments(args),
+        read_options(
+            TranslateOptions,
+            args,
             places=read_place_arguments(args, {"sources": args.files}),
-            truncate=args.truncate,
-            files=args.files,
-            output=args.output,
-            as_json=args.jsonl,
-            interactive=args.interactive,
-            target_prefix=args.target_prefix,
-            has_prefixes=args.prefixes,
-            chunk_size=args.chunk_size,
+            ctranslate2=ctranslate2,
         )
     )
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from warmup_plugin.config_docs import FieldSource, read_fields
 from warmup_plugin.data.text_files import add_place_arguments
@@ -49,8 +50,51 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         action="extend",
         default=[],
+        dest="settings",
         metavar="KEY=VALUE",
         help="further settings, such as `model.dtype=bfloat16 max_num_tokens=20000`",
+    )
+
+
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=Path,
+        dest="data_dir",
+        metavar="DIR",
+        help="the data folder, if it is no longer where the run was trained",
+    )
+
+
+def add_truncate_argument(
+    parser: argparse.ArgumentParser, what: str = "a source"
+) -> None:
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help=f"cut {what} that is longer than the model reads instead of refusing it",
+    )
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, what_json: str) -> None:
+    """
+    Adds where lines go, and in which form.
+
+    :param what_json: What JSON lines hold.
+    """
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write to a file; the same command goes on with a job that broke",
+    )
+
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        dest="as_json",
+        help=f"write JSON lines{what_json}",
     )
 
 
@@ -157,34 +201,28 @@ def name_options(text: str) -> str:
     return text
 
 
-def read_run_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns those of :func:`add_run_arguments` as ``JobOptions`` has them."""
-    return {
-        "run_dir": args.run_dir,
-        "checkpoint": args.checkpoint,
-        "direction": args.direction,
-        "no_rich": args.no_rich,
-        "int8": args.int8,
-        "settings": args.config,
-    }
+OptionsT = TypeVar("OptionsT")
 
 
-def read_generation_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def read_options(
+    kls: Callable[..., OptionsT], args: argparse.Namespace, **others: object
+) -> OptionsT:
     """
-    Returns those of :func:`add_run_arguments` and :func:`add_generation_arguments` as
-    ``GenerationJobOptions`` has them.
-    """
-    names = [config_field.name for config_field in list_generation_fields()]
+    Returns the options of a job, whose fields arguments have the names of.
 
-    return {
-        **read_run_arguments(args),
-        "generation": {
-            n: getattr(args, n) for n in names if getattr(args, n) is not None
-        },
-        "rank_model": args.rank_model,
-        "rank_gpus": args.rank_gpus,
-        "rank_labels": args.rank_labels,
-    }
+    :param kls: A kind of ``JobOptions``.
+    :param others: Further options, which are no arguments.
+    """
+    names = [option.name for option in fields(cast(Any, kls))]
+
+    options = {n: getattr(args, n) for n in names if hasattr(args, n)}
+
+    if "generation" in names:
+        given = {f.name: getattr(args, f.name) for f in list_generation_fields()}
+
+        options["generation"] = {n: v for n, v in given.items() if v is not None}
+
+    return kls(**options, **others)
 
 
 def create_generate_parser() -> argparse.ArgumentParser:
@@ -217,18 +255,9 @@ def create_generate_parser() -> argparse.ArgumentParser:
         help="the file to write (default: RUN_DIR/generate/SPLIT.CHECKPOINT.txt, or input-NAME.CHECKPOINT.txt; with several directions SPLIT.DIRECTION.CHECKPOINT.txt)",
     )
 
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="the data folder, if it is no longer where the run was trained",
-    )
+    add_data_argument(parser)
 
-    parser.add_argument(
-        "--truncate",
-        action="store_true",
-        help="cut a source that is longer than the model reads instead of refusing it",
-    )
+    add_truncate_argument(parser)
 
     add_generation_arguments(parser)
 

@@ -18,7 +18,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -355,16 +355,20 @@ class LineTask(Task):
     def run(self) -> None:
         is_first = self._gangs.root.rank == 0
 
-        progress = self._progress if is_first and self._progress else LineProgress.off()
+        progress = self._progress if is_first else None
 
-        with progress:
+        def advance(num_lines: int) -> None:
+            if progress is not None:
+                progress.advance(num_lines)
+
+        with progress or nullcontext():
             if is_first:
-                progress.advance(self._skip_done())
+                advance(self._skip_done())
 
             while True:
                 chunk, error, is_last = self._read_chunk()
 
-                records, line_error = self._process_share(chunk, progress.advance)
+                records, line_error = self._process_share(chunk, advance)
 
                 if is_first:
                     # Nothing that follows a line which could not be processed.
@@ -563,11 +567,6 @@ class LineProgress(AbstractContextManager["LineProgress"]):
 
             self._bar_task = self._bar.add_task(unit, total=total)
 
-    @staticmethod
-    def off() -> LineProgress:
-        """Returns one that shows nothing."""
-        return _NoProgress()
-
     @override
     def __enter__(self) -> LineProgress:
         self._start = self._last = time.monotonic()
@@ -625,29 +624,6 @@ class LineProgress(AbstractContextManager["LineProgress"]):
             f"{num_lines:,} {self._unit} in {seconds:.1f} s ({num_lines / max(seconds, 1e-9):.1f} a second){skipped}",
             file=sys.stderr,
         )
-
-
-@final
-class _NoProgress(LineProgress):
-    def __init__(self) -> None:
-        pass
-
-    @override
-    def __enter__(self) -> LineProgress:
-        return self
-
-    @override
-    def advance(self, num_lines: int) -> None:
-        pass
-
-    @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
 
 
 @final

@@ -191,7 +191,7 @@ class TestOptions:
             ["run", "--config", "a=1", "b=2", "--no-rich", "--config", "c=3"]
         )
 
-        assert args.config == ["a=1", "b=2", "c=3"]
+        assert args.settings == ["a=1", "b=2", "c=3"]
 
     def test_data_names_folder_of_moved_data(
         self, tmp_path: Path, text_folder: Path, sft_run: Path
