@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import platform
 import subprocess
 import sys
@@ -151,7 +152,13 @@ def create_model(
         with device:
             return create_t5_model(t5_config)
 
-    config = NllbConfig(
+    with device:
+        return create_nllb_model(create_nllb_config(setting))
+
+
+def create_nllb_config(setting: Setting) -> NllbConfig:
+    """Creates the configuration of a setting's model if its family is ``nllb``."""
+    return NllbConfig(
         model_dim=setting.model_dim,
         max_seq_len=setting.max_seq_len,
         vocab_size=setting.vocab_size,
@@ -163,9 +170,6 @@ def create_model(
         ffn_inner_dim=4 * setting.model_dim,
         dropout_p=0.1,
     )
-
-    with device:
-        return create_nllb_model(config)
 
 
 def create_marian(setting: Setting, device: torch.device) -> Any:
@@ -431,7 +435,52 @@ def describe_environment(args: argparse.Namespace) -> dict[str, object]:
         "device_name": device_name,
         "num_threads": torch.get_num_threads(),
         "num_rounds": args.rounds,
+        # Of what measures steps in its own process.
+        **({"clock": args.clock} if "clock" in args else {}),
     }
+
+
+def print_record(args: argparse.Namespace, benchmark: str, **figures: object) -> None:
+    """Prints what was measured as the last line, for scripts."""
+    record = {"benchmark": benchmark, **describe_environment(args), **figures}
+
+    print(f"\n{json.dumps(record)}")
+
+
+def read_memory(field: str, file: str = "status") -> int:
+    """
+    Reads a figure of this process in bytes.
+
+    :param field: Such as ``VmHWM``.
+    :param file: Which of the files in ``/proc/self`` has it.
+
+    :raises WarmupError: If this system tells none.
+    """
+    try:
+        lines = Path("/proc/self", file).read_text().splitlines()
+    except OSError:
+        raise WarmupError(
+            "Memory is read from /proc, which this system does not have; leave `--memory` out or measure on Linux."
+        ) from None
+
+    [line] = [line for line in lines if line.startswith(f"{field}:")]
+
+    # `VmHWM: 1234 kB`
+    return 1024 * int(line.split()[1])
+
+
+def reset_peak_memory() -> int:
+    """
+    Lets ``VmHWM`` begin anew. What Python's ``resource`` reports includes the creation of
+    the model, and the process that started this one.
+
+    :returns: What the process takes now, in bytes.
+    """
+    before = read_memory("VmRSS")
+
+    Path("/proc/self/clear_refs").write_text("5")
+
+    return before
 
 
 def _find_commit() -> str | None:

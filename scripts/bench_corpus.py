@@ -46,10 +46,11 @@ from torch.nn import Module
 from scripts.bench_common import (
     ROOT,
     add_common_arguments,
-    describe_environment,
     format_table,
     parse_positive_int,
     prepare_device,
+    print_record,
+    read_memory,
     run_benchmark,
 )
 from warmup_plugin.data.reader import TextPairReader
@@ -128,15 +129,6 @@ def _write_sample(folder: Path) -> list[Path]:
     return files
 
 
-def read_memory(file: str, name: str) -> float:
-    """Returns MiB of this process; what is mapped does not count as anonymous."""
-    text = Path("/proc/self", file).read_text()
-
-    [line] = [line for line in text.splitlines() if line.startswith(f"{name}:")]
-
-    return int(line.split()[1]) / 2**10
-
-
 def measure_start(folder: Path, cache: str) -> dict[str, float]:
     """Reads the text in this process as a training does."""
     config = TrainConfig()
@@ -157,7 +149,7 @@ def measure_start(folder: Path, cache: str) -> dict[str, float]:
 
     gang = FakeGang(torch.device("cpu"))
 
-    before = read_memory("smaps_rollup", "Anonymous")
+    before = read_memory("Anonymous", "smaps_rollup")
 
     begin = time.perf_counter()
 
@@ -183,7 +175,7 @@ def measure_start(folder: Path, cache: str) -> dict[str, float]:
 
     start_time = time.perf_counter() - begin
 
-    after = read_memory("smaps_rollup", "Anonymous")
+    after = read_memory("Anonymous", "smaps_rollup")
 
     begin = time.perf_counter()
 
@@ -192,8 +184,8 @@ def measure_start(folder: Path, cache: str) -> dict[str, float]:
     return {
         "seconds": start_time,
         "plan_seconds": start_time - read_time,
-        "own_mib": after - before,
-        "peak_mib": read_memory("status", "VmHWM"),
+        "own_mib": (after - before) / 2**20,
+        "peak_mib": read_memory("VmHWM") / 2**20,
         "batches_per_second": num_batches / (time.perf_counter() - begin),
     }
 
@@ -239,13 +231,12 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{args.pairs:,} pairs\n")
     print(format_table(header, rows))
 
-    record = {
-        **describe_environment(args),
-        "num_pairs": args.pairs,
-        "starts": [{"variant": variant, **figures} for variant, figures in results],
-    }
-
-    print(f"\n{json.dumps(record)}")
+    print_record(
+        args,
+        "corpus",
+        num_pairs=args.pairs,
+        starts=[{"variant": variant, **figures} for variant, figures in results],
+    )
 
 
 def measure_in_process(folder: Path, cache: str) -> dict[str, float]:

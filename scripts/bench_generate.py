@@ -56,6 +56,7 @@ from scripts.bench_common import (
     add_common_arguments,
     create_batch,
     create_layout,
+    create_nllb_config,
     describe_environment,
     format_range,
     format_table,
@@ -64,6 +65,8 @@ from scripts.bench_common import (
     parse_names,
     parse_positive_int,
     prepare_device,
+    read_memory,
+    reset_peak_memory,
     run_benchmark,
 )
 from scripts.bench_step import SETTINGS
@@ -133,18 +136,10 @@ def create_random_job(setting: Setting, num_sentences: int) -> Job:
     """Creates an untrained model and random sources."""
     torch.manual_seed(0)
 
-    config = NllbConfig(
-        model_dim=setting.model_dim,
-        max_seq_len=128 + setting.max_seq_len,
-        vocab_size=setting.vocab_size,
-        pad_idx=0,
-        num_encoder_layers=setting.num_layers,
-        num_decoder_layers=setting.num_layers,
-        num_encoder_attn_heads=setting.num_heads,
-        num_decoder_attn_heads=setting.num_heads,
-        ffn_inner_dim=4 * setting.model_dim,
-        dropout_p=0.1,
-    )
+    config = create_nllb_config(setting)
+
+    # Also for outputs without end.
+    config.max_seq_len += 128
 
     batch = create_batch(
         setting, num_sentences * setting.target_len, torch.device("cpu")
@@ -510,28 +505,17 @@ def create_system(
 def measure_memory(step: Callable[[], object]) -> float | None:
     """Measures by how much a step raises the peak of the process's memory, in MiB;
     ``None`` where the kernel does not tell."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def read(field: str) -> int:
-        for line in status.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1])
-
-        raise ValueError(field)
-
     try:
         # What other systems have left behind is not there to be used.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
-        reset.write_text("5")
-
-        before = read("VmRSS")
-
-        step()
-
-        return (read("VmHWM") - before) / 1024
-    except (OSError, ValueError):
+        before = reset_peak_memory()
+    except (OSError, WarmupError):
         return None
+
+    step()
+
+    return (read_memory("VmHWM") - before) / 2**20
 
 
 def run(args: argparse.Namespace) -> None:
@@ -550,9 +534,7 @@ def run(args: argparse.Namespace) -> None:
         for setting_name in parse_names("--settings", args.settings, list(SETTINGS)):
             jobs.append(create_random_job(SETTINGS[setting_name], args.sentences))
 
-    report: dict[str, object] = {
-        "environment": {**describe_environment(args), "clock": args.clock}
-    }
+    report: dict[str, object] = {"environment": describe_environment(args)}
 
     measurements: list[object] = []
 

@@ -24,7 +24,6 @@ as SVG, light and dark. 20 minutes of a core. ::
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -46,12 +45,12 @@ from scripts.bench_common import (
     add_clock_argument,
     add_common_arguments,
     create_batch,
-    describe_environment,
     format_table,
     get_clock,
     measure_alternating,
     parse_names,
     prepare_device,
+    print_record,
     run_benchmark,
 )
 from scripts.bench_corpus import measure_in_process, write_text
@@ -490,16 +489,7 @@ def _run(args: argparse.Namespace) -> None:
         for name, curve_lines in lines.items()
     }
 
-    print(
-        json.dumps(
-            {
-                "benchmark": "growth",
-                **describe_environment(args),
-                "clock": args.clock,
-                "curves": record,
-            }
-        )
-    )
+    print_record(args, "growth", curves=record)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

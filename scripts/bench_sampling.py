@@ -24,7 +24,6 @@ alone. ::
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -60,7 +59,6 @@ from scripts.bench_common import (
     create_layout,
     create_marian,
     create_model,
-    describe_environment,
     format_range,
     format_table,
     generate_with_marian,
@@ -69,6 +67,7 @@ from scripts.bench_common import (
     measure_drawn_lens,
     parse_positive_int,
     prepare_device,
+    print_record,
     repeat_source,
     run_benchmark,
 )
@@ -377,21 +376,15 @@ def _run(args: argparse.Namespace) -> None:
 
     print(_format_samplers(sampler_times))
 
-    print()
-
-    print(
-        json.dumps(
-            {
-                "benchmark": "sampling",
-                **describe_environment(args),
-                "shapes": vars(SETTING),
-                "num_sources": args.sources,
-                "end_prob": args.end_prob,
-                "draw_times": times,
-                "mean_lens": mean_lens,
-                "sampler_times": sampler_times,
-            }
-        )
+    print_record(
+        args,
+        "sampling",
+        shapes=vars(SETTING),
+        num_sources=args.sources,
+        end_prob=args.end_prob,
+        draw_times=times,
+        mean_lens=mean_lens,
+        sampler_times=sampler_times,
     )
 
 

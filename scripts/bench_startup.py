@@ -26,7 +26,6 @@ import counts seconds of the CPU, of the same clone. ::
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -47,10 +46,10 @@ if not __package__:
 from scripts.bench_common import (
     ROOT,
     add_common_arguments,
-    describe_environment,
     format_table,
     parse_names,
     prepare_device,
+    print_record,
     run_benchmark,
 )
 from warmup_plugin.data.synthetic import write_synthetic_pair
@@ -226,7 +225,7 @@ def run_cases(args: argparse.Namespace) -> None:
 
     print(format_table(["until", "clone", "wall s", "CPU s", "of the import"], rows))
 
-    print(json.dumps({**describe_environment(args), "load": load, "startup": records}))
+    print_record(args, "startup", load=load, startup=records)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

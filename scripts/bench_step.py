@@ -25,7 +25,6 @@ parameters each step trains. ::
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -66,7 +65,6 @@ from scripts.bench_common import (
     create_layout,
     create_marian,
     create_model,
-    describe_environment,
     format_range,
     format_table,
     generate_with_marian,
@@ -77,7 +75,10 @@ from scripts.bench_common import (
     parse_names,
     parse_positive_int,
     prepare_device,
+    print_record,
+    read_memory,
     repeat_source,
+    reset_peak_memory,
     run_benchmark,
     synchronize,
 )
@@ -109,123 +110,79 @@ from warmup_plugin.objectives import (
 from warmup_plugin.sampling import WarmupSampler, draw_candidates
 from warmup_plugin.sampling.samplers import StochasticBeamSampler
 
+_CAPTIONS: Final = Setting(
+    name="captions",
+    model_dim=128,
+    num_layers=2,
+    vocab_size=6000,
+    source_len=17,
+    target_len=17,
+    warmup_len=8,
+    num_warmups=4,
+)
+
+_SENTENCE: Final = replace(
+    _CAPTIONS,
+    name="sentence",
+    model_dim=256,
+    num_layers=6,
+    vocab_size=8000,
+    source_len=30,
+    target_len=30,
+)
+
+# Transformer base, as in "Attention Is All You Need".
+_BASE: Final = replace(
+    _SENTENCE,
+    name="base",
+    model_dim=512,
+    num_heads=8,
+    vocab_size=32_000,
+    needs_gpu=True,
+)
+
+_T5_BASE: Final = replace(
+    _BASE,
+    name="t5-base",
+    family="t5",
+    model_dim=768,
+    num_layers=12,
+    num_heads=12,
+    vocab_size=32_128,
+    source_len=40,
+    target_len=40,
+)
+
 SETTINGS: Final = {
     setting.name: setting
     for setting in (
-        Setting(
-            name="captions",
-            model_dim=128,
-            num_layers=2,
-            vocab_size=6000,
-            source_len=17,
-            target_len=17,
-            warmup_len=8,
-            num_warmups=4,
-        ),
-        Setting(
-            name="sentence",
-            model_dim=256,
-            num_layers=6,
-            vocab_size=8000,
-            source_len=30,
-            target_len=30,
-            warmup_len=8,
-            num_warmups=4,
-        ),
-        Setting(
+        _CAPTIONS,
+        _SENTENCE,
+        replace(
+            _SENTENCE,
             name="summarization",
-            model_dim=256,
-            num_layers=6,
-            vocab_size=8000,
             source_len=512,
             target_len=64,
             warmup_len=16,
-            num_warmups=4,
         ),
         # For the memory of a large vocabulary: small where that does not matter.
-        Setting(
+        replace(
+            _SENTENCE,
             name="mt5-vocab",
-            model_dim=256,
             num_layers=2,
             vocab_size=250_000,
             source_len=40,
             target_len=40,
-            warmup_len=8,
             num_warmups=8,
             num_target_tokens=320,
         ),
-        Setting(
-            name="t5-captions",
-            family="t5",
-            model_dim=128,
-            num_layers=2,
-            vocab_size=6000,
-            source_len=17,
-            target_len=17,
-            warmup_len=8,
-            num_warmups=4,
-        ),
-        Setting(
-            name="llama-captions",
-            family="llama",
-            model_dim=128,
-            num_layers=4,
-            vocab_size=6000,
-            source_len=17,
-            target_len=17,
-            warmup_len=8,
-            num_warmups=4,
-        ),
-        Setting(
-            name="llama-sentence",
-            family="llama",
-            model_dim=256,
-            num_layers=12,
-            vocab_size=8000,
-            source_len=30,
-            target_len=30,
-            warmup_len=8,
-            num_warmups=4,
-        ),
-        # Transformer base, as in "Attention Is All You Need".
-        Setting(
-            name="base",
-            model_dim=512,
-            num_layers=6,
-            num_heads=8,
-            vocab_size=32_000,
-            source_len=30,
-            target_len=30,
-            warmup_len=8,
-            num_warmups=4,
-            needs_gpu=True,
-        ),
-        Setting(
-            name="t5-base",
-            family="t5",
-            model_dim=768,
-            num_layers=12,
-            num_heads=12,
-            vocab_size=32_128,
-            source_len=40,
-            target_len=40,
-            warmup_len=8,
-            num_warmups=4,
-            needs_gpu=True,
-        ),
-        Setting(
-            name="mt5-base",
-            family="t5",
-            model_dim=768,
-            num_layers=12,
-            num_heads=12,
-            vocab_size=250_112,
-            source_len=40,
-            target_len=40,
-            warmup_len=8,
-            num_warmups=4,
-            needs_gpu=True,
-        ),
+        replace(_CAPTIONS, name="t5-captions", family="t5"),
+        # Decoder-only, with as many layers as the others have in all.
+        replace(_CAPTIONS, name="llama-captions", family="llama", num_layers=4),
+        replace(_SENTENCE, name="llama-sentence", family="llama", num_layers=12),
+        _BASE,
+        _T5_BASE,
+        replace(_T5_BASE, name="mt5-base", vocab_size=250_112),
     )
 }
 
@@ -1015,11 +972,7 @@ def _measure_memory(step: BenchStep, device: torch.device) -> int:
 
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        before = _read_memory("VmRSS")
-
-        # What Python's `resource` reports includes the creation of the model, and the
-        # process that started this one.
-        Path("/proc/self/clear_refs").write_text("5")
+        before = reset_peak_memory()
 
     # The second finds what the first has left to the allocator.
     for _ in range(2):
@@ -1030,22 +983,7 @@ def _measure_memory(step: BenchStep, device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) - before
 
-    return _read_memory("VmHWM") - before
-
-
-def _read_memory(key: str) -> int:
-    """Reads a figure of this process in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        raise WarmupError(
-            "`--memory` reads /proc, which this system does not have; leave it out or measure on Linux."
-        ) from None
-
-    values = {line.split(":")[0]: line.split(":")[1] for line in lines}
-
-    # `1234 kB`
-    return 1024 * int(values[key].split()[0])
+    return read_memory("VmHWM") - before
 
 
 @final
@@ -1334,20 +1272,13 @@ def _run(args: argparse.Namespace) -> None:
 
         records[setting.name] = record
 
-    print()
-
-    print(
-        json.dumps(
-            {
-                "benchmark": "step",
-                **describe_environment(args),
-                "clock": args.clock,
-                "dtype": args.dtype,
-                "num_accumulate": args.accumulate,
-                "checkpoints_activations": args.checkpoint_activations,
-                "settings": records,
-            }
-        )
+    print_record(
+        args,
+        "step",
+        dtype=args.dtype,
+        num_accumulate=args.accumulate,
+        checkpoints_activations=args.checkpoint_activations,
+        settings=records,
     )
 
 
