@@ -150,6 +150,18 @@ class TestLoadGrid:
             ("systems.3.steps", 3, "`systems[3].steps` is of no use beside `decode`"),
             ("systems.3.directions", ["a-b"], "`systems[3].directions` is of no use"),
             ("systems.3.score", False, "but `decode` is there to be scored; leave"),
+            (
+                "systems.3.ensemble",
+                ["sfd"],
+                "`systems[3].ensemble` is 'sfd', which is n",
+            ),
+            ("systems.3.ensemble", "legs", "but `legs` is no system of the task n10;"),
+            (
+                "systems.2.ensemble",
+                "sft",
+                "`systems[2].ensemble` is of no use for a sys",
+            ),
+            ("systems.4.ensemble", "sft", "`systems[4].ensemble` is of no use beside"),
             ("systems.4.decode", "sft", "`systems[4].decode` is of no use beside `cas"),
             ("systems.4.cascade", "plain", "is `plain`, which trains no model; name"),
             ("systems.4.directions", ["en-de"], "must be at least two, such as"),
@@ -316,6 +328,39 @@ class TestMakePlan:
             *("--hypotheses", "out/n10/plain/seed_1.txt"),
             *("--metrics", "bleu,chrf", "--json", "out/n10/plain/seed_1.scores.json"),
         ]
+
+    def test_models_of_an_ensemble_are_trained_first(self, tmp_path: Path) -> None:
+        content = make_grid()
+
+        content["systems"][3] |= {"ensemble": "sft", "options": ["--plain-weight", 0.3]}
+
+        grid = load(tmp_path, content)
+
+        step = make_plan(grid).generate["n10/plain/2"]
+
+        assert step.preview()[:8] == [
+            *("generate", "out/n10/warmup/seed_2", "--plain-weight", "0.3"),
+            *("--split", "test", "--ensemble", "out/n10/sft/seed_2"),
+        ]
+
+        assert [other.key for other in step.needs] == [
+            *("train n10/warmup/2", "train n10/sft/2"),
+        ]
+
+        # Another model makes other outputs.
+        assert (
+            step.list_inputs()
+            == [
+                run.metrics
+                for run in make_plan(grid).runs
+                if run.name in ("n10/warmup/2", "n10/sft/2")
+            ][::-1]
+        )
+
+        # Nothing else has to be said.
+        del content["systems"][3]["options"]
+
+        assert load(tmp_path, content).system("plain").options == []
 
     def test_cascade_goes_through_all_directions(self, plan: Plan) -> None:
         second = plan.generate["n20/cascade/1"]

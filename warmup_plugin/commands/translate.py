@@ -84,15 +84,6 @@ def create_parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument(
-        "--ensemble",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="RUN_DIR",
-        help="further runs of the same tokenizer; each token is predicted by the mean of all models' probabilities",
-    )
-
-    parser.add_argument(
         "--backend",
         choices=["fairseq2", "ctranslate2"],
         default="fairseq2",

@@ -142,6 +142,15 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
     group.add_argument(
+        "--ensemble",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN_DIR",
+        help="further runs of the same tokenizer; each token is predicted by the mean of all models' probabilities, or behind a warmup, if they are SFT runs, as `--plain-weight` says",
+    )
+
+    group.add_argument(
         "--rank-model",
         metavar="CKPT",
         help="model of COMET behind `--rank-by mbr-comet` or `cometkiwi`: a checkpoint, its folder or a name on the Hugging Face Hub (default: as of `evaluate`)",

@@ -83,6 +83,9 @@ class GenerationJobOptions(JobOptions):
     generation: Mapping[str, object] = field(default_factory=dict)
     """Fields of ``GenerationConfig`` that are not to be as in the run."""
 
+    ensemble: Sequence[Path] = ()
+    """Further runs of the same tokenizer, whose models predict each token together."""
+
     rank_model: str | None = None
     """The model of COMET that a ranking asks; ``None`` for the usual one."""
 
@@ -123,9 +126,6 @@ class TranslateOptions(GenerationJobOptions):
     has_prefixes: bool = False
 
     chunk_size: int | None = None
-
-    ensemble: Sequence[Path] = ()
-    """Further runs of the same tokenizer, whose models predict each token together."""
 
     ctranslate2: Path | None = None
     """Where the model is as CTranslate2 reads it, which is to write instead."""
@@ -183,6 +183,7 @@ def generate(options: GenerateOptions) -> int:
             options.settings
             or options.generation
             or options.int8
+            or options.ensemble
             or places.fields
             or places.columns
         )
@@ -212,7 +213,7 @@ def generate(options: GenerateOptions) -> int:
         restart=options.output is None,
     )
 
-    _check_plain_way(run_config, config)
+    _add_members(config, run_config, options)
 
     # fairseq2's own records of the translation stand beside its output.
     return _run_job(
@@ -251,10 +252,7 @@ def translate(options: TranslateOptions) -> int:
         as_json=options.as_json,
     )
 
-    if options.ensemble:
-        config.update(_list_members(run_config, config, options))
-
-    _check_plain_way(run_config, config)
+    _add_members(config, run_config, options)
 
     if options.ctranslate2 is not None:
         _prepare_for_ctranslate2(config, options)
@@ -297,16 +295,17 @@ def translate(options: TranslateOptions) -> int:
     return status
 
 
-def _list_members(
+def _add_members(
+    config: dict[str, Any],
     run_config: Mapping[str, Any],
-    config: Mapping[str, Any],
-    options: TranslateOptions,
-) -> dict[str, object]:
+    options: GenerationJobOptions,
+) -> None:
     """
-    Returns the models of other runs as a config names them: those that write as the run
-    itself does, and those of plain fine-tuning, which ``plain_weight`` hears.
+    Names the models of other runs in a config: those that write as the run itself does,
+    and those of plain fine-tuning, which ``plain_weight`` hears.
 
-    :raises WarmupError: If they read or write other tokens, or are no runs.
+    :raises WarmupError: If they read or write other tokens, or are no runs; if
+        ``plain_weight`` asks for what none of them has learned.
     """
     members, plain_members = list[object](), list[object]()
 
@@ -346,22 +345,14 @@ def _list_members(
 
         (plain_members if is_plain else members).append(model["model"])
 
-    return {"ensemble": members, "plain_ensemble": plain_members}
+    config.update(ensemble=members, plain_ensemble=plain_members)
 
+    # Who asks a run without warmups for some sees what becomes of it.
+    has_plain_way = not writes_warmups(run_config) or has_empty_warmup(run_config)
 
-def _check_plain_way(run_config: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """
-    :raises WarmupError: If ``plain_weight`` asks for what a run has not learned.
-    """
-    plain_weight = config["seq_generator"]["config"].get("plain_weight", 0.0)
-
-    # Whoever wants to see what becomes of a model without warmups has said so.
-    if not plain_weight or not writes_warmups(run_config):
-        return
-
-    if not config.get("plain_ensemble") and not has_empty_warmup(run_config):
+    if plain_weight and not plain_members and not has_plain_way:
         raise WarmupError(
-            "`--plain-weight` hears the output behind the empty warmup, but this run has learned it without the separator (`warmup.plain_path` is `bare`); name an SFT run to hear instead with `translate --ensemble`, or leave it out."
+            "`--plain-weight` hears the output behind the empty warmup, but this run has learned it without the separator (`warmup.plain_path` is `bare`); name an SFT run to hear instead with `--ensemble`, or leave it out."
         )
 
 

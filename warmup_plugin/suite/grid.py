@@ -173,6 +173,9 @@ class SystemSpec:
     decode: SystemRef | None
     """The system whose model writes with other options; then this one trains none."""
 
+    ensemble: Sequence[SystemRef]
+    """Further systems whose models write with that of ``decode``."""
+
     cascade: SystemRef | None
     """The system whose model translates by way of other languages."""
 
@@ -195,6 +198,7 @@ class SystemSpec:
             self.equal_time_with,
             self.step_time_of,
             self.decode,
+            *self.ensemble,
             self.cascade,
         )
 
@@ -726,13 +730,20 @@ def _parse_system(
 
     seed = _parse_seed(section, is_scored)
 
+    def parse(key: str, value: str) -> SystemRef:
+        return _parse_reference(section.path(key), value, tasks, earlier)
+
     refs = {
-        key: _parse_reference(section, key, tasks, earlier)
+        key: None if (value := section.take_text(key)) is None else parse(key, value)
         for key in (
             *("init_from", "equal_time_with", "step_time_of"),
             *("decode", "cascade"),
         )
     }
+
+    ensemble = [
+        parse("ensemble", value) for value in section.take_text_or_texts("ensemble")
+    ]
 
     directions = section.take_texts("directions")
 
@@ -765,6 +776,7 @@ def _parse_system(
         seed,
         settings,
         per_task,
+        ensemble=ensemble,
         directions=directions,
         options=options,
         **refs,
@@ -805,37 +817,30 @@ def _parse_task_names(section: _Section, tasks: Sequence[TaskSpec]) -> list[str]
 
 
 def _parse_reference(
-    section: _Section,
-    key: str,
+    path: str,
+    value: str,
     tasks: Sequence[TaskSpec],
     earlier: Sequence[SystemSpec],
-) -> SystemRef | None:
-    value = section.take_text(key)
-
-    if value is None:
-        return None
-
+) -> SystemRef:
     task_name, slash, name = value.rpartition("/")
 
-    if slash and task_name not in [task.name for task in tasks]:
-        hint = "; a folder is given by `config: {init_from: DIR}`"
+    hint = "; a folder is given by `config: {init_from: DIR}`"
 
+    if not path.endswith("init_from"):
+        hint = ""
+
+    if slash and task_name not in [task.name for task in tasks]:
         raise _GridError(
-            f"`{section.path(key)}` is {value!r}, which is of none of the tasks "
-            f"({', '.join(task.name for task in tasks)})"
-            f"{hint if key == 'init_from' else '; correct it'}."
+            f"`{path}` is {value!r}, which is of none of the tasks "
+            f"({', '.join(task.name for task in tasks)}){hint or '; correct it'}."
         )
 
     _check_system(
-        section.path(key),
+        path,
         name,
         [system.name for system in earlier],
         which="none of the systems before it",
-        hint=(
-            "; a folder is given by `config: {init_from: DIR}`"
-            if key == "init_from"
-            else ""
-        ),
+        hint=hint,
     )
 
     return SystemRef(name, task_name if slash else None)
@@ -844,7 +849,7 @@ def _parse_reference(
 def _check_borrowed(system: SystemSpec, section: _Section) -> None:
     """Checks what goes with a system that trains no model."""
     if system.borrows is None:
-        for key in ("directions", "options"):
+        for key in ("ensemble", "directions", "options"):
             if getattr(system, key):
                 raise _GridError(
                     f"`{section.path(key)}` is of no use for a system that is trained; "
@@ -855,7 +860,7 @@ def _check_borrowed(system: SystemSpec, section: _Section) -> None:
 
     kind = "decode" if system.cascade is None else "cascade"
 
-    given = {
+    given: dict[str, object] = {
         "config_file": system.settings.config_files,
         "config": system.settings.config,
         "steps": system.settings.steps,
@@ -868,7 +873,7 @@ def _check_borrowed(system: SystemSpec, section: _Section) -> None:
     if kind == "decode":
         given["directions"] = system.directions
     else:
-        given["decode"] = system.decode
+        given |= {"decode": system.decode, "ensemble": system.ensemble}
 
     for key, value in given.items():
         if value:
@@ -884,10 +889,10 @@ def _check_borrowed(system: SystemSpec, section: _Section) -> None:
         )
 
     if kind == "decode":
-        if not system.options:
+        if not system.options and not system.ensemble:
             raise _GridError(
                 f"`{section.path('options')}` is missing; add those of `generate` by "
-                "which it differs, such as `[--beam-size, 1]`."
+                "which it differs, such as `[--beam-size, 1]`, or an `ensemble`."
             )
 
         return
@@ -924,12 +929,14 @@ def _check_needs(grid: Grid, system: SystemSpec, where: str) -> None:
     """Checks that what a system refers to is trained before it, in all its tasks."""
     order = [task.name for task in grid.tasks]
 
-    for key in ("init_from", "equal_time_with", "step_time_of", "decode", "cascade"):
-        ref: SystemRef | None = getattr(system, key)
+    keys = ("init_from", "equal_time_with", "step_time_of", "decode", "cascade")
 
-        if ref is None:
-            continue
+    refs: list[tuple[str, SystemRef]] = [
+        *((key, ref) for key in keys if (ref := getattr(system, key)) is not None),
+        *(("ensemble", ref) for ref in system.ensemble),
+    ]
 
+    for key, ref in refs:
         other = grid.system(ref.system)
 
         if other.borrows is not None:

@@ -575,7 +575,12 @@ def _make_translation(plan: Plan, grid: Grid, outputs: Outputs) -> list[Step]:
 
     source = run if system.decode is None else _find_run(grid, run, system.decode)
 
+    members = [_find_run(grid, run, ref) for ref in system.ensemble]
+
     command = ["generate", str(source.path), *system.options, *outputs.split_args]
+
+    if members:
+        command += ["--ensemble", *(str(member.path) for member in members)]
 
     command += [
         *outputs.direction_args,
@@ -589,7 +594,7 @@ def _make_translation(plan: Plan, grid: Grid, outputs: Outputs) -> list[Step]:
         outputs.name_file("generate"),
         partial(_repeat, command),
         is_complete=partial(_is_translated, outputs, source),
-        needs=[plan.train[source.name]],
+        needs=[plan.train[other.name] for other in (source, *members)],
     )
 
     if source is not run:
@@ -599,7 +604,9 @@ def _make_translation(plan: Plan, grid: Grid, outputs: Outputs) -> list[Step]:
         step = replace(
             step,
             make_command=partial(_repeat, [*command, "--output", str(file)]),
-            list_inputs=partial(_list_files, [source.metrics]),
+            list_inputs=partial(
+                _list_files, [other.metrics for other in (source, *members)]
+            ),
             outputs=[file],
         )
 

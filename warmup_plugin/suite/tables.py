@@ -375,10 +375,14 @@ def _describe_borrowed(result: SuiteResult) -> Iterator[str]:
         options = f" with `{shlex.join(system.options)}`" if system.options else ""
 
         if system.decode is not None:
-            yield (
-                f"`{system.title}`: the model of `{system.decode}` as it is, "
-                f"translating{options}."
-            )
+            together = "".join(f" and `{ref}`" for ref in system.ensemble)
+
+            if together:
+                model = f"the models of `{system.decode}`{together} as they are"
+            else:
+                model = f"the model of `{system.decode}` as it is"
+
+            yield f"`{system.title}`: {model}, translating{options}."
         elif system.cascade is not None:
             way = ", what comes out ".join(f"`{name}`" for name in system.directions)
 

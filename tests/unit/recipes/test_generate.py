@@ -822,6 +822,7 @@ class TestLabels:
         ("args", "message"),
         [
             (["--rank-labels"], "With settings of your own"),
+            (["--ensemble", "x"], "With settings of your own"),
             (["--output", "x", "--beam-size", 3], "`--beam-size` is of no use"),
             (["--output", "x", "--warmup", "single"], "cannot rank labels"),
         ],
