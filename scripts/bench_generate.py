@@ -77,13 +77,13 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
 from warmup_plugin.interop.checkpoints import load_model_config, load_weights
 from warmup_plugin.layout import DecoderLayout
-from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.hugging_face.nllb import (
     NllbHuggingFaceFormat,
     from_hg_token_idx,
     to_hg_token_idx,
 )
 from warmup_plugin.models.int8 import quantize_projections
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options
 from warmup_plugin.runs.run_dir import RunDir

@@ -71,7 +71,7 @@ from scripts.bench_common import (
     repeat_source,
     run_benchmark,
 )
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.sampling import draw_candidates, sample_tokens
 
 SETTING: Final = Setting(

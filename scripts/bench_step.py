@@ -93,13 +93,9 @@ from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderRows, join_rows
 from warmup_plugin.metrics.sentence import create_sentence_metric
-from warmup_plugin.models.conditional import (
-    ConditionalModel,
-    create_conditional_model,
-    evaluation_mode,
-    make_scorable,
-)
+from warmup_plugin.models.conditional import ConditionalModel, evaluation_mode
 from warmup_plugin.models.lora import LoraSection, add_adapter
+from warmup_plugin.models.scorable import create_conditional_model, make_scorable
 from warmup_plugin.objectives import (
     Objective,
     best_loss,

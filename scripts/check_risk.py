@@ -44,7 +44,7 @@ from warmup_plugin.criteria.mrt import (
 )
 from warmup_plugin.criteria.outputs import Output, build_output_rows
 from warmup_plugin.metrics.sentence import create_sentence_metric
-from warmup_plugin.models.conditional import make_scorable
+from warmup_plugin.models.scorable import make_scorable
 from warmup_plugin.objectives import (
     expected_risk_loss,
     marginal_loss,

@@ -40,7 +40,8 @@ from warmup_plugin.layout import (
     ExcludedTokens,
     join_rows,
 )
-from warmup_plugin.models.conditional import ConditionalModel, create_conditional_model
+from warmup_plugin.models.conditional import ConditionalModel
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.sampling import Candidates
 
 SETTING: Final = Setting(

@@ -36,10 +36,10 @@ from warmup_plugin.generation.adapters import (
 from warmup_plugin.late_assets import register_late_assets
 from warmup_plugin.metrics.base import SentenceMetric
 from warmup_plugin.metrics.training import register_metric_descriptors
-from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.hugging_face.table import register_hugging_face_converters
 from warmup_plugin.models.lora_checkpoint import register_adapter_loader
 from warmup_plugin.models.presets import register_presets
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.models.t5 import register_t5_family
 from warmup_plugin.models.t5.tokenizer import register_t5_tokenizer_family
 from warmup_plugin.objectives import (

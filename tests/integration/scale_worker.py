@@ -66,13 +66,9 @@ from warmup_plugin.criteria.mrt import MrtConfig, create_mrt_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.layout import DecoderLayout, DecoderRows
 from warmup_plugin.metrics.base import References
-from warmup_plugin.models.conditional import (
-    ConditionalModel,
-    EncodedSource,
-    create_conditional_model,
-    make_scorable,
-)
+from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
 from warmup_plugin.models.lora import LoraSection, add_adapter
+from warmup_plugin.models.scorable import create_conditional_model, make_scorable
 from warmup_plugin.models.t5 import apply_fsdp_to_t5
 from warmup_plugin.objectives import marginal_loss
 from warmup_plugin.sampling import Candidates, WarmupSampler, draw_candidates

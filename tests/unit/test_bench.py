@@ -55,7 +55,7 @@ from tests.common import assert_close, assert_equal, device
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models import int8
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.models.t5 import T5Decoder
 from warmup_plugin.sampling import draw_candidates
 

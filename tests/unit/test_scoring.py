@@ -30,7 +30,7 @@ from tests.common import (
 )
 from tests.plain import score_plainly
 from tests.unit.sampling.cases import SOURCES, draw_with, each_kind, enumerate_log_probs
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.objectives import (
     Objective,
     best_loss,

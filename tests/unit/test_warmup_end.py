@@ -35,7 +35,8 @@ from tests.common import (
 from tests.unit.models.test_separator import UNTIED
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
 from warmup_plugin.layout import DecoderLayout, join_rows
-from warmup_plugin.models.conditional import RowCoefs, create_conditional_model
+from warmup_plugin.models.conditional import RowCoefs
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.sampling import Candidates, WarmupSampler, draw_candidates
 from warmup_plugin.sampling.samplers import StochasticBeamSampler
 

@@ -22,12 +22,9 @@ from warmup_plugin.criteria.config import CriterionSection, WarmupSection
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.config import GenerationConfig
 from warmup_plugin.layout import DecoderLayout
-from warmup_plugin.models.conditional import (
-    ConditionalModel,
-    create_conditional_model,
-    make_scorable,
-)
+from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.models.lora import has_adapter
+from warmup_plugin.models.scorable import create_conditional_model, make_scorable
 from warmup_plugin.models.separator import PreparedRow, prepare_separator
 from warmup_plugin.tokenizers.codec import TextCodec, find_codec
 

@@ -19,7 +19,7 @@ from warmup_plugin.data.lines import Line, iter_parallel_files
 from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.pair_scorer import PairScorer
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.recipes.lines import FileSink, LineTask, Record, StreamSink
 from warmup_plugin.recipes.translate import (

@@ -40,8 +40,8 @@ from warmup_plugin.metrics.comet import CometWorkers
 from warmup_plugin.metrics.registry import MetricOptions
 from warmup_plugin.metrics.training import shorten_metric_lines
 from warmup_plugin.mlflow_recorder import register_mlflow
-from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.lora import save_adapter_only
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.recipes.common import (
     check_lengths,
     create_direction_codecs,

@@ -60,13 +60,11 @@ from warmup_plugin.generation.reranking import (
 )
 from warmup_plugin.generation.translator import Ranker, Translation, Translator
 from warmup_plugin.metrics.comet_score import CometSentenceMetric
-from warmup_plugin.models.conditional import (
-    ConditionalModel,
-    create_conditional_model,
-)
+from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.models.ensemble import create_ensemble
 from warmup_plugin.models.families import find_family
 from warmup_plugin.models.int8 import quantize_projections
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,

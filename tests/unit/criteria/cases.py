@@ -35,12 +35,8 @@ from warmup_plugin.criteria import Criterion, CriterionContext, WarmupSection
 from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.layout import DecoderLayout
-from warmup_plugin.models.conditional import (
-    ConditionalModel,
-    EncodedSource,
-    create_conditional_model,
-    make_scorable,
-)
+from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
+from warmup_plugin.models.scorable import create_conditional_model, make_scorable
 from warmup_plugin.objectives import Objective, marginal_loss
 from warmup_plugin.sampling import Candidates, WarmupSampler, draw_candidates
 

@@ -59,7 +59,7 @@ from warmup_plugin.criteria.setup import (
 )
 from warmup_plugin.criteria.sft import SftCriterion, create_sft_criterion
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.models.conditional import ScorableTransformer, ScorableTransformerLM
+from warmup_plugin.models.scorable import ScorableTransformer, ScorableTransformerLM
 from warmup_plugin.objectives import best_loss
 from warmup_plugin.sampling.samplers import StochasticBeamSampler
 from warmup_plugin.tokenizers.codec import TextCodec

@@ -44,10 +44,8 @@ from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.criteria.health import CollapseDetector
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.search import TokenPick, write_warmups
-from warmup_plugin.models.conditional import (
-    create_conditional_model,
-    evaluation_mode,
-)
+from warmup_plugin.models.conditional import evaluation_mode
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.objectives import best_loss, elbo_loss, marginal_loss
 from warmup_plugin.sampling import draw_candidates
 from warmup_plugin.sampling.samplers import (

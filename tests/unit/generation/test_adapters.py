@@ -35,7 +35,7 @@ from warmup_plugin.generation.adapters import (
     WarmupSeq2SeqGenerator,
     WarmupSequenceGenerator,
 )
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 
 SOURCES = [[5, 6, EOS_IDX], [7, 7, 5, 6, EOS_IDX], [6, EOS_IDX]]
 

@@ -18,7 +18,7 @@ from warmup_plugin.generation.ctranslate2_generator import (
     check_options,
     import_ctranslate2,
 )
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 
 
 class TestCheckOptions:

@@ -48,9 +48,9 @@ from warmup_plugin.models.conditional import (
     EncodedSource,
     RowDecoder,
     RowScores,
-    create_conditional_model,
 )
 from warmup_plugin.models.rows import SourceMemory
+from warmup_plugin.models.scorable import create_conditional_model
 
 SOURCES = [[5, 6, EOS_IDX], [7, 7, 5, 6, 5, EOS_IDX], [6, EOS_IDX], [7, 5, EOS_IDX]]
 

@@ -26,7 +26,7 @@ from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.label_ranker import LabelRanker
 from warmup_plugin.generation.pair_scorer import PairScorer
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 
 # Of different lengths.
 LABELS = [f"{WORDS[0]}", f"{WORDS[1]} {WORDS[2]}", f"{WORDS[2]}"]

@@ -19,7 +19,7 @@ from tests.number_codec import NumberCodec
 from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
 from warmup_plugin.generation.translator import Ranker, Translation, Translator
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 
 MAX_LEN = 16
 

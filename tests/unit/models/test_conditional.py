@@ -51,13 +51,11 @@ from tests.unit.models.cases import (
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import ExcludedTokens, plain_rows
 from warmup_plugin.models import conditional, token_loss
-from warmup_plugin.models.conditional import (
-    RowCoefs,
-    RowScores,
+from warmup_plugin.models.conditional import RowCoefs, RowScores, evaluation_mode
+from warmup_plugin.models.scorable import (
     ScorableTransformer,
     ScorableTransformerLM,
     create_conditional_model,
-    evaluation_mode,
     make_scorable,
 )
 

@@ -29,8 +29,8 @@ from tests.common import (
 from tests.unit.test_layout import join
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
-from warmup_plugin.models.conditional import create_conditional_model
 from warmup_plugin.models.ensemble import EnsembleModel
+from warmup_plugin.models.scorable import create_conditional_model
 
 SOURCES = [[5, 6, 7, EOS_IDX], [7, 5, EOS_IDX]]
 

@@ -33,7 +33,7 @@ from tests.unit.models.cases import (
     lower_precision,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.models.conditional import RowCoefs, create_conditional_model
+from warmup_plugin.models.conditional import RowCoefs
 from warmup_plugin.models.int8 import quantize_projections
 from warmup_plugin.models.lora import (
     LoraProjection,
@@ -44,6 +44,7 @@ from warmup_plugin.models.lora import (
     save_adapter_only,
     without_adapter,
 )
+from warmup_plugin.models.scorable import create_conditional_model
 
 RANK = 3
 

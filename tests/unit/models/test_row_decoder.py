@@ -32,7 +32,8 @@ from tests.unit.models.cases import (
     score_alone,
     spy,
 )
-from warmup_plugin.models.conditional import RowDecoder, create_conditional_model
+from warmup_plugin.models.conditional import RowDecoder
+from warmup_plugin.models.scorable import create_conditional_model
 
 
 class TestRowDecoder:

@@ -11,7 +11,7 @@ from tests.common import create_layout, create_tiny_model
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.config import create_generation_config
 from warmup_plugin.generation.generator import WarmupGenerator
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.recipes.common import check_lengths, get_rank
 
 

@@ -43,7 +43,7 @@ from warmup_plugin.data.corpus import join_corpora
 from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
 from warmup_plugin.interop.importing import import_model
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.recipes import train
 from warmup_plugin.recipes.common import create_direction_codecs
 from warmup_plugin.runs.run_dir import RunDir, load_yaml

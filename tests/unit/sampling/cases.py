@@ -24,7 +24,7 @@ from tests.common import (
     forward_alone,
     list_sentences,
 )
-from warmup_plugin.models.conditional import create_conditional_model
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.sampling import Candidates, WarmupSampler
 
 each_kind = pytest.mark.parametrize("kind", ["transformer", "llama"])

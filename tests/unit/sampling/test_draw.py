@@ -46,11 +46,9 @@ from tests.unit.sampling.cases import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import join_rows
-from warmup_plugin.models.conditional import (
-    _CachedRowDecoder,
-    create_conditional_model,
-    evaluation_mode,
-)
+from warmup_plugin.models.conditional import evaluation_mode
+from warmup_plugin.models.row_decoder import CachedRowDecoder
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.sampling import (
     Candidates,
     concat_candidates,
@@ -136,16 +134,16 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor | None]]
     """Records the tokens and the rows of each step."""
     steps: list[tuple[Tensor, Tensor | None]] = []
 
-    step = _CachedRowDecoder.step
+    step = CachedRowDecoder.step
 
     def record(
-        self: _CachedRowDecoder, tokens: Tensor, rows: Tensor | None = None
+        self: CachedRowDecoder, tokens: Tensor, rows: Tensor | None = None
     ) -> Tensor:
         steps.append((tokens, rows))
 
         return step(self, tokens, rows)
 
-    monkeypatch.setattr(_CachedRowDecoder, "step", record)
+    monkeypatch.setattr(CachedRowDecoder, "step", record)
 
     return steps
 

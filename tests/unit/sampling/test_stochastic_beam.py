@@ -29,7 +29,7 @@ from tests.common import (
 from tests.unit.sampling.cases import assert_follows, to_lists
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import join_rows
-from warmup_plugin.models.conditional import TransformerConditional
+from warmup_plugin.models.encoder_decoder import TransformerConditional
 from warmup_plugin.sampling import Candidates
 from warmup_plugin.sampling.stochastic_beam import (
     _extend,

@@ -38,8 +38,9 @@ from warmup_plugin.models.attention import (
     SteppedRows,
     adapt_attention,
 )
-from warmup_plugin.models.conditional import RowCoefs, create_conditional_model
+from warmup_plugin.models.conditional import RowCoefs
 from warmup_plugin.models.rows import RowCache
+from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.models.t5 import T5SDPA, T5PositionBias
 
 

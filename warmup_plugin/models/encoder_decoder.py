@@ -1,0 +1,129 @@
+# Copyright (c) warmup_plugin contributors
+# SPDX-License-Identifier: MIT
+
+"""Rows behind the source that an encoder reads."""
+
+from __future__ import annotations
+
+from typing import final
+
+from fairseq2.models.transformer import TransformerModel
+from fairseq2.nn import BatchLayout, Projection
+from torch import Tensor
+from torch.nn import Module
+from typing_extensions import override
+
+from warmup_plugin.models.attention import (
+    RowLayout,
+    SelfAttention,
+    SourceAttention,
+    WholeRows,
+    create_row_bias,
+)
+from warmup_plugin.models.conditional import EncodedSource
+from warmup_plugin.models.flat_rows import FlatRows
+from warmup_plugin.models.row_model import RowModel
+from warmup_plugin.models.rows import Folding, SourceMemory
+from warmup_plugin.models.traits import PositionBias, find_position_bias
+
+
+@final
+class TransformerConditional(RowModel):
+    """Serves fairseq2's encoder-decoder Transformers."""
+
+    def __init__(self, model: TransformerModel) -> None:
+        super().__init__(model.decoder)
+
+        self._model = model
+
+    @override
+    def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
+        seqs, layout = self._model.encoder_frontend(source_seqs, source_layout)
+
+        memory = SourceMemory(layout.seq_lens, seqs.size(1), seqs.device)
+
+        return EncodedSource(self._model.encoder(seqs, layout), layout, memory)
+
+    @override
+    def decode(
+        self,
+        source: EncodedSource,
+        tokens: Tensor,
+        positions: Tensor,
+        max_len: int,
+        attend_rows: SelfAttention,
+        attend_source: SourceAttention | None,
+    ) -> Tensor:
+        layout = RowLayout(positions, max_len, attend_rows, attend_source)
+
+        seqs, _ = self._model.decoder_frontend(tokens, layout)
+
+        hidden: Tensor = self._model.decoder(seqs, layout, source.seqs, source.layout)
+
+        return hidden
+
+    @override
+    def decode_rows(self, source: EncodedSource, flat: FlatRows) -> Tensor:
+        bias = None
+
+        # Outside of the layers: one that is checkpointed is computed twice.
+        if self.position_bias is not None:
+            bias = create_row_bias(
+                self.position_bias, flat.folding.width, flat.tokens.device
+            )
+
+        return self.decode(
+            source,
+            flat.tokens,
+            flat.step_idx,
+            flat.max_len,
+            WholeRows(flat.folding, bias=bias),
+            self.relate_to_source(source, flat.source_idx),
+        )
+
+    @override
+    def relate_to_source(
+        self, source: EncodedSource, source_idx: Tensor
+    ) -> SourceAttention | None:
+        sources, groups = source_idx.unique(return_inverse=True)
+
+        num_groups = sources.size(0)
+
+        return SourceAttention(
+            source.memory,
+            Folding(groups, num_groups),
+            None if num_groups == source.num_sources else sources,
+        )
+
+    @override
+    def get_offsets(self, source: EncodedSource, source_idx: Tensor) -> Tensor | int:
+        return 0
+
+    @property
+    @override
+    def reads_prompts(self) -> bool:
+        return False
+
+    @property
+    @override
+    def position_bias(self) -> PositionBias | None:
+        return find_position_bias(self._model.decoder)
+
+    @property
+    @override
+    def final_proj(self) -> Projection:
+        return self._model.final_proj
+
+    @property
+    @override
+    def max_source_len(self) -> int:
+        return self._model.max_source_seq_len
+
+    @override
+    def get_max_target_len(self, source_len: int) -> int:
+        return self._model.max_target_seq_len
+
+    @property
+    @override
+    def module(self) -> Module:
+        return self._model
