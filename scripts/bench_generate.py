@@ -71,7 +71,8 @@ from scripts.bench_common import (
 )
 from scripts.bench_step import SETTINGS
 from warmup_plugin.data.batching import sorted_batches
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.data.tokenizing import encode_sources
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator

@@ -22,7 +22,7 @@ from warmup_plugin.data.synthetic_pivot import (
     tell_language,
     write_synthetic_pivot,
 )
-from warmup_plugin.data.text_pairs import read_lines
+from warmup_plugin.data.text_lines import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.tables import format_p_value
 from warmup_plugin.metrics.translation import Comparison, MetricScore, format_table

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class WarmupError(Exception):
     """
@@ -12,3 +14,15 @@ class WarmupError(Exception):
     Every command prints the message alone and exits with 2. Subclass it only for errors
     that no fairseq2 recipe raises: fairseq2 looks its error handlers up by exact type.
     """
+
+
+def shorten_names(names: Sequence[str]) -> str:
+    """Lists names for a message, the first ten of them."""
+    max_num_names = 10
+
+    text = ", ".join(names[:max_num_names])
+
+    if len(names) > max_num_names:
+        text += f" and {len(names) - max_num_names} more"
+
+    return text

@@ -22,8 +22,9 @@ from tests.fuzz.inputs import (
     new_folder,
 )
 from warmup_plugin.data.lines import iter_files, iter_stream
+from warmup_plugin.data.split_files import EXAMPLES, FORMATS, TextPairsConfig
 from warmup_plugin.data.text_files import TextPlaces, iter_all_texts, read_texts
-from warmup_plugin.data.text_pairs import EXAMPLES, FORMATS, TextPairsConfig, read_split
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.parsing import parse_json, parse_yaml
 
 PAIRS = json_lines(

@@ -32,7 +32,8 @@ from tests.tiny_runs import (
 from warmup_plugin.commands import evaluate, translate
 from warmup_plugin.config_docs import get_class_doc, get_field_docs, get_field_owner
 from warmup_plugin.criteria.config import KeepSection
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import train
 from warmup_plugin.recipes.common import RunTokenizerSection, TextPairsSection

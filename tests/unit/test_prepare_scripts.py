@@ -22,7 +22,8 @@ from scripts import (
     prepare_wmt,
     prepare_wmt24pp,
 )
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 
 SCRIPTS = [
     filter_pairs,

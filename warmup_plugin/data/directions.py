@@ -16,7 +16,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from warmup_plugin.data.text_pairs import TextPairsConfig
+from warmup_plugin.data.split_files import TextPairsConfig
 from warmup_plugin.errors import WarmupError
 
 

@@ -19,7 +19,8 @@ from warmup_plugin.data.text_files import (
     iter_texts,
     refuse_json,
 )
-from warmup_plugin.data.text_pairs import TextPairs, decode_lines
+from warmup_plugin.data.text_lines import decode_lines
+from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
 
 

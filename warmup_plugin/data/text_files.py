@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
-from warmup_plugin.data.text_pairs import (
+from warmup_plugin.data.json_lines import (
     get_json_list,
     has_json_field,
     iter_json_objects,
     iter_json_texts,
-    iter_lines,
-    iter_raw_lines,
 )
+from warmup_plugin.data.text_lines import iter_lines, iter_raw_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json_leniently
 

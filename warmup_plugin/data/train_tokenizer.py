@@ -333,7 +333,8 @@ class _Sentences(Iterable[str]):
         return normalize
 
     def _iter_lines(self, path: Path) -> Iterator[str]:
-        from warmup_plugin.data.text_pairs import iter_json_texts, iter_lines
+        from warmup_plugin.data.json_lines import iter_json_texts
+        from warmup_plugin.data.text_lines import iter_lines
 
         if path.name.endswith((".tsv", ".tsv.gz")):
             # As the data of a training: a column a side, and no header.

@@ -26,7 +26,8 @@ from warmup_plugin.data.text_files import (
     read_references,
     read_texts,
 )
-from warmup_plugin.data.text_pairs import TextPairs, read_lines, read_split
+from warmup_plugin.data.text_lines import read_lines
+from warmup_plugin.data.text_pairs import TextPairs, read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.base import References

@@ -32,7 +32,7 @@ from warmup_plugin.data.directions import (
     narrow_to_direction,
     split_direction,
 )
-from warmup_plugin.data.text_pairs import TextPairsConfig
+from warmup_plugin.data.split_files import TextPairsConfig
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel

@@ -31,7 +31,8 @@ from warmup_plugin.data.corpus_cache import (
     save_corpus,
 )
 from warmup_plugin.data.directions import get_pairs_config, narrow_to_direction
-from warmup_plugin.data.text_pairs import describe_split, list_split_files, read_split
+from warmup_plugin.data.split_files import describe_split, list_split_files
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.data.tokenizing import count_processes, tokenize_pairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.separator import has_tied_embeddings

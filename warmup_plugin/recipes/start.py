@@ -30,7 +30,7 @@ from warmup_plugin.data.directions import (
     list_directions,
     narrow_to_direction,
 )
-from warmup_plugin.data.text_pairs import check_split
+from warmup_plugin.data.split_files import check_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.metrics.registry import METRICS

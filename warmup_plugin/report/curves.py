@@ -15,7 +15,7 @@ import numpy as np
 
 from warmup_plugin.collapse import MAX_CUT, MAX_DUPLICATE, MAX_EMPTY, MAX_REPETITION
 from warmup_plugin.data.test_sets import make_file_name
-from warmup_plugin.data.text_pairs import iter_lines
+from warmup_plugin.data.text_lines import iter_lines
 from warmup_plugin.parsing import parse_json
 
 MAX_NUM_POINTS: Final = 1000

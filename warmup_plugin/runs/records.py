@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast, final
 
-from warmup_plugin.data.text_pairs import iter_lines
+from warmup_plugin.data.text_lines import iter_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json
 

@@ -25,7 +25,7 @@ from typing import Any, Final, final
 
 from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.data.test_sets import make_file_name
-from warmup_plugin.data.text_pairs import read_lines
+from warmup_plugin.data.text_lines import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import RunTexts, read_run_texts
 from warmup_plugin.files import write_output

@@ -19,7 +19,8 @@ from warmup_plugin.data.corpus_cache import (
     make_cache_name,
     save_corpus,
 )
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.errors import WarmupError
 

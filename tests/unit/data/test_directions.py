@@ -21,7 +21,8 @@ from warmup_plugin.data.directions import (
     narrow_to_direction,
     split_direction,
 )
-from warmup_plugin.data.text_pairs import TextPairs, TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import TextPairs, read_split
 from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.errors import WarmupError

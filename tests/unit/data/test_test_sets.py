@@ -10,13 +10,13 @@ import pytest
 import sacrebleu
 
 from tests.tiny_runs import tiny_options, to_args, write_tiny_text
-from warmup_plugin.data.test_sets import find_test_set, is_test_set, make_file_name
-from warmup_plugin.data.text_pairs import (
+from warmup_plugin.data.split_files import (
     TextPairsConfig,
     check_split,
     list_split_files,
-    read_split,
 )
+from warmup_plugin.data.test_sets import find_test_set, is_test_set, make_file_name
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.train import main
 from warmup_plugin.report.curves import read_curves

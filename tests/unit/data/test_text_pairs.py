@@ -14,16 +14,11 @@ from typing import Any
 
 import pytest
 
+from warmup_plugin.data.json_lines import iter_json_objects
 from warmup_plugin.data.preparation.logiqa import read_questions
-from warmup_plugin.data.text_pairs import (
-    TextPairs,
-    TextPairsConfig,
-    iter_json_objects,
-    iter_lines,
-    list_split_files,
-    read_lines,
-    read_split,
-)
+from warmup_plugin.data.split_files import TextPairsConfig, list_split_files
+from warmup_plugin.data.text_lines import iter_lines, read_lines
+from warmup_plugin.data.text_pairs import TextPairs, read_split
 from warmup_plugin.errors import WarmupError
 
 
@@ -705,7 +700,7 @@ class TestQuestions:
 def test_line_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("warmup_plugin.data.text_pairs.MAX_LINE_BYTES", 10)
+    monkeypatch.setattr("warmup_plugin.data.text_lines.MAX_LINE_BYTES", 10)
 
     file = tmp_path / name
 

@@ -29,7 +29,8 @@ from warmup_plugin.data.corpus import (
     CorpusReport,
     TokenSeqs,
 )
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.data.tokenizing import (
     count_processes,
     encode_sources,

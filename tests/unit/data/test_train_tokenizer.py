@@ -349,7 +349,7 @@ class TestTrainTokenizer:
         def interrupt(path: Path) -> None:
             raise KeyboardInterrupt()
 
-        monkeypatch.setattr("warmup_plugin.data.text_pairs.iter_lines", interrupt)
+        monkeypatch.setattr("warmup_plugin.data.text_lines.iter_lines", interrupt)
 
         with pytest.raises(KeyboardInterrupt):
             train_tokenizer([text], tmp_path / "t.model", vocab_size=40)

@@ -16,7 +16,8 @@ from typing_extensions import override
 from tests.common import create_layout
 from warmup_plugin.data.corpus import Corpus
 from warmup_plugin.data.reader import TextPairReader
-from warmup_plugin.data.text_pairs import TextPairs, TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import TextPairs, read_split
 from warmup_plugin.data.tokenizing import tokenize_pairs
 from warmup_plugin.tokenizers.codec import EncodedText, TextCodec
 

@@ -11,7 +11,7 @@ from warmup_plugin.blank import is_blank
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.files import write_json_lines
 from warmup_plugin.data.preparation.held_out import HeldOutText
-from warmup_plugin.data.text_pairs import iter_lines
+from warmup_plugin.data.text_lines import iter_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json
 

@@ -18,7 +18,8 @@ from warmup_plugin.data.preparation.download import (
 )
 from warmup_plugin.data.preparation.files import check_ending, hash_bytes
 from warmup_plugin.data.preparation.members import read_members
-from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX, decode_lines
+from warmup_plugin.data.text_lines import decode_lines
+from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json
 

@@ -12,7 +12,7 @@ from typing import final
 
 from warmup_plugin.data.preparation.files import write_texts
 from warmup_plugin.data.text_files import is_json_lines, is_tsv, iter_plain
-from warmup_plugin.data.text_pairs import iter_raw_lines
+from warmup_plugin.data.text_lines import iter_raw_lines
 from warmup_plugin.errors import WarmupError
 
 

@@ -27,7 +27,8 @@ from warmup_plugin.data.test_sets import (
     has_test_set,
     is_test_set,
 )
-from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX, read_lines
+from warmup_plugin.data.text_lines import read_lines
+from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.language_id import LanguageIdentifier
 from warmup_plugin.terminal import show

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from warmup_plugin.data.json_lines import check_encodable, iter_json_objects
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.download import Downloader, hide_secrets
 from warmup_plugin.data.preparation.examples import check_fields
 from warmup_plugin.data.preparation.files import check_ending, hash_file
-from warmup_plugin.data.text_pairs import (
-    DOCUMENT_SUFFIX,
-    check_encodable,
-    iter_json_objects,
-)
+from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
 from warmup_plugin.errors import WarmupError
 
 TITLE: Final = "WMT24++"

@@ -20,7 +20,8 @@ from warmup_plugin.data.preparation.flores import (
     parse_languages,
     prepare_flores,
 )
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 
 # A narrow no-break space stands in French before a colon; it is part of the reference.

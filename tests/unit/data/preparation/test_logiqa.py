@@ -14,7 +14,8 @@ from warmup_plugin.data.preparation import logiqa
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.logiqa import prepare_logiqa
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 
 

@@ -29,7 +29,8 @@ from warmup_plugin.data.preparation.wmt import (
     prepare_wmt,
 )
 from warmup_plugin.data.preparation.wmt_recipes import YEARS, WmtRecipe, get_recipe
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 
 COMMONCRAWL = "http://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz"

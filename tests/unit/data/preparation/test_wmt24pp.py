@@ -17,7 +17,8 @@ from warmup_plugin.data.preparation.wmt24pp import (
     parse_locales,
     prepare_wmt24pp,
 )
-from warmup_plugin.data.text_pairs import TextPairsConfig, read_split
+from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.errors import WarmupError
 
 # As published: what the card calls a bad source is there and says so.
