@@ -228,12 +228,14 @@ class _LateObject:
 # Dependencies and configs
 
 
-def remove_provider(container: DependencyContainer, kls: type[object]) -> None:
+def remove_provider(
+    container: DependencyContainer, kls: type[object], key: str | None = None
+) -> None:
     """Makes room for a provider of ours: fairseq2 refuses a second one."""
-    container._registrations.pop((kls, None), None)
+    container._registrations.pop((kls, key), None)
 
-    if None in container._keys[kls]:
-        container._keys[kls].remove(None)
+    if key in container._keys[kls]:
+        container._keys[kls].remove(key)
 
 
 def take_provider(container: DependencyContainer, kls: type[T]) -> Provider[T] | None:
@@ -341,6 +343,36 @@ def handled_errors(
     from fairseq2.recipe.cli import _handle_errors
 
     return _handle_errors(resolver, no_exit_on_error)
+
+
+def broadcast_under_fsdp(
+    container: DependencyContainer, is_wanted: Callable[[DependencyResolver], bool]
+) -> None:
+    """
+    Lets FSDP give all ranks the weights of the first one also where a run resumes, when
+    fairseq2 leaves all of them to the checkpoint.
+
+    :param container: That of a recipe, in its ``register()``.
+    :param is_wanted: Asked when the wrapper is made.
+    """
+    from fairseq2.nn.fsdp import to_fsdp
+    from fairseq2.recipe.internal.data_parallel import (
+        _DataParallelModelWrapper,
+        _FSDPModelWrapper,
+    )
+    from fairseq2.runtime.dependency import wire_object
+
+    def wrap(*args: Any, **options: Any) -> Module:
+        return to_fsdp(*args, **{**options, "broadcast_state": True})
+
+    def create(resolver: DependencyResolver) -> _DataParallelModelWrapper:
+        factory = wrap if is_wanted(resolver) else to_fsdp
+
+        return wire_object(resolver, _FSDPModelWrapper, fsdp_factory=factory)
+
+    remove_provider(container, _DataParallelModelWrapper, "fsdp")
+
+    container.register(_DataParallelModelWrapper, create, key="fsdp")
 
 
 # Files

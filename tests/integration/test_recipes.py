@@ -26,6 +26,7 @@ from tests.tiny_runs import (
     to_args,
 )
 from warmup_plugin.commands import evaluate, generate
+from warmup_plugin.recipes import train
 from warmup_plugin.runs.run_dir import RunDir
 
 pytestmark = pytest.mark.integration
@@ -322,3 +323,60 @@ class TestTwoProcesses:
 
         assert "Process 1 has read other pairs" in commands[0].output
         assert "Traceback" not in commands[0].output + commands[1].output
+
+    @pytest.mark.parametrize("data_parallelism", ["ddp", "fsdp"])
+    def test_resumed_adapter_gets_its_base_from_the_first_process(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        start: Start,
+        data_parallelism: str,
+    ) -> None:
+        base, out = tmp_path / "base", tmp_path / "run"
+
+        assert train.main(to_args(base, tiny_options(text_folder, tokenizer_file))) == 0
+
+        options = tiny_options(
+            text_folder,
+            None,
+            criterion__name="warmup",
+            init_from=base,
+            lora__rank=2,
+            optimizer__config__lr=0.01,
+            lr_scheduler__config__num_warmup_steps=1,
+            trainer__data_parallelism=data_parallelism,
+            regime__num_steps=4,
+            regime__keep_last_n_checkpoints=2,
+            **SHORT_OUTPUTS,
+        )
+
+        def run_twice(folder: str) -> dict[str, Tensor]:
+            (tmp_path / folder).mkdir()
+
+            run(
+                start(
+                    folder,
+                    *("-m", "torch.distributed.run", "--standalone"),
+                    *("--nproc-per-node", 2, "-m", "tests.integration.opened_files"),
+                    *(tmp_path / folder, *to_args(out, options)),
+                )
+            )
+
+            return load_weights(out, 4)
+
+        weights = run_twice("whole")
+
+        # As if it was killed after the first checkpoint.
+        shutil.rmtree(out / "checkpoints" / "step_4")
+
+        assert_same_weights(run_twice("resumed"), weights)
+
+        for folder in ("whole", "resumed"):
+            for rank in range(2):
+                file = tmp_path / folder / f"opened_{rank}"
+
+                opened = file.read_text() if file.exists() else ""
+
+                assert (str(base) in opened) == (rank == 0)
+                assert (str(out) in opened) == (folder == "resumed")

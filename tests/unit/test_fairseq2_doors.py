@@ -67,6 +67,11 @@ DOORS: Final = Doors(
         "keep_s3_out": ["fairseq2.file_system:filesystem/1"],
         "take_provider": [f"{_CONTAINER}._registrations"],
         "remove_provider": [f"{_CONTAINER}._registrations", f"{_CONTAINER}._keys"],
+        "broadcast_under_fsdp": [
+            "fairseq2.nn.fsdp:to_fsdp/3",
+            "fairseq2.recipe.internal.data_parallel:_DataParallelModelWrapper",
+            "fairseq2.recipe.internal.data_parallel:_FSDPModelWrapper/4",
+        ],
         "find_dependency_resolver": ["fairseq2.runtime.dependency:_resolver"],
         "set_structurer": [
             "fairseq2.utils.structured:StandardValueConverter._structurers"

@@ -11,12 +11,14 @@ from pathlib import Path
 from fairseq2.models.utils.checkpoint import set_model_state
 from fairseq2.nn.utils.module import reset_non_persistent_buffers, to_empty
 from fairseq2.recipe.base import RecipeContext
+from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.progress import NOOP_PROGRESS_REPORTER
 from torch.nn import Module
 
 from warmup_plugin.config_values import create_value_converter
 from warmup_plugin.criteria.setup import setup_model
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.fairseq2_doors import broadcast_under_fsdp
 from warmup_plugin.models.families import find_family
 from warmup_plugin.models.lora import add_adapter
 from warmup_plugin.models.lora_checkpoint import (
@@ -52,6 +54,16 @@ def find_run_base(run_dir: RunDir) -> Path | None:
     return find_base(record, run_dir.checkpoint_dir)
 
 
+def register_lora(container: DependencyContainer) -> None:
+    """Lets FSDP broadcast the base of an adapter, as DDP does by itself."""
+    broadcast_under_fsdp(
+        container,
+        lambda resolver: (
+            RecipeContext(resolver).get_config_as(TrainConfig).lora.rank is not None
+        ),
+    )
+
+
 def setup_lora_model(
     context: RecipeContext,
     model: Module,
@@ -62,7 +74,8 @@ def setup_lora_model(
     Does what :func:`~warmup_plugin.criteria.setup.setup_model` does, and adds an adapter.
 
     :param model: As fairseq2 has loaded it on the first rank. Where a run resumes, it is
-        empty, and gets its base on all ranks, since checkpoints hold the adapter alone.
+        empty, and gets its base there, since checkpoints hold the adapter alone. The other
+        ranks get theirs from the first one, see :func:`register_lora`.
 
     :raises WarmupError: Also if the base is gone, or cannot have such an adapter.
     """
@@ -75,7 +88,8 @@ def setup_lora_model(
 
         assert base is not None
 
-        _load_base(context, model, run_dir, base)
+        if context.gangs.dp.rank == 0:
+            _load_base(context, model, run_dir, base)
 
     def record(rows: Sequence[PreparedRow]) -> None:
         if resumes or context.gangs.root.rank != 0:

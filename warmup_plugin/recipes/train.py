@@ -56,7 +56,7 @@ from warmup_plugin.recipes.control import (
     TrainerControl,
 )
 from warmup_plugin.recipes.corpora import CorpusReader
-from warmup_plugin.recipes.lora import setup_lora_model
+from warmup_plugin.recipes.lora import register_lora, setup_lora_model
 from warmup_plugin.recipes.overview import describe_training
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.start import NothingToRun, start_run
@@ -93,6 +93,8 @@ class TranslationTrainRecipe(Recipe):
         shorten_metric_lines(container)
 
         register_mlflow(container)
+
+        register_lora(container)
 
         # Loaded only if it is asked for.
         register_reference_model(container, REFERENCE_MODEL)
