@@ -57,6 +57,7 @@ from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.train_tokenizer import train_tokenizer
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.common import create_direction_codecs
+from warmup_plugin.recipes.control import StopSignal
 from warmup_plugin.recipes.corpora import CorpusReader
 from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.runs.run_dir import RunDir
@@ -157,7 +158,13 @@ def measure_start(folder: Path, cache: str) -> dict[str, float]:
         raise RuntimeError("no direction stands behind another")
 
     corpus = CorpusReader(
-        config, codecs, RunDir(folder / "run"), gang, get_model, reads_prompts=False
+        config,
+        codecs,
+        RunDir(folder / "run"),
+        gang,
+        get_model,
+        StopSignal(),
+        reads_prompts=False,
     ).read("train", is_training=True)
 
     read_time = time.perf_counter() - begin

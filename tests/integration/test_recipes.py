@@ -248,7 +248,11 @@ class TestTwoProcesses:
             check_files(run_dir, has_warmup=run_dir is not sft)
 
     def start_ranks(
-        self, start: Start, out: Path, options: Sequence[dict[str, object]]
+        self,
+        start: Start,
+        out: Path,
+        options: Sequence[dict[str, object]],
+        *module: object,
     ) -> list[Command]:
         """Starts processes as torchrun does, but none ends the others."""
         with socket.socket() as sock:
@@ -259,7 +263,7 @@ class TestTwoProcesses:
         return [
             start(
                 f"rank_{rank}",
-                *("-m", "recipes.train", *to_args(out, rank_options)),
+                *("-m", *(module or ["recipes.train"]), *to_args(out, rank_options)),
                 RANK=str(rank),
                 LOCAL_RANK=str(rank),
                 WORLD_SIZE=str(len(options)),
@@ -299,6 +303,39 @@ class TestTwoProcesses:
 
         # Not only those that were due.
         assert f"at step {run_dir.checkpoint_steps()[-1]}!" in log
+
+    # The second one does not tokenise where the first one fills the cache.
+    @pytest.mark.parametrize("cache,rank", [("none", 1), ("cache", 0)])
+    def test_signal_to_one_that_tokenises_ends_all(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        start: Start,
+        cache: str,
+        rank: int,
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            dataset__cache=cache if cache == "none" else tmp_path / cache,
+        )
+
+        module = "tests.integration.signalled_training"
+
+        commands = self.start_ranks(
+            *(start, tmp_path / "run", [options, options], module, rank)
+        )
+
+        for n, command in enumerate(commands):
+            assert command.wait() == 128 + signal.SIGTERM, command.output
+            assert "Traceback" not in command.output
+
+            log = (tmp_path / "run" / "logs" / f"rank_{n}.log").read_text()
+
+            assert "No step has begun, so that there is nothing to save" in log
+
+        assert list((tmp_path / "cache").glob("*")) == []
 
     def test_other_data_is_noticed(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path, start: Start

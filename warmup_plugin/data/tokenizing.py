@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -36,6 +36,9 @@ from warmup_plugin.tokenizers.codec import TextCodec
 
 _LEAST_PAIRS: Final = 20_000
 """For fewer, about two seconds of work, another process is not worth it."""
+
+_POLL_SECONDS: Final = 0.1
+"""How long the first process waits for the others before it looks whether to stop."""
 
 
 def count_processes(num_sharing: int = 1) -> int:
@@ -90,6 +93,7 @@ def tokenize_pairs(
     max_target_len: int,
     max_pairs: int | None = None,
     num_processes: int = 1,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Corpus:
     """
     Encodes each pair once, before training.
@@ -104,6 +108,9 @@ def tokenize_pairs(
     :param max_pairs: The number of pairs, the first ones, to look at: the same text
         whatever the tokenizer and the limits drop of it. ``None`` for all.
     :param num_processes: The most processes to share a large split.
+    :param check_stop: Called often. What it raises ends the work, and the processes that
+        share it. (A handler of signals must not raise: where Python ignores errors, as
+        in hooks of ``fork()``, the signal would be lost.)
 
     :raises WarmupError: If no pair is left; if one of the processes was ended.
     """
@@ -118,9 +125,9 @@ def tokenize_pairs(
     bounds = [num_pairs * n // num_processes for n in range(num_processes + 1)]
 
     if num_processes == 1:
-        shares = [job.encode(0, num_pairs)]
+        shares = [job.encode(0, num_pairs, check_stop)]
     else:
-        shares = _encode_in_processes(job, bounds)
+        shares = _encode_in_processes(job, bounds, check_stop)
 
     indices = np.concatenate([share.indices for share in shares])
 
@@ -177,7 +184,9 @@ class _Job:
     max_source_len: int
     max_target_len: int
 
-    def encode(self, begin: int, end: int) -> _Share:
+    def encode(
+        self, begin: int, end: int, check_stop: Callable[[], None] = lambda: None
+    ) -> _Share:
         """Encodes the pairs from ``begin`` to before ``end``."""
         pairs, codec = self.pairs, self.codec
 
@@ -190,6 +199,8 @@ class _Job:
         longest_source_len = longest_target_len = 0
 
         for idx in range(begin, end):
+            check_stop()
+
             if self.empty_mask[idx]:
                 num_empty += 1
 
@@ -234,7 +245,9 @@ class _Job:
         )
 
 
-def _encode_in_processes(job: _Job, bounds: Sequence[int]) -> list[_Share]:
+def _encode_in_processes(
+    job: _Job, bounds: Sequence[int], check_stop: Callable[[], None]
+) -> list[_Share]:
     """
     Encodes each part of the pairs in a process of its own, which is a copy of this one:
     neither text nor tokenizer has to be sent.
@@ -278,6 +291,10 @@ def _encode_in_processes(job: _Job, bounds: Sequence[int]) -> list[_Share]:
         shares = []
 
         for receiver in receivers:
+            # A signal alone does not end waiting.
+            while not receiver.poll(_POLL_SECONDS):
+                check_stop()
+
             result = _receive(receiver)
 
             if isinstance(result, BaseException):

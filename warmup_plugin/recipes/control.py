@@ -17,6 +17,7 @@ from fairseq2.checkpoint import CheckpointManager
 from fairseq2.early_stopper import EarlyStopper
 from fairseq2.gang import Gang, ReduceOperation, broadcast_flag
 from fairseq2.logging import log
+from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
 from typing_extensions import override
 
@@ -114,6 +115,15 @@ class StopSignal:
     def listen(self) -> AbstractContextManager[None]:
         """Catches the first signal; one sent again later ends the process as usual."""
         return handled_signals((signal.SIGTERM, signal.SIGINT), self._handle)
+
+    def check(self) -> None:
+        """
+        Ends what goes before the first step, when there is nothing to save.
+
+        :raises TaskStopException: If a signal has come.
+        """
+        if self.signum is not None:
+            raise TaskStopException()
 
     def adopt(self, signum: int) -> None:
         """Takes a signal that another process has received for one's own."""

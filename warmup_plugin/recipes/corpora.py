@@ -19,6 +19,7 @@ from typing import Any, Final, final
 import torch.distributed as dist
 from fairseq2.gang import Gang
 from fairseq2.logging import log
+from fairseq2.task import TaskStopException
 from torch.nn import Module
 
 from warmup_plugin.data.corpus import Corpus, join_corpora, put_behind, put_into_decoder
@@ -37,6 +38,7 @@ from warmup_plugin.data.tokenizing import count_processes, tokenize_pairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.separator import has_tied_embeddings
 from warmup_plugin.recipes.common import get_codec_options
+from warmup_plugin.recipes.control import StopSignal
 from warmup_plugin.recipes.token_stats import measure_tokens
 from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.runs.run_dir import RunDir
@@ -94,6 +96,7 @@ class CorpusReader:
         run_dir: RunDir,
         gang: Gang,
         get_model: Callable[[], Module],
+        stop_signal: StopSignal,
         *,
         reads_prompts: bool,
     ) -> None:
@@ -101,6 +104,7 @@ class CorpusReader:
         :param codecs: What turns text into tokens, by the names of the directions.
         :param gang: All processes of the training.
         :param get_model: Returns what is trained; called where the data depends on it.
+        :param stop_signal: Ends the reading in all processes, whichever receives it.
         :param reads_prompts: ``True`` for a decoder-only model.
         """
         self._config = config
@@ -109,6 +113,7 @@ class CorpusReader:
         self._gang = gang
         self._group = PatientGroup(gang)
         self._get_model = get_model
+        self._stop_signal = stop_signal
         self._reads_prompts = reads_prompts
 
         sections = {
@@ -129,13 +134,22 @@ class CorpusReader:
 
         :raises WarmupError: If the files are wrong; if they are not the same for all
             processes, each of which takes its share of one plan of batches.
+        :raises TaskStopException: If one of the processes has received a signal.
         """
         folder = self._find_cached(split, is_training)
 
-        loaded = None if folder is None else self._load(folder, split)
+        loaded = made = None if folder is None else self._load(folder, split)
 
         # Also on a machine that does not see the files of the first one.
-        corpus, notes = loaded or self._make(split, is_training, self._gang.size)
+        if made is None:
+            with suppress(TaskStopException):
+                made = self._make(split, is_training, self._gang.size)
+
+        self._stop_together()
+
+        assert made is not None
+
+        corpus, notes = made
 
         if loaded is not None and folder is not None:
             size = get_size(corpus) / (1 << 20)
@@ -158,7 +172,7 @@ class CorpusReader:
         """
         Returns the folder of a split in the cache, where the first process puts it.
 
-        The others wait for it, do as it does, and fail as it does.
+        The others wait for it, do as it does, and fail or stop as it does.
         """
         result: Path | WarmupError | None = None
 
@@ -170,13 +184,37 @@ class CorpusReader:
                     result = self._prepare(split, is_training, cache_dir)
             except WarmupError as ex:
                 result = ex
+            except TaskStopException:
+                pass
 
         [result, *_] = self._group.gather(result)
 
         if isinstance(result, WarmupError):
             raise result
 
+        self._stop_together()
+
         return result
+
+    def _stop_together(self) -> None:
+        """
+        Lets all processes stop if one of them has received a signal: the others would wait
+        for it.
+
+        :raises TaskStopException: If so.
+        """
+        signums = self._group.gather(self._stop_signal.signum)
+
+        signum = next((n for n in signums if n is not None), None)
+
+        if signum is None:
+            return
+
+        self._stop_signal.adopt(signum)
+
+        log.info("No step has begun, so that there is nothing to save; stopping now.")
+
+        raise TaskStopException()
 
     def _find_cache_dir(self, split: str) -> Path | None:
         """Returns the folder of caches; ``None`` to keep the tokens in memory."""
@@ -354,6 +392,8 @@ class CorpusReader:
         for name, codec in self._codecs.items():
             dataset = self._narrowed[name]["dataset"]
 
+            self._stop_signal.check()
+
             corpus = corpora[name] = tokenize_pairs(
                 read_split(
                     get_pairs_config(dataset), split, with_references=not is_training
@@ -363,6 +403,7 @@ class CorpusReader:
                 max_target_len=section.max_target_len,
                 max_pairs=dataset["max_train_pairs"] if is_training else None,
                 num_processes=count_processes(num_sharing),
+                check_stop=self._stop_signal.check,
             )
 
             prefix = f"{name}, " if section.directions else ""

@@ -127,6 +127,7 @@ class TranslationTrainRecipe(Recipe):
             run_dir,
             gangs.root,
             context.get_model,
+            self._stop_signal,
             reads_prompts=is_decoder_only(context, config.model),
         )
 

@@ -7,9 +7,11 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pytest
@@ -217,6 +219,14 @@ class TestEncodeSources:
         assert seqs.digest() != other_seqs.digest()
 
 
+LONG_SECONDS: Final = 300.0
+"""Only a test that fails waits for so long."""
+
+
+class Stop(Exception):
+    pass
+
+
 class TestTokenizeInProcesses:
     @pytest.fixture(autouse=True)
     def share_small_splits(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +371,53 @@ class TestTokenizeInProcesses:
 
         assert isinstance(result, WarmupError)
 
-    def _tokenize(self, tmp_path: Path, act: Callable[[str], None]) -> None:
+    def test_stops_between_pairs_when_told_to(self, tmp_path: Path) -> None:
+        pairs = make_pairs(tmp_path, [("a", "b")] * 9)
+
+        texts: list[str] = []
+
+        def check_stop() -> None:
+            if len(texts) == 3:
+                raise Stop()
+
+        with pytest.raises(Stop):
+            tokenize_pairs(
+                pairs,
+                _PidCodec(texts.append),
+                max_source_len=9,
+                max_target_len=9,
+                check_stop=check_stop,
+            )
+
+        assert len(texts) == 3
+
+    def test_stops_and_ends_processes_when_told_to(self, tmp_path: Path) -> None:
+        def wait(text: str) -> None:
+            # For ever, were it not ended.
+            threading.Event().wait(LONG_SECONDS)
+
+        num_checks = 0
+
+        def check_stop() -> None:
+            nonlocal num_checks
+
+            num_checks += 1
+
+            # It looks again and again.
+            if num_checks == 3:
+                raise Stop()
+
+        with pytest.raises(Stop):
+            self._tokenize(tmp_path, wait, check_stop)
+
+        assert not multiprocessing.active_children()
+
+    def _tokenize(
+        self,
+        tmp_path: Path,
+        act: Callable[[str], None],
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         pairs = make_pairs(tmp_path, [("a", "b"), ("a", "b"), ("a", "b"), ("bad", "b")])
 
         tokenize_pairs(
@@ -370,6 +426,7 @@ class TestTokenizeInProcesses:
             max_source_len=9,
             max_target_len=9,
             num_processes=2,
+            check_stop=check_stop,
         )
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from fairseq2.checkpoint import CheckpointManager
 from fairseq2.gang import FakeGang, ReduceOperation
+from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
 from fairseq2.validator import NOOP_VALIDATOR
 from torch import Tensor
@@ -154,6 +155,17 @@ class TestStopSignal:
             assert signal.getsignal(signum) == signal.SIG_DFL
 
         assert signal.getsignal(signum) is old_handler
+
+    def test_check_ends_what_has_nothing_to_save(self) -> None:
+        stop_signal = StopSignal()
+
+        with stop_signal.listen():
+            stop_signal.check()
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+            with pytest.raises(TaskStopException):
+                stop_signal.check()
 
     def test_listen_restores_handlers_after_error(self) -> None:
         old_handler = signal.getsignal(signal.SIGTERM)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,10 @@ from warmup_plugin.criteria import Criterion, validation
 from warmup_plugin.criteria.mrt import MrtCriterion
 from warmup_plugin.criteria.sft import SftCriterion
 from warmup_plugin.criteria.warmup import WarmupCriterion
+from warmup_plugin.data import tokenizing
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.translation import MetricScore
+from warmup_plugin.recipes import corpora
 from warmup_plugin.recipes.train import main
 from warmup_plugin.runs import run_dir as run_dir_module
 from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
@@ -1098,3 +1102,64 @@ def test_card_of_one_checkpoint_is_written_once(
     assert main(to_args(tmp_path / "run", options)) == 0
 
     assert (tmp_path / "run" / "card.yaml").is_file() and num_cards == 1
+
+
+_SIGNUMS: list[int] = []
+"""What this process is to send itself."""
+
+
+def _send_signals() -> None:
+    while _SIGNUMS:
+        os.kill(os.getpid(), _SIGNUMS.pop())
+
+
+# There Python prints errors, such as those of a handler of signals, and goes on.
+os.register_at_fork(after_in_parent=_send_signals)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("cache", ["none", "cache"])
+def test_signal_ends_tokenising_and_its_processes(
+    tmp_path: Path,
+    text_folder: Path,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cache: str,
+    signum: signal.Signals,
+) -> None:
+    options = tiny_options(
+        text_folder,
+        tokenizer_file,
+        dataset__cache=cache if cache == "none" else tmp_path / cache,
+    )
+
+    args = to_args(tmp_path / "run", options)
+
+    def count_processes(num_sharing: int) -> int:
+        # Sent when the first of them is made.
+        _SIGNUMS.append(signum)
+
+        return 2
+
+    def wait(*_: object) -> None:
+        # For ever, were it not ended.
+        threading.Event().wait(300.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizing, "_LEAST_PAIRS", 10)
+        patch.setattr(tokenizing._Job, "encode", wait)
+        patch.setattr(corpora, "count_processes", count_processes)
+
+        assert main(args) == 128 + signum
+
+    assert not _SIGNUMS and multiprocessing.active_children() == []
+
+    # Half of a split is nowhere.
+    assert list((tmp_path / "cache").glob("*")) == []
+
+    log = (tmp_path / "run" / "logs" / "rank_0.log").read_text()
+
+    assert "No step has begun, so that there is nothing to save; stopping now." in log
+
+    # The same command begins again.
+    assert main(args) == 0
