@@ -26,7 +26,8 @@ from warmup_plugin.data.text_lines import read_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.tables import format_p_value
 from warmup_plugin.metrics.translation import Comparison, MetricScore, format_table
-from warmup_plugin.runs.run_dir import RunDir, flatten_config
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import flatten_config
 from warmup_plugin.terminal import get_arguments, guard, show_error
 
 _DESCRIPTION: Final = (

@@ -21,7 +21,8 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_text_atomically
-from warmup_plugin.runs.run_dir import RunDir, flatten_config, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import flatten_config, load_yaml
 
 
 @dataclass(kw_only=True)

@@ -93,7 +93,7 @@ def leaves_separator_out(run_config: Mapping[str, Any]) -> bool:
     Tells whether the separator has no probability in the outputs of a run, also in those
     without: as all rows are trained beside warmups, those of plain directions as well.
 
-    :param run_config: As :func:`~warmup_plugin.recipes.jobs.load_run_config` returns it,
+    :param run_config: As :func:`~warmup_plugin.recipes.job_configs.load_run_config` returns it,
         of one direction.
     """
     return bool(run_config["warmup"].get(LEAVES_SEPARATOR_OUT))

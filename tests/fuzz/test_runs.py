@@ -26,7 +26,8 @@ from tests.fuzz.inputs import (
 from tests.tiny_runs import tiny_options, to_args
 from warmup_plugin.__main__ import main
 from warmup_plugin.report.curves import read_curves
-from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml, load_yaml
 from warmup_plugin.storage import load_tensors
 from warmup_plugin.suite.steps import is_finished, measure_training
 from warmup_plugin.tokenizers.loading import load_tokenizer

@@ -31,7 +31,7 @@ from tests.unit.criteria.cases import (
 from warmup_plugin import Criterion, CriterionContext, create_sft_criterion
 from warmup_plugin.commands.generate import main as generate
 from warmup_plugin.recipes.train import main as train
-from warmup_plugin.runs.run_dir import load_yaml
+from warmup_plugin.runs.yaml_files import load_yaml
 
 PAGE = (ROOT / "docs" / "in_your_own_recipe.md").read_text(encoding="utf-8")
 

@@ -23,7 +23,8 @@ from tests.tiny_runs import (
     take_snapshot,
     tiny_options,
 )
-from warmup_plugin.runs.run_dir import RunDir, dump_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml
 from warmup_plugin.suite.steps import is_finished, measure_training
 
 pytestmark = pytest.mark.integration

@@ -32,7 +32,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import measure_mean
 from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.metrics.translation import evaluate_systems
-from warmup_plugin.runs.run_dir import dump_yaml
+from warmup_plugin.runs.yaml_files import dump_yaml
 from warmup_plugin.suite import results
 from warmup_plugin.suite.grid import Grid, format_setting, load_grid
 from warmup_plugin.suite.results import (

@@ -36,7 +36,8 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     # fairseq2 takes seconds; not for `--help` and mistyped options.
     import_fairseq2()
 
-    from warmup_plugin.recipes.jobs import GenerateOptions, generate
+    from warmup_plugin.recipes.job_options import GenerateOptions
+    from warmup_plugin.recipes.jobs import generate
 
     files = [] if args.input is None else [args.input]
 

@@ -101,7 +101,8 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     # fairseq2 takes seconds; not for `--help`.
     import_fairseq2()
 
-    from warmup_plugin.recipes.jobs import ScoreOptions, score
+    from warmup_plugin.recipes.job_options import ScoreOptions
+    from warmup_plugin.recipes.jobs import score
 
     files = {
         "sources": [] if args.source is None else [args.source],

@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # fairseq2 takes seconds; not for `--help`.
     import_fairseq2()
 
-    from warmup_plugin.recipes.jobs import TranslateOptions, translate
+    from warmup_plugin.recipes.job_options import TranslateOptions
+    from warmup_plugin.recipes.jobs import translate
 
     ctranslate2 = None
 

@@ -394,7 +394,8 @@ def _ensure_translations(
     # fairseq2 takes seconds.
     import_fairseq2()
 
-    from warmup_plugin.recipes.jobs import GenerateOptions, generate
+    from warmup_plugin.recipes.job_options import GenerateOptions
+    from warmup_plugin.recipes.jobs import generate
 
     options = GenerateOptions(
         run_dir=run_dir,

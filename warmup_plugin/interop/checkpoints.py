@@ -36,7 +36,8 @@ from warmup_plugin.models.lora_checkpoint import (
     find_record,
     prepare_base,
 )
-from warmup_plugin.runs.run_dir import RunDir, dump_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml
 from warmup_plugin.terminal import find_full_disk
 
 

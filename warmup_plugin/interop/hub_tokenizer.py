@@ -14,7 +14,7 @@ from typing import Any
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.hugging_face.nllb import to_hg_token_idx
 from warmup_plugin.models.t5.tokenizer import T5TokenizerConfig, load_t5_tokenizer
-from warmup_plugin.runs.run_dir import list_tokenizer_files
+from warmup_plugin.runs.tokenizer_files import list_tokenizer_files
 from warmup_plugin.transformers_doors import convert_spm
 
 

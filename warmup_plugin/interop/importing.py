@@ -33,7 +33,8 @@ from warmup_plugin.models.t5.tokenizer import (
 )
 from warmup_plugin.recipes.running import unstructure_config
 from warmup_plugin.recipes.train_config import TrainConfig
-from warmup_plugin.runs.run_dir import RunDir, dump_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml
 from warmup_plugin.tokenizers.codec import CodecOptions, create_codec
 from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,

@@ -8,26 +8,34 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any
 
 from fairseq2.recipe.base import Recipe
 from fairseq2.utils.config import StandardConfigMerger
-from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
 from warmup_plugin.console import claimed_stdout, make_private_log, quiet_log
-from warmup_plugin.data.directions import choose_direction, narrow_to_direction
 from warmup_plugin.data.lines import is_terminal
-from warmup_plugin.data.text_files import TextPlaces
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation import GenerationConfig, GenerationSection
-from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES, WRITTEN_FIRST
-from warmup_plugin.generation.reranking import NEURAL_RANKINGS
-from warmup_plugin.recipes.arguments import name_options, to_option
+from warmup_plugin.recipes.arguments import to_option
 from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options, get_rank
 from warmup_plugin.recipes.config_files import apply_settings
+from warmup_plugin.recipes.job_configs import (
+    create_generation_config,
+    create_lines_config,
+    find_score_warmups,
+    load_configs,
+    load_run_config,
+)
+from warmup_plugin.recipes.job_options import (
+    GenerateOptions,
+    GenerationJobOptions,
+    JobOptions,
+    ScoreOptions,
+    TranslateOptions,
+)
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.score import ScoreRecipe, summarize_scores
 from warmup_plugin.recipes.translate import TranslationGenerateRecipe
@@ -36,124 +44,10 @@ from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.terminal import show
 from warmup_plugin.tokenizers.codec import CodecOptions
 from warmup_plugin.warmup_lens import (
-    LEAVES_SEPARATOR_OUT,
-    get_max_warmup_len,
     has_empty_warmup,
     leaves_separator_out,
     writes_warmups,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """Says which model does a job, and how it is run."""
-
-    run_dir: Path
-
-    checkpoint: str = "best"
-    """``best``, ``last`` or a step."""
-
-    direction: str | None = None
-    """One of the directions of a run that has several."""
-
-    data_dir: Path | None = None
-    """The data folder, if it is no longer where the run was trained."""
-
-    truncate: bool = False
-    """If ``True``, lines that are too long are cut, also where the run does not say so."""
-
-    places: TextPlaces = TextPlaces()
-    """Where the texts are in files of more than one a line."""
-
-    int8: bool = False
-    """If ``True``, large projections have weights of 8 bits."""
-
-    no_rich: bool = False
-
-    settings: Sequence[str] = ()
-    """Further settings of the job's config, such as ``max_num_tokens=20000``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationJobOptions(JobOptions):
-    """Says how outputs are written."""
-
-    output: Path | None = None
-
-    generation: Mapping[str, object] = field(default_factory=dict)
-    """Fields of ``GenerationConfig`` that are not to be as in the run."""
-
-    ensemble: Sequence[Path] = ()
-    """Further runs of the same tokenizer, whose models predict each token together."""
-
-    rank_model: str | None = None
-    """The model of COMET that a ranking asks; ``None`` for the usual one."""
-
-    rank_gpus: int | None = None
-    """The number of its GPUs, 0 or 1; ``None`` for none."""
-
-    rank_labels: bool | None = None
-    """If ``True``, the output is one of the run's labels; ``None`` for what the run says."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions(GenerationJobOptions):
-    """Says what is translated into the run directory, or to ``output``."""
-
-    split: str | None = None
-    """``None`` for the run's ``test_split``."""
-
-    input: Path | None = None
-    """A file to translate instead of a split."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TranslateOptions(GenerationJobOptions):
-    """Says what is translated to ``output`` or standard output."""
-
-    files: Sequence[Path] = ()
-    """None for standard input."""
-
-    as_json: bool = False
-
-    interactive: bool = False
-    """If ``True``, each line is answered at once."""
-
-    target_prefix: str | None = None
-
-    has_prefixes: bool = False
-
-    chunk_size: int | None = None
-
-    ctranslate2: Path | None = None
-    """Where the model is as CTranslate2 reads it, which is to write instead."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions(JobOptions):
-    """Says which pairs are scored."""
-
-    split: str | None = None
-    """``None`` for the run's ``test_split``."""
-
-    source: Path | None = None
-    """A file of sources to score instead of a split."""
-
-    target: Path | None = None
-    """The file of their targets."""
-
-    output: Path | None = None
-
-    as_json: bool = False
-
-    num_warmups: int | None = None
-
-    max_warmup_len: int | None = None
-
-    seed: int | None = None
 
 
 def generate(options: GenerateOptions) -> int:
@@ -162,7 +56,7 @@ def generate(options: GenerateOptions) -> int:
 
     :returns: The exit status.
     """
-    run_config, config, direction = _load_configs(
+    run_config, config, direction = load_configs(
         options, with_data=options.input is None
     )
 
@@ -204,7 +98,7 @@ def generate(options: GenerateOptions) -> int:
     output = _check_output(output, input_files)
 
     config.update(
-        _create_generation_config(run_config, options),
+        create_generation_config(run_config, options),
         split=split if options.input is None else None,
         input=[str(file.resolve()) for file in input_files],
         output=str(output),
@@ -229,7 +123,7 @@ def translate(options: TranslateOptions) -> int:
 
     :raises WarmupError: Also if a line could not be translated, once the others are.
     """
-    run_config, config, _ = _load_configs(options, with_data=False)
+    run_config, config, _ = load_configs(options, with_data=False)
 
     for file in options.files:
         if not file.exists():
@@ -244,7 +138,7 @@ def translate(options: TranslateOptions) -> int:
     is_asked = not options.files and is_terminal()
 
     config.update(
-        _create_generation_config(run_config, options),
+        create_generation_config(run_config, options),
         split=None,
         input=[str(file.resolve()) for file in options.files],
         target_prefix=options.target_prefix,
@@ -421,7 +315,7 @@ def score(options: ScoreOptions) -> int:
     """
     _check_score_options(options)
 
-    run_config, config, direction = _load_configs(
+    run_config, config, direction = load_configs(
         options, with_data=options.source is None
     )
 
@@ -510,375 +404,6 @@ def _check_score_options(options: ScoreOptions) -> None:
             raise WarmupError(
                 f"`{to_option(name)}` must be greater than or equal to {least}, but is {value}."
             )
-
-
-def find_score_warmups(
-    run_config: Mapping[str, Any], num_warmups: int | None, max_warmup_len: int | None
-) -> tuple[int, int]:
-    """
-    Returns how many warmups scoring draws for a pair, and their greatest length.
-
-    :param num_warmups: ``None`` for the default, which for a model without is 0.
-    :param max_warmup_len: ``None`` for that of training.
-
-    :raises WarmupError: If a model without is to draw warmups of nobody knows what length.
-    """
-    warmup = run_config["warmup"]
-
-    has_warmup = writes_warmups(run_config)
-
-    # None at the end of a curriculum.
-    trained_len = int(warmup["max_warmup_len"]) if has_warmup else 0
-
-    if num_warmups is None:
-        num_warmups = 8 if trained_len > 0 else 0
-
-    if max_warmup_len is not None:
-        return num_warmups, max_warmup_len
-
-    if num_warmups > 0 and trained_len == 0:
-        why = "At this checkpoint all warmups are empty (`warmup.len_schedule`)"
-
-        if not has_warmup:
-            why = f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`)"
-
-        raise WarmupError(
-            f"{why}; leave out `--num-warmups`, or say how long they may be with `--max-warmup-len` to see what the model makes of them."
-        )
-
-    # Of no meaning without warmups.
-    return num_warmups, max(trained_len, 1)
-
-
-def _load_configs(
-    options: JobOptions, *, with_data: bool
-) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """Returns the config of a run, what a job takes from it, and the direction."""
-    run_config, direction = load_run_config(options, with_data=with_data)
-
-    config = create_lines_config(
-        RunDir(options.run_dir), options.checkpoint, run_config
-    )
-
-    set_places(config, options.places)
-
-    section = run_config.get("generation") or {}
-
-    config["int8"] = options.int8
-
-    config["truncate"] = bool(options.truncate or section.get("truncate"))
-
-    return run_config, config, direction
-
-
-def _create_generation_config(
-    run_config: Mapping[str, Any], options: GenerationJobOptions
-) -> dict[str, Any]:
-    """
-    Returns what a config says of how outputs are written.
-
-    :raises WarmupError: Also if options say so of an output where labels are ranked.
-    """
-    labels = find_labels(run_config, options.rank_labels)
-
-    given, rerank = dict(options.generation), dict[str, object]()
-
-    # With labels every ranking is of no use.
-    if not labels:
-        given, rerank = _take_neural_ranking(given, options)
-
-    generation = create_generation_options(run_config, given, ranks_labels=bool(labels))
-
-    if rerank:
-        _offer_candidates(generation, rerank)
-
-    for name, option in (
-        ("target_prefix", "--target-prefix"),
-        ("has_prefixes", "--prefixes"),
-    ):
-        if labels and getattr(options, name, None):
-            raise WarmupError(
-                f"`{option}` is of no use where labels are ranked; leave it out, or write outputs with `--no-rank-labels`."
-            )
-
-    return {
-        "labels": labels,
-        "rerank": rerank,
-        "seq2seq_generator": {"config": generation},
-        "seq_generator": {"config": generation},
-    }
-
-
-def _take_neural_ranking(
-    given: dict[str, object], options: GenerationJobOptions
-) -> tuple[dict[str, object], dict[str, object]]:
-    """
-    Takes a ranking by a neural metric out of the options of a generator.
-
-    :returns: The other options, and the section ``rerank``; empty if there is no such.
-    """
-    ranking = str(given.get("rank_by", "")).replace("-", "_")
-
-    if ranking in NEURAL_RANKINGS:
-        del given["rank_by"]
-
-        rerank: dict[str, object] = {
-            "by": ranking,
-            "model": options.rank_model,
-            "gpus": options.rank_gpus or 0,
-        }
-
-        return given, rerank
-
-    for name in ("rank_model", "rank_gpus"):
-        if getattr(options, name) is not None:
-            raise WarmupError(
-                f"`{to_option(name)}` is for a ranking by COMET; add `--rank-by mbr-comet` or `--rank-by cometkiwi`, or leave it out."
-            )
-
-    return given, {}
-
-
-def _offer_candidates(generation: dict[str, object], rerank: dict[str, object]) -> None:
-    """
-    Lets the generator return all that is to be ranked.
-
-    :raises WarmupError: If that is one output.
-    """
-    config = GenerationConfig(**generation)  # type: ignore[arg-type]
-
-    if config.warmup == "sample":
-        rerank["num_best"] = config.num_best
-
-        generation["num_best"] = config.num_warmups
-    elif config.num_best == 1:
-        raise WarmupError(
-            f"`--rank-by {str(rerank['by']).replace('_', '-')}` ranks one output; add `--num-best N` with `--sampling`, or with a beam of as many, or `--warmup sample`."
-        )
-
-
-def find_labels(run_config: Mapping[str, Any], ranks: bool | None) -> list[str]:
-    """
-    Returns the labels to rank; none if an output is to be written.
-
-    :param ranks: ``None`` for what the run says.
-
-    :raises WarmupError: If the run has no labels.
-    """
-    # Runs of earlier versions have no such section.
-    section = run_config.get("generation") or {}
-
-    if ranks is None:
-        ranks = section.get("rank_labels")
-
-    if not ranks:
-        return []
-
-    labels = run_config["validation"].get("labels")
-
-    if not labels:
-        raise WarmupError(
-            "The run has no labels to rank; it was trained without `validation.labels`, which a task such as `multiple_choice` sets."
-        )
-
-    return list(labels)
-
-
-def set_places(config: dict[str, Any], places: TextPlaces) -> None:
-    """Puts what was said of files into a config of a job."""
-    config["dataset"] = {
-        **config["dataset"],
-        **{f"{what[:-1]}_field": name for what, name in places.fields.items()},
-        **{f"{what[:-1]}_column": column for what, column in places.columns.items()},
-    }
-
-
-def load_run_config(
-    options: JobOptions, *, with_data: bool = False
-) -> tuple[dict[str, Any], str | None]:
-    """
-    Loads the config of a run as it was for one direction, and at one checkpoint: the
-    length of warmups may change while a model trains.
-
-    :param with_data: If ``True``, the folder of the direction is looked for.
-
-    :returns: The config, and the direction as of
-        :func:`~warmup_plugin.data.directions.choose_direction`.
-
-    :raises WarmupError: If the run has no such checkpoint, no such direction or no data
-        of it, or has several directions and none is given.
-    """
-    run_dir, data_dir = RunDir(options.run_dir), options.data_dir
-
-    step_nr = run_dir.find_checkpoint(options.checkpoint)
-
-    config = read_run_config(run_dir, complete=True)
-
-    direction = choose_direction(config, options.direction)
-
-    config = narrow_to_direction(
-        config,
-        direction,
-        data_dir=None if data_dir is None else data_dir.expanduser().absolute(),
-        find_data=with_data,
-    )
-
-    warmup = config["warmup"]
-
-    max_warmup_len = get_max_warmup_len(warmup, step_nr)
-
-    warmup = {
-        **warmup,
-        "max_warmup_len": max_warmup_len,
-        LEAVES_SEPARATOR_OUT: run_dir.leaves_separator_out(),
-    }
-
-    return {**config, "warmup": warmup}, direction
-
-
-def create_lines_config(
-    run_dir: RunDir, checkpoint: str, run_config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """
-    Returns what a config takes from a run: model, tokenizer, data.
-
-    :param run_config: As of :func:`load_run_config`.
-
-    :raises WarmupError: If the run has no such checkpoint.
-    """
-    step_nr = run_dir.find_checkpoint(checkpoint)
-
-    dataset, tokenizer = run_config["dataset"], run_config["tokenizer"]
-
-    # Else it is one that fairseq2 knows by name.
-    if run_dir.tokenizer_path is not None:
-        tokenizer = {**tokenizer, "path": str(run_dir.tokenizer_path)}
-
-    family, model_config = run_dir.load_model_metadata()
-
-    model_path = run_dir.model_path(step_nr)
-
-    return {
-        "model": {
-            "name": None,
-            "path": str(model_path),
-            "family": family,
-            "config_overrides": model_config,
-        },
-        "tokenizer": tokenizer,
-        "dataset": dataset,
-        # The cards of a tokenizer that is known by name.
-        "common": {"assets": run_config["common"]["assets"]},
-        "checkpoint_time": model_path.stat().st_mtime,
-    }
-
-
-_CHOICES: Final = (*WARMUP_CHOICES, *RANKINGS)
-
-# What choosing a label depends on.
-_OPTIONS_OF_RANKING: Final = ("warmup", "num_warmups", "max_warmup_len", "seed")
-
-
-def create_generation_options(
-    run_config: Mapping[str, Any],
-    given: Mapping[str, object],
-    *,
-    ranks_labels: bool = False,
-) -> dict[str, object]:
-    """
-    Completes the options of a generator by what a run was trained with.
-
-    :param ranks_labels: If ``True``, labels are ranked, which needs no search.
-
-    :raises WarmupError: If they ask for warmups of a model that writes none, or have no
-        effect.
-    """
-    has_warmup = writes_warmups(run_config)
-
-    warmup = run_config["warmup"]
-
-    # The end of a curriculum.
-    writes_warmup = has_warmup and warmup["max_warmup_len"] > 0
-
-    options = dict(given)
-
-    for name, value in given.items():
-        # What is not known is shown as it was typed.
-        if isinstance(value, str) and value.replace("-", "_") in _CHOICES:
-            options[name] = value.replace("-", "_")
-
-    if ranks_labels:
-        for name, value in given.items():
-            if name not in _OPTIONS_OF_RANKING:
-                raise WarmupError(
-                    f"`{to_option(name)}` is of no use where labels are ranked, since nothing is written; leave it out, or write outputs with `--no-rank-labels`."
-                )
-
-            if name == "warmup" and value not in ("none", "bare", "empty", "sample"):
-                raise WarmupError(
-                    f"`--warmup {value}` cannot rank labels; use `sample`, which weighs warmups that are drawn, or `none`."
-                )
-    else:
-        defaults = GenerationSection(**(run_config.get("generation") or {}))
-
-        default_options = defaults.to_options()
-
-        if (
-            not writes_warmup
-            or options.get("warmup", WRITTEN_FIRST[0]) not in WRITTEN_FIRST
-        ):
-            # Without a warmup that is written first there is one way only.
-            default_options.pop("plain_weight", None)
-
-        options = {**default_options, **options}
-
-    with_warmup = "sample" if ranks_labels else "single"
-
-    if options.get("plain_weight"):
-        # Nothing else has a draft before it searches.
-        with_warmup = "beam_then_beam"
-
-    options.setdefault("warmup", with_warmup if writes_warmup else "none")
-
-    if options["warmup"] == "none" and has_empty_warmup(run_config):
-        options["warmup"] = "empty"
-
-    if options["warmup"] == "none" and leaves_separator_out(run_config):
-        options["warmup"] = "bare"
-
-    if writes_warmup:
-        options.setdefault("max_warmup_len", warmup["max_warmup_len"])
-    elif has_warmup:
-        is_without = options["warmup"] in ("bare", "empty")
-
-        if not is_without and "max_warmup_len" not in options:
-            raise WarmupError(
-                f"At this checkpoint all warmups are empty (`warmup.len_schedule`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len`."
-            )
-    elif (
-        options["warmup"] not in ("none", "bare", "empty")
-        and "max_warmup_len" not in options
-    ):
-        raise WarmupError(
-            f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
-        )
-
-    check_generation_options(options)
-
-    return options
-
-
-def check_generation_options(options: Mapping[str, object]) -> None:
-    """
-    :raises WarmupError: If the options of a generator are not valid; it names them as
-        the command line does.
-    """
-    try:
-        StandardObjectValidator().validate(
-            GenerationConfig(**options)  # type: ignore[arg-type]
-        )
-    except ValidationError as ex:
-        raise WarmupError(name_options(str(ex.result))) from None
 
 
 def _run_job(

@@ -21,8 +21,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.pair_scorer import PairScorer
 from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.parsing import parse_json
-from warmup_plugin.recipes.lines import FileSink, LineTask, Record, StreamSink
-from warmup_plugin.recipes.translate import (
+from warmup_plugin.recipes.line_recipes import (
     LinesConfig,
     check_vocabulary,
     create_progress,
@@ -35,6 +34,8 @@ from warmup_plugin.recipes.translate import (
     refuse_to_cut_prompts,
     register_codec,
 )
+from warmup_plugin.recipes.line_sinks import FileSink, Record, StreamSink
+from warmup_plugin.recipes.lines import LineTask
 from warmup_plugin.tokenizers.codec import TextCodec
 
 

@@ -23,7 +23,7 @@ from warmup_plugin.report.lexical import (
 )
 from warmup_plugin.report.runs import ReportRun, RunTranslations
 from warmup_plugin.runs.records import ScoredPair
-from warmup_plugin.runs.run_dir import flatten_config
+from warmup_plugin.runs.yaml_files import flatten_config
 
 ALPHA: Final = 0.05
 

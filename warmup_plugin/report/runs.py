@@ -250,7 +250,8 @@ def _collect_scores(
     # fairseq2 takes seconds.
     import_fairseq2()
 
-    from warmup_plugin.recipes.jobs import ScoreOptions, score
+    from warmup_plugin.recipes.job_options import ScoreOptions
+    from warmup_plugin.recipes.jobs import score
 
     score_options = ScoreOptions(
         run_dir=path,

@@ -21,12 +21,9 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from io import StringIO
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final, cast, final
-
-from ruamel.yaml import YAML
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fairseq2_doors import (
@@ -41,7 +38,9 @@ from warmup_plugin.files import (
     write_bytes_atomically,
     write_text_atomically,
 )
-from warmup_plugin.parsing import parse_json, read_json, read_yaml, shorten_text
+from warmup_plugin.parsing import parse_json, read_json, shorten_text
+from warmup_plugin.runs.tokenizer_files import list_tokenizer_files
+from warmup_plugin.runs.yaml_files import dump_yaml, flatten_config, load_yaml
 from warmup_plugin.warmup_lens import writes_warmups
 
 # What runs did before there were these settings, where it is not their default.
@@ -540,86 +539,6 @@ def _find_origin_file(file: Path) -> Path:
 
 # Where data is, of a run or of one of its directions.
 _MOVABLE: Final = re.compile(r"dataset\.(cache|(directions\..*\.)?path)")
-
-_TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
-
-def list_tokenizer_files(folder: Path) -> list[Path]:
-    """Lists the files of a Hugging Face tokenizer, which may lie beside a model."""
-    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-
-
-def is_same_tokenizer(a: Path, b: Path) -> bool:
-    """Tells whether two tokenizers, files or folders, hold the same."""
-
-    def read(path: Path) -> dict[str, bytes]:
-        if not path.is_dir():
-            return {"": path.read_bytes()}
-
-        return {file.name: file.read_bytes() for file in list_tokenizer_files(path)}
-
-    return read(a) == read(b)
-
-
-def load_yaml(file: Path) -> dict[str, object]:
-    """
-    Loads a YAML file that holds a mapping.
-
-    :raises WarmupError: If it cannot be read.
-    """
-    try:
-        content = read_yaml(file)
-    except (OSError, ValueError) as ex:
-        reason = " ".join(str(ex).split())
-
-        raise WarmupError(
-            f"`{file}` cannot be read as YAML ({reason}); restore the file."
-        ) from None
-
-    if not isinstance(content, dict):
-        raise WarmupError(f"`{file}` holds no YAML mapping; restore the file.")
-
-    return content
-
-
-def dump_yaml(*documents: Mapping[str, object]) -> str:
-    """Writes YAML with one key a line."""
-    yaml = YAML(typ="safe", pure=True)
-
-    yaml.default_flow_style = False
-
-    stream = StringIO()
-
-    yaml.dump_all(documents, stream)
-
-    return stream.getvalue()
-
-
-def flatten_config(config: object, prefix: str = "") -> dict[str, object]:
-    """Flattens nested mappings to ``a.b.c`` keys."""
-    if not isinstance(config, Mapping):
-        if isinstance(config, Sequence) and not isinstance(config, str):
-            config = list(config)
-
-        return {prefix: config}
-
-    items: dict[str, object] = {}
-
-    for key, value in config.items():
-        items.update(flatten_config(value, f"{prefix}.{key}" if prefix else str(key)))
-
-    return items
 
 
 def _show(flat_config: Mapping[str, object], key: str) -> str:

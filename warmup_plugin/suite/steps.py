@@ -32,7 +32,8 @@ from warmup_plugin.files import write_output
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json, read_json
 from warmup_plugin.runs.outputs import details_file, translation_file
-from warmup_plugin.runs.run_dir import RunDir, flatten_config
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import flatten_config
 from warmup_plugin.suite.grid import (
     Grid,
     SplitSpec,

@@ -17,7 +17,7 @@ from tests.unit.metrics.texts import make_hypotheses, make_references
 from warmup_plugin.commands import compare
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import jobs
-from warmup_plugin.recipes.jobs import GenerateOptions
+from warmup_plugin.recipes.job_options import GenerateOptions
 
 _REFERENCES = make_references()
 

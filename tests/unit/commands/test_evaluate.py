@@ -19,14 +19,13 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.scores import evaluate
 from warmup_plugin.evaluation.systems import name_systems, read_run
 from warmup_plugin.recipes import jobs
-from warmup_plugin.recipes.jobs import GenerateOptions
+from warmup_plugin.recipes.job_options import GenerateOptions
 
 _REFERENCES = [f"the cat number {i} sits on the red mat" for i in range(20)]
 
 _HALF = [
     line if i % 2 == 0 else "a dog stood there" for i, line in enumerate(_REFERENCES)
 ]
-
 
 _FILES = ["--hypotheses", "h", "--references", "r"]
 

@@ -20,7 +20,8 @@ from warmup_plugin.interop.checkpoints import (
     load_weights,
     new_folder,
 )
-from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml, load_yaml
 
 
 def read(run_dir: RunDir) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ from warmup_plugin.commands import generate
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.importing import import_model
 from warmup_plugin.recipes import train
-from warmup_plugin.runs.run_dir import RunDir, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import load_yaml
 
 
 class TestImportModel:

@@ -35,8 +35,10 @@ from warmup_plugin.__main__ import main as run_command
 from warmup_plugin.commands import evaluate, generate, score
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.importing import import_model
-from warmup_plugin.recipes.translate import GenerateConfig, describe_job
-from warmup_plugin.runs.run_dir import RunDir, load_yaml
+from warmup_plugin.recipes.line_recipes import describe_job
+from warmup_plugin.recipes.translate import GenerateConfig
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import load_yaml
 
 
 @pytest.fixture(scope="module")

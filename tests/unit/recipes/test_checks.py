@@ -14,7 +14,8 @@ from tests.tiny_runs import (
     to_args,
 )
 from warmup_plugin.recipes.train import main
-from warmup_plugin.runs.run_dir import RunDir, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import load_yaml
 
 
 class TestBadValues:

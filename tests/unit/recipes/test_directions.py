@@ -46,7 +46,8 @@ from warmup_plugin.interop.importing import import_model
 from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.recipes import train
 from warmup_plugin.recipes.common import create_direction_codecs
-from warmup_plugin.runs.run_dir import RunDir, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import load_yaml
 
 DIRECTIONS = ("src-tgt", "tgt-src")
 

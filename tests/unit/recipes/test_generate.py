@@ -17,14 +17,12 @@ from warmup_plugin.commands.generate import main
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import train
 from warmup_plugin.recipes.arguments import create_generate_parser
-from warmup_plugin.recipes.jobs import (
-    JobOptions,
-    create_generation_options,
-    load_run_config,
-)
-from warmup_plugin.recipes.lines import LineProgress
+from warmup_plugin.recipes.job_configs import create_generation_options, load_run_config
+from warmup_plugin.recipes.job_options import JobOptions
+from warmup_plugin.recipes.line_progress import LineProgress
 from warmup_plugin.runs.outputs import details_file
-from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml, load_yaml
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -572,7 +570,7 @@ def test_total_of_split_is_known(
 
             super().__init__(total)
 
-    monkeypatch.setattr("warmup_plugin.recipes.translate.LineProgress", Progress)
+    monkeypatch.setattr("warmup_plugin.recipes.line_recipes.LineProgress", Progress)
 
     output = tmp_path / "out.txt"
 

@@ -18,7 +18,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import running
 from warmup_plugin.recipes.running import unstructure_config
 from warmup_plugin.recipes.train_config import TrainConfig
-from warmup_plugin.runs.run_dir import dump_yaml, load_yaml
+from warmup_plugin.runs.yaml_files import dump_yaml, load_yaml
 
 
 class TestStructure:

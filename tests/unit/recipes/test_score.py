@@ -16,7 +16,7 @@ from sentencepiece import SentencePieceProcessor
 
 from warmup_plugin.commands.score import main
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.jobs import find_score_warmups
+from warmup_plugin.recipes.job_configs import find_score_warmups
 from warmup_plugin.runs.outputs import details_file
 
 Score: TypeAlias = Callable[..., tuple[int, str, str]]

@@ -28,7 +28,8 @@ from warmup_plugin.recipes.running import unstructure_config
 from warmup_plugin.recipes.start import NothingToRun, start_run
 from warmup_plugin.recipes.train import main
 from warmup_plugin.recipes.train_config import TrainConfig
-from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml, load_yaml
 from warmup_plugin.tasks import TaskContext, TaskSettings
 from warmup_plugin.tasks.translation import TranslationTask
 from warmup_plugin.tokenizers.loading import load_tokenizer

@@ -41,7 +41,8 @@ from warmup_plugin.metrics.translation import MetricScore
 from warmup_plugin.recipes import corpora
 from warmup_plugin.recipes.train import main
 from warmup_plugin.runs import run_dir as run_dir_module
-from warmup_plugin.runs.run_dir import RunDir, dump_yaml, load_yaml
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml, load_yaml
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

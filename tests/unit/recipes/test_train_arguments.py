@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from warmup_plugin.presets import list_presets
 from warmup_plugin.recipes.train_arguments import KEYS, read_train_arguments
 from warmup_plugin.recipes.train_config import TrainConfig
-from warmup_plugin.runs.run_dir import flatten_config
+from warmup_plugin.runs.yaml_files import flatten_config
 
 
 class TestReadTrainArguments:

@@ -336,7 +336,7 @@ class TestStreams:
 
                 return self.lines.pop(0)
 
-        monkeypatch.setattr("warmup_plugin.recipes.translate.open_stdin", Asking)
+        monkeypatch.setattr("warmup_plugin.recipes.line_recipes.open_stdin", Asking)
 
         class Out:
             buffer = stream

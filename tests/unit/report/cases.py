@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.runs.run_dir import dump_yaml
+from warmup_plugin.runs.yaml_files import dump_yaml
 
 Row = dict[str, object]
 

@@ -26,7 +26,7 @@ from warmup_plugin.evaluation.scores import evaluate
 from warmup_plugin.metrics.base import Metric, MetricUnavailable
 from warmup_plugin.metrics.registry import METRICS, MetricEntry, MetricOptions
 from warmup_plugin.recipes import jobs
-from warmup_plugin.recipes.jobs import GenerateOptions, JobOptions, ScoreOptions
+from warmup_plugin.recipes.job_options import GenerateOptions, JobOptions, ScoreOptions
 from warmup_plugin.report.page import to_script_json
 
 

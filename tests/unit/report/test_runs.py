@@ -18,7 +18,7 @@ from tests.unit.report.cases import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes import jobs
-from warmup_plugin.recipes.jobs import ScoreOptions
+from warmup_plugin.recipes.job_options import ScoreOptions
 from warmup_plugin.report.runs import CollectOptions, collect_runs
 
 

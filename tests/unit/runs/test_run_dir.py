@@ -14,13 +14,9 @@ from ruamel.yaml import YAML
 import warmup_plugin.runs.run_dir
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_text_atomically
-from warmup_plugin.runs.run_dir import (
-    RunDir,
-    collect_versions,
-    flatten_config,
-    is_same_tokenizer,
-    load_yaml,
-)
+from warmup_plugin.runs.run_dir import RunDir, collect_versions
+from warmup_plugin.runs.tokenizer_files import is_same_tokenizer
+from warmup_plugin.runs.yaml_files import flatten_config, load_yaml
 
 CONFIG: dict[str, Any] = {"criterion": {"name": "sft"}, "regime": {"num_steps": 4}}
 
