@@ -54,8 +54,8 @@ from scripts.bench_common import (
     run_benchmark,
 )
 from scripts.bench_corpus import measure_in_process, write_text
-from scripts.bench_generate import create_random_job, create_system
-from scripts.bench_step import BenchStep, create_step, predict_variant
+from scripts.generation_systems import create_random_job, create_system
+from scripts.step_variants import BenchStep, create_step, predict_variant
 from warmup_plugin.suite.figure import THEMES, Theme, draw_line, draw_text
 
 SETTING: Final = Setting(

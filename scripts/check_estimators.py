@@ -30,67 +30,50 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final, final
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from scripts.bench_common import (
-    PAD_IDX,
-    format_table,
-    parse_positive_int,
-    run_benchmark,
-)
+from scripts.bench_common import format_table, parse_positive_int, run_benchmark
 from scripts.check_risk import RiskReport, check_risk, format_risk_report
 from scripts.enumerable import (
     PROBLEMS,
     SETTING,
     Problem,
     flatten_grad,
-    list_texts,
     measure_frequencies,
     measure_grads,
-    to_coordinates,
+)
+from scripts.estimators import (
+    ESTIMATORS,
+    KEEP_ESTIMATORS,
+    KEEPS,
+    ON_POLICY,
+    PROPOSALS,
+    WITH_EMPTY,
+    Draws,
+    Enumeration,
+    Exact,
+    Trials,
+    compute_exact,
+    compute_nll,
+    draw,
+    enumerate_warmups,
+    is_distinct,
+    run_trials,
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.conditional import RowCoefs
-from warmup_plugin.objectives import (
-    Objective,
-    TemperedObjective,
-    best_loss,
-    elbo_loss,
-    joint_loss,
-    marginal_loss,
-    requires_distinct,
-)
-from warmup_plugin.sampling import Candidates, WarmupSampler
-from warmup_plugin.sampling.samplers import (
-    IndependentConfig,
-    IndependentSampler,
-    StochasticBeamSampler,
-)
-from warmup_plugin.scoring import (
-    KeptCandidates,
-    differentiate_objective,
-    keep_all,
-    keep_mass,
-    keep_resampled,
-    keep_top,
-    score_candidates,
-)
+from warmup_plugin.objectives import marginal_loss, requires_distinct
+from warmup_plugin.scoring import differentiate_objective, keep_all, score_candidates
 
 NUMS_WARMUPS: Final = (1, 2, 4, 16, 64)
-
-_TEMPERATURE: Final = 3.0
 
 # One draw of each of this many trials tells something about the frequencies.
 _MIN_NUM_TRIALS: Final = 100
@@ -98,300 +81,10 @@ _MIN_NUM_TRIALS: Final = 100
 # The two gradients must be equal, whatever was drawn.
 _NUM_BACKWARD_TRIALS: Final = 200
 
-
-@final
-@dataclass(frozen=True)
-class Enumeration:
-    """Holds all C warmups that there are, and what the exact sum is made of, fp64."""
-
-    warmups: Candidates
-    """The candidates of one source."""
-
-    warmup_log_probs: Tensor
-    """a = log P(c|x). *Shape:* :math:`(C)`."""
-
-    target_log_probs: Tensor
-    """b = log P(y|c,x). *Shape:* :math:`(C)`."""
-
-    grads: Tensor
-    """The gradients of a, then those of b, with respect to all W parameters. *Shape:*
-    :math:`(2 \\times C,W)`."""
-
-    coordinates: Tensor
-    """See :func:`to_coordinates`. *Shape:* :math:`(2 \\times C,2 \\times C)`."""
-
-    @property
-    def num_warmups(self) -> int:
-        """The number C of all warmups."""
-        return self.warmups.num_warmups
-
-    def find(self, candidates: Candidates) -> Tensor:
-        """
-        Finds the numbers of warmups that were drawn.
-
-        *Shape:* :math:`(N,K)`.
-        """
-        idx = torch.empty(
-            SETTING.vocab_size ** self.warmups.seqs.size(1), dtype=torch.long
-        )
-
-        idx[self._encode(self.warmups)] = torch.arange(self.num_warmups)
-
-        return idx[self._encode(candidates)].view_as(candidates.proposal_log_probs)
-
-    def _encode(self, candidates: Candidates) -> Tensor:
-        """Reads warmups as numbers whose digits are tokens. *Shape:* :math:`(B)`."""
-        max_len = self.warmups.seqs.size(1)
-
-        seqs = candidates.seqs
-
-        seqs = pad(seqs, (0, max_len - seqs.size(1)), value=PAD_IDX)
-
-        return (seqs * SETTING.vocab_size ** torch.arange(max_len)).sum(dim=1)
-
-
-def list_warmups(problem: Problem) -> Candidates:
-    """Lists all warmups of the problem's source, the empty one first."""
-    max_len = problem.max_warmup_len
-
-    warmups = list_texts(max_len)
-
-    seqs = [[*warmup, *[PAD_IDX] * (max_len - len(warmup))] for warmup in warmups]
-
-    seq_lens = torch.tensor([len(warmup) for warmup in warmups])
-
-    return Candidates(
-        seqs=torch.tensor(seqs),
-        seq_lens=seq_lens,
-        cut=seq_lens == max_len,
-        proposal_log_probs=torch.zeros((1, len(warmups))),
-    )
-
-
-def enumerate_warmups(problem: Problem) -> Enumeration:
-    """Scores and differentiates every warmup, one backward pass each."""
-    warmups = list_warmups(problem)
-
-    model = problem.model
-
-    # (C), (C)
-    scores = model.score(
-        model.encode(*problem.repeat_source(1)),
-        problem.join(warmups),
-        problem.excluded(),
-    )
-
-    grads = [flatten_grad(log_prob, model) for part in scores for log_prob in part]
-
-    # (2 x C, W)
-    all_grads = torch.stack(grads).double()
-
-    a, b = (part.detach().double() for part in scores)
-
-    return Enumeration(warmups, a, b, all_grads, to_coordinates(all_grads))
-
-
-Claim = Callable[[Tensor, Tensor], Tensor]
-"""Computes from a and b of all warmups what an objective estimates from a few."""
-
-
-def compute_nll(a: Tensor, b: Tensor) -> Tensor:
-    """Computes -log P(y|x)."""
-    return -torch.logsumexp(a + b, dim=0)
-
-
-def compute_jensen_bound(a: Tensor, b: Tensor) -> Tensor:
-    """Computes the bound of -log P(y|x) that Jensen's inequality gives."""
-    return -(a.exp() * b).sum()
-
-
-def compute_tempered_nll(a: Tensor, b: Tensor) -> Tensor:
-    r"""Computes :math:`-\tau \log E_c[P(y|c,x)^{1/\tau}]`."""
-    return -_TEMPERATURE * torch.logsumexp(a + b / _TEMPERATURE, dim=0)
-
-
-@final
-@dataclass(frozen=True)
-class Estimator:
-    """Holds an objective and what its mean is compared with."""
-
-    objective: Objective
-
-    claim: Claim
-
-
-_TEMPERED: Final = f"marginal, tau = {_TEMPERATURE:g}"
-
-ESTIMATORS: Final[Mapping[str, Estimator]] = {
-    "marginal": Estimator(marginal_loss, compute_nll),
-    "marginal, no baseline": Estimator(
-        partial(marginal_loss, control_variate=False), compute_nll
-    ),
-    _TEMPERED: Estimator(
-        TemperedObjective(marginal_loss, _TEMPERATURE), compute_tempered_nll
-    ),
-    "elbo": Estimator(elbo_loss, compute_jensen_bound),
-    # Claims nothing.
-    "best": Estimator(best_loss, compute_nll),
-    # Claims it only where the candidates are all the warmups there are.
-    "joint": Estimator(joint_loss, compute_nll),
-}
-
-
-def _create_independent(
-    temperature: float, *, with_empty: bool = False
-) -> WarmupSampler:
-    sampler = IndependentSampler(IndependentConfig(temperature=temperature))
-
-    return partial(sampler, with_empty=with_empty)
-
-
-ON_POLICY: Final = "on policy"
-
-PROPOSALS: Final[Mapping[str, WarmupSampler]] = {
-    ON_POLICY: _create_independent(1.0),
-    "temperature 0.7": _create_independent(0.7),
-    "temperature 1.5": _create_independent(1.5),
-    "stochastic beam": StochasticBeamSampler(),
-    "with empty": _create_independent(1.0, with_empty=True),
-    "with empty, temperature 1.5": _create_independent(1.5, with_empty=True),
-}
-
-WITH_EMPTY: Final = ("with empty", "with empty, temperature 1.5")
-"""The proposals whose first candidate is the empty warmup, enumerated."""
-
 _NOT_WITH_EMPTY: Final = ("elbo", "joint")
 """The estimators that take it for one that was drawn."""
 
-
-def is_distinct(sampler: WarmupSampler) -> bool:
-    """Tells whether the draws of a trial all differ, hence depend on each other."""
-    return bool(getattr(sampler, "distinct", False))
-
-
-Keep = Callable[[Tensor, Tensor], KeptCandidates]
-
-KEEPS: Final[Mapping[str, Keep]] = {
-    "all": keep_all,
-    "resample 1": partial(keep_resampled, num_kept=1),
-    "resample 2": partial(keep_resampled, num_kept=2),
-    "top 1": partial(keep_top, num_kept=1),
-    "top 2": partial(keep_top, num_kept=2),
-    "mass 0.5": partial(keep_mass, mass=0.5),
-    "mass 0.9": partial(keep_mass, mass=0.9),
-}
-
-KEEP_ESTIMATORS: Final = ("marginal", _TEMPERED, "elbo")
-
 KEEP_NUMS_WARMUPS: Final = (4, 16)
-
-
-@final
-@dataclass(frozen=True)
-class Exact:
-    """Holds the value and the gradient of a claim."""
-
-    value: float
-
-    coefs: Tensor
-    """What multiplies the gradients of a and b. *Shape:* :math:`(2 \\times C)`."""
-
-    grad: Tensor
-    """In the coordinates of the enumeration. *Shape:* :math:`(2 \\times C)`."""
-
-
-def compute_exact(enumeration: Enumeration, claim: Claim) -> Exact:
-    """Computes the value and the gradient of a claim."""
-    a = enumeration.warmup_log_probs.clone().requires_grad_()
-    b = enumeration.target_log_probs.clone().requires_grad_()
-
-    value = claim(a, b)
-
-    coefs = torch.cat(torch.autograd.grad(value, [a, b]))
-
-    return Exact(value.item(), coefs, coefs @ enumeration.coordinates)
-
-
-@final
-@dataclass(frozen=True)
-class Draws:
-    """Holds the candidates of N trials."""
-
-    candidates: Candidates
-
-    idx: Tensor
-    """Their numbers in the enumeration. *Shape:* :math:`(N,K)`."""
-
-
-def draw(
-    problem: Problem,
-    enumeration: Enumeration,
-    sampler: WarmupSampler,
-    num_trials: int,
-    num_warmups: int,
-) -> Draws:
-    """Draws K warmups in each of N trials, each of which is a source of one batch."""
-    target_seqs, _ = problem.repeat_target(num_trials)
-
-    with torch.no_grad():
-        source = problem.model.encode(*problem.repeat_source(num_trials))
-
-    candidates = sampler(
-        problem.model,
-        source,
-        problem.layout,
-        target_seqs[:, : problem.layout.prefix_len],
-        num_warmups=num_warmups,
-        max_warmup_len=problem.max_warmup_len,
-    )
-
-    return Draws(candidates, enumeration.find(candidates))
-
-
-@final
-@dataclass(frozen=True)
-class Trials:
-    """Holds what many trials would train with."""
-
-    losses: Tensor
-    """*Shape:* :math:`(N)`."""
-
-    coefs: Tensor
-    """What multiplies the gradients of a and b of all warmups. *Shape:* :math:`(N,2
-    \\times C)`."""
-
-    num_rows: float
-    """The mean number of rows that a trial keeps."""
-
-
-def run_trials(
-    enumeration: Enumeration, draws: Draws, objective: Objective, keep: Keep
-) -> Trials:
-    """Computes the loss of each trial and its gradient as a sum over all warmups."""
-    num_trials, num_warmups = draws.idx.shape
-
-    losses, warmup_coefs, target_coefs = differentiate_objective(
-        objective,
-        enumeration.warmup_log_probs[draws.idx],
-        enumeration.target_log_probs[draws.idx],
-        draws.candidates.proposal_log_probs.double(),
-    )
-
-    kept = keep(warmup_coefs, target_coefs)
-
-    num_columns = 2 * enumeration.num_warmups
-
-    # Where a of a row that is kept stands; its b stands C further.
-    at = num_columns * (kept.rows // num_warmups) + draws.idx.flatten()[kept.rows]
-
-    coefs = losses.new_zeros(num_trials * num_columns)
-
-    coefs.index_add_(0, at, kept.warmup_coefs)
-    coefs.index_add_(0, at + enumeration.num_warmups, kept.target_coefs)
-
-    return Trials(
-        losses, coefs.view(num_trials, num_columns), kept.rows.size(0) / num_trials
-    )
 
 
 @final

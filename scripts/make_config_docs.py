@@ -16,22 +16,12 @@ is not what would be written.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import (
-    Any,
-    Final,
-    Literal,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from types import NoneType
+from typing import Any, Final, cast
 
 import torch
 from fairseq2.generation import Seq2SeqGenerator
@@ -45,20 +35,32 @@ from fairseq2.optim.lr_schedulers import LRScheduler
 from fairseq2.recipe.config import (
     LRSchedulerSection,
     OptimizerSection,
-    ReferenceModelSection,
     Seq2SeqGeneratorSection,
     SequenceGeneratorSection,
 )
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
-from fairseq2.utils.structured import StandardValueConverter
 from torch.optim import Optimizer
 
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from scripts.config_tables import (
+    Row,
+    format_value,
+    get_element_kls,
+    get_mapping_kls,
+    get_optional_section,
+    is_config,
+    is_of_fairseq2,
+    iter_fields,
+    make_element_table,
+    make_line,
+    make_row,
+    make_table,
+    to_markdown,
+)
 from warmup_plugin.composition import register_warmup_plugin
-from warmup_plugin.config_docs import get_class_doc, get_field_docs, get_field_owner
+from warmup_plugin.config_docs import get_class_doc, get_field_docs
 from warmup_plugin.criteria import (
     CriterionFactory,
     CriterionSection,
@@ -165,21 +167,6 @@ config: {…}}}`.
 FURTHER: Final = {"model": "The shapes and their settings: [Models](#models)."}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One key."""
-
-    key: str
-
-    kind: str
-
-    default: str
-
-    meaning: str
-
-    is_fairseq2: bool
-
-
 def make_docs() -> str:
     """Returns what ``docs/config.md`` has to be."""
     resolver = _create_resolver()
@@ -239,17 +226,17 @@ def _describe_recipe(
 
     plain, sections = [], []
 
-    for name, hint, value in _iter_fields(config):
-        section = value if _is_config(value) else _get_optional_section(hint)
+    for name, hint, value in iter_fields(config):
+        section = value if is_config(value) else get_optional_section(hint)
 
         if section is None:
-            plain.append(_make_row(config, name, name, hint, value))
+            plain.append(make_row(config, name, name, hint, value))
         else:
             sections.append((name, value, section))
 
     yield "### Top level"
 
-    yield _make_table(plain)
+    yield make_table(plain)
 
     # By the recipe whose section of the same name is equal.
     same: dict[str, list[str]] = {}
@@ -269,7 +256,7 @@ def _describe_recipe(
 
         yield f"### `{name}`"
 
-        doc = _to_markdown(docs.get(name) or get_class_doc(type(section)))
+        doc = to_markdown(docs.get(name) or get_class_doc(type(section)))
 
         if value is None:
             doc = f"{doc} Default: `null`; the table is for one that is set."
@@ -302,7 +289,7 @@ def _describe_section(
     def descend(key: str, section: object) -> None:
         components = COMPONENTS.get(type(section))
 
-        for name, hint, value in _iter_fields(section):
+        for name, hint, value in iter_fields(section):
             field_key = f"{key}.{name}"
 
             if components is not None and name == "config":
@@ -312,16 +299,16 @@ def _describe_section(
 
                 continue
 
-            row = _make_row(section, name, field_key, hint, value)
+            row = make_row(section, name, field_key, hint, value)
 
-            element_kls = _get_mapping_kls(hint)
+            element_kls = get_mapping_kls(hint)
 
             if element_kls is not None:
                 others.append(f"Each of `{field_key}`:")
 
-                others.append(_make_element_table(element_kls))
+                others.append(make_element_table(element_kls))
 
-            if _is_config(value):
+            if is_config(value):
                 if row.meaning:
                     rows.append(row)
 
@@ -331,7 +318,7 @@ def _describe_section(
 
     descend(key, section)
 
-    yield _make_table(rows)
+    yield make_table(rows)
 
     yield from others
 
@@ -353,7 +340,7 @@ def _describe_components(
         else:
             config = config_kls()
 
-        is_fairseq2 = is_fairseq2 or _is_of_fairseq2(config_kls)
+        is_fairseq2 = is_fairseq2 or is_of_fairseq2(config_kls)
 
         content = list(_describe_section(key, config, resolver))
 
@@ -366,13 +353,13 @@ def _describe_components(
 
         yield from content
 
-        for field_name, hint, _ in _iter_fields(config):
-            element_kls = _get_element_kls(hint)
+        for field_name, hint, _ in iter_fields(config):
+            element_kls = get_element_kls(hint)
 
             if element_kls is not None:
                 yield f"Each of `{key}.{field_name}`:"
 
-                yield _make_element_table(element_kls)
+                yield make_element_table(element_kls)
 
     if without:
         yield f"Without settings (`{key}=null`): {', '.join(without)}."
@@ -403,11 +390,11 @@ def _describe_models(resolver: DependencyResolver) -> Iterator[str]:
         yield f"### `model.config_overrides` of `model.family={family}`"
 
         rows = [
-            _make_row(kls(), name, f"model.config_overrides.{name}", hint, value)
-            for name, hint, value in _iter_fields(kls())
+            make_row(kls(), name, f"model.config_overrides.{name}", hint, value)
+            for name, hint, value in iter_fields(kls())
         ]
 
-        yield _make_table(rows)
+        yield make_table(rows)
 
         yield f"### `model.arch` of `model.family={family}`"
 
@@ -432,16 +419,16 @@ def _make_arch_table(kls: type[object], resolver: DependencyResolver) -> str:
     ]
 
     lines = [
-        _make_line(["`model.arch`", *(f"`{name}`" for name in columns)]),
-        _make_line(["---"] * (len(columns) + 1)),
+        make_line(["`model.arch`", *(f"`{name}`" for name in columns)]),
+        make_line(["---"] * (len(columns) + 1)),
     ]
 
     for name in _list_archs(kls, resolver):
         config = resolver.resolve(kls, key=name)
 
-        values = [_format_value(getattr(config, column)) for column in columns]
+        values = [format_value(getattr(config, column)) for column in columns]
 
-        lines.append(_make_line([f"`{name}`", *values]))
+        lines.append(make_line([f"`{name}`", *values]))
 
     return "\n".join(lines)
 
@@ -451,7 +438,7 @@ def _list_archs(kls: type[object], resolver: DependencyResolver) -> list[str]:
 
 
 def _make_refusals() -> str:
-    lines = [_make_line(["setting", "why"]), _make_line(["---", "---"])]
+    lines = [make_line(["setting", "why"]), make_line(["---", "---"])]
 
     for settings in REFUSED:
         config = TrainConfig()
@@ -471,184 +458,11 @@ def _make_refusals() -> str:
         if len(errors) != 1:
             raise ValueError(f"{settings} must be refused once, but: {errors}.")
 
-        pairs = [f"`{key}={_format_value(v)}`" for key, v in settings.items()]
+        pairs = [f"`{key}={format_value(v)}`" for key, v in settings.items()]
 
-        lines.append(_make_line([" with ".join(pairs), _to_markdown(errors[0])]))
+        lines.append(make_line([" with ".join(pairs), to_markdown(errors[0])]))
 
     return "\n".join(lines)
-
-
-def _iter_fields(config: object) -> Iterator[tuple[str, object, object]]:
-    """Iterates over the names, types and defaults of the fields of a config."""
-    hints = get_type_hints(type(config))
-
-    for config_field in fields(cast(Any, config)):
-        name = config_field.name
-
-        yield name, hints[name], getattr(config, name)
-
-
-def _make_row(config: object, name: str, key: str, hint: object, value: object) -> Row:
-    kls = type(config)
-
-    if _is_config(value):
-        kind, default = "section", ""
-    else:
-        kind, default = _format_type(hint), f"`{_format_value(value)}`"
-
-    return Row(
-        key,
-        kind,
-        default,
-        _to_markdown(get_field_docs(kls).get(name, "")),
-        _is_of_fairseq2(get_field_owner(kls, name)),
-    )
-
-
-def _make_table(rows: Iterable[Row]) -> str:
-    rows = list(rows)
-
-    head = ["key", "type", "default", "meaning"]
-
-    marks = {row.is_fairseq2 for row in rows}
-
-    lines = [_make_line(head), _make_line(["---"] * len(head))]
-
-    for row in rows:
-        meaning = row.meaning
-
-        # Said once if it is true of all.
-        if row.is_fairseq2 and len(marks) > 1:
-            meaning = f"{meaning} *(fairseq2)*".strip()
-
-        lines.append(_make_line([f"`{row.key}`", row.kind, row.default, meaning]))
-
-    table = "\n".join(lines)
-
-    return f"*Keys of fairseq2:*\n\n{table}" if marks == {True} else table
-
-
-def _make_line(cells: Iterable[str]) -> str:
-    # A bar would end the cell, also inside of code.
-    escaped = [cell.replace("|", "\\|") for cell in cells]
-
-    return f"| {' | '.join(escaped)} |"
-
-
-def _format_type(hint: object) -> str:
-    """Names a type as one who writes YAML thinks of it."""
-    if hint is None or hint is NoneType:
-        return "null"
-
-    if isinstance(hint, type):
-        if is_dataclass(hint):
-            return "section"
-
-        names: dict[type[object], str] = {
-            Path: "path",
-            torch.dtype: "dtype",
-            object: "any",
-        }
-
-        if hint in names:
-            return names[hint]
-
-    origin, args = get_origin(hint), get_args(hint)
-
-    if origin is Literal:
-        # The same literals in another order may come from the cache of `typing`.
-        return " or ".join(sorted(f"`{_format_value(arg)}`" for arg in args))
-
-    if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(_format_type(arg) for arg in args))
-
-    if origin is tuple:
-        return f"[{', '.join(_format_type(arg) for arg in args)}]"
-
-    if origin is dict:
-        return "mapping"
-
-    if origin is not None:
-        return f"list of {_format_type(args[0])}"
-
-    return cast(type[object], hint).__name__
-
-
-def _format_value(value: object) -> str:
-    """Writes a value as YAML."""
-    value = StandardValueConverter().unstructure(value)
-
-    if value is None:
-        return "null"
-
-    if isinstance(value, bool):
-        return "true" if value else "false"
-
-    if isinstance(value, str):
-        return value or "''"
-
-    if isinstance(value, list):
-        return f"[{', '.join(_format_value(item) for item in value)}]"
-
-    return repr(value)
-
-
-def _to_markdown(text: str) -> str:
-    """Turns what is written below a field into one line of Markdown."""
-    text = re.sub(r"`([^`<]+?)\s*<([^>`]+)>`_", r"[\1](\2)", text)
-
-    # `:class:` and its like; fairseq2 has one without its second colon.
-    text = re.sub(r":[a-z]+:?`~?([^`]+)`", r"`\1`", text)
-
-    text = text.replace("``", "`")
-
-    for python, yaml in (("None", "null"), ("True", "true"), ("False", "false")):
-        text = text.replace(f"`{python}`", f"`{yaml}`")
-
-    return " ".join(text.split())
-
-
-def _is_config(value: object) -> bool:
-    return is_dataclass(value) and not isinstance(value, type)
-
-
-def _get_optional_section(hint: object) -> object | None:
-    """Returns a section with its defaults if a field may hold one; else ``None``."""
-    if hint == ReferenceModelSection | None:
-        return ReferenceModelSection()
-
-    return None
-
-
-def _get_element_kls(hint: object) -> type[Any] | None:
-    """Returns the config class that a field holds a list of."""
-    for arg in get_args(hint):
-        if isinstance(arg, type) and is_dataclass(arg):
-            return arg
-
-    return None
-
-
-def _get_mapping_kls(hint: object) -> type[Any] | None:
-    """Returns the config class that the values of a field have, which is a mapping or
-    nothing."""
-    for arg in (hint, *get_args(hint)):
-        if get_origin(arg) is dict:
-            return _get_element_kls(arg)
-
-    return None
-
-
-def _make_element_table(kls: type[Any]) -> str:
-    element = kls()
-
-    return _make_table(
-        _make_row(element, n, n, h, v) for n, h, v in _iter_fields(element)
-    )
-
-
-def _is_of_fairseq2(kls: type[object]) -> bool:
-    return kls.__module__.split(".")[0] == "fairseq2"
 
 
 def check(file: Path, docs: str) -> bool:

@@ -10,18 +10,10 @@ from typing import Any
 
 import pytest
 
-from scripts.check_estimators import (
-    ESTIMATORS,
-    KEEP_ESTIMATORS,
-    KEEP_NUMS_WARMUPS,
-    KEEPS,
-    NUMS_WARMUPS,
-    PROPOSALS,
-    WITH_EMPTY,
-    main,
-)
+from scripts.check_estimators import KEEP_NUMS_WARMUPS, NUMS_WARMUPS, main
 from scripts.check_risk import NUMS_SAMPLES, RISK_ESTIMATORS, is_defined
 from scripts.enumerable import PROBLEMS
+from scripts.estimators import ESTIMATORS, KEEP_ESTIMATORS, KEEPS, PROPOSALS, WITH_EMPTY
 
 # All warmups of at most three of four words.
 NUM_WARMUPS = 1 + 4 + 16 + 64

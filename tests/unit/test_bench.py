@@ -25,6 +25,7 @@ from scripts import (
     bench_sampling,
     bench_startup,
     bench_step,
+    generation_systems,
 )
 from scripts.bench_common import (
     BOS_IDX,
@@ -41,16 +42,10 @@ from scripts.bench_common import (
     measure_alternating,
     measure_drawn_lens,
 )
-from scripts.bench_step import (
-    SETTINGS,
-    WARMUP_VARIANTS,
-    Measurement,
-    PhaseTimer,
-    create_step,
-    list_bars,
-    predict_multiple,
-    profile_step,
-)
+from scripts.bench_step import Measurement, list_bars
+from scripts.step_phases import PhaseTimer, profile_step
+from scripts.step_settings import SETTINGS, predict_multiple
+from scripts.step_variants import WARMUP_VARIANTS, create_step
 from tests.common import assert_close, assert_equal, device
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.errors import WarmupError
@@ -70,7 +65,6 @@ TINY = Setting(
     warmup_len=4,
     num_warmups=3,
 )
-
 
 TINY_LLAMA = replace(TINY, name="tiny-llama", family="llama")
 
@@ -601,15 +595,15 @@ class TestSampling:
 class TestBenchGenerate:
     def test_system_must_generate(self) -> None:
         with pytest.raises(TypeError, match="abstract"):
-            bench_generate.System()  # type: ignore[abstract]
+            generation_systems.System()  # type: ignore[abstract]
 
     def test_systems_write_the_same(self) -> None:
-        job = bench_generate.create_random_job(TINY, 5)
+        job = generation_systems.create_random_job(TINY, 5)
 
         outputs = [
-            bench_generate.create_system(name, job, device, 1, 1)(job.sources)
-            for name in bench_generate.PLAIN_SYSTEMS
-            if name not in bench_generate.INT8_SYSTEMS
+            generation_systems.create_system(name, job, device, 1, 1)(job.sources)
+            for name in generation_systems.PLAIN_SYSTEMS
+            if name not in generation_systems.INT8_SYSTEMS
         ]
 
         assert all(len(output) == job.fixed_len for output in outputs[0])
@@ -619,15 +613,17 @@ class TestBenchGenerate:
     def test_systems_of_8_bits_write_nearly_the_same(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = bench_generate.create_random_job(TINY, 5)
+        job = generation_systems.create_random_job(TINY, 5)
 
         with pytest.raises(WarmupError, match="leave `ours-int8` out"):
-            bench_generate.create_system("ours-int8", job, device, 1, 1)
+            generation_systems.create_system("ours-int8", job, device, 1, 1)
 
         monkeypatch.setattr(int8, "_LEAST_SIZE", 1)
 
-        for name in bench_generate.INT8_SYSTEMS:
-            outputs = bench_generate.create_system(name, job, device, 1, 1)(job.sources)
+        for name in generation_systems.INT8_SYSTEMS:
+            outputs = generation_systems.create_system(name, job, device, 1, 1)(
+                job.sources
+            )
 
             assert [len(output) for output in outputs] == [job.fixed_len] * 5
 

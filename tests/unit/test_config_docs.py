@@ -19,7 +19,8 @@ from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.config import RegimeSection, TokenizerSection
 
 import warmup_plugin.__main__
-from scripts.make_config_docs import FILE, _to_markdown, main, make_docs
+from scripts.config_tables import to_markdown
+from scripts.make_config_docs import FILE, main, make_docs
 from tests.common import create_tiny_model
 from tests.configs import read_train_config
 from tests.tiny_runs import (
@@ -254,7 +255,7 @@ class TestToMarkdown:
         ],
     )
     def test_call_turns_rest_into_one_line(self, text: str, expected: str) -> None:
-        assert _to_markdown(text) == expected
+        assert to_markdown(text) == expected
 
 
 class TestMain:

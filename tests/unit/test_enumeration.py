@@ -23,6 +23,14 @@ from torch import Tensor
 
 from scripts.bench_common import FIRST_WORD_IDX
 from scripts.check_estimators import (
+    check_backward,
+    check_sampler,
+    describe_spread,
+    measure,
+)
+from scripts.check_risk import RISK_ESTIMATORS, check_risk_backward, enumerate_outputs
+from scripts.enumerable import PROBLEMS, SETTING, SOURCE, TARGET, Problem, flatten_grad
+from scripts.estimators import (
     ESTIMATORS,
     ON_POLICY,
     PROPOSALS,
@@ -31,20 +39,14 @@ from scripts.check_estimators import (
     Enumeration,
     Exact,
     Trials,
-    check_backward,
-    check_sampler,
     compute_exact,
     compute_jensen_bound,
     compute_nll,
-    describe_spread,
     draw,
     enumerate_warmups,
     list_warmups,
-    measure,
     run_trials,
 )
-from scripts.check_risk import RISK_ESTIMATORS, check_risk_backward, enumerate_outputs
-from scripts.enumerable import PROBLEMS, SETTING, SOURCE, TARGET, Problem, flatten_grad
 from tests.common import (
     BOS_IDX,
     SEPARATOR_IDX,
