@@ -460,6 +460,7 @@ class TestMakePlan:
         self, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DATA", "data")
+        monkeypatch.setenv("FLORES", "flores")
 
         grid = load_grid(file)
 

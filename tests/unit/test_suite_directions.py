@@ -695,6 +695,7 @@ class TestFigure:
 
 def test_eight_directions_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "data")
+    monkeypatch.setenv("FLORES", "flores")
 
     grid = load_grid(ROOT / "recipes" / "suites" / "eight_directions.yaml")
 
@@ -710,4 +711,8 @@ def test_eight_directions_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert [
         name for name in plan.evaluate if name.startswith("english/warmup_on/3")
-    ] == [f"english/warmup_on/3 {direction}" for direction in english]
+    ] == [
+        f"english/warmup_on/3 {split}.{direction}"
+        for split in ("test", "devtest")
+        for direction in english
+    ]
