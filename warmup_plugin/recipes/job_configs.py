@@ -352,6 +352,11 @@ def create_generation_options(
     with_warmup = "sample" if ranks_labels else "single"
 
     if options.get("plain_weight"):
+        if not writes_warmup and "warmup" not in options:
+            raise WarmupError(
+                "The run writes no warmups, so that its outputs have one way only; leave `--plain-weight` out."
+            )
+
         # Nothing else has a draft before it searches.
         with_warmup = "beam_then_beam"
 

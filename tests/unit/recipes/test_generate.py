@@ -269,6 +269,9 @@ class TestWarmupOption:
         # The end of a curriculum.
         assert complete({}, max_warmup_len=0) == ("empty", None)
 
+        with pytest.raises(WarmupError, match="outputs have one way only; leave"):
+            complete({"plain_weight": 0.3}, max_warmup_len=0)
+
     def test_none_is_the_empty_one_unless_run_learned_bare_outputs(self) -> None:
         assert self.complete({"warmup": "none"})[0] == "empty"
         assert self.complete({"warmup": "empty"})[0] == "empty"
