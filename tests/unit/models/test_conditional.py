@@ -50,7 +50,7 @@ from tests.unit.models.cases import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import ExcludedTokens, plain_rows
-from warmup_plugin.models import conditional, token_loss
+from warmup_plugin.models import conditional, row_model, token_loss
 from warmup_plugin.models.conditional import RowCoefs, RowScores, evaluation_mode
 from warmup_plugin.models.scorable import (
     ScorableTransformer,
@@ -703,7 +703,7 @@ class TestComputeLoss:
         def keep_all(function: Callable[..., Tensor], *args: Any, **_: Any) -> Tensor:
             return function(*args)
 
-        monkeypatch.setattr(conditional, "checkpoint", keep_all)
+        monkeypatch.setattr(row_model, "checkpoint", keep_all)
 
         expected_loss, expected = run()
 
