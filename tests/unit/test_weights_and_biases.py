@@ -38,8 +38,9 @@ def test_run_is_logged_offline(
 
     assert main(to_args(tmp_path / "run", options)) == 0, capfd.readouterr().err
 
-    # At the latest the end of a process does so; what is written may wait until then.
-    wandb.finish()
+    # At the latest the end of a process does so; what is written may wait until then,
+    # also where another test has left a run of its own.
+    wandb.teardown()
 
     run_id = (tmp_path / "run" / "wandb_run_id").read_text()
 
