@@ -54,8 +54,17 @@ def check_options(config: GenerationConfig) -> None:
         if name not in _KNOWN_OPTIONS and getattr(config, name) != getattr(
             defaults, name
         ):
+            option, default = f"--{name.replace('_', '-')}", getattr(defaults, name)
+
+            # It may have been said by the run, where nothing can be left out.
+            number = (
+                ""
+                if default is None or isinstance(default, bool)
+                else f", or say `{option} {default}` if the run sets it"
+            )
+
             raise WarmupError(
-                f"`--{name.replace('_', '-')}` is not for `--backend ctranslate2`, which searches by beams alone; leave one of them out."
+                f"`{option}` is not for `--backend ctranslate2`, which searches by beams alone; leave one of them out{number}."
             )
 
     if config.warmup == "sample":

@@ -43,6 +43,10 @@ class TestCheckOptions:
             ({"warmup": "none", "sampling": True}, "`--sampling` is not for"),
             ({"warmup": "none", "min_len_b": 2}, "`--min-len-b` is not for"),
             (
+                {"warmup": "greedy_then_beam", "plain_weight": 0.3},
+                "leave one of them out, or say `--plain-weight 0.0` if the run sets it.",
+            ),
+            (
                 {"warmup": "none", "no_repeat_ngram_size": 3},
                 "`--no-repeat-ngram-size` is not for",
             ),
