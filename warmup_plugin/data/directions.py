@@ -78,12 +78,15 @@ def list_directions(dataset: Mapping[str, Any]) -> list[str]:
     return [f"{dataset.get('source_lang')}-{dataset.get('target_lang')}"]
 
 
-def choose_direction(config: Mapping[str, Any], given: str | None) -> str | None:
+def choose_direction(
+    config: Mapping[str, Any], given: str | None, run: Path | None = None
+) -> str | None:
     """
     Finds the direction of a run that a command is about.
 
     :param config: The config of the run.
     :param given: What stands behind ``--direction``; ``None`` if it does not.
+    :param run: Where the run is, which messages say; a command may be about several.
 
     :returns: The name; ``None`` if the run was trained without ``dataset.directions``.
 
@@ -95,9 +98,11 @@ def choose_direction(config: Mapping[str, Any], given: str | None) -> str | None
 
     known = ", ".join(f"`{name}`" for name in names)
 
+    subject = "The run" if run is None else f"The run in `{run}`"
+
     if given is not None and given not in names:
         raise WarmupError(
-            f"The run was not trained on the direction `{given}`; give `--direction` one that it was trained on: {known}."
+            f"{subject} was not trained on the direction `{given}`; give `--direction` one that it was trained on: {known}."
         )
 
     if not dataset.get("directions"):
@@ -105,7 +110,7 @@ def choose_direction(config: Mapping[str, Any], given: str | None) -> str | None
 
     if given is None and len(names) > 1:
         raise WarmupError(
-            f"The run was trained on several directions; choose one with `--direction`: {known}."
+            f"{subject} was trained on several directions; choose one with `--direction`: {known}."
         )
 
     return given or names[0]

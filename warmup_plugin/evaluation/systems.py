@@ -219,7 +219,7 @@ def read_run_texts(
     """
     run_config = read_config(run_dir)
 
-    direction = choose_direction(run_config, direction)
+    direction = choose_direction(run_config, direction, run_dir)
 
     run_config = narrow_to_direction(
         run_config, direction, data_dir=data_dir, find_data=True

@@ -106,7 +106,7 @@ def export_run(
     run_config = read_run_config(run_dir, complete=True)
 
     run_config = narrow_to_direction(
-        run_config, choose_direction(run_config, direction)
+        run_config, choose_direction(run_config, direction, run_dir.path)
     )
 
     config: Any

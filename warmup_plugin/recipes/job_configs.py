@@ -231,7 +231,7 @@ def load_run_config(
 
     config = read_run_config(run_dir, complete=True)
 
-    direction = choose_direction(config, options.direction)
+    direction = choose_direction(config, options.direction, options.run_dir)
 
     config = narrow_to_direction(
         config,

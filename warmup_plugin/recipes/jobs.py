@@ -10,12 +10,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fairseq2.recipe.base import Recipe
 from fairseq2.utils.config import StandardConfigMerger
 
 from warmup_plugin.console import claimed_stdout, make_private_log, quiet_log
+from warmup_plugin.data.directions import list_directions
 from warmup_plugin.data.lines import is_terminal
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.recipes.arguments import to_option
@@ -206,26 +207,38 @@ def _add_members(
     plain_weight = config["seq_generator"]["config"].get("plain_weight", 0.0)
 
     for path in options.ensemble:
-        other_options = replace(options, run_dir=path)
+        other_options = replace(
+            options,
+            run_dir=path,
+            direction=_find_direction_of_member(path, run_config, options),
+        )
 
         other_config, _ = load_run_config(other_options)
 
         is_plain = writes_warmups(run_config) and not writes_warmups(other_config)
 
-        difference = None
+        if writes_warmups(other_config) and not writes_warmups(run_config):
+            raise WarmupError(
+                f"The run in `{path}` has learned to write warmups, that in `{options.run_dir}` has not; name the one with warmups first and the other one behind `--ensemble`, with `--plain-weight`, such as 0.3."
+            )
+
+        get_options = _get_plain_options if is_plain else _get_options
 
         if _read_tokenizer(path) != _read_tokenizer(options.run_dir):
             difference = "another tokenizer"
-        elif is_plain and _get_plain_options(other_config) != _get_plain_options(
-            run_config
+        else:
+            difference = _describe_difference(
+                get_options(other_config), get_options(run_config)
+            )
+
+        if (
+            not difference
+            and not is_plain
+            and _get_warmups(other_config) != _get_warmups(run_config)
         ):
-            difference = "another prompt or language"
-        elif not is_plain and _get_options(other_config) != _get_options(run_config):
-            difference = "another prompt, separator or language"
-        elif not is_plain and _get_warmups(other_config) != _get_warmups(run_config):
             difference = "warmups of another kind"
 
-        if difference is not None:
+        if difference:
             raise WarmupError(
                 f"The run in `{path}` has {difference} than that in `{options.run_dir}`, so that they cannot write together; name runs that differ in their weights alone."
             )
@@ -250,6 +263,63 @@ def _add_members(
         )
 
 
+def _find_direction_of_member(
+    path: Path, run_config: Mapping[str, Any], options: JobOptions
+) -> str | None:
+    """
+    Returns the direction in which another run writes along: that of the run itself.
+
+    :param run_config: That of the run itself, of one direction.
+
+    :raises WarmupError: If the other run has several, but not this one.
+    """
+    names = list_directions(read_run_config(RunDir(path), complete=True)["dataset"])
+
+    [own] = list_directions(run_config["dataset"])
+
+    # What a single one is called is of no matter.
+    if options.direction is None and len(names) == 1:
+        return None
+
+    if own not in names:
+        known = ", ".join(f"`{name}`" for name in names)
+
+        raise WarmupError(
+            f"The run in `{path}` was trained on {known}, not on `{own}`, in which that in `{options.run_dir}` translates; name runs that were trained on that direction."
+        )
+
+    return own
+
+
+_TITLES: Final = {
+    "source_lang": "source language",
+    "target_lang": "target language",
+    "prompt": "prompt",
+    "separator": "separator",
+    "warmup_lang": "language of warmups",
+    "ends_like_text": "end of warmups",
+}
+
+
+def _describe_difference(options: CodecOptions, run_options: CodecOptions) -> str:
+    """Returns what two runs read or write differently; nothing if they do not."""
+    differences = [
+        f"another {title} ({_describe_value(value)}, not {_describe_value(run_value)})"
+        for name, title in _TITLES.items()
+        if (value := getattr(options, name))
+        != (run_value := getattr(run_options, name))
+    ]
+
+    return " and ".join(differences)
+
+
+def _describe_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "as that of a text" if value else "the separator"
+
+    return "none" if value is None else f"`{value}`"
+
+
 def _read_tokenizer(path: Path) -> object:
     run_dir = RunDir(path)
 
@@ -270,7 +340,7 @@ def _get_options(run_config: Mapping[str, Any]) -> CodecOptions:
     return get_codec_options(run_config["tokenizer"], run_config["dataset"])
 
 
-def _get_plain_options(run_config: Mapping[str, Any]) -> object:
+def _get_plain_options(run_config: Mapping[str, Any]) -> CodecOptions:
     """Returns what counts where no warmup is written."""
     return replace(
         _get_options(run_config),

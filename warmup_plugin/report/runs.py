@@ -155,7 +155,7 @@ def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun
 
     # Curves are those of all directions.
     direction = (
-        choose_direction(config, options.direction) if options.translate else None
+        choose_direction(config, options.direction, path) if options.translate else None
     )
 
     curves = read_curves(run_dir.path, str(dataset.get("valid_split") or "valid"))

@@ -226,6 +226,65 @@ class TestUse:
 
         assert status == 2 and "not trained on the direction `src-xx`" in err
 
+    def test_models_of_an_ensemble_write_in_the_direction_of_the_run(
+        self,
+        tmp_path: Path,
+        scratch_run: Path,
+        sft_run: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        def translate(*args: object) -> tuple[int, str, str]:
+            line = io.TextIOWrapper(io.BytesIO(b"ta"))
+
+            monkeypatch.setattr(sys, "stdin", line)
+
+            capfd.readouterr()
+
+            status = run_command(["translate", *map(str, args), "--no-rich", "--jsonl"])
+
+            return status, *capfd.readouterr()
+
+        def keep(name: str, **values: object) -> Path:
+            copy = shutil.copytree(scratch_run, tmp_path / name)
+
+            config = load_yaml(copy / "run.yaml")
+
+            config["dataset"]["directions"] = {
+                name: {**config["dataset"]["directions"][name], **values}
+            }
+
+            (copy / "run.yaml").write_text(json.dumps(config), "utf-8")
+
+            return copy
+
+        one, other = keep("tgt-src"), keep("src-tgt", prompt="x: {source}")
+
+        alone = translate(one)
+
+        assert alone[0] == 0 and translate(one, "--ensemble", scratch_run)[0] == 0
+
+        # The other one would begin otherwise.
+        several = (scratch_run, "--direction", "src-tgt", "--ensemble")
+
+        for args, message in [
+            (
+                (one, "--ensemble", sft_run),
+                f"The run in `{sft_run}` has another source language (`src`, not `tgt`) and another target language",
+            ),
+            (
+                (*several, scratch_run, one),
+                f"The run in `{one}` was trained on `tgt-src`, not on `src-tgt`, in which that in `{scratch_run}` translates;",
+            ),
+            (
+                (*several, other),
+                f"The run in `{other}` has another prompt (`x: {{source}}`, not ",
+            ),
+        ]:
+            status, _, err = translate(*args)
+
+            assert status == 2 and message in err
+
     def test_evaluate_scores_all_directions(
         self, tmp_path: Path, scratch_run: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -289,7 +348,10 @@ class TestUse:
         args = ["compare", str(single), str(scratch_run), "--num-bootstrap", "10"]
 
         assert run_command(args) == 2
-        assert "choose one with `--direction`" in capfd.readouterr().err
+        assert (
+            f"The run in `{scratch_run}` was trained on several directions; choose one with `--direction`"
+            in capfd.readouterr().err
+        )
 
         args += ["--num-randomization", "10"]
 
@@ -297,7 +359,10 @@ class TestUse:
 
         # The other run knows one direction only.
         assert run_command([*args, "--direction", "tgt-src"]) == 2
-        assert "not trained on the direction `tgt-src`" in capfd.readouterr().err
+        assert (
+            f"The run in `{single}` was not trained on the direction `tgt-src`"
+            in capfd.readouterr().err
+        )
 
     def test_export_sets_prompt_of_direction(
         self, tmp_path: Path, scratch_run: Path

@@ -756,6 +756,18 @@ class TestEnsemble:
     ) -> None:
         status, _, err = translate(sft_run, "--ensemble", warmup_run, stdin=b"ta")
 
+        assert status == 2 and "name the one with warmups first" in err
+
+        other = shutil.copytree(warmup_run, tmp_path / "other")
+
+        text = (other / "run.yaml").read_text("utf-8")
+
+        (other / "run.yaml").write_text(
+            text.replace("plain_path: empty", "plain_path: bare"), "utf-8"
+        )
+
+        status, _, err = translate(warmup_run, "--ensemble", other, stdin=b"ta")
+
         assert status == 2 and "has warmups of another kind than that in" in err
 
     def test_sft_run_has_its_say_behind_a_warmup(
