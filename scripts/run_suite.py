@@ -22,10 +22,12 @@ from typing import Final
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_output
 from warmup_plugin.suite.figure import THEMES, format_figure
-from warmup_plugin.suite.grid import Grid, load_grid
+from warmup_plugin.suite.grid import Grid
+from warmup_plugin.suite.load import load_grid
+from warmup_plugin.suite.plan import Plan, make_plan
 from warmup_plugin.suite.results import collect_results
 from warmup_plugin.suite.runner import Outcome, Runner, Status, describe_skipped
-from warmup_plugin.suite.steps import OUT_REMEDY, Plan, Step, make_plan
+from warmup_plugin.suite.steps import OUT_REMEDY, Step
 from warmup_plugin.suite.tables import (
     describe_command,
     format_latex,

@@ -17,8 +17,8 @@ from tests.tiny_runs import tiny_options, to_args
 from warmup_plugin.recipes.config_files import read_config
 from warmup_plugin.recipes.running import RecipeRunner, unstructure_config
 from warmup_plugin.recipes.train_config import TrainConfig
-from warmup_plugin.suite.grid import load_grid
-from warmup_plugin.suite.steps import make_plan
+from warmup_plugin.suite.load import load_grid
+from warmup_plugin.suite.plan import make_plan
 
 
 @pytest.fixture(scope="module")

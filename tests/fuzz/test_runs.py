@@ -29,7 +29,7 @@ from warmup_plugin.report.curves import read_curves
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.runs.yaml_files import dump_yaml, load_yaml
 from warmup_plugin.storage import load_tensors
-from warmup_plugin.suite.steps import is_finished, measure_training
+from warmup_plugin.suite.runs import is_finished, measure_training
 from warmup_plugin.tokenizers.loading import load_tokenizer
 
 FEW: Final = settings(max_examples=max(4, settings.default.max_examples // 25))  # type: ignore[union-attr]

@@ -25,7 +25,7 @@ from tests.tiny_runs import (
 )
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.runs.yaml_files import dump_yaml
-from warmup_plugin.suite.steps import is_finished, measure_training
+from warmup_plugin.suite.runs import is_finished, measure_training
 
 pytestmark = pytest.mark.integration
 

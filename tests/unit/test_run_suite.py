@@ -34,22 +34,17 @@ from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.runs.yaml_files import dump_yaml
 from warmup_plugin.suite import results
-from warmup_plugin.suite.grid import Grid, format_setting, load_grid
+from warmup_plugin.suite.grid import Grid
+from warmup_plugin.suite.load import load_grid
+from warmup_plugin.suite.plan import Plan, format_setting, make_plan
 from warmup_plugin.suite.results import (
     SuiteResult,
     collect_results,
     sign_flip_p_value,
 )
 from warmup_plugin.suite.runner import Outcome, Runner, Status
-from warmup_plugin.suite.steps import (
-    NotReady,
-    Plan,
-    Run,
-    Step,
-    is_finished,
-    make_plan,
-    measure_training,
-)
+from warmup_plugin.suite.runs import Run, is_finished, measure_training
+from warmup_plugin.suite.steps import NotReady, Step
 from warmup_plugin.suite.tables import (
     format_latex,
     format_markdown,
@@ -239,7 +234,7 @@ class TestLoadGrid:
             ["train-tokenizer", "/a folder/out/x.model", "--input", "/a folder/in"]
         ]
 
-        assert task.settings.config == {
+        assert task.config == {
             "dataset.path": "/a folder",
             "dataset.prompt": ["${env:HOME} {source}"],
         }
@@ -250,11 +245,11 @@ class TestLoadGrid:
             ("name", "a b", "`name` is `a b`, but it names folders; use letters"),
             ("name", None, "`name` is missing; add it."),
             ("seeds", [], "`seeds` is missing"),
-            ("seeds", [1, "2"], "`seeds` must hold whole numbers of at least 0, but"),
+            ("seeds", [1, "2"], "`seeds[1]` must be a whole number of at least 0, but"),
             ("seeds", [1, 1], "`seeds` holds 1 twice; give it once."),
             ("seed", 3, "`seed` is not known; use some of `name`, `out`, `seeds`"),
             ("baseline", None, "`baseline` is missing; name the system, or a list"),
-            ("baseline", "stf", "`baseline` is 'stf', which is none of the systems"),
+            ("baseline", "stf", "`baseline` names `stf`, which is none of the systems"),
             ("baseline", ["sft", "sft"], "`baseline` holds sft twice"),
             ("tasks", [], "`tasks` is missing; add at least one."),
             ("tasks", ["toy"], "`tasks[0]` must be a mapping"),
@@ -264,9 +259,9 @@ class TestLoadGrid:
             ("tasks.0.metrics", ["blue"], "`tasks[0].metrics`: The metric `blue` is"),
             ("tasks.0.metrics", "bleu", "`tasks[0].metrics` must be a list, but is"),
             ("tasks.0.labels", ["A"], "`--labels` is of no use without the metric"),
-            ("tasks.0.labels", ["A,B"], "`tasks[0].labels` holds a label with a comma"),
+            ("tasks.0.labels", ["A,B"], "`tasks[0].labels[0]` is a label with a comma"),
             ("tasks.0.comet_gpus", 7, "argument --comet-gpus: invalid choice: 7"),
-            ("tasks.0.prepare", ["a 'b"], "`tasks[0].prepare` holds `a 'b`, which is"),
+            ("tasks.0.prepare", ["a 'b"], "`tasks[0].prepare[0]` is `a 'b`, which is"),
             ("tasks.0.config", [1], "`tasks[0].config` must be a mapping"),
             ("tasks.0.config", {"common.seed": 1}, "sets `common.seed`, which the su"),
             ("tasks.0.config", {"a": "${NOT_SET_1}"}, "`${NOT_SET_1}` is used, but"),
@@ -274,7 +269,7 @@ class TestLoadGrid:
             ("systems.0.steps", True, "`systems[0].steps` must be a whole number of"),
             ("systems.3.name", "sft", "`systems` holds sft twice; give it once."),
             ("systems.1.title", "sft", "`systems` holds sft twice as a title"),
-            ("systems.1.init_from", "warmup", "`systems[1].init_from` is 'warmup', wh"),
+            ("systems.1.init_from", "warmup", "`systems[1].init_from` names `warmup`,"),
             ("systems.1.init_from", "dir", "a folder is given by `config: {init_from:"),
             ("systems.1.config", {"regime.num_steps": 1}, "give `steps` instead"),
             (
@@ -283,7 +278,7 @@ class TestLoadGrid:
                 "`tasks[0].direction` must be one of the directions that `more` is "
                 "trained on, or a list of them; write some of `[en-de, de-en]`.",
             ),
-            ("systems.0.per_task", {"toys": {}}, "`systems[0].per_task.toys` names no"),
+            ("systems.0.per_task", {"toys": {}}, "`systems[0].per_task` names `toys`,"),
             ("systems.0.per_task", {"toy": {"x": 1}}, "`systems[0].per_task.toy.x` is"),
             ("systems.3.steps", 5, "`systems[3].steps` cannot be given beside"),
             ("systems.3.step_time_of", None, "`systems[3].step_time_of` is missing"),
@@ -394,7 +389,7 @@ class TestMakePlan:
                 assert keys.index(other.key) < idx
 
     def test_train_gets_settings(self, plan: Plan) -> None:
-        assert plan.train["toy/warmup/2"].make_command(False) == [
+        assert plan.train["toy/warmup/2"].make_command() == [
             *("train", "out/toy/warmup/seed_2", "--no-rich", "--config"),
             *("common.seed=2", "dataset.path=data", "regime.num_data_epochs=null"),
             *("init_from=out/toy/sft/seed_2", "regime.num_steps=10"),
@@ -413,11 +408,11 @@ class TestMakePlan:
         write_metrics(Path("out/toy/warmup/seed_1"), [(5, 15.0), (10, 15.0)])
         write_metrics(Path("out/toy/more/seed_1"), [(5, 7.0), (10, 8.0)])
 
-        assert step.make_command(False)[-1] == "regime.num_steps=20"
+        assert step.make_command()[-1] == "regime.num_steps=20"
 
         # By seed.
         with pytest.raises(WarmupError, match="warmup/seed_2/metrics/train.jsonl"):
-            plan.train["toy/long/2"].make_command(False)
+            plan.train["toy/long/2"].make_command()
 
     def test_other_commands(self, plan: Plan) -> None:
         split = ["--split", "test", "--checkpoint", "best"]
@@ -440,7 +435,7 @@ class TestMakePlan:
         ]
 
         with pytest.raises(NotReady, match="toy/more/1 is not translated"):
-            plan.compare["toy/more/1"].make_command(False)
+            plan.compare["toy/more/1"].make_command()
 
     def test_select_adds_training_that_is_needed(self, plan: Plan) -> None:
         assert list_keys(plan.select(["toy/warmup/2"])) == [
@@ -626,8 +621,8 @@ class TestStep:
         return Step(
             "a",
             folder / "step",
-            lambda planning: list(words),
-            list_inputs=lambda: [folder / "input"],
+            list(words),
+            inputs=[folder / "input"],
             is_complete=(folder / "output").is_file,
             needs=needs,
         )
@@ -671,7 +666,7 @@ class TestStep:
         assert not step.is_done()
 
     def test_step_is_not_done_before_what_it_needs(self, tmp_path: Path) -> None:
-        needed = Step("b", tmp_path / "needed", lambda planning: ["x"])
+        needed = Step("b", tmp_path / "needed", ["x"])
 
         step = self.make_step(tmp_path, "x", needs=[needed])
 
@@ -759,7 +754,7 @@ class TestRunner:
         return Step(
             name,
             folder / name,
-            lambda planning: [str(folder), name, what],
+            [str(folder), name, what],
             is_complete=(folder / f"{name}.out").is_file,
             needs=needs,
             after=after,

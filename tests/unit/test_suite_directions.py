@@ -32,9 +32,11 @@ from warmup_plugin.evaluation.systems import read_hypotheses, read_run
 from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.suite.figure import collect_series
-from warmup_plugin.suite.grid import Grid, load_grid
+from warmup_plugin.suite.grid import Grid
+from warmup_plugin.suite.load import load_grid
+from warmup_plugin.suite.plan import Plan, make_plan
 from warmup_plugin.suite.results import SuiteResult, collect_results
-from warmup_plugin.suite.steps import Outputs, Plan, make_plan
+from warmup_plugin.suite.runs import Outputs
 from warmup_plugin.suite.tables import format_latex, format_markdown, make_json
 
 
@@ -252,14 +254,14 @@ class TestLoadGrid:
         "path,value,message",
         [
             ("direction", ["en-de", "en-de"], "`tasks[0].direction` holds en-de twice"),
-            ("direction", ["en-de", "de"], "`tasks[0].direction` names `de`, which is"),
-            ("direction", ["en-de", 1], "`tasks[0].direction` must hold texts, but"),
+            ("direction", ["en-de", "de"], "`tasks[0].direction[1]` names `de`, which"),
+            ("direction", ["en-de", 1], "`tasks[0].direction[1]` must be a text, b"),
             ("direction", ["en-de", "en-fr"], "is trained on, or a list of them; writ"),
             ("split", [], "`tasks[0].split` is missing; add it."),
-            ("split", ["test", 3], "`tasks[0].split` must hold names of splits, such"),
+            ("split", ["test", 3], "`tasks[0].split[1]` must be the name of a split"),
             ("split", ["test", "test"], "`tasks[0].split` holds test twice; give it"),
-            ("split", [{"data": "x"}], "`tasks[0].split.name` is missing; add it."),
-            ("split", [{"name": "a", "dat": "x"}], "`tasks[0].split.dat` is not known"),
+            ("split", [{"data": "x"}], "`tasks[0].split[0].name` is missing; add"),
+            ("split", [{"name": "a", "dat": "x"}], "`tasks[0].split[0].dat` is not"),
         ],
     )
     def test_call_names_what_is_wrong(
@@ -703,7 +705,7 @@ def test_eight_directions_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert grid.tasks[0].directions == english
 
-    first = grid.system("first").settings.config["dataset.directions"]
+    first = grid.system("first").config["dataset.directions"]
 
     assert isinstance(first, dict) and list(first) == english
 

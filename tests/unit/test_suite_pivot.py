@@ -35,9 +35,10 @@ from warmup_plugin.suite.figure import (
     make_ticks,
     spread,
 )
-from warmup_plugin.suite.grid import Grid, load_grid
+from warmup_plugin.suite.grid import Grid
+from warmup_plugin.suite.load import load_grid
+from warmup_plugin.suite.plan import Plan, make_plan
 from warmup_plugin.suite.results import SuiteResult, collect_results
-from warmup_plugin.suite.steps import Plan, make_plan
 from warmup_plugin.suite.tables import format_markdown, make_json
 
 
@@ -122,8 +123,12 @@ class TestLoadGrid:
             ("tasks.1.x", 20, "`tasks` holds 20.0 twice as a number `x`; give it once"),
             ("tasks.1.x", None, "`figure` needs tasks with different numbers `x`; giv"),
             ("figure", None, "`x` of a task is of no use without `figure`; add that"),
-            ("figure.metric", "ter", "is `ter`, which no task with an `x` is scored"),
-            ("figure.gain_over", "legs", "`figure.gain_over` is 'legs', which is none"),
+            ("figure.metric", "ter", "names `ter`, which is none of the scores of ta"),
+            (
+                "figure.gain_over",
+                "legs",
+                "`figure.gain_over` names `legs`, which is no",
+            ),
             ("figure.y", "x", "`figure.y` is not known; use some of `x`, `metric`, `g"),
             ("systems.0.tasks", "leg", "holds `leg`, which matches no task; use some"),
             ("systems.0.score", "no", "`systems[0].score` must be `true` or `false`"),
@@ -135,25 +140,37 @@ class TestLoadGrid:
                 ["-x"],
                 "`systems[0].options` is of no use for a sys",
             ),
-            ("systems.1.score", False, "`baseline` is sft, which is not scored; name"),
-            ("systems.1.init_from", "leg/legs", "which is of none of the tasks (legs,"),
+            ("systems.1.score", False, "`baseline` names `sft`, which is none of the"),
+            (
+                "systems.1.init_from",
+                "leg/legs",
+                "names `leg`, which is none of the tasks (legs,",
+            ),
             ("systems.1.init_from", "legs/leg", "which is none of the systems before"),
             ("systems.1.init_from", "legs", "but `legs` is no system of the task n10;"),
             ("systems.2.init_from", "n20/sft", "of a task behind n10; put n20 before"),
-            ("systems.2.per_task", {"legs": {}}, "names no task of the system; use so"),
+            (
+                "systems.2.per_task",
+                {"legs": {}},
+                "names `legs`, which is none of the t",
+            ),
             ("systems.3.options", None, "`systems[3].options` is missing; add those"),
             (
                 "systems.3.options",
                 [True],
-                "must hold texts and numbers, but holds True",
+                "`systems[3].options[0]` must be a text or a number, but is True",
             ),
             ("systems.3.steps", 3, "`systems[3].steps` is of no use beside `decode`"),
             ("systems.3.directions", ["a-b"], "`systems[3].directions` is of no use"),
-            ("systems.3.score", False, "but `decode` is there to be scored; leave"),
+            (
+                "systems.3.score",
+                False,
+                "`systems[3].score` is of no use beside `decode`",
+            ),
             (
                 "systems.3.ensemble",
                 ["sfd"],
-                "`systems[3].ensemble` is 'sfd', which is n",
+                "`systems[3].ensemble` names `sfd`, which is",
             ),
             ("systems.3.ensemble", "legs", "but `legs` is no system of the task n10;"),
             (
@@ -349,7 +366,7 @@ class TestMakePlan:
 
         # Another model makes other outputs.
         assert (
-            step.list_inputs()
+            step.inputs
             == [
                 run.metrics
                 for run in make_plan(grid).runs

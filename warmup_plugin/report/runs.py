@@ -15,7 +15,6 @@ from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.systems import System, name_systems, read_config, read_run
 from warmup_plugin.late_imports import import_fairseq2
-from warmup_plugin.parsing import read_json
 from warmup_plugin.report.curves import Curves, read_curves
 from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
 from warmup_plugin.runs.records import (
@@ -183,7 +182,7 @@ def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun
         config=config,
         model=_read_model(run_dir),
         curves=curves,
-        starts=_read_starts(run_dir),
+        starts=run_dir.load_starts(),
         split=split,
         direction=direction,
         checkpoint_step=checkpoint_step,
@@ -302,12 +301,3 @@ def _read_model(run_dir: RunDir) -> Mapping[str, object] | None:
         return None
 
     return {"family": family, **config}
-
-
-def _read_starts(run_dir: RunDir) -> list[Mapping[str, object]]:
-    starts = read_json(run_dir.versions_file)
-
-    if not isinstance(starts, list):
-        return []
-
-    return [start for start in starts if isinstance(start, dict)]

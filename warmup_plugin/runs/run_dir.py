@@ -387,6 +387,15 @@ class RunDir:
 
         return content if isinstance(content, dict) else {}
 
+    def load_starts(self) -> list[Mapping[str, object]]:
+        """Loads the versions of each start of the run, as far as they are known."""
+        starts = read_json(self.versions_file)
+
+        if not isinstance(starts, list):
+            return []
+
+        return [start for start in starts if isinstance(start, dict)]
+
     def refuse_changed_config(
         self,
         config: Mapping[str, object],
@@ -471,12 +480,7 @@ class RunDir:
         Records versions and commit beside the run, one entry a start: a run may be
         resumed with others.
         """
-        starts = read_json(self.versions_file)
-
-        if not isinstance(starts, list):
-            starts = []
-
-        starts.append({**collect_versions(), **extra})
+        starts = [*self.load_starts(), {**collect_versions(), **extra}]
 
         write_text_atomically(
             self.versions_file, json.dumps(starts, indent=2, ensure_ascii=False) + "\n"

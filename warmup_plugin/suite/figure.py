@@ -13,7 +13,7 @@ from typing import Final, final
 from xml.sax.saxutils import escape
 
 from warmup_plugin.metrics.registry import METRICS
-from warmup_plugin.suite.grid import FigureSpec, Grid, SystemSpec, TaskSpec
+from warmup_plugin.suite.grid import FigureSpec, Grid
 from warmup_plugin.suite.results import SuiteResult
 
 
@@ -72,12 +72,12 @@ THEMES: Final = {
 
 def collect_series(result: SuiteResult) -> list[Series]:
     """Collects the lines of the figure, as far as they have been measured."""
-    grid = result.grid
-
-    figure = grid.figure
+    grid, figure = result.grid, result.grid.figure
 
     if figure is None:
         return []
+
+    scores = _collect_scores(result, figure.metric)
 
     tasks = {task.x: task for task in grid.tasks if task.x is not None}
 
@@ -89,7 +89,18 @@ def collect_series(result: SuiteResult) -> list[Series]:
         points: dict[float, Sequence[float]] = {}
 
         for x, task in sorted(tasks.items()):
-            values = list(_list_values(result, figure, task, system))
+            own = scores.get((task.name, system.name), {})
+
+            base = dict.fromkeys(own, 0.0)
+
+            if figure.gain_over is not None:
+                base = scores.get((task.name, figure.gain_over), {})
+
+            values = [
+                own[seed] - base[seed]
+                for seed in grid.seeds
+                if seed in own and seed in base
+            ]
 
             if values:
                 points[x] = values
@@ -105,57 +116,36 @@ def collect_series(result: SuiteResult) -> list[Series]:
     return series
 
 
-def _list_values(
-    result: SuiteResult, figure: FigureSpec, task: TaskSpec, system: SystemSpec
-) -> Iterator[float]:
-    for seed in result.grid.seeds:
-        value = _find_score(result, figure.metric, task, system, seed)
+def _collect_scores(
+    result: SuiteResult, key: str
+) -> dict[tuple[str, str], dict[int, float]]:
+    """Collects a score by task and system and then by seed; that of a cascade, which
+    trains nothing, also of like tasks."""
+    scores: dict[tuple[str, str], dict[int, float]] = {}
 
-        if value is None:
-            continue
-
-        if figure.gain_over is None:
-            yield value
-
-            continue
-
-        other = result.grid.system(figure.gain_over)
-
-        base = _find_score(result, figure.metric, task, other, seed)
-
-        if base is not None:
-            yield value - base
-
-
-def _find_score(
-    result: SuiteResult, key: str, task: TaskSpec, system: SystemSpec, seed: int
-) -> float | None:
-    """Finds a score; that of a cascade, which trains nothing, also in a like task."""
-    for task_result in result.tasks:
-        other = task_result.task
-
-        is_like = (
-            system.cascade is not None
-            and other.x is not None
-            and (other.splits, other.directions) == (task.splits, task.directions)
-        )
-
-        if other is not task and not is_like:
-            continue
+    for entry in result.tasks:
+        task = entry.task
 
         # Of several splits the first.
-        if task_result.split is not other.splits[0]:
+        if entry.split is not task.splits[0]:
             continue
 
-        for system_result in task_result.systems:
-            if system_result.system is not system:
-                continue
+        like = [
+            other
+            for other in result.grid.tasks
+            if task.x is not None
+            and (other.splits, other.directions) == (task.splits, task.directions)
+        ]
 
-            for run in system_result.runs:
-                if run.run.seed == seed and key in run.scores:
-                    return run.scores[key]
+        for system in entry.systems:
+            for other in [task] if system.system.cascade is None else [task, *like]:
+                by_seed = scores.setdefault((other.name, system.system.name), {})
 
-    return None
+                for run in system.runs:
+                    if key in run.scores:
+                        by_seed.setdefault(run.run.seed, run.scores[key])
+
+    return scores
 
 
 # Of the whole figure and of what is around the plot, in pixels.

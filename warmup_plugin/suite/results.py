@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast, final
+from typing import Any, Final, TypeAlias, final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.scores import evaluate
@@ -19,17 +18,11 @@ from warmup_plugin.evaluation.systems import System, read_hypotheses, read_run
 from warmup_plugin.metrics.base import Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
-from warmup_plugin.parsing import parse_json
+from warmup_plugin.parsing import read_json
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.suite.grid import Grid, SplitSpec, SystemSpec, TaskSpec
-from warmup_plugin.suite.steps import (
-    Outputs,
-    Plan,
-    Run,
-    TrainingTime,
-    measure_training,
-    read_outputs_texts,
-)
+from warmup_plugin.suite.plan import Plan
+from warmup_plugin.suite.runs import Outputs, Run, TrainingTime, measure_training
 
 # All signs of so many differences are tried out; of more, none.
 _MAX_SIGN_FLIPS: Final = 14
@@ -64,7 +57,8 @@ class MetricInfo:
 class RunResult:
     """Holds what was measured of a run."""
 
-    run: Run
+    outputs: Outputs
+    """What was scored, of several directions that of the first."""
 
     path: Path
     """Of the run, or of what it wrote, if it trained nothing."""
@@ -77,6 +71,14 @@ class RunResult:
     missing: str
     """Why there are no scores; else empty."""
 
+    @property
+    def run(self) -> Run:
+        return self.outputs.run
+
+
+_Pair: TypeAlias = tuple[Measurement, Measurement]
+"""A baseline and a system that were trained with one seed."""
+
 
 @final
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class SeedDifference:
     difference: float
 
     p_randomization: float | None
+
+    pairs: Sequence[_Pair]
+    """What it is tested by, one a direction; empty if that is not known."""
 
 
 @final
@@ -226,65 +231,40 @@ def collect_results(grid: Grid, plan: Plan) -> SuiteResult:
 
     for run in plan.runs:
         if run.name in plan.train and plan.train[run.name].is_done():
-            for start in _read_starts(run.path):
+            for start in RunDir(run.path).load_starts():
                 if start not in starts:
                     starts.append(start)
 
     return SuiteResult(grid, tasks, starts)
 
 
-_Pair: TypeAlias = tuple[Measurement, Measurement]
-"""A baseline and a system that were trained with one seed."""
-
-
-_Pairs: TypeAlias = defaultdict[tuple[str, str, str], dict[int, _Pair]]
-"""By the seed, of a system, a baseline and the key of a score."""
-
-
 def _collect_split(
     grid: Grid, plan: Plan, task: TaskSpec, split: SplitSpec
 ) -> TaskResult:
-    pairs: list[_Pairs] = [defaultdict(dict) for _ in task.directions]
-
     parts = [
-        _collect_direction(grid, plan, task, split, *entry)
-        for entry in zip(task.directions, pairs)
+        _collect_direction(grid, plan, task, split, direction)
+        for direction in task.directions
     ]
 
-    return parts[0] if len(parts) == 1 else _average(parts, pairs)
+    return parts[0] if len(parts) == 1 else _average(parts)
 
 
 def _collect_direction(
-    grid: Grid,
-    plan: Plan,
-    task: TaskSpec,
-    split: SplitSpec,
-    direction: str | None,
-    pairs: _Pairs,
+    grid: Grid, plan: Plan, task: TaskSpec, split: SplitSpec, direction: str | None
 ) -> TaskResult:
-    infos: dict[str, MetricInfo] = {}
+    infos = {
+        key: MetricInfo(key, title, "", True, None)
+        for name in task.metrics
+        for key, title in METRICS[name].names.items()
+    }
 
-    for name in task.metrics:
-        for key, title in METRICS[name].names.items():
-            infos[key] = MetricInfo(key, title, "", True, None)
+    results = {
+        run.name: _collect_run(plan, Outputs(run, split, direction), infos)
+        for run in plan.runs
+        if run.task is task
+    }
 
-    outputs: dict[str, Outputs] = {}
-
-    results: dict[str, RunResult] = {}
-
-    for run in plan.runs:
-        if run.task is task:
-            outputs[run.name] = Outputs(run, split, direction)
-
-            results[run.name] = _collect_run(plan, outputs[run.name], infos)
-
-    scored = [
-        outputs[name]
-        for name, result in results.items()
-        if not result.missing and result.run.system.is_scored
-    ]
-
-    measured = _measure_sentences(grid, task, scored)
+    measured = _measure_sentences(task, list(results.values()))
 
     systems = []
 
@@ -292,7 +272,7 @@ def _collect_direction(
         runs = [result for result in results.values() if result.run.system is system]
 
         against = {
-            baseline: _compare(plan, outputs, results, measured, runs, baseline, pairs)
+            baseline: _compare(plan, results, measured, runs, baseline, list(infos))
             for baseline in grid.baselines
             if baseline != system.name
         }
@@ -302,12 +282,8 @@ def _collect_direction(
     return TaskResult(task, split, direction, list(infos.values()), systems)
 
 
-def _average(parts: Sequence[TaskResult], pairs: Sequence[_Pairs]) -> TaskResult:
-    """
-    Averages the results of several directions.
-
-    :param pairs: What each of them was tested by.
-    """
+def _average(parts: Sequence[TaskResult]) -> TaskResult:
+    """Averages the results of several directions."""
     first = parts[0]
 
     infos = [_join_infos(infos) for infos in zip(*(part.metrics for part in parts))]
@@ -318,7 +294,7 @@ def _average(parts: Sequence[TaskResult], pairs: Sequence[_Pairs]) -> TaskResult
         runs = [_average_runs(first.task, rs) for rs in zip(*(s.runs for s in each))]
 
         against = {
-            baseline: _average_differences(each, baseline, pairs)
+            baseline: _average_differences([s.against[baseline] for s in each])
             for baseline in each[0].against
         }
 
@@ -361,58 +337,41 @@ def _average_runs(task: TaskSpec, results: Sequence[RunResult]) -> RunResult:
             if result.missing
         )
 
-    return RunResult(first.run, first.run.path, first.time, scores, missing)
+    return RunResult(first.outputs, first.run.path, first.time, scores, missing)
 
 
 def _average_differences(
-    systems: Sequence[SystemResult], baseline: str, pairs: Sequence[_Pairs]
+    parts: Sequence[Mapping[str, Difference]],
 ) -> dict[str, Difference]:
     """
-    Averages the differences of a system from a baseline over directions.
+    Averages the differences of a system from a baseline.
 
-    :param systems: What was measured of the system in each.
+    :param parts: Those of each direction, by the key of the score.
     """
-    name = systems[0].system.name
-
     averages = {}
 
-    for key in systems[0].against[baseline]:
-        by_direction = [s.against[baseline].get(key) for s in systems]
-
-        known = [entry.by_seed for entry in by_direction if entry is not None]
-
-        seeds = [
-            seed
-            for seed in known[0]
-            if len(known) == len(systems) and all(seed in entry for entry in known)
-        ]
-
-        if not seeds:
+    for key in parts[0]:
+        if not all(key in part for part in parts):
             continue
 
-        groups = []
+        by_seeds = [part[key].by_seed for part in parts]
 
-        for seed in seeds:
-            by_seed = [entry[name, baseline, key] for entry in pairs]
+        by_seed = {}
 
-            groups.append([entry[seed] for entry in by_seed if seed in entry])
+        for seed in by_seeds[0]:
+            if all(seed in entry for entry in by_seeds):
+                each = [entry[seed] for entry in by_seeds]
 
-        # All seeds at once, and each.
-        p_sentences, *p_values = _test_groups(
-            [[pair for group in groups for pair in group], *groups],
-            [len(seeds) * len(systems), *[len(systems)] * len(seeds)],
-        )
+                pairs = [pair for entry in each for pair in entry.pairs]
 
-        averages[key] = Difference(
-            {
-                seed: SeedDifference(
-                    statistics.fmean(entry[seed].difference for entry in known),
-                    p_value,
+                by_seed[seed] = SeedDifference(
+                    statistics.fmean(entry.difference for entry in each),
+                    _test(pairs, len(parts)),
+                    pairs,
                 )
-                for seed, p_value in zip(seeds, p_values)
-            },
-            p_sentences,
-        )
+
+        if by_seed:
+            averages[key] = Difference(by_seed, _test_seeds(by_seed, len(parts)))
 
     return averages
 
@@ -464,7 +423,7 @@ def _collect_run(
                 num_sentences=score.get("num_sentences"),
             )
 
-    return RunResult(run, outputs.system_path, time, scores, missing)
+    return RunResult(outputs, outputs.system_path, time, scores, missing)
 
 
 def _get_name(report: Mapping[str, Any], outputs: Outputs) -> str:
@@ -478,7 +437,7 @@ def _get_name(report: Mapping[str, Any], outputs: Outputs) -> str:
 
 
 def _measure_sentences(
-    grid: Grid, task: TaskSpec, scored: Sequence[Outputs]
+    task: TaskSpec, results: Sequence[RunResult]
 ) -> dict[str, Mapping[str, Measurement]]:
     """
     Measures the statistics of sentences, from which all seeds are tested together.
@@ -489,188 +448,157 @@ def _measure_sentences(
     """
     metrics = [name for name in task.metrics if not METRICS[name].runs_model]
 
+    scored = [r for r in results if not r.missing and r.run.system.is_scored]
+
     if not metrics or len(scored) < 2:
         return {}
 
-    systems = [_read_system(grid, outputs) for outputs in scored]
+    systems = [_read_system(result.outputs) for result in scored]
 
     evaluation = evaluate(
         systems, num_bootstrap=0, metrics=metrics, options=task.metric_options
     )
 
     return {
-        outputs.run.name: evaluation.measurements[str(outputs.system_path)]
-        for outputs in scored
+        result.run.name: evaluation.measurements[system.name]
+        for result, system in zip(scored, systems)
     }
 
 
-def _read_system(grid: Grid, outputs: Outputs) -> System:
+def _read_system(outputs: Outputs) -> System:
     """Reads outputs, with their references."""
-    run, split = outputs.run, outputs.split
+    run, file = outputs.run, outputs.translations
 
     target_lang = run.task.metric_options.target_lang
 
     if run.is_trained:
         return read_run(
             run.path,
-            split.name,
+            outputs.split.name,
             run.task.checkpoint,
-            None if split.data is None else Path(split.data),
+            outputs.data,
             target_lang,
             outputs.direction,
         )
 
-    texts = read_outputs_texts(grid, outputs)
-
-    file = outputs.translations
-
-    return texts.make_system(str(file), file, read_hypotheses(file), target_lang)
+    return outputs.read_texts().make_system(
+        str(file), file, read_hypotheses(file), target_lang
+    )
 
 
 def _compare(
     plan: Plan,
-    outputs: Mapping[str, Outputs],
     results: Mapping[str, RunResult],
     measured: Mapping[str, Mapping[str, Measurement]],
     runs: Sequence[RunResult],
     baseline: str,
-    pairs: _Pairs,
+    keys: Sequence[str],
 ) -> dict[str, Difference]:
     """
-    Compares the runs of a system with those of a baseline, by the key of the score.
+    Compares the runs of a system with those of a baseline.
 
-    :param outputs: By the name of the run.
-    :param pairs: Gets what they are tested by.
+    :param results: By the name of the run.
+    :param keys: Of all scores.
+
+    :returns: The differences by the key of the score, in their order.
     """
-    by_seed: dict[str, dict[int, SeedDifference]] = {}
+    by_key: dict[str, dict[int, SeedDifference]] = {key: {} for key in keys}
 
     for result in runs:
         run = result.run
 
         base = results.get(f"{run.task.name}/{baseline}/{run.seed}")
 
-        # The task is without this baseline.
-        if base is None:
-            continue
-
-        base_outputs, own_outputs = outputs[base.run.name], outputs[run.name]
-
-        compare = plan.compare.get(base_outputs.name)
-
-        # Or the baseline is alone.
-        if compare is None:
+        # The task is without this baseline, or the baseline is alone.
+        if base is None or base.outputs.name not in plan.compare:
             continue
 
         report: Mapping[str, Any] = {}
 
-        if compare.is_done():
-            report = _read_json(plan.compare_file(base_outputs))
+        if plan.compare[base.outputs.name].is_done():
+            report = _read_json(base.outputs.comparison)
+
+        name = _get_name(report, result.outputs)
 
         tests = {
             entry["key"]: entry
             for entry in report.get("comparisons", [])
-            if entry["system"] == _get_name(report, own_outputs)
+            if entry["system"] == name
         }
 
         for key in result.scores.keys() & base.scores.keys():
             test = tests.get(key, {})
 
-            by_seed.setdefault(key, {})[run.seed] = SeedDifference(
+            pair = [
+                measured[r.run.name][key]
+                for r in (base, result)
+                if key in measured.get(r.run.name, {})
+            ]
+
+            by_key[key][run.seed] = SeedDifference(
                 result.scores[key] - base.scores[key],
                 # As earlier versions wrote it.
                 test.get("randomization_p_value", test.get("p_value")),
+                (
+                    [(pair[0], pair[1])]
+                    if len(pair) == 2
+                    else _read_differences(key, report, name)
+                ),
             )
-
-            pair = _find_pair(key, measured, base.run, run) or _read_differences(
-                key, report, own_outputs
-            )
-
-            if pair is not None:
-                pairs[run.system.name, baseline, key][run.seed] = pair
-
-    task, system = runs[0].run.task, runs[0].run.system
 
     return {
-        key: Difference(
-            by_seed[key],
-            _test_sentences(by_seed[key], pairs[system.name, baseline, key]),
-        )
-        # In the order of the metrics.
-        for name in task.metrics
-        for key in METRICS[name].names
-        if key in by_seed
+        key: Difference(by_seed, _test_seeds(by_seed, 1))
+        for key, by_seed in by_key.items()
+        if by_seed
     }
 
 
-def _find_pair(
-    key: str,
-    measured: Mapping[str, Mapping[str, Measurement]],
-    baseline: Run,
-    run: Run,
-) -> _Pair | None:
-    base_measurement = measured.get(baseline.name, {}).get(key)
-
-    measurement = measured.get(run.name, {}).get(key)
-
-    if base_measurement is None or measurement is None:
-        return None
-
-    return base_measurement, measurement
-
-
-def _read_differences(
-    key: str, report: Mapping[str, Any], outputs: Outputs
-) -> _Pair | None:
+def _read_differences(key: str, report: Mapping[str, Any], name: str) -> list[_Pair]:
     """
     Reads the sentences of a metric that runs a model from what `compare` wrote.
 
     Such a metric is a mean over sentences, so that their differences say enough:
     swapping two outputs changes the sign of one.
+
+    :param name: What the report calls the system.
     """
     entry = report.get("sentences", {}).get("metrics", {}).get(key, {})
 
-    differences = entry.get(_get_name(report, outputs), {}).get("differences")
+    differences = entry.get(name, {}).get("differences")
 
     if not differences:
-        return None
+        return []
 
     zeros = [0.0] * len(differences)
 
-    return (
-        measure_mean(key, key, zeros, ""),
-        measure_mean(key, key, differences, ""),
-    )
-
-
-def _test_sentences(
-    by_seed: Mapping[int, SeedDifference], pairs: Mapping[int, _Pair]
-) -> float | None:
-    # One seed has been tested by `compare`.
-    if len(by_seed) == 1:
-        return next(iter(by_seed.values())).p_randomization
-
-    [p_value] = _test_groups([list(pairs.values())], [len(by_seed)])
-
-    return p_value
-
-
-def _test_groups(
-    groups: Sequence[Sequence[_Pair]], sizes: Sequence[int]
-) -> list[float | None]:
-    """:returns: ``None`` for a group that has not all of its pairs."""
-    # One sentence has no p.
-    is_whole = [
-        len(group) == size and any(len(baseline.stats) > 1 for baseline, _ in group)
-        for group, size in zip(groups, sizes)
+    return [
+        (measure_mean(key, key, zeros, ""), measure_mean(key, key, differences, ""))
     ]
 
-    p_values = iter(
-        randomization_p_values_of_groups(
-            [group for group, whole in zip(groups, is_whole) if whole]
-        )
-    )
 
-    return [next(p_values) if whole else None for whole in is_whole]
+def _test_seeds(
+    by_seed: Mapping[int, SeedDifference], num_directions: int
+) -> float | None:
+    """Tests all seeds together."""
+    entries = list(by_seed.values())
+
+    # One seed has been tested already.
+    if len(entries) == 1:
+        return entries[0].p_randomization
+
+    pairs = [pair for entry in entries for pair in entry.pairs]
+
+    return _test(pairs, len(entries) * num_directions)
+
+
+def _test(pairs: Sequence[_Pair], num_pairs: int) -> float | None:
+    """:returns: ``None`` if there are not as many pairs, or no more than a sentence."""
+    if len(pairs) != num_pairs or all(len(base.stats) < 2 for base, _ in pairs):
+        return None
+
+    [p_value] = randomization_p_values_of_groups([pairs])
+
+    return p_value
 
 
 def sign_flip_p_value(differences: Sequence[float]) -> float | None:
@@ -702,23 +630,9 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
+    content = read_json(file)
 
     if not isinstance(content, dict):
-        raise WarmupError(
-            f"{file} cannot be read; delete it to have it written again."
-        ) from None
+        raise WarmupError(f"{file} cannot be read; delete it to have it written again.")
 
-    return cast("dict[str, Any]", content)
-
-
-def _read_starts(path: Path) -> list[Mapping[str, object]]:
-    try:
-        starts = parse_json(RunDir(path).versions_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-
-    return starts if isinstance(starts, list) else []
+    return content

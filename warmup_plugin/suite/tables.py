@@ -17,6 +17,7 @@ from warmup_plugin.metrics.resampling import (
 )
 from warmup_plugin.metrics.tables import escape_latex, format_number
 from warmup_plugin.runs.run_dir import collect_versions
+from warmup_plugin.suite.plan import Plan
 from warmup_plugin.suite.results import (
     Difference,
     MetricInfo,
@@ -24,7 +25,7 @@ from warmup_plugin.suite.results import (
     SystemResult,
     TaskResult,
 )
-from warmup_plugin.suite.steps import Plan, Step
+from warmup_plugin.suite.steps import Step
 
 # What differs by more was not trained for the same time.
 _TIME_TOLERANCE: Final = 0.05
@@ -538,9 +539,9 @@ def _format_versions(versions: Mapping[str, object]) -> str:
 
 def _list_example_steps(plan: Plan, seed: int) -> list[Step]:
     """Lists the steps of one seed, in their order."""
-    names = [f"*/*/{seed}"]
+    first = [step for steps in plan.prepare.values() for step in steps]
 
-    return [*plan.prepare, *(s for s in plan.select(names) if s not in plan.prepare)]
+    return [*first, *(s for s in plan.select([f"*/*/{seed}"]) if s not in first)]
 
 
 def describe_command(step: Step) -> str:
@@ -620,7 +621,10 @@ def _system_to_json(
                     "p_sentences": difference.p_sentences,
                     "p_seeds": difference.p_seeds,
                     "by_seed": {
-                        seed: asdict(entry)
+                        seed: {
+                            "difference": entry.difference,
+                            "p_randomization": entry.p_randomization,
+                        }
                         for seed, entry in difference.by_seed.items()
                     },
                 }
