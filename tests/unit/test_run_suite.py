@@ -281,8 +281,16 @@ class TestLoadGrid:
             ("systems.0.per_task", {"toys": {}}, "`systems[0].per_task` names `toys`,"),
             ("systems.0.per_task", {"toy": {"x": 1}}, "`systems[0].per_task.toy.x` is"),
             ("systems.3.steps", 5, "`systems[3].steps` cannot be given beside"),
-            ("systems.3.step_time_of", None, "`systems[3].step_time_of` is missing"),
-            ("systems.3.equal_time_with", None, "`systems[3].step_time_of` is of no"),
+            (
+                "systems.3.step_time_of",
+                None,
+                "`systems[3].equal_time_with` needs `step",
+            ),
+            (
+                "systems.3.equal_time_with",
+                None,
+                "`systems[3].equal_time_with` needs `ste",
+            ),
             ("systems.3.step_time_of", "warmup", "since `criterion.name` differs in"),
         ],
     )

@@ -52,8 +52,7 @@ def _read_name(value: object, path: str) -> str:
 
     if not _NAME.fullmatch(name):
         raise WarmupError(
-            f"`{path}` is `{name}`, but it names folders; use letters, digits, `.`, "
-            "`_`, `+` and `-` only."
+            f"`{path}` is `{name}`, but it names folders; use letters, digits, `.`, `_`, `+` and `-` only."
         )
 
     return name
@@ -65,8 +64,7 @@ def _read_config(value: object, path: str) -> Mapping[str, object]:
     for key, remedy in _OWN_KEYS.items():
         if key in config:
             raise WarmupError(
-                f"`{path}` sets `{key}`, which the suite sets itself; give {remedy} "
-                "instead."
+                f"`{path}` sets `{key}`, which the suite sets itself; give {remedy} instead."
             )
 
     return config
@@ -79,8 +77,7 @@ def _read_direction(value: object, path: str) -> str:
         split_direction(name)
     except WarmupError:
         raise WarmupError(
-            f"`{path}` names `{name}`, which is no direction; write two languages with "
-            "one hyphen between them, such as `en-de`."
+            f"`{path}` names `{name}`, which is no direction; write two languages with one hyphen between them, such as `en-de`."
         ) from None
 
     return name
@@ -107,8 +104,7 @@ def _read_label(value: object, path: str) -> str:
 
     if "," in label:
         raise WarmupError(
-            f"`{path}` is a label with a comma, which `evaluate` cannot be given; use "
-            "labels without."
+            f"`{path}` is a label with a comma, which `evaluate` cannot be given; use labels without."
         )
 
     return label
@@ -212,7 +208,8 @@ class _MetricSpec:
         for description in fields(_MetricSpec):
             value = getattr(self, description.name)
 
-            if value:
+            # An empty text is for the option to refuse.
+            if value or value == "":
                 option = get_key(description).replace("_", "-")
 
                 text = value if isinstance(value, str) else ",".join(value)

@@ -77,8 +77,7 @@ def _expand(value: Any, variables: Mapping[str, str]) -> Any:
 
         if name not in variables:
             raise WarmupError(
-                f"`${{{name}}}` is used, but the environment variable {name} is not "
-                "set; export it."
+                f"`${{{name}}}` is used, but the environment variable {name} is not set; export it."
             )
 
         return variables[name]
@@ -166,8 +165,7 @@ def _check_known(
 
     if name not in known:
         raise WarmupError(
-            f"`{path}` names `{name}`, which is none of the {kinds} "
-            f"({', '.join(known) or 'none'}); {remedy}."
+            f"`{path}` names `{name}`, which is none of the {kinds} ({', '.join(known) or 'none'}); {remedy}."
         )
 
 
@@ -189,8 +187,7 @@ def _check_tasks(grid: Grid, system: SystemSpec, where: str) -> None:
     for pattern in system.tasks:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise WarmupError(
-                f"`{where}tasks` holds `{pattern}`, which matches no task; use some of "
-                f"{', '.join(names)}, or wildcards."
+                f"`{where}tasks` holds `{pattern}`, which matches no task; use some of {', '.join(names)}, or wildcards."
             )
 
     own_names = [task.name for task in grid.list_tasks(system)]
@@ -232,15 +229,12 @@ def _check_refs(grid: Grid, system: SystemSpec, where: str) -> None:
                 first = grid.list_tasks(other)[0]
 
                 raise WarmupError(
-                    f"`{path}` is `{ref}`, but `{other.name}` is no system of the task "
-                    f"{other_task.name}; name its task too, such as "
-                    f"`{first.name}/{other.name}`, or correct `tasks`."
+                    f"`{path}` is `{ref}`, but `{other.name}` is no system of the task {other_task.name}; name its task too, such as `{first.name}/{other.name}`, or correct `tasks`."
                 )
 
             if order.index(other_task.name) > order.index(task.name):
                 raise WarmupError(
-                    f"`{path}` is `{ref}`, of a task behind {task.name}; put "
-                    f"{other_task.name} before it."
+                    f"`{path}` is `{ref}`, of a task behind {task.name}; put {other_task.name} before it."
                 )
 
 
@@ -265,38 +259,28 @@ def _check_use(system: SystemSpec, where: str) -> None:
 
     if kind == "decode" and not system.options and not system.ensemble:
         raise WarmupError(
-            f"`{where}options` is missing; add those of `generate` by which it differs, "
-            "such as `[--beam-size, 1]`, or an `ensemble`."
+            f"`{where}options` is missing; add those of `generate` by which it differs, such as `[--beam-size, 1]`, or an `ensemble`."
         )
 
     # A table compares systems seed by seed.
     if system.seed is not None and system.is_scored:
         raise WarmupError(
-            f"`{where}seed` is for systems that others start from, which are not scored "
-            "themselves; add `score: false`."
+            f"`{where}seed` is for systems that others start from, which are not scored themselves; add `score: false`."
         )
 
 
 def _check_equal_time(grid: Grid, system: SystemSpec, where: str) -> None:
-    if system.equal_time_with is None:
-        if system.step_time_of is not None:
-            raise WarmupError(
-                f"`{where}step_time_of` is of no use without `equal_time_with`; add "
-                "that or leave it out."
-            )
-
-        return
+    if (system.equal_time_with is None) != (system.step_time_of is None):
+        raise WarmupError(
+            f"`{where}equal_time_with` needs `step_time_of`, the system whose steps take as long as these, and that needs it; give both or neither."
+        )
 
     if system.step_time_of is None:
-        raise WarmupError(
-            f"`{where}step_time_of` is missing; name the system whose steps take as "
-            "long as these, from which their number is computed."
-        )
+        return
 
     if any(settings.steps for settings in (system, *system.per_task.values())):
         raise WarmupError(
-            f"`{where}steps` cannot be given beside `equal_time_with`, which computes "
-            "it; leave one of them out."
+            f"`{where}steps` cannot be given beside `equal_time_with`, which computes it; leave one of them out."
         )
 
     like = grid.system(system.step_time_of.system)
@@ -310,9 +294,7 @@ def _check_equal_time(grid: Grid, system: SystemSpec, where: str) -> None:
 
         if keys:
             raise WarmupError(
-                f"`{where}step_time_of` is `{like.name}`, whose steps may take another "
-                f"time, since `{keys[0]}` differs in {task.name}; give both the same "
-                "settings, or name another system."
+                f"`{where}step_time_of` is `{like.name}`, whose steps may take another time, since `{keys[0]}` differs in {task.name}; give both the same settings, or name another system."
             )
 
 
@@ -344,9 +326,7 @@ def _check_trained_directions(grid: Grid, system: SystemSpec) -> None:
 
         if not set(task.directions) <= names.keys():
             raise WarmupError(
-                f"`tasks[{idx}].direction` must be one of the directions that "
-                f"`{system.name}` is trained on, or a list of them; write some of "
-                f"`[{', '.join(names)}]`."
+                f"`tasks[{idx}].direction` must be one of the directions that `{system.name}` is trained on, or a list of them; write some of `[{', '.join(names)}]`."
             )
 
 
@@ -363,15 +343,13 @@ def _check_cascade(grid: Grid, system: SystemSpec, where: str) -> None:
     for (_, target), (source, _) in zip(pairs, pairs[1:]):
         if source != target:
             raise WarmupError(
-                f"`{path}` goes on from `{source}` where it has come to `{target}`; "
-                "order the directions so that each begins where the last one ends."
+                f"`{path}` goes on from `{source}` where it has come to `{target}`; order the directions so that each begins where the last one ends."
             )
 
     for task in grid.list_tasks(system):
         if grid.find_like(task, system) is None:
             raise WarmupError(
-                f"`{where}cascade` has no system before it that is trained on "
-                f"{task.name}, whose test data it takes; put one there."
+                f"`{where}cascade` has no system before it that is trained on {task.name}, whose test data it takes; put one there."
             )
 
         for direction in task.directions:
@@ -381,9 +359,7 @@ def _check_cascade(grid: Grid, system: SystemSpec, where: str) -> None:
             source, target = str(direction).split("-")
 
             raise WarmupError(
-                f"`{path}` do not lead from `{source}` to `{target}`, "
-                f"{'the' if len(task.directions) == 1 else 'a'} direction of "
-                f"{task.name}; correct them, or leave {task.name} out of its `tasks`."
+                f"`{path}` do not lead from `{source}` to `{target}`, {'the' if len(task.directions) == 1 else 'a'} direction of {task.name}; correct them, or leave {task.name} out of its `tasks`."
             )
 
 
@@ -395,8 +371,7 @@ def _check_figure(grid: Grid, scored: Sequence[str]) -> None:
     if figure is None:
         if tasks:
             raise WarmupError(
-                "`x` of a task is of no use without `figure`; add that, such as "
-                "`figure: {x: pairs, metric: bleu}`, or leave it out."
+                "`x` of a task is of no use without `figure`; add that, such as `figure: {x: pairs, metric: bleu}`, or leave it out."
             )
 
         return
@@ -405,8 +380,7 @@ def _check_figure(grid: Grid, scored: Sequence[str]) -> None:
 
     if len(tasks) < 2:
         raise WarmupError(
-            "`figure` needs tasks with different numbers `x`; give them, such as the "
-            "number of their pairs."
+            "`figure` needs tasks with different numbers `x`; give them, such as the number of their pairs."
         )
 
     scores = [

@@ -68,8 +68,7 @@ class Plan:
 
             if not matching:
                 raise WarmupError(
-                    f"`--only {pattern}` matches no run; the runs are named "
-                    f"TASK/SYSTEM/SEED, such as {self.runs[0].name}."
+                    f"`--only {pattern}` matches no run; the runs are named TASK/SYSTEM/SEED, such as {self.runs[0].name}."
                 )
 
             names |= matching

@@ -161,6 +161,13 @@ class SystemResult:
         return [run.time for run in self.runs if run.time is not None]
 
     @property
+    def mean_seconds(self) -> float | None:
+        """The mean training time; ``None`` if it trains nothing, or has not yet."""
+        seconds = [time.seconds for time in self.times]
+
+        return sum(seconds) / len(seconds) if seconds else None
+
+    @property
     def num_scored(self) -> int:
         return sum(not run.missing for run in self.runs)
 
@@ -382,18 +389,21 @@ def _collect_run(
     """Collects a run, and what there is to know of metrics into ``infos``."""
     run = outputs.run
 
-    time, scores, missing = None, {}, ""
+    train = plan.train.get(run.name)
 
-    if run.is_trained and not plan.train[run.name].is_done():
-        missing = "not trained as the grid says"
-    elif run.is_trained:
-        time = measure_training(run.path)
+    reasons = {
+        "not trained as the grid says": train,
+        "not translated": plan.generate.get(outputs.name),
+        "not scored": plan.evaluate.get(outputs.name),
+    }
 
-    if not missing and run.system.is_scored:
-        if not plan.generate[outputs.name].is_done():
-            missing = "not translated"
-        elif not plan.evaluate[outputs.name].is_done():
-            missing = "not scored"
+    missing = next(
+        (why for why, step in reasons.items() if step and not step.is_done()), ""
+    )
+
+    time = measure_training(run.path) if train and train.is_done() else None
+
+    scores = {}
 
     if not missing and run.system.is_scored:
         report = _read_json(outputs.scores)
@@ -410,10 +420,7 @@ def _collect_run(
 
             if info.signature not in ("", score["signature"]):
                 raise WarmupError(
-                    f"{outputs.name} was scored by {info.name} with the signature "
-                    f"`{score['signature']}`, but another run with "
-                    f"`{info.signature}`; delete the files `*.scores.json` to score "
-                    "all of them again."
+                    f"{outputs.name} was scored by {info.name} with the signature `{score['signature']}`, but another run with `{info.signature}`; delete the files `*.scores.json` to score all of them again."
                 )
 
             infos[info.key] = replace(

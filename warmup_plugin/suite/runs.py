@@ -292,8 +292,7 @@ def measure_training(path: Path) -> TrainingTime:
 
     if num_timed == 0 or seconds <= 0.0:
         raise WarmupError(
-            f"{file} holds no step with its time; train {path} with "
-            "`regime.publish_metrics_every_n_steps`."
+            f"{file} holds no step with its time; train {path} with `regime.publish_metrics_every_n_steps`."
         )
 
     # Where a run was resumed between two records, some of its steps are in none.

@@ -70,8 +70,7 @@ def read_section(kls: type[T], content: object, path: str = "") -> T:
     for key in content:
         if key not in by_key:
             raise WarmupError(
-                f"`{prefix}{key}` is not known; use some of "
-                f"{', '.join(f'`{name}`' for name in by_key)}."
+                f"`{prefix}{key}` is not known; use some of {', '.join(f'`{name}`' for name in by_key)}."
             )
 
     hints = _get_hints(described)

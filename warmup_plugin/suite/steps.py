@@ -146,8 +146,7 @@ class Step:
         if run is not None and record and record.get("inputs") != inputs:
             if RunDir(run.path).has_begun():
                 raise WarmupError(
-                    f"{run.path} was started from a run that has been trained anew "
-                    f"since; delete it, so that it is trained anew as well."
+                    f"{run.path} was started from a run that has been trained anew since; delete it, so that it is trained anew as well."
                 )
 
         # What broke goes on.
