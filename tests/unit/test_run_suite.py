@@ -33,15 +33,12 @@ from warmup_plugin.metrics.base import measure_mean
 from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.runs.yaml_files import dump_yaml
-from warmup_plugin.suite import results
+from warmup_plugin.suite import differences
+from warmup_plugin.suite.differences import sign_flip_p_value
 from warmup_plugin.suite.grid import Grid
 from warmup_plugin.suite.load import load_grid
 from warmup_plugin.suite.plan import Plan, format_setting, make_plan
-from warmup_plugin.suite.results import (
-    SuiteResult,
-    collect_results,
-    sign_flip_p_value,
-)
+from warmup_plugin.suite.results import SuiteResult, collect_results
 from warmup_plugin.suite.runner import Outcome, Runner, Status
 from warmup_plugin.suite.runs import Run, is_finished, measure_training
 from warmup_plugin.suite.steps import NotReady, Step
@@ -62,7 +59,7 @@ def with_fewer_trials() -> Iterator[None]:
     test = partial(randomization_p_values_of_groups, num_trials=NUM_TRIALS)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(results, "randomization_p_values_of_groups", test)
+        monkeypatch.setattr(differences, "randomization_p_values_of_groups", test)
 
         yield
 
@@ -315,15 +312,47 @@ class TestLoadGrid:
         assert str(info.value).startswith(f"{tmp_path / 'grid.yaml'}: ")
         assert str(info.value).endswith(".")
 
-    def test_call_refuses_what_is_no_text_or_number(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "text,message",
+        [
+            ("a.b: 2024-01-01", "`tasks[0].config.a.b` is datetime"),
+            ("a.b: [{c: 2024-01-01}]", "`tasks[0].config.a.b[0].c` is datetime"),
+            ("1: a", "`tasks[0].config` has the key 1; write it in quotes."),
+        ],
+    )
+    def test_call_refuses_what_is_no_text_or_number(
+        self, tmp_path: Path, text: str, message: str
+    ) -> None:
         file = tmp_path / "grid.yaml"
 
-        text = dump_yaml(make_grid()).replace("dataset.path: data", "a.b: 2024-01-01")
+        file.write_text(dump_yaml(make_grid()).replace("dataset.path: data", text))
 
-        file.write_text(text)
-
-        with pytest.raises(WarmupError, match="`tasks\\[0\\].config.a.b` is datetime"):
+        with pytest.raises(WarmupError, match=re.escape(message)):
             load_grid(file)
+
+    def test_system_of_one_seed_starts_from_one_of_that_seed(
+        self, tmp_path: Path
+    ) -> None:
+        content = make_grid()
+
+        middle = {"name": "middle", "init_from": "sft", "score": False, "seed": 7}
+
+        content["systems"].insert(1, middle)
+
+        with pytest.raises(WarmupError, match="not trained with the seed 7 before it"):
+            load(tmp_path, content)
+
+        middle["seed"] = 1
+
+        step = make_plan(load(tmp_path, content)).train["toy/middle/1"]
+
+        assert [need.key for need in step.needs] == ["train toy/sft/1"]
+
+        content["systems"][0] |= {"score": False, "seed": 7}
+
+        middle["seed"] = 7
+
+        assert "toy/middle/7" in make_plan(load(tmp_path, content)).train
 
     @pytest.mark.parametrize("text", ["a: [", "a: 1\na: 2", "\xff"])
     def test_call_refuses_what_is_no_yaml(self, tmp_path: Path, text: str) -> None:

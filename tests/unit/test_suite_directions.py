@@ -338,6 +338,18 @@ class TestMakePlan:
             "out/toy/_compare/seed_1.devtest.de-en.sft.result.json",
         ]
 
+    def test_split_in_a_folder_names_files_beside_the_run(self, tmp_path: Path) -> None:
+        content = make_grid()
+
+        content["tasks"][0]["split"][0] = "news/test"
+
+        plan = make_plan(load(tmp_path, content))
+
+        command = plan.evaluate["toy/sft/1 news-test.en-de"].preview()
+
+        assert command[2:4] == ["--split", "news/test"]
+        assert command[-1] == "out/toy/sft/seed_1.news-test.en-de.scores.json"
+
     def test_select_takes_all_of_a_run(self, plan: Plan) -> None:
         keys = [step.key for step in plan.select(["toy/plain/2"])]
 

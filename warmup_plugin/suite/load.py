@@ -222,6 +222,12 @@ def _check_refs(grid: Grid, system: SystemSpec, where: str) -> None:
                 f"`{path}` is `{ref}`, which trains no model; name another system."
             )
 
+        # All of one seed are trained with the first of the grid.
+        if other.seed is None and system.seed not in (None, grid.seeds[0]):
+            raise WarmupError(
+                f"`{path}` is `{ref}`, which is not trained with the seed {system.seed} before it; give `{other.name}` that `seed` too, or `{system.name}` the first of `seeds`."
+            )
+
         for task in grid.list_tasks(system):
             other_task = grid.task(ref.find_task(task.name))
 

@@ -1,34 +1,34 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
-"""What a suite has measured: scores, training times, differences and their tests."""
+"""What a suite has measured: scores, training times, and differences."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias, final
+from typing import Any, final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.scores import evaluate
 from warmup_plugin.evaluation.systems import System, read_hypotheses, read_run
 from warmup_plugin.metrics.base import Measurement, measure_mean
 from warmup_plugin.metrics.registry import METRICS
-from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.parsing import read_json
 from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.suite.differences import (
+    Difference,
+    Pair,
+    SeedDifference,
+    average_differences,
+    deviation,
+    make_difference,
+)
 from warmup_plugin.suite.grid import Grid, SplitSpec, SystemSpec, TaskSpec
 from warmup_plugin.suite.plan import Plan
 from warmup_plugin.suite.runs import Outputs, Run, TrainingTime, measure_training
-
-# All signs of so many differences are tried out; of more, none.
-_MAX_SIGN_FLIPS: Final = 14
-
-# Scores are at most about 100; what is closer than this differs by rounding.
-_TOLERANCE: Final = 1e-9
 
 
 @final
@@ -40,12 +40,12 @@ class MetricInfo:
 
     name: str
 
-    signature: str
+    signature: str = ""
     """Empty if no run has the score."""
 
-    higher_is_better: bool
+    higher_is_better: bool = True
 
-    reason: str | None
+    reason: str | None = None
     """Why some run has no score."""
 
     num_sentences: int | None = None
@@ -76,62 +76,6 @@ class RunResult:
         return self.outputs.run
 
 
-_Pair: TypeAlias = tuple[Measurement, Measurement]
-"""A baseline and a system that were trained with one seed."""
-
-
-@final
-@dataclass(frozen=True)
-class SeedDifference:
-    """Holds the difference of two systems that were trained with one seed."""
-
-    difference: float
-
-    p_randomization: float | None
-
-    pairs: Sequence[_Pair]
-    """What it is tested by, one a direction; empty if that is not known."""
-
-
-@final
-@dataclass(frozen=True)
-class Difference:
-    """Holds the difference of a system from a baseline by one metric."""
-
-    by_seed: Mapping[int, SeedDifference]
-
-    p_sentences: float | None
-    """Of approximate randomization over the sentences, all seeds together."""
-
-    @property
-    def differences(self) -> list[float]:
-        return [entry.difference for entry in self.by_seed.values()]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.differences)
-
-    @property
-    def deviation(self) -> float | None:
-        return _deviation(self.differences)
-
-    @property
-    def p_seeds(self) -> float | None:
-        """Of all sign flips of the differences of the seeds; see the function."""
-        return sign_flip_p_value(self.differences)
-
-    @property
-    def p_range(self) -> tuple[float, float] | None:
-        """The least and the largest p-value of a seed."""
-        values = [
-            entry.p_randomization
-            for entry in self.by_seed.values()
-            if entry.p_randomization is not None
-        ]
-
-        return (min(values), max(values)) if values else None
-
-
 @final
 @dataclass(frozen=True)
 class SystemResult:
@@ -154,7 +98,7 @@ class SystemResult:
 
     def deviation(self, key: str) -> float | None:
         """The sample standard deviation over seeds; ``None`` for less than two."""
-        return _deviation(self.scores(key))
+        return deviation(self.scores(key))
 
     @property
     def times(self) -> list[TrainingTime]:
@@ -260,7 +204,7 @@ def _collect_direction(
     grid: Grid, plan: Plan, task: TaskSpec, split: SplitSpec, direction: str | None
 ) -> TaskResult:
     infos = {
-        key: MetricInfo(key, title, "", True, None)
+        key: MetricInfo(key, title)
         for name in task.metrics
         for key, title in METRICS[name].names.items()
     }
@@ -301,7 +245,7 @@ def _average(parts: Sequence[TaskResult]) -> TaskResult:
         runs = [_average_runs(first.task, rs) for rs in zip(*(s.runs for s in each))]
 
         against = {
-            baseline: _average_differences([s.against[baseline] for s in each])
+            baseline: average_differences([s.against[baseline] for s in each])
             for baseline in each[0].against
         }
 
@@ -345,42 +289,6 @@ def _average_runs(task: TaskSpec, results: Sequence[RunResult]) -> RunResult:
         )
 
     return RunResult(first.outputs, first.run.path, first.time, scores, missing)
-
-
-def _average_differences(
-    parts: Sequence[Mapping[str, Difference]],
-) -> dict[str, Difference]:
-    """
-    Averages the differences of a system from a baseline.
-
-    :param parts: Those of each direction, by the key of the score.
-    """
-    averages = {}
-
-    for key in parts[0]:
-        if not all(key in part for part in parts):
-            continue
-
-        by_seeds = [part[key].by_seed for part in parts]
-
-        by_seed = {}
-
-        for seed in by_seeds[0]:
-            if all(seed in entry for entry in by_seeds):
-                each = [entry[seed] for entry in by_seeds]
-
-                pairs = [pair for entry in each for pair in entry.pairs]
-
-                by_seed[seed] = SeedDifference(
-                    statistics.fmean(entry.difference for entry in each),
-                    _test(pairs, len(parts)),
-                    pairs,
-                )
-
-        if by_seed:
-            averages[key] = Difference(by_seed, _test_seeds(by_seed, len(parts)))
-
-    return averages
 
 
 def _collect_run(
@@ -553,14 +461,10 @@ def _compare(
                 ),
             )
 
-    return {
-        key: Difference(by_seed, _test_seeds(by_seed, 1))
-        for key, by_seed in by_key.items()
-        if by_seed
-    }
+    return {key: make_difference(by_seed) for key, by_seed in by_key.items() if by_seed}
 
 
-def _read_differences(key: str, report: Mapping[str, Any], name: str) -> list[_Pair]:
+def _read_differences(key: str, report: Mapping[str, Any], name: str) -> list[Pair]:
     """
     Reads the sentences of a metric that runs a model from what `compare` wrote.
 
@@ -581,59 +485,6 @@ def _read_differences(key: str, report: Mapping[str, Any], name: str) -> list[_P
     return [
         (measure_mean(key, key, zeros, ""), measure_mean(key, key, differences, ""))
     ]
-
-
-def _test_seeds(
-    by_seed: Mapping[int, SeedDifference], num_directions: int
-) -> float | None:
-    """Tests all seeds together."""
-    entries = list(by_seed.values())
-
-    # One seed has been tested already.
-    if len(entries) == 1:
-        return entries[0].p_randomization
-
-    pairs = [pair for entry in entries for pair in entry.pairs]
-
-    return _test(pairs, len(entries) * num_directions)
-
-
-def _test(pairs: Sequence[_Pair], num_pairs: int) -> float | None:
-    """:returns: ``None`` if there are not as many pairs, or no more than a sentence."""
-    if len(pairs) != num_pairs or all(len(base.stats) < 2 for base, _ in pairs):
-        return None
-
-    [p_value] = randomization_p_values_of_groups([pairs])
-
-    return p_value
-
-
-def sign_flip_p_value(differences: Sequence[float]) -> float | None:
-    """
-    Tests whether the mean of paired differences could be 0, by all their sign flips.
-
-    The exact test of paired trainings: the share of the :math:`2^n` ways to exchange
-    the two of a pair whose mean is at least as far from 0. With n pairs it is at least
-    :math:`2^{1-n}`: 0.25 with three.
-
-    :returns: ``None`` if there are too many differences, or none.
-    """
-    if not 1 <= len(differences) <= _MAX_SIGN_FLIPS:
-        return None
-
-    observed = abs(sum(differences)) - _TOLERANCE
-
-    signs = itertools.product((1.0, -1.0), repeat=len(differences))
-
-    num_extreme = sum(
-        abs(sum(s * d for s, d in zip(row, differences))) >= observed for row in signs
-    )
-
-    return num_extreme / 2.0 ** len(differences)
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from warmup_plugin.metrics.resampling import (
 )
 from warmup_plugin.metrics.tables import escape_latex, format_number
 from warmup_plugin.runs.run_dir import collect_versions
+from warmup_plugin.suite.differences import Difference
 from warmup_plugin.suite.notes import describe_missing, describe_versions, make_notes
 from warmup_plugin.suite.plan import Plan
 from warmup_plugin.suite.results import (
-    Difference,
     MetricInfo,
     SuiteResult,
     SystemResult,
