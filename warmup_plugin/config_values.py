@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, final
+from typing import IO, cast, final
 
 from fairseq2.file_system import FileSystem
 from fairseq2.runtime.dependency import DependencyContainer
@@ -66,12 +67,21 @@ def create_value_converter() -> StandardValueConverter:
     """
     Creates what turns values from YAML into those of a config.
 
-    fairseq2 takes 1.5 for 1 and ``true`` for 1, and cannot take infinity for a number.
+    fairseq2 takes 1.5 for 1, ``true`` for 1 and a word for the list of its letters, and
+    cannot take infinity for a number.
     """
     converter = StandardValueConverter()
 
+    def structure_list(origin_type: object, type_args: object, obj: object) -> object:
+        [element_type] = cast("tuple[object]", type_args)
+
+        return _structure_list(converter, element_type, obj)
+
     set_structurer(converter, int, _structure_int)
     set_structurer(converter, float, _structure_float)
+    set_structurer(converter, bool, _structure_bool)
+    set_structurer(converter, list, structure_list)
+    set_structurer(converter, Sequence, structure_list)
 
     return converter
 
@@ -104,3 +114,34 @@ def _structure_float(origin_type: object, type_args: object, obj: object) -> obj
     raise StructureError(
         f"It must be a number, but is {shorten_text(repr(obj))} instead."
     )
+
+
+def _structure_bool(origin_type: object, type_args: object, obj: object) -> object:
+    if isinstance(obj, bool):
+        return obj
+
+    raise StructureError(
+        f"It must be `true` or `false`, but is {shorten_text(repr(obj))} instead."
+    )
+
+
+def _structure_list(
+    converter: ValueConverter, element_type: object, obj: object
+) -> object:
+    if isinstance(obj, str) or not isinstance(obj, Sequence):
+        raise StructureError(
+            f"It must be a list, such as `[A, B]`, but is {shorten_text(repr(obj))} instead."
+        )
+
+    values = []
+
+    for idx, value in enumerate(obj):
+        try:
+            values.append(converter.structure(value, element_type))
+        except StructureError as ex:
+            # As fairseq2 says it.
+            raise StructureError(
+                f"Element {value} at index {idx} cannot be structured as {element_type}."
+            ) from ex
+
+    return values

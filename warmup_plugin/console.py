@@ -50,6 +50,8 @@ _NOISE: Final = re.compile(r"Value cannot be structured to `.*`\.")
 _INVALID_SECTION: Final = re.compile(r"`([\w.]+)` is not valid: ")
 
 _FIRST_KEY: Final = re.compile(r"(?:^|(?<=\. ))`([\w.-]+)`")
+
+_MULTIPLE_OF: Final = re.compile(r"(must be a multiple of )`(\w+)`")
 # What it says of each field around that cause.
 
 _FIELD: Final = re.compile(r"`(\w+)` field cannot be structured\.")
@@ -365,6 +367,9 @@ def name_keys(text: str) -> str:
             return f"`{key}`" if is_whole else f"`{section}.{key}`"
 
         named, num_keys = _FIRST_KEY.subn(name, sentences)
+
+        # Another key of the section.
+        named = _MULTIPLE_OF.sub(rf"\1`{section}.\2`", named)
 
         head += named if num_keys > 0 else f"`{section}` is not valid: {sentences}"
 

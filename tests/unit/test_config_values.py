@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 
@@ -27,6 +28,11 @@ class Inner:
 @dataclass
 class Outer:
     inner: Inner
+
+
+@dataclass
+class Numbers:
+    nums: list[int]
 
 
 class TestCreateValueConverter:
@@ -55,6 +61,33 @@ class TestCreateValueConverter:
         assert "must be a number" in describe_causes(info.value)
 
         assert create_value_converter().structure("1e-3", float) == 0.001
+
+    @pytest.mark.parametrize("value", ["true", 1, None, []])
+    def test_what_is_not_true_or_false_is_refused(self, value: object) -> None:
+        with pytest.raises(StructureError) as info:
+            create_value_converter().structure(value, bool)
+
+        assert "must be `true` or `false`" in describe_causes(info.value)
+
+    @pytest.mark.parametrize("kls", [list[str], Sequence[str]])
+    @pytest.mark.parametrize("value", ["bleu", 1, {"a": "b"}])
+    def test_word_is_no_list(self, value: object, kls: object) -> None:
+        with pytest.raises(StructureError) as info:
+            create_value_converter().structure(value, kls)
+
+        assert "must be a list, such as `[A, B]`" in describe_causes(info.value)
+
+    def test_lists_are_read(self) -> None:
+        converter = create_value_converter()
+
+        for value in (["1", 2], ("1", 2)):
+            assert converter.structure(value, list[int]) == [1, 2]
+            assert converter.structure(value, Sequence[int]) == [1, 2]
+
+        with pytest.raises(StructureError) as info:
+            converter.structure({"nums": [1, "x"]}, Numbers)
+
+        assert describe_causes(info.value).startswith("`nums[1]` must be a whole")
 
     def test_error_names_the_field(self) -> None:
         with pytest.raises(StructureError) as info:

@@ -388,6 +388,10 @@ class TestNameKeys:
                 "`a` is bad. `b` is not valid: `c` must be at most `d` (1). `e` is not valid: `f` is g; set `h`.",
                 "`a` is bad. `b.c` must be at most `d` (1). `e.f` is g; set `h`.",
             ),
+            (
+                "`a` is not valid: `b` must be a multiple of `c` (3), but is 2 instead.",
+                "`a.b` must be a multiple of `a.c` (3), but is 2 instead.",
+            ),
             # That calls itself so.
             ("`a` is not valid: `a.b` must be c.", "`a.b` must be c."),
             ("`a` is not valid: It must be c.", "`a` is not valid: It must be c."),

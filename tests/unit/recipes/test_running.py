@@ -72,6 +72,18 @@ class TestStructure:
             ),
             ("regime.num_steps=x", "`regime.num_steps`.* must be a whole number"),
             ("regime.num_steps=0", "^`regime.num_steps` must be greater than"),
+            (
+                "regime.validate_every_n_steps=20",
+                "`regime.validate_every_n_steps` must be a multiple of `regime.publish_metrics_every_n_steps`",
+            ),
+            (
+                "lora.targets=all-linear",
+                "`lora.targets` must be a list, .* 'all-linear'",
+            ),
+            (
+                "warmup.with_empty=maybe",
+                "`warmup.with_empty` must be `true` or `false`",
+            ),
             ("task.name=nope", "^`task.name` is `nope`, which is not registered"),
             ("optimizer.name=nope", "^`optimizer.name` is `nope`, .*; use `adamw`"),
             ("lr_scheduler.name=nope", "^`lr_scheduler.name` is .*; use `cosine_ann"),
