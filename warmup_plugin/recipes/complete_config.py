@@ -164,6 +164,8 @@ def _complete_model(
 
         step_nr = init_dir.find_checkpoint(str(config.init_checkpoint))
 
+        init_dir.check_model(step_nr)
+
         section.family, model_config = init_dir.load_model_metadata()
 
         section.name = section.arch = None

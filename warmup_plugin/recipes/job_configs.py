@@ -265,6 +265,8 @@ def create_lines_config(
     """
     step_nr = run_dir.find_checkpoint(checkpoint)
 
+    run_dir.check_model(step_nr)
+
     dataset, tokenizer = run_config["dataset"], run_config["tokenizer"]
 
     # Else it is one that fairseq2 knows by name.

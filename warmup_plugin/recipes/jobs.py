@@ -128,7 +128,9 @@ def translate(options: TranslateOptions) -> int:
 
     for file in options.files:
         if not file.exists():
-            raise WarmupError(f"The input file `{file}` does not exist.")
+            raise WarmupError(
+                f"The input file `{file}` does not exist; correct it, or name none to translate standard input."
+            )
 
     output = options.output
 

@@ -19,7 +19,9 @@ from fairseq2.recipe.config import (
     ReferenceModelSection,
 )
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.nn import Module
+from typing_extensions import override
 
 from warmup_plugin.data.lines import (
     Line,
@@ -46,7 +48,7 @@ from warmup_plugin.tokenizers.codec import TextCodec
 
 
 @dataclass(kw_only=True)
-class LinesConfig:
+class LinesConfig(Validatable):
     """Describes a job of a model that reads text line by line; the command line fills it
     from a run."""
 
@@ -91,6 +93,20 @@ class LinesConfig:
     common: CommonSection = field(
         default_factory=lambda: CommonSection(no_sweep_dir=True)
     )
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        for name in ("max_num_tokens", "chunk_size"):
+            value = getattr(self, name)
+
+            if value < 1:
+                result.add_error(
+                    f"`{name}` must be greater than or equal to 1, but is {value}."
+                )
+
+        return result
 
 
 def register_codec(

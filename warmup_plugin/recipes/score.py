@@ -69,7 +69,7 @@ class ScoreConfig(LinesConfig, Validatable):
 
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        result = super().validate()
 
         if self.num_warmups < 0:
             result.add_error("`num_warmups` must be greater than or equal to 0.")

@@ -145,6 +145,18 @@ class RunDir:
                     f"`{folder}` lacks the files of `{part}`; restore it from a copy of the run, or delete it to go on from the checkpoint before it, if there is one."
                 )
 
+    def check_model(self, step: int) -> None:
+        """
+        :raises WarmupError: If the weights of a checkpoint are missing.
+        """
+        folder = self.model_path(step)
+
+        # What is there is checked by who reads it.
+        if not any(f.is_file() for f in folder.rglob("*") if f.suffix != ".sha256"):
+            raise WarmupError(
+                f"`{folder}` holds no weights; restore it from a copy of the run, or choose another checkpoint."
+            )
+
     def scores(self) -> dict[int, float]:
         """Returns the validation score of each checkpoint that has one."""
         scores = {}

@@ -645,6 +645,8 @@ class TestFaults:
         [
             (["--output", "/dev/null"], "The output `/dev/null` is no regular file"),
             (["--chunk-size", 0], "`--chunk-size` must be greater than or equal to 1"),
+            (["--config", "max_num_tokens=0"], "`max_num_tokens` must be greater than"),
+            (["--config", "chunk_size=-1"], "`chunk_size` must be greater than or eq"),
         ],
     )
     def test_mistake_is_one_sentence(
@@ -659,13 +661,34 @@ class TestFaults:
         assert status == 2
         assert message in err
 
+    def test_missing_weights_are_one_sentence(
+        self, tmp_path: Path, sft_run: Path, translate: Translate
+    ) -> None:
+        run = shutil.copytree(sft_run, tmp_path / "run")
+
+        run_dir = RunDir(run)
+
+        folder = run_dir.model_path(run_dir.find_checkpoint("best"))
+
+        for file in folder.rglob("*.pt"):
+            file.unlink()
+
+        for args in ([run], [sft_run, "--ensemble", run]):
+            status, _, err = translate(*args, stdin=b"puke\n")
+
+            assert status == 2
+            assert f"`{folder}` holds no weights; restore it from a copy" in err
+
     def test_missing_file_is_one_sentence(
         self, tmp_path: Path, sft_run: Path, translate: Translate
     ) -> None:
         status, out, err = translate(sft_run, tmp_path / "nope.txt")
 
         assert (status, out) == (2, b"")
-        assert f"error: The input file `{tmp_path / 'nope.txt'}` does not exist." in err
+        assert (
+            f"error: The input file `{tmp_path / 'nope.txt'}` does not exist; correct it, or name none"
+            in err
+        )
 
     def test_run_without_checkpoint_is_one_sentence(
         self, tmp_path: Path, translate: Translate

@@ -59,6 +59,20 @@ def add_checkpoint(run_dir: RunDir, step: int, score: str | None) -> None:
         (scores_dir / f"step_{step}.txt").write_text(score + "\n")
 
 
+def test_check_model_raises_error_when_weights_are_missing(run_dir: RunDir) -> None:
+    folder = run_dir.model_path(4)
+
+    # What is left of them.
+    (folder / "sdp_00.pt.sha256").touch()
+
+    with pytest.raises(WarmupError, match=f"`{folder}` holds no weights"):
+        run_dir.check_model(4)
+
+    (folder / "sdp_00.pt").touch()
+
+    run_dir.check_model(4)
+
+
 class TestFindCheckpoint:
     def test_call_finds_each(self, run_dir: RunDir) -> None:
         assert run_dir.find_checkpoint("best") == 4
