@@ -248,7 +248,7 @@ class TestUse:
         def keep(name: str, **values: object) -> Path:
             copy = shutil.copytree(scratch_run, tmp_path / name)
 
-            config = load_yaml(copy / "run.yaml")
+            config: dict[str, Any] = dict(load_yaml(copy / "run.yaml"))
 
             config["dataset"]["directions"] = {
                 name: {**config["dataset"]["directions"][name], **values}
