@@ -63,6 +63,10 @@ class LineSink(ABC):
     def finish(self) -> None:
         """Called when all lines are done."""
 
+    def describe_kept(self) -> str | None:
+        """Says what is kept of a job that ends before; ``None`` if nothing is."""
+        return None
+
 
 @final
 class StreamSink(LineSink):
@@ -273,6 +277,13 @@ class FileSink(LineSink):
             raise self._make_error(ex) from None
 
         log.info("{:,} lines written to {}.", self._num_lines, self._files[0])
+
+    @override
+    def describe_kept(self) -> str | None:
+        if self._num_lines == 0:
+            return None
+
+        return f"{self._num_lines:,} lines are kept in {self._partial(self._files[0])}; the same command goes on there."
 
     def _make_error(self, ex: OSError) -> WarmupError:
         # Closing a file that could not be flushed tries it once more.

@@ -71,6 +71,24 @@ class LineTask(Task):
     def run(self) -> None:
         is_first = self._gangs.root.rank == 0
 
+        try:
+            self._process_all(is_first)
+        except KeyboardInterrupt:
+            if is_first and (kept := self._sink.describe_kept()) is not None:
+                print(kept, file=sys.stderr)
+
+            raise
+
+        if self._num_cut > 0:
+            print(
+                f"{self._num_cut:,} of these lines were longer than the model reads and were cut (`--truncate`)",
+                file=sys.stderr,
+            )
+
+        self._gangs.close()
+
+    def _process_all(self, is_first: bool) -> None:
+        """:param is_first: Whether this is the rank that reads and writes."""
         progress = self._progress if is_first else None
 
         def advance(num_lines: int) -> None:
@@ -110,14 +128,6 @@ class LineTask(Task):
 
             if is_first:
                 self._sink.finish()
-
-        if self._num_cut > 0:
-            print(
-                f"{self._num_cut:,} of these lines were longer than the model reads and were cut (`--truncate`)",
-                file=sys.stderr,
-            )
-
-        self._gangs.close()
 
     def _skip_done(self) -> int:
         """Reads the lines that an earlier job has done."""

@@ -51,9 +51,11 @@ RANK = 3
 SEQ = [BOS_IDX, 5, SEPARATOR_IDX, 7]
 
 
-def adapt(model: Model, *, is_trained: bool = True, **fields: object) -> Model:
+def adapt(
+    model: Model, *, rank: int = RANK, is_trained: bool = True, **fields: object
+) -> Model:
     """Adds an adapter, as training would leave it."""
-    section = LoraSection(rank=RANK, alpha=6.0, **fields)  # type: ignore[arg-type]
+    section = LoraSection(rank=rank, alpha=6.0, **fields)  # type: ignore[arg-type]
 
     add_adapter(model, section)
 
@@ -226,6 +228,18 @@ class TestSettings:
             "decoder.layers.0.encoder_decoder_attn.output_proj",
             "decoder.layers.0.ffn.inner_proj",
         }
+
+    def test_rank_above_that_of_the_matrices_is_refused(self) -> None:
+        model = create_tiny_model()
+
+        dim = model.get_submodule("encoder.layers.0.self_attn.q_proj").input_dim
+
+        adapt(create_tiny_model(), rank=dim)
+
+        with pytest.raises(
+            WarmupError, match=rf"`lora\.rank` is {dim + 1}, but .* rank above {dim};"
+        ):
+            adapt(model, rank=dim + 1)
 
     def test_target_that_the_model_lacks_is_refused(self) -> None:
         with pytest.raises(

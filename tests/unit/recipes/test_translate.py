@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from fairseq2.recipe import cli
 from fairseq2.recipe.config import ReferenceModelSection
 
 from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_model
@@ -440,6 +441,45 @@ class TestFaults:
         assert out == expected
 
         assert "Line 3 of standard input has a translation that is to begin with" in err
+
+    def test_interrupted_job_says_what_is_kept(
+        self,
+        tmp_path: Path,
+        warmup_run: Path,
+        translate: Translate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        text = tmp_path / "in.txt"
+
+        text.write_text(TEXT)
+
+        output = tmp_path / "out.txt"
+
+        original = Translator.__call__
+
+        def interrupt(self: Any, lines: Any, on_batch: Any = None) -> Any:
+            if 4 in [line.number for line in lines]:
+                raise KeyboardInterrupt
+
+            return original(self, lines, on_batch)
+
+        monkeypatch.setattr(Translator, "__call__", interrupt)
+
+        # fairseq2 ends the process as the signal would.
+        monkeypatch.setattr(cli, "signal", lambda *args: None)
+
+        monkeypatch.setattr(cli, "raise_signal", lambda signum: sys.exit(128 + signum))
+
+        args: list[object] = [text, "--chunk-size", 2, "--output", output]
+
+        status, _, err = translate(warmup_run, *args)
+
+        assert status == 130
+
+        assert f"4 lines are kept in {output}.partial; the same command goes on" in err
+
+        # To standard output nothing is kept.
+        assert "kept" not in translate(warmup_run, *args[:3])[2]
 
     @pytest.mark.parametrize("as_json", [False, True])
     def test_broken_job_goes_on(
