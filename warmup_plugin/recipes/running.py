@@ -11,7 +11,16 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar, cast, final
+from typing import (
+    Any,
+    Final,
+    Generic,
+    Protocol,
+    TypeVar,
+    cast,
+    final,
+    runtime_checkable,
+)
 
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe
@@ -60,6 +69,14 @@ _LR_SCHEDULERS: Final = (
 )
 
 
+@runtime_checkable
+class Settled(Protocol):
+    """A config of which some values follow from others."""
+
+    def settle(self) -> None:
+        """Sets them, before it is checked."""
+
+
 @final
 class RecipeRunner(Generic[ConfigT]):
     """Structures the config of a recipe before it runs, and runs it."""
@@ -87,6 +104,9 @@ class RecipeRunner(Generic[ConfigT]):
                 ConfigT,
                 structure_recipe_config(self.resolver, self._config_kls, config),
             )
+
+            if isinstance(typed, Settled):
+                typed.settle()
 
             StandardObjectValidator().validate(typed)
         except StructureError as ex:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import gcd
 from pathlib import Path
 from typing import Final
 
@@ -178,6 +179,26 @@ class TrainConfig(Validatable):
     )
 
     mlflow: MlflowSection = field(default_factory=lambda: MlflowSection())
+
+    def settle(self) -> None:
+        """
+        Publishes figures often enough for the rhythm of validations and checkpoints, of
+        which fairseq2 wants a divisor.
+
+        So a short try needs no key for it.
+        """
+        regime = self.regime
+
+        every = regime.publish_metrics_every_n_steps
+
+        if every is None or every < 1:
+            return
+
+        for other in (regime.validate_every_n_steps, regime.checkpoint_every_n_steps):
+            if other is not None and other > 0:
+                every = gcd(every, other)
+
+        regime.publish_metrics_every_n_steps = every
 
     @override
     def validate(self) -> ValidationResult:

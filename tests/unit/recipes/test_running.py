@@ -73,8 +73,8 @@ class TestStructure:
             ("regime.num_steps=x", "`regime.num_steps`.* must be a whole number"),
             ("regime.num_steps=0", "^`regime.num_steps` must be greater than"),
             (
-                "regime.validate_every_n_steps=20",
-                "`regime.validate_every_n_steps` must be a multiple of `regime.publish_metrics_every_n_steps`",
+                "regime.keep_checkpoint_every_n_steps=700",
+                "`regime.keep_checkpoint_every_n_steps` must be a multiple of `regime.checkpoint_every_n_steps`",
             ),
             (
                 "lora.targets=all-linear",
@@ -95,6 +95,24 @@ class TestStructure:
             type_config(["OUT", "--config", setting])
 
         assert "\n" not in str(info.value)
+
+    @pytest.mark.parametrize(
+        ("settings", "every"),
+        [
+            ({"validate": 500, "checkpoint": 500}, 100),
+            ({"validate": 30, "checkpoint": 30}, 10),
+            ({"validate": 20, "checkpoint": 20, "publish_metrics": 8}, 4),
+            ({"validate": 20, "checkpoint": 20, "publish_metrics": "null"}, None),
+        ],
+    )
+    def test_figures_come_with_validations_and_checkpoints(
+        self, settings: dict[str, object], every: int | None
+    ) -> None:
+        args = [f"regime.{key}_every_n_steps={n}" for key, n in settings.items()]
+
+        config = type_config(["OUT", "--config", *args])
+
+        assert config.regime.publish_metrics_every_n_steps == every
 
     def test_values_can_be_written_and_structured_again(self, tmp_path: Path) -> None:
         values = read_train_config(
