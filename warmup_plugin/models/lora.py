@@ -260,16 +260,16 @@ def add_adapter(model: Module, section: LoraSection) -> None:
                 "`gang.tensor_parallel_size` must be 1 with `lora.rank`, whose projections are not divided."
             )
 
+        change_class(proj, kls)
+
+        assert isinstance(proj, LoraProjection)
+
         max_rank = min(proj.input_dim, proj.output_dim)
 
         if section.rank > max_rank:
             raise WarmupError(
                 f"`lora.rank` is {section.rank}, but no matrix that is added to `{target}` has a rank above {max_rank}; lower it."
             )
-
-        change_class(proj, kls)
-
-        assert isinstance(proj, LoraProjection)
 
         proj.add_adapter(section.rank, section.alpha, section.dropout)
 
