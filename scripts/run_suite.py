@@ -23,7 +23,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_output
 from warmup_plugin.suite.figure import THEMES, format_figure
 from warmup_plugin.suite.grid import Grid
-from warmup_plugin.suite.load import load_grid
+from warmup_plugin.suite.load import check_config_files, load_grid
 from warmup_plugin.suite.plan import Plan, make_plan
 from warmup_plugin.suite.results import collect_results
 from warmup_plugin.suite.runner import Outcome, Runner, Status, describe_skipped
@@ -89,6 +89,9 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         raise WarmupError(f"`--jobs` must be at least 1, but is {args.jobs}.")
 
     grid = load_grid(args.grid)
+
+    if not args.tables:
+        check_config_files(grid)
 
     plan = make_plan(grid)
 

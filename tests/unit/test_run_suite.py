@@ -1398,6 +1398,45 @@ class TestMain:
 
         assert not Path("out").exists()
 
+    @pytest.mark.parametrize(
+        ("path", "where"),
+        [
+            (("tasks", 0), "tasks[0].config_file"),
+            (("systems", 0), "systems[0].config_file"),
+            (("systems", 0, "per_task", "toy"), "systems[0].per_task.toy.config_file"),
+        ],
+    )
+    def test_preset_that_is_not_there_is_found_before_anything_runs(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        path: Sequence[Any],
+        where: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        content = make_grid()
+
+        part = content
+
+        for key in path:
+            part = part.setdefault(key, {}) if isinstance(key, str) else part[key]
+
+        part["config_file"] = ["base/lora", "translation/from_scratch_stf"]
+
+        write_grid(tmp_path, content)
+
+        assert run_suite.main(["grid.yaml", "--dry-run"]) == 2
+
+        assert (
+            f"`{where}` names `translation/from_scratch_stf`, which is neither a file"
+            in capsys.readouterr().err
+        )
+
+        # What is there may be of a grid of another time.
+        assert run_suite.main(["grid.yaml", "--tables"]) == 0
+
     def test_tables_are_written_without_runs(
         self, grid: Grid, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.parsing import read_yaml
+from warmup_plugin.presets import find_preset
 from warmup_plugin.suite.grid import Grid, Settings, SystemSpec, TaskSpec
 from warmup_plugin.suite.schema import get_key, read_section
 
@@ -67,6 +68,29 @@ def load_grid(file: Path) -> Grid:
         raise WarmupError(f"{file}: {ex}") from None
 
     return grid
+
+
+def check_config_files(grid: Grid) -> None:
+    """
+    Checks that the files and presets of a grid are there, hours before a run needs them.
+
+    :raises WarmupError: One is not.
+    """
+    settings: list[tuple[str, Settings]] = [
+        *((f"tasks[{idx}]", task) for idx, task in enumerate(grid.tasks)),
+        *((f"systems[{idx}]", system) for idx, system in enumerate(grid.systems)),
+    ]
+
+    for idx, system in enumerate(grid.systems):
+        for task_name, part in system.per_task.items():
+            settings.append((f"systems[{idx}].per_task.{task_name}", part))
+
+    for where, part in settings:
+        for file in part.config_files:
+            if not Path(file).expanduser().is_file() and find_preset(file) is None:
+                raise WarmupError(
+                    f"`{where}.config_file` names `{file}`, which is neither a file nor a preset; correct it: `python -m recipes.train --list-presets` lists them."
+                )
 
 
 def _expand(value: Any, variables: Mapping[str, str]) -> Any:
