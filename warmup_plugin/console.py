@@ -51,9 +51,10 @@ _INVALID_SECTION: Final = re.compile(r"`([\w.]+)` is not valid: ")
 
 _FIRST_KEY: Final = re.compile(r"(?:^|(?<=\. ))`([\w.-]+)`")
 
+# Where a sentence names a second key of the section.
 _MULTIPLE_OF: Final = re.compile(r"(must be a multiple of )`(\w+)`")
-# What it says of each field around that cause.
 
+# What it says of each field around that cause.
 _FIELD: Final = re.compile(r"`(\w+)` field cannot be structured\.")
 
 # Of the fields that are mappings or lists.
