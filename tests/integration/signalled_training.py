@@ -10,6 +10,8 @@ import signal
 import sys
 from typing import Any
 
+import torch.distributed as dist
+
 from warmup_plugin.data import tokenizing
 from warmup_plugin.recipes.train import main
 
@@ -29,4 +31,9 @@ if __name__ == "__main__":
     if os.environ["RANK"] == sys.argv[1]:
         send_signal_when_tokenising()
 
-    sys.exit(main(sys.argv[2:]))
+    status = main(sys.argv[2:])
+
+    # Left to the end of the process, its threads may abort it.
+    assert not dist.is_initialized()
+
+    sys.exit(status)

@@ -22,6 +22,7 @@ from typing import (
     runtime_checkable,
 )
 
+import torch.distributed as dist
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.config import (
@@ -175,6 +176,11 @@ class RecipeRunner(Generic[ConfigT]):
                     # What a full disk has no room for was lost before.
                     with contextlib.suppress(OSError):
                         handler.close()
+
+        # All processes end here. Left to the end of the process, the threads of its
+        # connections are torn down while they work, which now and then aborts it.
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
         return 0
 
