@@ -23,7 +23,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_output
 from warmup_plugin.suite.figure import THEMES, format_figure
 from warmup_plugin.suite.grid import Grid
-from warmup_plugin.suite.load import check_config_files, load_grid
+from warmup_plugin.suite.load import check_config_files, check_splits, load_grid
 from warmup_plugin.suite.plan import Plan, make_plan
 from warmup_plugin.suite.results import collect_results
 from warmup_plugin.suite.runner import Outcome, Runner, Status, describe_skipped
@@ -92,6 +92,8 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     if not args.tables:
         check_config_files(grid)
+
+        check_splits(grid)
 
     plan = make_plan(grid)
 

@@ -1437,6 +1437,46 @@ class TestMain:
         # What is there may be of a grid of another time.
         assert run_suite.main(["grid.yaml", "--tables"]) == 0
 
+    @pytest.mark.parametrize(
+        ("split", "has_file"),
+        [
+            ("tset", False),
+            ("test", True),
+            ("devtest", True),
+            ("sacrebleu:wmt13", True),
+            ({"name": "test", "data": "other"}, False),
+            ({"name": "test", "data": "still_to_be_made"}, True),
+        ],
+    )
+    def test_split_that_is_not_there_is_found_before_anything_runs(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        split: object,
+        has_file: bool,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        for name in ("data/test.en.gz", "data/en-de/devtest.en", "other/tests.en"):
+            file = tmp_path / name
+
+            file.parent.mkdir(parents=True, exist_ok=True)
+
+            file.touch()
+
+        content = make_grid()
+
+        content["tasks"][0]["split"] = split
+
+        write_grid(tmp_path, content)
+
+        assert run_suite.main(["grid.yaml", "--dry-run"]) == (0 if has_file else 2)
+
+        message = capsys.readouterr().err
+
+        assert ("has no file or folder of that name" in message) != has_file
+
     def test_tables_are_written_without_runs(
         self, grid: Grid, capsys: pytest.CaptureFixture[str]
     ) -> None:

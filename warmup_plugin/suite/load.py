@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
+from warmup_plugin.data.test_sets import is_test_set
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.parsing import read_yaml
@@ -90,6 +91,33 @@ def check_config_files(grid: Grid) -> None:
             if not Path(file).expanduser().is_file() and find_preset(file) is None:
                 raise WarmupError(
                     f"`{where}.config_file` names `{file}`, which is neither a file nor a preset; correct it: `python -m recipes.train --list-presets` lists them."
+                )
+
+
+def check_splits(grid: Grid) -> None:
+    """
+    Checks that what is to be translated is in its folder, hours before a run has learned
+    to translate it. A folder that is not there may still be made.
+
+    :raises WarmupError: It is not.
+    """
+    for idx, task in enumerate(grid.tasks):
+        own_folder = task.config.get("dataset.path")
+
+        for split in task.splits:
+            folder = split.data if split.data is not None else own_folder
+
+            if not isinstance(folder, str) or is_test_set(split.name):
+                continue
+
+            root = Path(folder).expanduser()
+
+            # Directions may have folders of their own.
+            files = [*root.glob("*"), *root.glob("*/*")]
+
+            if files and not any(f.name.split(".")[0] == split.name for f in files):
+                raise WarmupError(
+                    f"`tasks[{idx}].split` names `{split.name}`, but `{root}` has no file or folder of that name; correct it."
                 )
 
 
