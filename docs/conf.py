@@ -121,6 +121,7 @@ docs/tutorial_public_checkpoint
 
 docs/results
 docs/pivot
+docs/pivot_results
 ```
 
 ```{toctree}

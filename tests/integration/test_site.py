@@ -99,7 +99,7 @@ class TestSite:
             assert not re.search(r"url\(['\"]?(?:https?:|//)", style.read_text("utf-8"))
 
     def test_figures_follow_the_switch_of_the_page(self, site: Path) -> None:
-        for page in ("index.html", "docs/results.html", "docs/pivot.html"):
+        for page in ("index.html", "docs/results.html", "docs/pivot_results.html"):
             text = (site / page).read_text(encoding="utf-8")
 
             for theme in ("light", "dark"):
