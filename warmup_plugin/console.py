@@ -69,6 +69,17 @@ _EXTRA_KEYS: Final = re.compile(
     r"Value must contain only keys corresponding to the fields of `<class '(.+)'>`, but it contains extra key\(s\) (.+)\."
 )
 
+# What it says of a value of another type.
+_WRONG_TYPE: Final = re.compile(
+    r"Value must be of type `<class '([\w.]+)'>`.*, but is of type `<class '([\w.]+)'>` instead\."
+)
+
+_TYPES: Final = {
+    **{"int": "a number", "float": "a number", "bool": "`true` or `false`"},
+    **{"str": "a text", "list": "a list", "dict": "a mapping", "NoneType": "null"},
+    **{"pathlib.Path": "a path", "collections.abc.Mapping": "a mapping"},
+}
+
 _MAX_MESSAGE_LEN: Final = 400
 
 # Of torcheval, for every metric that had nothing to count.
@@ -295,6 +306,10 @@ def describe_causes(ex: BaseException) -> str:
             )
 
             path.clear()
+        elif path and (match := _WRONG_TYPE.fullmatch(text)):
+            messages.append(_describe_wrong_type(path, match[1], match[2]))
+
+            path.clear()
         elif path and text and not _NOISE.fullmatch(text):
             name = f"`{'.'.join(path)}`"
 
@@ -317,6 +332,35 @@ def describe_causes(ex: BaseException) -> str:
     return " ".join(m if m.endswith((".", "!", "?")) else f"{m}." for m in messages)
 
 
+def _describe_wrong_type(path: Sequence[str], expected: str, given: str) -> str:
+    """
+    :param path: The names of the section in each other.
+    :param expected: The name of a class, with its module.
+    :param given: The same of the value.
+    """
+    name = ".".join(path)
+
+    given = _TYPES.get(given, f"`{given}`")
+
+    if known := _list_keys(expected):
+        return f"`{name}` is a section, but is given {given}; set its keys, such as `{name}.{known[0]}`."
+
+    return f"`{name}` must be {_TYPES.get(expected, f'`{expected}`')}, but is {given} instead."
+
+
+def _find_class(name: str) -> object:
+    module_name, _, class_name = name.rpartition(".")
+
+    return getattr(sys.modules.get(module_name), class_name, None)
+
+
+def _list_keys(class_name: str) -> list[str]:
+    """Lists the keys of a section; none for another class."""
+    kls = _find_class(class_name)
+
+    return [f.name for f in fields(kls)] if is_dataclass(kls) else []
+
+
 def _describe_extra_keys(
     path: Sequence[str], class_name: str, keys: Sequence[str]
 ) -> str:
@@ -324,13 +368,9 @@ def _describe_extra_keys(
     :param path: The names of the section in each other.
     :param class_name: That of the section, with its module.
     """
-    module_name, _, name = class_name.rpartition(".")
+    known = _list_keys(class_name)
 
-    kls = getattr(sys.modules.get(module_name), name, None)
-
-    known = [f.name for f in fields(kls)] if is_dataclass(kls) else []
-
-    if kls is not None and not known:
+    if _find_class(class_name) is not None and not known:
         names = ", ".join(f"`{'.'.join([*path, key])}`" for key in keys)
 
         return f"`{'.'.join(path)}` takes no settings, but has {names}; leave it out."

@@ -70,6 +70,18 @@ class TestStructure:
                 "optimizer.config.betas=[0.9, x]",
                 "`optimizer.config.betas\\[1\\]` must be a number",
             ),
+            (
+                "warmup.keep=3",
+                "`warmup.keep` is a section, but is given a number; set its keys, such as `warmup.keep.name`\\.$",
+            ),
+            (
+                "dataset.directions=de-en",
+                "`dataset.directions` must be a mapping, but is a text instead\\.$",
+            ),
+            (
+                "tokenizer.path=[1]",
+                "`tokenizer.path` must be a path, but is a list instead\\.$",
+            ),
             ("regime.num_steps=x", "`regime.num_steps`.* must be a whole number"),
             ("regime.num_steps=0", "^`regime.num_steps` must be greater than"),
             (
