@@ -37,11 +37,8 @@ from scripts.enumerable import (
 )
 from warmup_plugin.criteria import CriterionContext, WarmupSection
 from warmup_plugin.criteria.look import Pairs
-from warmup_plugin.criteria.mrt import (
-    MrtConfig,
-    create_mrt_criterion,
-    create_output_sampler,
-)
+from warmup_plugin.criteria.mrt import create_mrt_criterion, create_output_sampler
+from warmup_plugin.criteria.mrt_config import MrtConfig
 from warmup_plugin.criteria.outputs import Output, build_output_rows
 from warmup_plugin.metrics.sentence import create_sentence_metric
 from warmup_plugin.models.scorable import make_scorable

@@ -67,7 +67,7 @@ from warmup_plugin.criteria import (
     ObjectiveSection,
     SamplerSection,
 )
-from warmup_plugin.criteria.mrt import SentenceMetricSection
+from warmup_plugin.criteria.mrt_config import SentenceMetricSection
 from warmup_plugin.fairseq2_doors import list_components, register_optimizers
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.metrics.base import SentenceMetric

@@ -38,7 +38,8 @@ from scripts.bench_common import (
 from scripts.step_settings import predict_multiple
 from warmup_plugin.criteria import Criterion, CriterionContext, WarmupSection
 from warmup_plugin.criteria.config import KeepSection
-from warmup_plugin.criteria.mrt import MrtConfig, create_mrt_criterion
+from warmup_plugin.criteria.mrt import create_mrt_criterion
+from warmup_plugin.criteria.mrt_config import MrtConfig
 from warmup_plugin.criteria.sft import create_sft_criterion
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.layout import DecoderRows, join_rows

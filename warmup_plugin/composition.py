@@ -22,7 +22,8 @@ from typing_extensions import override
 
 from warmup_plugin.config_values import register_config_values
 from warmup_plugin.criteria.base import Criterion, CriterionContext
-from warmup_plugin.criteria.mrt import MrtConfig, create_mrt_criterion
+from warmup_plugin.criteria.mrt import create_mrt_criterion
+from warmup_plugin.criteria.mrt_config import MrtConfig
 from warmup_plugin.criteria.registry import CriterionFactory, register_criterion
 from warmup_plugin.criteria.setup import check_generator
 from warmup_plugin.criteria.sft import create_sft_criterion

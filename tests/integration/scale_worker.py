@@ -62,7 +62,8 @@ from tests.number_codec import NumberCodec
 from warmup_plugin.criteria import Criterion, CriterionContext, WarmupSection
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.criteria.config import KeepSection
-from warmup_plugin.criteria.mrt import MrtConfig, create_mrt_criterion
+from warmup_plugin.criteria.mrt import create_mrt_criterion
+from warmup_plugin.criteria.mrt_config import MrtConfig
 from warmup_plugin.criteria.warmup import create_warmup_criterion
 from warmup_plugin.layout import DecoderLayout, DecoderRows
 from warmup_plugin.metrics.base import References

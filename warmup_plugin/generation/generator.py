@@ -12,18 +12,17 @@ from fairseq2.nn import BatchLayout
 from torch import Tensor
 
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.generation.beams import FoundSeq
 from warmup_plugin.generation.config import GenerationConfig
 from warmup_plugin.generation.hypothesis import Hypothesis
+from warmup_plugin.generation.next_tokens import SearchSpace
 from warmup_plugin.generation.ranking import (
     rank_by_log_prob,
     rank_by_marginal,
     rank_by_mbr,
 )
-from warmup_plugin.generation.search import (
-    FoundSeq,
-    RowSearch,
-    SearchSpace,
-    StepCallback,
+from warmup_plugin.generation.search import RowSearch, StepCallback
+from warmup_plugin.generation.token_picks import (
     TokenDraw,
     TokenPick,
     WrittenWarmups,
@@ -36,7 +35,7 @@ from warmup_plugin.models.conditional import (
     RowDecoder,
 )
 from warmup_plugin.models.ensemble import PathsDecoder
-from warmup_plugin.sampling.draw import draw_line_uniforms
+from warmup_plugin.sampling.tokens import draw_line_uniforms
 
 
 @final

@@ -19,7 +19,8 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.translator import Translation
 from warmup_plugin.layout import DecoderRows, ExcludedTokens, join_rows
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
-from warmup_plugin.sampling.draw import Candidates, draw_line_candidates
+from warmup_plugin.sampling.candidates import Candidates
+from warmup_plugin.sampling.draw import draw_line_candidates
 from warmup_plugin.tokenizers.codec import TextCodec
 
 

@@ -18,7 +18,8 @@ from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.generation.translator import to_json_line
 from warmup_plugin.layout import ExcludedTokens, plain_rows
 from warmup_plugin.models.conditional import ConditionalModel
-from warmup_plugin.sampling.draw import Candidates, draw_line_candidates
+from warmup_plugin.sampling.candidates import Candidates
+from warmup_plugin.sampling.draw import draw_line_candidates
 from warmup_plugin.scoring import score_candidates
 from warmup_plugin.tokenizers.codec import TextCodec
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import device
 from torch.nn import Module
 
-from warmup_plugin.criteria.mrt import MrtConfig
+from warmup_plugin.criteria.mrt_config import MrtConfig
 
 if TYPE_CHECKING:
     from warmup_plugin.recipes.train_config import TrainConfig

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
-from warmup_plugin.sampling.draw import Candidates
+from warmup_plugin.sampling.candidates import Candidates
 
 
 class WarmupSampler(Protocol):

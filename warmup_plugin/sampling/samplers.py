@@ -17,7 +17,8 @@ from typing_extensions import override
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
 from warmup_plugin.sampling.base import WarmupSampler
-from warmup_plugin.sampling.draw import Candidates, draw_candidates
+from warmup_plugin.sampling.candidates import Candidates
+from warmup_plugin.sampling.draw import draw_candidates
 from warmup_plugin.sampling.stochastic_beam import draw_distinct_candidates
 from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
 

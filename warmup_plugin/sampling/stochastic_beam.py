@@ -24,7 +24,8 @@ from torch.nn.functional import pad
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
-from warmup_plugin.sampling.draw import CandidatePast, Candidates, check_finite
+from warmup_plugin.sampling.candidates import CandidatePast, Candidates
+from warmup_plugin.sampling.tokens import check_finite
 
 
 @torch.no_grad()

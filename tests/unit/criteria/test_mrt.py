@@ -46,7 +46,8 @@ from tests.unit.criteria.cases import (
     record_passes,
 )
 from warmup_plugin.criteria import Criterion
-from warmup_plugin.criteria.mrt import MrtConfig, create_mrt_criterion
+from warmup_plugin.criteria.mrt import create_mrt_criterion
+from warmup_plugin.criteria.mrt_config import MrtConfig
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import References
 from warmup_plugin.models.conditional import evaluation_mode

@@ -43,7 +43,7 @@ from warmup_plugin.criteria.base import WeighedWarmup
 from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.criteria.health import CollapseDetector
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.generation.search import TokenPick, write_warmups
+from warmup_plugin.generation.token_picks import TokenPick, write_warmups
 from warmup_plugin.models.conditional import evaluation_mode
 from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.objectives import best_loss, elbo_loss, marginal_loss

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tests.common import create_tiny_model
-from warmup_plugin.criteria.mrt import MrtConfig
+from warmup_plugin.criteria.mrt_config import MrtConfig
 from warmup_plugin.recipes.overview import describe_training
 from warmup_plugin.recipes.train_config import TrainConfig
 

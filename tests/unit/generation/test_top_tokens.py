@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.common import assert_equal, device
-from warmup_plugin.generation import search
-from warmup_plugin.generation.search import find_top
+from warmup_plugin.generation import top_tokens
+from warmup_plugin.generation.top_tokens import find_top
 
 
 class TestFindTop:
@@ -17,7 +17,7 @@ class TestFindTop:
     def test_call_equals_topk(
         self, vocab_size: int, num_top: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(search, "_MIN_NUM_LOGITS", 0)
+        monkeypatch.setattr(top_tokens, "_MIN_NUM_LOGITS", 0)
 
         torch.manual_seed(0)
 
