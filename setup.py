@@ -94,6 +94,7 @@ setup(
         "warmup_plugin": [
             "py.typed",
             "assets/*.yaml",
+            "interop/*.j2",
             "metrics/comet/*.txt",
             "report/*.css",
             "report/*.j2",

@@ -99,6 +99,8 @@ def test_wheel_trains_outside_clone(
     for name in ("page.css", "page.html.j2", "page.js", "theme.js"):
         assert f"warmup_plugin/report/{name}" in names
 
+    assert "warmup_plugin/interop/model_card.md.j2" in names
+
     # With what is beside it, COMET's environment can be built without a clone.
     assert "warmup_plugin/metrics/comet/requirements.txt" in names
 
