@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Final
 
@@ -16,78 +15,36 @@ from warmup_plugin.terminal import get_arguments, guard
 PROG: Final = "python -m warmup_plugin"
 
 
-@dataclass(frozen=True)
-class Command:
-    """Names the module of a command, which is imported only when it runs."""
-
-    module: str
-    """A module with ``add_arguments()`` and ``run()``, or with ``main()``."""
-
-    help: str
-
-
 COMMANDS: Final = {
-    "doctor": Command(
-        "warmup_plugin.commands.doctor",
-        "check that training can run here",
-    ),
-    "link-libsndfile": Command(
-        "warmup_plugin.commands.link_libsndfile",
-        "give fairseq2 the libsndfile it needs where the system has none",
-    ),
-    "synthetic-pair": Command(
-        "warmup_plugin.commands.synthetic_pair",
-        "write the text of an invented language pair",
-    ),
-    "synthetic-pivot": Command(
-        "warmup_plugin.commands.synthetic_pivot",
-        "write the text of three invented languages, one a pivot of the others",
-    ),
-    "train-tokenizer": Command(
-        "warmup_plugin.commands.train_tokenizer",
-        "train a tokenizer from text files",
-    ),
-    "train": Command(
-        "warmup_plugin.commands.train",
-        "train or resume a model",
-    ),
-    "generate": Command(
-        "warmup_plugin.commands.generate",
-        "translate a test set with a trained model",
-    ),
-    "translate": Command(
-        "warmup_plugin.commands.translate",
-        "translate standard input or files line by line",
-    ),
-    "score": Command(
-        "warmup_plugin.commands.score",
-        "compute log P(y|x) of given pairs, with and without warmups",
-    ),
-    "evaluate": Command(
-        "warmup_plugin.commands.evaluate",
-        "score translations by BLEU, chrF++, COMET and others",
-    ),
-    "compare": Command(
-        "warmup_plugin.commands.compare",
-        "test whether systems differ",
-    ),
-    "report": Command(
-        "warmup_plugin.commands.report",
-        "write one HTML page about runs",
-    ),
-    "import": Command(
-        "warmup_plugin.commands.import_model",
-        "make a Hugging Face model a run to start from",
-    ),
-    "export": Command(
-        "warmup_plugin.commands.export",
-        "write a trained model for transformers and CTranslate2",
-    ),
-    "average": Command(
-        "warmup_plugin.commands.average",
-        "average the checkpoints of a run",
-    ),
+    "doctor": "check that training can run here",
+    "link-libsndfile": "give fairseq2 the libsndfile it needs where the system has none",
+    "synthetic-pair": "write the text of an invented language pair",
+    "synthetic-pivot": "write the text of three invented languages, one a pivot of the others",
+    "train-tokenizer": "train a tokenizer from text files",
+    "train": "train or resume a model",
+    "generate": "translate a test set with a trained model",
+    "translate": "translate standard input or files line by line",
+    "score": "compute log P(y|x) of given pairs, with and without warmups",
+    "evaluate": "score translations by BLEU, chrF++, COMET and others",
+    "compare": "test whether systems differ",
+    "report": "write one HTML page about runs",
+    "import": "make a Hugging Face model a run to start from",
+    "export": "write a trained model for transformers and CTranslate2",
+    "average": "average the checkpoints of a run",
 }
+"""
+What commands do. Each has a module of its name, imported only when it runs, with
+``add_arguments()`` and ``run()``, or with ``main()``.
+"""
+
+
+def find_module(name: str) -> str:
+    """Returns the full name of the module of a command."""
+    # No module can be called `import`.
+    if name == "import":
+        name = "import_model"
+
+    return f"warmup_plugin.commands.{name.replace('-', '_')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, args: list[str]) -> int:
-    module = import_module(COMMANDS[name].module)
+    module = import_module(find_module(name))
 
     status: int
 
@@ -140,7 +97,7 @@ def _run(name: str, args: list[str]) -> int:
 def _create_parser() -> argparse.ArgumentParser:
     width = max(len(name) for name in COMMANDS)
 
-    lines = [f"  {name:<{width}}  {cmd.help}" for name, cmd in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
 
     parser = argparse.ArgumentParser(
         prog=PROG,
