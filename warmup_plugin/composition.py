@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 from fairseq2.generation import Seq2SeqGenerator, SequenceGenerator
 from fairseq2.recipe.base import RecipeContext
@@ -70,8 +70,6 @@ from warmup_plugin.tokenizers.spm import register_warmup_spm_family
 from warmup_plugin.transformers_doors import refuse_foreign_code
 from warmup_plugin.weights_and_biases import register_weights_and_biases
 
-ConfigT = TypeVar("ConfigT")
-
 
 def register_warmup_plugin(container: DependencyContainer) -> None:
     """Registers our components; called by fairseq2 once for each container."""
@@ -99,13 +97,9 @@ def register_warmup_plugin(container: DependencyContainer) -> None:
 
     register_hugging_face_converters(container)
 
-    _register_objectives(container)
-
-    _register_samplers(container)
+    _register_simple_components(container)
 
     _register_generators(container)
-
-    _register_tasks(container)
 
     _register_criteria(container)
 
@@ -129,45 +123,40 @@ class NoConfig:
     """Configures a component without settings."""
 
 
-def _register_objectives(container: DependencyContainer) -> None:
-    def create_marginal(
-        resolver: DependencyResolver, config: MarginalConfig
-    ) -> Objective:
+def _register_simple_components(container: DependencyContainer) -> None:
+    """Registers what needs nothing but its settings."""
+
+    def create_marginal(config: MarginalConfig) -> Objective:
         return partial(marginal_loss, control_variate=config.control_variate)
 
-    register_component(
-        container, Objective, "marginal", MarginalConfig, create_marginal
-    )
+    def create_chrf(config: NoConfig) -> SentenceMetric:
+        # What it is made of takes a while to import, and most runs ask for none.
+        from warmup_plugin.metrics.sentence import create_sentence_metric
 
-    def register(name: str, objective: Objective) -> None:
-        def create(resolver: DependencyResolver, config: NoConfig) -> Objective:
-            return objective
+        return create_sentence_metric("chrf", None)
 
-        register_component(container, Objective, name, NoConfig, create)
+    components: list[tuple[Any, str, type[object], Callable[[Any], object]]] = [
+        (Objective, "marginal", MarginalConfig, create_marginal),
+        (Objective, "elbo", NoConfig, lambda config: elbo_loss),
+        (Objective, "best", NoConfig, lambda config: best_loss),
+        (Objective, "joint", NoConfig, lambda config: joint_loss),
+        (WarmupSampler, "independent", IndependentConfig, create_independent_sampler),
+        (WarmupSampler, "stochastic_beam", NoConfig, lambda _: StochasticBeamSampler()),
+        (TextTask, "translation", TranslationConfig, TranslationTask),
+        (TextTask, "summarization", SummarizationConfig, SummarizationTask),
+        (TextTask, "multiple_choice", MultipleChoiceConfig, MultipleChoiceTask),
+        (SentenceMetric, "chrf", NoConfig, create_chrf),
+    ]
 
-    register("elbo", elbo_loss)
-    register("best", best_loss)
-    register("joint", joint_loss)
+    def register(
+        kls: Any, name: str, config_kls: type[object], create: Callable[[Any], object]
+    ) -> None:
+        register_component(
+            container, kls, name, config_kls, lambda resolver, config: create(config)
+        )
 
-
-def _register_samplers(container: DependencyContainer) -> None:
-    def create_independent(
-        resolver: DependencyResolver, config: IndependentConfig
-    ) -> WarmupSampler:
-        return create_independent_sampler(config)
-
-    register_component(
-        container, WarmupSampler, "independent", IndependentConfig, create_independent
-    )
-
-    def create_stochastic_beam(
-        resolver: DependencyResolver, config: NoConfig
-    ) -> WarmupSampler:
-        return StochasticBeamSampler()
-
-    register_component(
-        container, WarmupSampler, "stochastic_beam", NoConfig, create_stochastic_beam
-    )
+    for component in components:
+        register(*component)
 
 
 def _register_criteria(container: DependencyContainer) -> None:
@@ -235,14 +224,7 @@ class CometSentenceConfig(Validatable):
 
 
 def _register_sentence_metrics(container: DependencyContainer) -> None:
-    # What they are made of takes a while to import, and most runs ask for none.
-    def create_chrf(resolver: DependencyResolver, config: NoConfig) -> SentenceMetric:
-        from warmup_plugin.metrics.sentence import create_sentence_metric
-
-        return create_sentence_metric("chrf", None)
-
-    register_component(container, SentenceMetric, "chrf", NoConfig, create_chrf)
-
+    # As of `chrf`, what they are made of is imported late.
     def create_bleu(
         resolver: DependencyResolver, config: BleuSentenceConfig
     ) -> SentenceMetric:
@@ -281,20 +263,6 @@ def _register_sentence_metrics(container: DependencyContainer) -> None:
     )
 
 
-def _register_tasks(container: DependencyContainer) -> None:
-    def register(
-        name: str, config_kls: type[ConfigT], task_kls: Callable[[ConfigT], TextTask]
-    ) -> None:
-        def create(resolver: DependencyResolver, config: ConfigT) -> TextTask:
-            return task_kls(config)
-
-        register_component(container, TextTask, name, config_kls, create)
-
-    register("translation", TranslationConfig, TranslationTask)
-    register("summarization", SummarizationConfig, SummarizationTask)
-    register("multiple_choice", MultipleChoiceConfig, MultipleChoiceTask)
-
-
 def _register_generators(container: DependencyContainer) -> None:
     def create(
         resolver: DependencyResolver, config: GenerationConfig
@@ -313,23 +281,17 @@ def _register_generators(container: DependencyContainer) -> None:
             num_template_tokens=codec.num_template_tokens,
         )
 
-    def create_seq2seq(
-        resolver: DependencyResolver, config: GenerationConfig
-    ) -> Seq2SeqGenerator:
-        return WarmupSeq2SeqGenerator(create(resolver, config))
+    def register(kls: Any, adapt: Callable[[WarmupGenerator], object]) -> None:
+        register_component(
+            container,
+            kls,
+            "warmup",
+            GenerationConfig,
+            lambda resolver, config: adapt(create(resolver, config)),
+        )
 
-    register_component(
-        container, Seq2SeqGenerator, "warmup", GenerationConfig, create_seq2seq
-    )
-
-    def create_seq(
-        resolver: DependencyResolver, config: GenerationConfig
-    ) -> SequenceGenerator:
-        return WarmupSequenceGenerator(create(resolver, config))
-
-    register_component(
-        container, SequenceGenerator, "warmup", GenerationConfig, create_seq
-    )
+    register(Seq2SeqGenerator, WarmupSeq2SeqGenerator)
+    register(SequenceGenerator, WarmupSequenceGenerator)
 
 
 def _handle_warmup_error(ex: WarmupError) -> int:
