@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -36,17 +36,16 @@ _VARIETIES: Final = {
 }
 
 
-class LanguageIdentifier(ABC):
+@final
+@dataclass(frozen=True)
+class LanguageIdentifier:
     """Says which language a text is in."""
 
-    @abstractmethod
-    def identify(self, text: str) -> str:
-        """Returns the code of the language, such as ``de``."""
+    name: str
+    """What identifies, with its version, for the data card."""
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What identifies, with its version, for the data card."""
+    identify: Callable[[str], str]
+    """Returns the code of the language, such as ``de``."""
 
     def is_in(self, text: str, lang: str) -> bool:
         """Returns ``True`` if ``text`` is in ``lang`` or a variety of it."""
@@ -73,7 +72,7 @@ def create_language_identifier(choice: str) -> LanguageIdentifier | None:
 
     if choice in ("auto", "py3langid"):
         try:
-            return _Py3LangId()
+            return _load_py3langid()
         except ImportError:
             if choice == "auto":
                 return None
@@ -82,63 +81,47 @@ def create_language_identifier(choice: str) -> LanguageIdentifier | None:
                 "`--language-id py3langid` needs a library that is not installed: run `pip install py3langid`, or leave the option out to go without."
             ) from None
 
-    return _FastText(Path(choice))
+    return _load_fasttext(Path(choice))
 
 
-@final
-class _Py3LangId(LanguageIdentifier):
-    def __init__(self) -> None:
-        self._module: Any = import_module("py3langid")
+def _load_py3langid() -> LanguageIdentifier:
+    module: Any = import_module("py3langid")
 
-        self._name = f"py3langid {_get_version('py3langid')}"
-
-    @override
-    def identify(self, text: str) -> str:
-        return str(self._module.classify(text)[0])
-
-    @property
-    @override
-    def name(self) -> str:
-        return self._name
+    return LanguageIdentifier(
+        f"py3langid {_get_version('py3langid')}",
+        lambda text: str(module.classify(text)[0]),
+    )
 
 
-@final
-class _FastText(LanguageIdentifier):
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise WarmupError(
-                f"`--language-id {path}` is neither `auto`, `none`, `py3langid` nor a file: give the path of a model of fastText, such as `lid.176.bin`."
-            )
-
-        try:
-            module: Any = import_module("fasttext")
-        except ImportError:
-            raise WarmupError(
-                f"`--language-id {path}` needs the module `fasttext`, which is not installed: run `pip install fasttext-predict`."
-            ) from None
-
-        try:
-            self._model: Any = module.load_model(str(path))
-        except ValueError as ex:
-            raise WarmupError(
-                f"`{path}` is not a model of fastText ({ex}): download `lid.176.bin` again."
-            ) from None
-
-        self._name = (
-            f"fastText {path.name}, SHA-256 {sha256(path.read_bytes()).hexdigest()}"
+def _load_fasttext(path: Path) -> LanguageIdentifier:
+    if not path.is_file():
+        raise WarmupError(
+            f"`--language-id {path}` is neither `auto`, `none`, `py3langid` nor a file: give the path of a model of fastText, such as `lid.176.bin`."
         )
 
-    @override
-    def identify(self, text: str) -> str:
+    try:
+        module: Any = import_module("fasttext")
+    except ImportError:
+        raise WarmupError(
+            f"`--language-id {path}` needs the module `fasttext`, which is not installed: run `pip install fasttext-predict`."
+        ) from None
+
+    try:
+        model: Any = module.load_model(str(path))
+    except ValueError as ex:
+        raise WarmupError(
+            f"`{path}` is not a model of fastText ({ex}): download `lid.176.bin` again."
+        ) from None
+
+    def identify(text: str) -> str:
         # A model reads one line.
-        labels, _ = self._model.predict(text.replace("\n", " "))
+        labels, _ = model.predict(text.replace("\n", " "))
 
         return str(labels[0]).removeprefix("__label__") if labels else ""
 
-    @property
-    @override
-    def name(self) -> str:
-        return self._name
+    digest = sha256(path.read_bytes()).hexdigest()
+
+    return LanguageIdentifier(f"fastText {path.name}, SHA-256 {digest}", identify)
 
 
 def _get_version(package: str) -> str:
