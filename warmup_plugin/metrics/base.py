@@ -6,11 +6,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, final
+from pathlib import Path
+from typing import ClassVar, Final, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
+
+from warmup_plugin.metrics.licences import find_licence
 
 DEFAULT_METRICS: Final = ("bleu", "chrf")
 """What translations are scored by unless told otherwise."""
@@ -290,6 +293,78 @@ class SystemwiseMetric(Metric):
     def measure_one(
         self, hypotheses: Sequence[str], references: References
     ) -> list[Measurement]: ...
+
+
+class ModelMetric(Metric):
+    """
+    The mean score of a model that reads source and output, with or without reference.
+
+    It reads one reference. Of several the score of a sentence is the mean.
+    """
+
+    higher_is_better: ClassVar[bool] = True
+
+    def __init__(
+        self, model: str, *, key: str, name: str, reads_references: bool
+    ) -> None:
+        """
+        :param model: A file, a folder or a name on the Hugging Face Hub.
+        :param reads_references: If ``False``, the model is given no reference.
+        """
+        self._model = model
+        self._model_name = Path(model).name
+        self._key = key
+        self._name = name
+        self._reads_references = reads_references
+
+    @override
+    def measure(
+        self,
+        systems: Sequence[Sequence[str]],
+        references: References,
+        sources: Sequence[str] | None,
+    ) -> list[list[Measurement]]:
+        assert sources is not None
+
+        if not self._reads_references:
+            references = [[] for _ in references]
+
+        scores, precision, version = self._score(systems, references, sources)
+
+        signature = f"{sign_num_references(references)}|model:{self._model_name}|precision:{precision}|version:{version}"
+
+        details: dict[str, object] = {"model": self._model}
+
+        if licence := find_licence(self._model_name):
+            details["licence"] = licence
+
+        return [
+            [
+                measure_mean(
+                    self._key,
+                    self._name,
+                    system_scores,
+                    signature,
+                    higher_is_better=self.higher_is_better,
+                    details=details,
+                )
+            ]
+            for system_scores in scores
+        ]
+
+    @abstractmethod
+    def _score(
+        self,
+        systems: Sequence[Sequence[str]],
+        references: References,
+        sources: Sequence[str],
+    ) -> tuple[list[list[float]], str, str]:
+        """
+        :param references: Those of each sentence; none of any to score without.
+
+        :returns: For each system the score of each sentence, the precision of the model
+            and the version of what runs it.
+        """
 
 
 class SentenceMetric(Protocol):

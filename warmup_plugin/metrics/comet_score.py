@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final, final
 
@@ -13,13 +13,10 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import (
-    Measurement,
-    Metric,
     MetricUnavailable,
+    ModelMetric,
     References,
     average_over_references,
-    measure_mean,
-    sign_num_references,
 )
 from warmup_plugin.metrics.comet import (
     CometClient,
@@ -28,7 +25,6 @@ from warmup_plugin.metrics.comet import (
     CometWorkers,
     find_comet_python,
 )
-from warmup_plugin.metrics.licences import find_licence
 
 DEFAULT_MODEL: Final = "Unbabel/wmt22-comet-da"
 """What papers of the last years report as COMET."""
@@ -37,115 +33,66 @@ DEFAULT_KIWI_MODEL: Final = "Unbabel/wmt22-cometkiwi-da"
 
 
 @final
-class CometMetric(Metric):
-    """
-    Computes the mean score of a COMET model, in the model's own range.
-
-    COMET reads one reference. Of several the score of a sentence is the mean.
-    """
+class CometMetric(ModelMetric):
+    """Computes the mean score of a COMET model, in the model's own range."""
 
     def __init__(
         self,
         model: str,
         *,
-        key: str = "comet",
-        name: str = "COMET",
-        gpus: int = 0,
-        reads_references: bool = True,
-        workers: CometWorkers | None = None,
+        key: str,
+        name: str,
+        reads_references: bool,
+        gpus: int,
+        workers: CometWorkers | None,
     ) -> None:
         """
         :param model: A checkpoint, its folder or a name on the Hugging Face Hub.
-        :param reads_references: If ``False``, the model is given no reference.
         :param workers: Keeps the worker for further measurements; ``None`` to end it
             after each.
 
         :raises MetricUnavailable: There is no environment of COMET.
         """
+        super().__init__(model, key=key, name=name, reads_references=reads_references)
+
+        self._model_name = _name_model(model)
         self._python = _find_python()
-        self._model = model
-        self._key = key
-        self._name = name
         self._gpus = gpus
-        self._reads_references = reads_references
         self._workers = workers
 
     @override
     def start(self) -> None:
-        if self._workers is None:
-            return
-
-        try:
-            client = self._workers.get(self._python, self._model, gpus=self._gpus)
-        except CometUnavailable as ex:
-            raise MetricUnavailable(str(ex)) from None
-
-        self._check_client(client)
+        if self._workers is not None:
+            self._score([], [], [])
 
     @override
-    def measure(
+    def _score(
         self,
         systems: Sequence[Sequence[str]],
         references: References,
-        sources: Sequence[str] | None,
-    ) -> list[list[Measurement]]:
-        assert sources is not None
-
-        if not self._reads_references:
-            references = [[] for _ in references]
+        sources: Sequence[str],
+    ) -> tuple[list[list[float]], str, str]:
+        kept = self._workers
 
         try:
-            # One worker, which loads the model once, for all systems.
-            with self._open_client() as client:
-                self._check_client(client)
+            with CometWorkers() if kept is None else nullcontext(kept) as workers:
+                client = workers.get(self._python, self._model, gpus=self._gpus)
 
+                if client.requires_references and not self._reads_references:
+                    raise WarmupError(
+                        f"The metric `{self._key}` gives its model no references, but {self._model} requires them; give it to `comet`, or choose one that does without, such as `{DEFAULT_KIWI_MODEL}`."
+                    )
+
+                # One worker, which loads the model once, for all systems.
                 scores = [
                     score_sentences(client, hypotheses, references, sources)
                     for hypotheses in systems
                 ]
 
-                versions = dict(client.versions)
+                return scores, "fp32", _format_versions(client.versions)
         # The other metrics are not to be lost, for example where the GPU is full.
         except (CometUnavailable, CometRequestError) as ex:
             raise MetricUnavailable(str(ex)) from None
-
-        model = _name_model(self._model)
-
-        signature = (
-            f"{sign_num_references(references)}|model:{model}|precision:fp32|"
-            f"version:{_format_versions(versions)}"
-        )
-
-        details: dict[str, object] = {"model": self._model}
-
-        if licence := find_licence(model):
-            details["licence"] = licence
-
-        return [
-            [
-                measure_mean(
-                    self._key, self._name, system_scores, signature, details=details
-                )
-            ]
-            for system_scores in scores
-        ]
-
-    def _open_client(self) -> AbstractContextManager[CometClient]:
-        if self._workers is None:
-            return CometClient(self._python, self._model, gpus=self._gpus)
-
-        return nullcontext(
-            self._workers.get(self._python, self._model, gpus=self._gpus)
-        )
-
-    def _check_client(self, client: CometClient) -> None:
-        """
-        :raises WarmupError: The model cannot do without what it is not given.
-        """
-        if client.requires_references and not self._reads_references:
-            raise WarmupError(
-                f"The metric `{self._key}` gives its model no references, but {self._model} requires them; give it to `comet`, or choose one that does without, such as `{DEFAULT_KIWI_MODEL}`."
-            )
 
 
 @final

@@ -14,32 +14,25 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import (
-    Measurement,
-    Metric,
+    ModelMetric,
     References,
     average_over_references,
-    measure_mean,
-    sign_num_references,
 )
-from warmup_plugin.metrics.licences import find_licence
 
 DEFAULT_MODEL: Final = "google/metricx-24-hybrid-large-v2p6"
 
 
 @final
-class MetricXMetric(Metric):
-    """
-    Computes the mean score of a MetricX-24 model, from 0 to 25; lower is better.
+class MetricXMetric(ModelMetric):
+    """Computes the mean score of a MetricX-24 model, from 0 to 25; lower is better."""
 
-    It reads one reference. Of several the score of a sentence is the mean.
-    """
+    higher_is_better = False
 
     def __init__(
         self, model: str, *, key: str, name: str, reads_references: bool
     ) -> None:
         """
         :param model: A folder or a name on the Hugging Face Hub.
-        :param reads_references: If ``False``, the model is given no reference.
 
         :raises WarmupError: There is no such folder.
         """
@@ -52,52 +45,23 @@ class MetricXMetric(Metric):
                 f"The model of MetricX {model} does not exist; give a folder or a name on the Hugging Face Hub, such as `{DEFAULT_MODEL}`."
             )
 
-        self._model = model
-        self._key = key
-        self._name = name
-        self._reads_references = reads_references
+        super().__init__(model, key=key, name=name, reads_references=reads_references)
 
     @override
-    def measure(
+    def _score(
         self,
         systems: Sequence[Sequence[str]],
         references: References,
-        sources: Sequence[str] | None,
-    ) -> list[list[Measurement]]:
-        assert sources is not None
-
-        if not self._reads_references:
-            references = [[] for _ in references]
-
+        sources: Sequence[str],
+    ) -> tuple[list[list[float]], str, str]:
         # PyTorch and transformers take seconds.
         from warmup_plugin.metrics.metricx_model import load_scorer
 
         scorer = load_scorer(self._model)
 
-        rows = [
+        scores = [
             average_over_references(scorer.score, hypotheses, references, sources)
             for hypotheses in systems
         ]
 
-        name = Path(self._model).name
-
-        signature = f"{sign_num_references(references)}|model:{name}|precision:{scorer.precision}|version:transformers-{version('transformers')}"
-
-        details: dict[str, object] = {"model": self._model}
-
-        if licence := find_licence(name):
-            details["licence"] = licence
-
-        return [
-            [
-                measure_mean(
-                    self._key,
-                    self._name,
-                    scores,
-                    signature,
-                    higher_is_better=False,
-                    details=details,
-                )
-            ]
-            for scores in rows
-        ]
+        return scores, scorer.precision, f"transformers-{version('transformers')}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Final, final
 
 from fairseq2.utils.rich import get_error_console
@@ -90,12 +89,7 @@ class LineProgress(AbstractContextManager["LineProgress"]):
             print(f"{self._num_done:,}{total} {self._unit}", file=sys.stderr)
 
     @override
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

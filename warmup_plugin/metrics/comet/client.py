@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from types import TracebackType
 from typing import IO, Any, Final, final
 
 from warmup_plugin.errors import WarmupError
@@ -247,12 +246,7 @@ class CometClient:
     def __enter__(self) -> CometClient:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
         # An interrupted user does not wait for the sentences in work.
         if kind is not None:
             self.kill()
@@ -414,12 +408,7 @@ class CometWorkers:
     def __enter__(self) -> CometWorkers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
         while self._clients:
             _, client = self._clients.popitem()
 
