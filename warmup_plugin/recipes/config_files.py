@@ -22,8 +22,9 @@ from fairseq2.utils.env import StandardEnvironment
 from fairseq2.utils.structured import StandardValueConverter
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.parsing import parse_yaml, read_yaml, shorten_text
+from warmup_plugin.parsing import parse_yaml, shorten_text
 from warmup_plugin.presets import find_preset, list_presets
+from warmup_plugin.runs.yaml_files import read_yaml_file
 
 _BASE: Final = "base"
 
@@ -170,14 +171,7 @@ def _read_parts(file: Path, users: Sequence[Path]) -> list[_Part]:
 
 
 def _load(file: Path) -> dict[str, object]:
-    try:
-        content = read_yaml(file)
-    except (OSError, ValueError) as ex:
-        reason = " ".join(str(ex).split())
-
-        raise WarmupError(
-            f"`{file}` cannot be read as YAML ({reason}); correct it."
-        ) from None
+    content = read_yaml_file(file, "correct it")
 
     if content is None:
         raise WarmupError(f"`{file}` is empty; write settings, or leave it out.")

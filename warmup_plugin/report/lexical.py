@@ -15,8 +15,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, TypeAlias, final
+
+from warmup_plugin.runs.records import Draw
 
 NUM_POSITION_BINS: Final = 10
 
@@ -217,12 +219,7 @@ class LexicalAnalysis:
 def analyze_warmups(texts: Sequence[WarmupText]) -> LexicalAnalysis:
     """Analyzes the warmups of a test set, one a line."""
     lines = [
-        {
-            "warmup": split_words(text.warmup),
-            "source": split_words(text.source),
-            "output": split_words(text.output),
-            "reference": split_words(text.reference),
-        }
+        {name: split_words(part) for name, part in asdict(text).items()}
         for text in texts
     ]
 
@@ -302,22 +299,6 @@ def _fill_bins(places: Sequence[tuple[float, float]]) -> list[float]:
 
 @final
 @dataclass(frozen=True)
-class Draws:
-    """Holds the distinct warmups drawn for one line."""
-
-    warmups: Sequence[str]
-
-    weights: Sequence[float]
-    """The share of each, by how likely it makes the reference; their sum is 1."""
-
-    counts: Sequence[int]
-    """How often each was drawn."""
-
-    reference: str
-
-
-@final
-@dataclass(frozen=True)
 class DrawsAnalysis:
     """Holds what warmups that were drawn, several a line, look like."""
 
@@ -336,31 +317,35 @@ class DrawsAnalysis:
     that share words with the reference are those that make it likelier."""
 
 
-def analyze_draws(lines: Sequence[Draws]) -> DrawsAnalysis:
-    """Analyzes drawn warmups, several a line."""
+def analyze_draws(lines: Sequence[tuple[Sequence[Draw], str]]) -> DrawsAnalysis:
+    """
+    Analyzes drawn warmups, several a line.
+
+    :param lines: The distinct warmups drawn for a line, and its reference.
+    """
     distinct, plain, weighted = [], [], []
 
-    for line in lines:
-        if not line.warmups:
+    num_draws = 0
+
+    for draws, text in lines:
+        if not draws:
             continue
 
+        num_draws += (num_line_draws := sum(draw.count for draw in draws))
+
         # The same text may be of other tokens.
-        num_distinct = len({warmup.strip() for warmup in line.warmups})
+        distinct.append(len({draw.warmup.strip() for draw in draws}) / num_line_draws)
 
-        distinct.append(num_distinct / sum(line.counts))
-
-        reference = split_words(line.reference)
+        reference = split_words(text)
 
         # (share, count, weight)
         shares = []
 
-        for warmup, count, weight in zip(
-            line.warmups, line.counts, line.weights, strict=True
-        ):
-            found, total = count_overlap(split_words(warmup), reference, 1)
+        for draw in draws:
+            found, total = count_overlap(split_words(draw.warmup), reference, 1)
 
             if total > 0:
-                shares.append((found / total, count, weight))
+                shares.append((found / total, draw.count, draw.weight))
 
         total_count = sum(count for _, count, _ in shares)
 
@@ -372,12 +357,7 @@ def analyze_draws(lines: Sequence[Draws]) -> DrawsAnalysis:
 
             weighted.append(sum(s * weight for s, _, weight in shares) / total_weight)
 
-    return DrawsAnalysis(
-        sum(sum(line.counts) for line in lines),
-        _mean(distinct),
-        _mean(plain),
-        _mean(weighted),
-    )
+    return DrawsAnalysis(num_draws, _mean(distinct), _mean(plain), _mean(weighted))
 
 
 def _divide(a: float, b: float) -> float | None:

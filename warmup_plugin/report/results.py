@@ -14,7 +14,6 @@ from typing import Final, cast, final
 from warmup_plugin.metrics.base import Comparison, Evaluation, MetricScore
 from warmup_plugin.metrics.tables import format_p_value
 from warmup_plugin.report.lexical import (
-    Draws,
     DrawsAnalysis,
     LexicalAnalysis,
     WarmupText,
@@ -320,19 +319,9 @@ def analyze_run(translations: RunTranslations) -> LexicalAnalysis:
 
 def analyze_scores(translations: RunTranslations) -> DrawsAnalysis:
     """Analyzes the warmups that were drawn to score the references."""
-    lines = [
-        Draws(
-            [draw.warmup for draw in pair.draws],
-            [draw.weight for draw in pair.draws],
-            [draw.count for draw in pair.draws],
-            reference,
-        )
-        for pair, reference in zip(
-            translations.scores or [], translations.system.joined_references
-        )
-    ]
+    draws = [pair.draws for pair in translations.scores or []]
 
-    return analyze_draws(lines)
+    return analyze_draws(list(zip(draws, translations.system.joined_references)))
 
 
 def compare_settings(runs: Sequence[ReportRun]) -> list[tuple[str, list[str]]]:

@@ -15,20 +15,31 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import read_yaml
 
 
+def read_yaml_file(file: Path, remedy: str) -> object:
+    """
+    Reads a YAML file.
+
+    :param remedy: What to do if it cannot be read.
+
+    :raises WarmupError: If it cannot.
+    """
+    try:
+        return read_yaml(file)
+    except (OSError, ValueError) as ex:
+        reason = " ".join(str(ex).split())
+
+        raise WarmupError(
+            f"`{file}` cannot be read as YAML ({reason}); {remedy}."
+        ) from None
+
+
 def load_yaml(file: Path) -> dict[str, object]:
     """
     Loads a YAML file that holds a mapping.
 
     :raises WarmupError: If it cannot be read.
     """
-    try:
-        content = read_yaml(file)
-    except (OSError, ValueError) as ex:
-        reason = " ".join(str(ex).split())
-
-        raise WarmupError(
-            f"`{file}` cannot be read as YAML ({reason}); restore the file."
-        ) from None
+    content = read_yaml_file(file, "restore the file")
 
     if not isinstance(content, dict):
         raise WarmupError(f"`{file}` holds no YAML mapping; restore the file.")

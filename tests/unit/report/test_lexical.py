@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 
 from warmup_plugin.report.lexical import (
-    Draws,
     WarmupText,
     analyze_draws,
     analyze_warmups,
@@ -17,6 +16,7 @@ from warmup_plugin.report.lexical import (
     measure_longest_copy,
     split_words,
 )
+from warmup_plugin.runs.records import Draw
 
 
 class TestFindWords:
@@ -147,12 +147,24 @@ class TestAnalyzeWarmups:
         assert analysis.overlaps["other reference", 1] is None
 
 
+def make_draw(warmup: str, weight: float, count: int = 1) -> Draw:
+    return Draw(warmup, None, None, weight, count)
+
+
 class TestAnalyzeDraws:
     def test_call_matches_counts_by_hand(self) -> None:
         lines = [
-            Draws(["a b", "x", "a  B", ""], [0.2, 0.6, 0.1, 0.1], [2, 1, 1, 1], "A c"),
-            Draws(["c"], [1.0], [1], "c"),
-            Draws([], [], [], "c"),
+            (
+                [
+                    make_draw("a b", 0.2, 2),
+                    make_draw("x", 0.6),
+                    make_draw("a  B", 0.1),
+                    make_draw("", 0.1),
+                ],
+                "A c",
+            ),
+            ([make_draw("c", 1.0)], "c"),
+            ([], "c"),
         ]
 
         analysis = analyze_draws(lines)
@@ -166,7 +178,7 @@ class TestAnalyzeDraws:
         assert analysis.weighted_overlap == pytest.approx((0.15 / 0.9 + 1) / 2)
 
     def test_call_leaves_out_lines_without_words(self) -> None:
-        analysis = analyze_draws([Draws(["", " "], [0.5, 0.5], [1, 1], "a")])
+        analysis = analyze_draws([([make_draw("", 0.5), make_draw(" ", 0.5)], "a")])
 
         assert analysis.distinct == 0.5
         assert analysis.overlap is None
