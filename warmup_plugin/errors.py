@@ -26,3 +26,15 @@ def shorten_names(names: Sequence[str]) -> str:
         text += f" and {len(names) - max_num_names} more"
 
     return text
+
+
+def check_least(name: str, value: float, least: float) -> None:
+    """
+    :param name: What it is called where it is given.
+
+    :raises WarmupError: If a number is less than it may be.
+    """
+    if value < least:
+        raise WarmupError(
+            f"`{name}` must be greater than or equal to {least}, but is {value}."
+        )

@@ -22,6 +22,7 @@ ROOMS: Final = (
     *(
         "collapse",
         "config_docs",
+        "options",
         "config_values",
         "components",
         "warmup_lens",

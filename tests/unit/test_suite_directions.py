@@ -28,7 +28,7 @@ from tests.unit.test_run_suite import (
 from tests.unit.test_suite_pivot import read_rows
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.scores import evaluate
-from warmup_plugin.evaluation.systems import read_hypotheses, read_run
+from warmup_plugin.evaluation.systems import RunOptions, read_hypotheses, read_run
 from warmup_plugin.metrics.resampling import randomization_p_values_of_groups
 from warmup_plugin.metrics.translation import evaluate_systems
 from warmup_plugin.suite.figure import collect_series
@@ -491,11 +491,11 @@ class TestCollectResults:
                 systems = [
                     read_run(
                         every_outputs[f"toy/{name}/1 {label}"].run.path,
-                        task.split.name,
-                        "best",
-                        None if task.split.data is None else Path(task.split.data),
-                        None,
-                        part.direction,
+                        RunOptions(
+                            split=task.split.name,
+                            data=task.split.data and Path(task.split.data),
+                            direction=part.direction,
+                        ),
                     )
                     for name in ("sft", "warmup")
                 ]

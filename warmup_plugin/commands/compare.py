@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.data.text_files import flatten
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.errors import WarmupError, check_least
 from warmup_plugin.evaluation.arguments import (
     add_file_arguments,
     add_scoring_arguments,
     check_references,
     read_file_arguments,
     read_metric_arguments,
+    read_run_arguments,
 )
 from warmup_plugin.evaluation.scores import (
     evaluate,
@@ -34,7 +35,7 @@ from warmup_plugin.evaluation.systems import (
 )
 from warmup_plugin.metrics.base import Evaluation
 from warmup_plugin.metrics.registry import METRICS
-from warmup_plugin.metrics.resampling import NUM_TRIALS, check_num_samples
+from warmup_plugin.metrics.resampling import NUM_TRIALS
 from warmup_plugin.metrics.tables import format_columns, format_number, format_score
 from warmup_plugin.metrics.wins import (
     Outcome,
@@ -107,14 +108,9 @@ def run(args: Namespace) -> int:
             f"There is nothing to compare{''.join(f' {path} with' for path in args.systems)}; give two systems or more."
         )
 
-    check_num_samples("--num-bootstrap", args.num_bootstrap)
-    check_num_samples("--num-randomization", args.num_randomization)
-
-    if args.num_examples < 0:
-        raise WarmupError(
-            "`--num-examples` must be greater than or equal to 0, but is "
-            f"{args.num_examples}."
-        )
+    check_least("--num-bootstrap", args.num_bootstrap, 1)
+    check_least("--num-randomization", args.num_randomization, 1)
+    check_least("--num-examples", args.num_examples, 0)
 
     # Before anything is translated.
     names = name_systems(args.systems, args.names)
@@ -234,20 +230,9 @@ def _read_systems(args: Namespace, metrics: Sequence[str]) -> list[System]:
             files, args.references, args.sources, args.target_lang, places
         )
 
-    checkpoint = args.checkpoint or "best"
+    run_options = read_run_arguments(args)
 
-    by_path = {
-        path: read_run(
-            path,
-            args.split,
-            checkpoint,
-            args.data,
-            args.target_lang,
-            args.direction,
-            truncate=args.truncate,
-        )
-        for path in run_dirs
-    }
+    by_path = {path: read_run(path, run_options) for path in run_dirs}
 
     # Outputs of another toolkit for what the runs have translated.
     like = by_path[run_dirs[0]]

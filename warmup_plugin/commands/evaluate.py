@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from warmup_plugin.data.directions import list_directions
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.errors import WarmupError, check_least
 from warmup_plugin.evaluation.arguments import (
     add_file_arguments,
     add_scoring_arguments,
     check_references,
     read_file_arguments,
     read_metric_arguments,
+    read_run_arguments,
 )
 from warmup_plugin.evaluation.scores import (
     evaluate,
@@ -97,10 +98,7 @@ def _run(args: argparse.Namespace) -> None:
     systems: dict[str | None, list[System]]
 
     # Before anything is translated.
-    if args.num_bootstrap < 0:
-        raise WarmupError(
-            f"`--num-bootstrap` must be greater than or equal to 0, but is {args.num_bootstrap}."
-        )
+    check_least("--num-bootstrap", args.num_bootstrap, 0)
 
     names = name_systems(args.hypotheses or args.run_dirs, args.names)
 
@@ -143,15 +141,7 @@ def _run(args: argparse.Namespace) -> None:
 
         systems = {
             direction: [
-                read_run(
-                    run_dir,
-                    args.split,
-                    args.checkpoint or "best",
-                    args.data,
-                    args.target_lang,
-                    direction,
-                    truncate=args.truncate,
-                )
+                read_run(run_dir, read_run_arguments(args, direction=direction))
                 for run_dir in args.run_dirs
             ]
             for direction in _list_directions(args)
@@ -204,7 +194,7 @@ def _read_files_of_run(args: argparse.Namespace) -> list[System]:
 
     places = read_file_arguments(args, args.hypotheses)
 
-    texts = read_run_texts(run_dir, args.split, args.data, args.direction)
+    texts = read_run_texts(run_dir, read_run_arguments(args))
 
     return [
         texts.make_system(

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from warmup_plugin.data.text_files import read_place_arguments
 from warmup_plugin.late_imports import import_fairseq2
+from warmup_plugin.options import read_options
 from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     create_generate_parser,
-    read_options,
+    read_generation,
 )
+from warmup_plugin.recipes.job_options import GenerateOptions
 from warmup_plugin.terminal import get_arguments, guard
 
 
@@ -36,7 +38,6 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     # fairseq2 takes seconds; not for `--help` and mistyped options.
     import_fairseq2()
 
-    from warmup_plugin.recipes.job_options import GenerateOptions
     from warmup_plugin.recipes.jobs import generate
 
     files = [] if args.input is None else [args.input]
@@ -45,6 +46,7 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         read_options(
             GenerateOptions,
             args,
+            generation=read_generation(args),
             places=read_place_arguments(args, {"sources": files}),
         )
     )

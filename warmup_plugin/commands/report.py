@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.errors import WarmupError, check_least
 from warmup_plugin.evaluation.arguments import (
     add_scoring_arguments,
     read_metric_arguments,
 )
 from warmup_plugin.evaluation.scores import evaluate
 from warmup_plugin.files import write_output
+from warmup_plugin.options import read_options
 from warmup_plugin.terminal import show
 
 DESCRIPTION: Final = (
@@ -90,15 +91,12 @@ def run(args: Namespace) -> int:
     from warmup_plugin.report.page import PageOptions, render_page
     from warmup_plugin.report.runs import CollectOptions, collect_runs
 
-    collect_options = CollectOptions(
-        split=args.split,
+    collect_options = read_options(
+        CollectOptions,
+        args,
         checkpoint=args.checkpoint or "best",
-        data_dir=args.data,
-        target_lang=args.target_lang,
-        direction=args.direction,
         translate=not args.curves_only,
         score=not args.no_score,
-        truncate=args.truncate,
     )
 
     runs = collect_runs(args.run_dirs, collect_options, args.names)
@@ -115,11 +113,10 @@ def run(args: Namespace) -> int:
             options=metric_options,
         )
 
-    page_options = PageOptions(
-        title=args.title,
-        checkpoint=args.checkpoint or "best",
-        num_bootstrap=args.num_bootstrap,
-        max_sentences=args.max_sentences,
+    page_options = read_options(
+        PageOptions,
+        args,
+        checkpoint=collect_options.checkpoint,
         command=_describe_command(args, [run.name for run in runs]),
     )
 
@@ -140,12 +137,8 @@ def run(args: Namespace) -> int:
 
 def _check(args: Namespace) -> None:
     """Checks what would be found wrong only after a translation, which takes long."""
-    for name, least in (("num_bootstrap", 0), ("max_sentences", 1)):
-        if getattr(args, name) < least:
-            raise WarmupError(
-                f"`--{name.replace('_', '-')}` must be greater than or equal to {least}, "
-                f"but is {getattr(args, name)}."
-            )
+    check_least("--num-bootstrap", args.num_bootstrap, 0)
+    check_least("--max-sentences", args.max_sentences, 1)
 
     if args.output.is_dir():
         raise WarmupError(f"The output {args.output} is a folder; name a file.")

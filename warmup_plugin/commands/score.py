@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.late_imports import import_fairseq2
+from warmup_plugin.options import add_option, read_options
 from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
-    add_data_argument,
     add_output_arguments,
     add_run_arguments,
     add_truncate_argument,
-    read_options,
 )
+from warmup_plugin.recipes.job_options import ScoreOptions
 from warmup_plugin.terminal import get_arguments, guard
 
 DESCRIPTION: Final = (
@@ -38,19 +38,12 @@ def create_parser() -> argparse.ArgumentParser:
 
     add_run_arguments(parser)
 
-    parser.add_argument(
-        "--split", help="the split to score (default: the run's `test_split`)"
-    )
+    add = partial(add_option, parser, ScoreOptions)
 
-    add_data_argument(parser)
-
-    parser.add_argument(
-        "--source", type=Path, metavar="FILE", help="a file of sources, one a line"
-    )
-
-    parser.add_argument(
-        "--target", type=Path, metavar="FILE", help="the file of their targets"
-    )
+    add("split")
+    add("data_dir", "--data", metavar="DIR")
+    add("source", metavar="FILE")
+    add("target", metavar="FILE")
 
     add_place_arguments(parser, ["sources", "targets"])
 
@@ -60,23 +53,9 @@ def create_parser() -> argparse.ArgumentParser:
         parser, " with all warmups instead of columns; a split always is"
     )
 
-    parser.add_argument(
-        "--num-warmups",
-        type=int,
-        metavar="K",
-        help="the number of warmups to draw for each pair; 0 for none (default: 8, or 0 if the run was trained without)",
-    )
-
-    parser.add_argument(
-        "--max-warmup-len",
-        type=int,
-        metavar="N",
-        help="the most tokens of a warmup (default: that of training)",
-    )
-
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="the seed of the draws (default: 2)"
-    )
+    add("num_warmups", metavar="K")
+    add("max_warmup_len", metavar="N")
+    add("seed", metavar="N")
 
     return parser
 
@@ -101,7 +80,6 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     # fairseq2 takes seconds; not for `--help`.
     import_fairseq2()
 
-    from warmup_plugin.recipes.job_options import ScoreOptions
     from warmup_plugin.recipes.jobs import score
 
     files = {

@@ -11,6 +11,7 @@ from typing import Final
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.late_imports import import_fairseq2
+from warmup_plugin.options import add_option, read_options
 from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
@@ -18,8 +19,9 @@ from warmup_plugin.recipes.arguments import (
     add_output_arguments,
     add_run_arguments,
     add_truncate_argument,
-    read_options,
+    read_generation,
 )
+from warmup_plugin.recipes.job_options import TranslateOptions
 from warmup_plugin.terminal import get_arguments
 
 DESCRIPTION: Final = (
@@ -53,35 +55,16 @@ def create_parser() -> argparse.ArgumentParser:
         ": the `--num-best` hypotheses with warmups, tokens and log-probabilities",
     )
 
-    parser.add_argument(
-        "--interactive",
-        action="store_true",
-        help="answer each line at once, as is done on a terminal; for a program that waits for each answer",
-    )
+    add_option(parser, TranslateOptions, "interactive")
 
     prefixes = parser.add_mutually_exclusive_group()
 
-    prefixes.add_argument(
-        "--target-prefix",
-        metavar="TEXT",
-        help="what every translation begins with",
-    )
-
-    prefixes.add_argument(
-        "--prefixes",
-        action="store_true",
-        dest="has_prefixes",
-        help="a line may hold a tab and behind it what its translation begins with",
-    )
+    add_option(prefixes, TranslateOptions, "target_prefix", metavar="TEXT")
+    add_option(prefixes, TranslateOptions, "has_prefixes", "--prefixes")
 
     add_truncate_argument(parser)
 
-    parser.add_argument(
-        "--chunk-size",
-        type=int,
-        metavar="N",
-        help="the number of lines that are read before any is written (default: 2000 a process)",
-    )
+    add_option(parser, TranslateOptions, "chunk_size", metavar="N")
 
     parser.add_argument(
         "--backend",
@@ -106,7 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # fairseq2 takes seconds; not for `--help`.
     import_fairseq2()
 
-    from warmup_plugin.recipes.job_options import TranslateOptions
     from warmup_plugin.recipes.jobs import translate
 
     ctranslate2 = None
@@ -118,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         read_options(
             TranslateOptions,
             args,
+            generation=read_generation(args),
             places=read_place_arguments(args, {"sources": args.files}),
             ctranslate2=ctranslate2,
         )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +18,15 @@ from warmup_plugin.data.text_files import (
     read_place_arguments,
 )
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.evaluation.systems import RunOptions
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.base import DEFAULT_METRICS
-from warmup_plugin.metrics.comet_score import DEFAULT_KIWI_MODEL, DEFAULT_MODEL
-from warmup_plugin.metrics.metricx import DEFAULT_MODEL as DEFAULT_METRICX_MODEL
 from warmup_plugin.metrics.registry import (
     METRICS,
     MetricOptions,
     check_metric_names,
 )
+from warmup_plugin.options import add_option, read_options, to_option
 from warmup_plugin.runs.run_dir import RunDir
 
 
@@ -52,30 +54,13 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds which outputs of runs are meant, what systems are called, and the metrics."""
-    parser.add_argument(
-        "--split",
-        metavar="NAME",
-        help="split of the runs (default: `dataset.test_split` of the run)",
-    )
+    # Only those that are given belong to runs.
+    add = partial(add_option, parser, RunOptions, default=None)
 
-    parser.add_argument(
-        "--checkpoint",
-        metavar="best|last|N",
-        help="checkpoint of the runs (default: best)",
-    )
-
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="the data folder, if it is no longer where the runs were trained",
-    )
-
-    parser.add_argument(
-        "--direction",
-        metavar="SRC-TGT",
-        help="one of the directions of runs that have several, such as `en-de` (`evaluate` without it: all, one after the other)",
-    )
+    add("split", metavar="NAME")
+    add("checkpoint", metavar="best|last|N")
+    add("data", metavar="DIR")
+    add("direction", metavar="SRC-TGT")
 
     # Read by `name_systems()`.
     parser.add_argument(
@@ -85,12 +70,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the systems are called, in their order (default: the ends of their paths that tell them apart)",
     )
 
-    # Handed on to the translation of runs.
-    parser.add_argument(
-        "--truncate",
-        action="store_true",
-        help="where runs translate, cut a source that is longer than the model reads instead of refusing it; how many is said",
-    )
+    add_option(parser, RunOptions, "truncate")
 
     add_metric_arguments(parser)
 
@@ -111,58 +91,18 @@ def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"some of {', '.join(METRICS)} (default: those that the run was validated by; {','.join(DEFAULT_METRICS)} for files)",
     )
 
-    parser.add_argument(
-        "--target-lang",
-        metavar="LANG",
-        help="language that selects tokenizers (default: that of the run)",
-    )
+    # Only those that are given need a metric.
+    add = partial(add_option, parser, MetricOptions, default=None)
 
-    parser.add_argument(
-        "--bleu-tokenize",
-        metavar="NAME",
-        help="tokenizer of BLEU, such as flores200 (default: by language)",
-    )
-
-    parser.add_argument(
-        "--comet-model",
-        metavar="CKPT",
-        help=f"checkpoint of COMET, its folder or a name on the Hugging Face Hub (default: that of the run's validations, else {DEFAULT_MODEL})",
-    )
-
-    parser.add_argument(
-        "--cometkiwi-model",
-        metavar="CKPT",
-        help=f"the same for `cometkiwi`, which reads no references (default: {DEFAULT_KIWI_MODEL})",
-    )
-
-    parser.add_argument(
-        "--comet-gpus", type=int, choices=(0, 1), help="GPUs of COMET (default: 0)"
-    )
-
-    parser.add_argument(
-        "--metricx-model",
-        metavar="DIR",
-        help=f"model of MetricX-24, a folder or a name on the Hugging Face Hub (default: {DEFAULT_METRICX_MODEL})",
-    )
-
-    parser.add_argument(
-        "--bertscore-model",
-        metavar="DIR",
-        help="model of BERTScore, a folder or a name on the Hugging Face Hub (default: by language)",
-    )
-
-    parser.add_argument(
-        "--bertscore-layers",
-        type=int,
-        metavar="N",
-        help="the layer of that model to compare (default: what bert-score recommends)",
-    )
-
-    parser.add_argument(
-        "--labels",
-        metavar="A,B,...",
-        help="all valid answers, for accuracy and macro_f1; other answers are wrong",
-    )
+    add("target_lang", metavar="LANG")
+    add("bleu_tokenize", metavar="NAME")
+    add("comet_model", metavar="CKPT")
+    add("cometkiwi_model", metavar="CKPT")
+    add("comet_gpus", choices=(0, 1))
+    add("metricx_model", metavar="DIR")
+    add("bertscore_model", metavar="DIR")
+    add("bertscore_layers", metavar="N")
+    add("labels", metavar="A,B,...")
 
 
 # The arguments of metrics and which of these read them.
@@ -192,7 +132,7 @@ def read_metric_arguments(
 
     labels: list[str] = []
 
-    comet_models: dict[str, str | None] = {"comet_model": None, "cometkiwi_model": None}
+    comet_models: dict[str, str | None] = {}
 
     if args.metrics is not None:
         metrics = [name.strip() for name in args.metrics.split(",") if name.strip()]
@@ -211,7 +151,9 @@ def read_metric_arguments(
 
         labels = validation.get("labels") or labels
 
-        comet_models = {name: validation.get(name) for name in comet_models}
+        comet_models = {
+            name: validation.get(name) for name in ("comet_model", "cometkiwi_model")
+        }
 
         if args.metrics is None:
             metrics = validation.get("metrics") or metrics
@@ -222,24 +164,27 @@ def read_metric_arguments(
     for argument, owners in _OWNERS.items():
         if getattr(args, argument) is not None and not set(owners) & set(metrics):
             raise WarmupError(
-                f"`--{argument.replace('_', '-')}` is of no use without the metric "
+                f"`{to_option(argument)}` is of no use without the metric "
                 f"{' or '.join(f'`{owner}`' for owner in owners)}; add it to `--metrics` "
                 "or leave the argument out."
             )
 
-    options = MetricOptions(
-        target_lang=args.target_lang,
-        bleu_tokenizer=args.bleu_tokenize,
-        labels=labels,
-        comet_model=args.comet_model or comet_models["comet_model"],
-        cometkiwi_model=args.cometkiwi_model or comet_models["cometkiwi_model"],
-        comet_gpus=args.comet_gpus or 0,
-        metricx_model=args.metricx_model,
-        bertscore_model=args.bertscore_model,
-        bertscore_layers=args.bertscore_layers,
-    )
+    given = {f.name: getattr(args, f.name, None) for f in fields(MetricOptions)}
 
-    return metrics, options
+    chosen = {name: value for name, value in given.items() if value is not None}
+
+    return metrics, MetricOptions(**{**comet_models, **chosen, "labels": labels})
+
+
+def read_run_arguments(args: argparse.Namespace, **others: object) -> RunOptions:
+    """
+    Reads which outputs of runs are meant.
+
+    :param others: What goes before what is given.
+    """
+    checkpoint = args.checkpoint or "best"
+
+    return read_options(RunOptions, args, **{"checkpoint": checkpoint, **others})
 
 
 def check_references(args: argparse.Namespace, metrics: Sequence[str]) -> None:

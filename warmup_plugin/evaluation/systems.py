@@ -211,19 +211,40 @@ class RunTexts:
         return documents if any(documents) else []
 
 
-def read_run_texts(
-    run_dir: Path, split: str | None, data_dir: Path | None, direction: str | None
-) -> RunTexts:
-    """
-    Reads what a run would translate; see :func:`read_run`.
-    """
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Says which outputs of a run are meant."""
+
+    split: str | None = None
+    """Split of the runs (default: ``dataset.test_split`` of the run)."""
+
+    checkpoint: str = "best"
+    """Checkpoint of the runs (default: best)."""
+
+    data: Path | None = None
+    """The data folder, if it is no longer where the runs were trained."""
+
+    direction: str | None = None
+    """One of the directions of runs that have several, such as `en-de` (`evaluate` without it: all, one after the other)."""
+
+    target_lang: str | None = None
+    """The language that selects tokenizers; ``None`` for that of the run."""
+
+    truncate: bool = False
+    """Where runs translate, cut a source that is longer than the model reads instead of refusing it; how many is said."""
+
+
+def read_run_texts(run_dir: Path, options: RunOptions) -> RunTexts:
+    """Reads what a run would translate; see :func:`read_run`."""
     run_config = read_config(run_dir)
 
-    direction = choose_direction(run_config, direction, run_dir)
+    direction = choose_direction(run_config, options.direction, run_dir)
 
     run_config = narrow_to_direction(
-        run_config, direction, data_dir=data_dir, find_data=True
+        run_config, direction, data_dir=options.data, find_data=True
     )
+
+    split = options.split
 
     if split is None:
         split = str(run_config["dataset"].get("test_split", "test"))
@@ -233,35 +254,22 @@ def read_run_texts(
     return RunTexts(read_split(config, split), config.target_lang, direction)
 
 
-def read_run(
-    run_dir: Path,
-    split: str | None,
-    checkpoint: str,
-    data_dir: Path | None,
-    target_lang: str | None,
-    direction: str | None = None,
-    *,
-    truncate: bool = False,
-) -> System:
+def read_run(run_dir: Path, options: RunOptions) -> System:
     """
     Reads what a run makes of a split, which is translated first where it is not yet.
-
-    :param split: ``None`` for the ``dataset.test_split`` of the run.
-    :param checkpoint: ``best``, ``last`` or a step.
-    :param data_dir: The data folder; ``None`` if it is where the run was trained.
-    :param target_lang: ``None`` for that of the run.
-    :param direction: What stands behind ``--direction``.
     """
     # Before generating, which takes longer to fail.
-    texts = read_run_texts(run_dir, split, data_dir, direction)
+    texts = read_run_texts(run_dir, options)
 
-    hypotheses_file = _ensure_translations(
-        run_dir, texts.pairs, checkpoint, data_dir, texts.direction, truncate
+    file = _ensure_translations(
+        run_dir,
+        texts.pairs,
+        replace(options, split=texts.pairs.split, direction=texts.direction),
     )
 
-    hypotheses = _read_outputs(hypotheses_file, texts.pairs)
-
-    return texts.make_system(str(run_dir), hypotheses_file, hypotheses, target_lang)
+    return texts.make_system(
+        str(run_dir), file, _read_outputs(file, texts.pairs), options.target_lang
+    )
 
 
 def read_hypotheses(file: Path, places: TextPlaces = TextPlaces()) -> list[str]:
@@ -378,14 +386,9 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return config
 
 
-def _ensure_translations(
-    run_dir: Path,
-    pairs: TextPairs,
-    checkpoint: str,
-    data_dir: Path | None,
-    direction: str | None,
-    truncate: bool,
-) -> Path:
+def _ensure_translations(run_dir: Path, pairs: TextPairs, options: RunOptions) -> Path:
+    checkpoint, direction = options.checkpoint, options.direction
+
     file = translation_file(run_dir, pairs.split, direction, checkpoint)
 
     if _is_current(file, run_dir, checkpoint, pairs):
@@ -397,17 +400,17 @@ def _ensure_translations(
     from warmup_plugin.recipes.job_options import GenerateOptions
     from warmup_plugin.recipes.jobs import generate
 
-    options = GenerateOptions(
+    job_options = GenerateOptions(
         run_dir=run_dir,
         checkpoint=checkpoint,
         direction=direction,
-        data_dir=data_dir,
-        truncate=truncate,
+        data_dir=options.data,
+        truncate=options.truncate,
         split=pairs.split,
     )
 
     with quiet_log():
-        status = generate(options)
+        status = generate(job_options)
 
     if status != 0:
         raise WarmupError(

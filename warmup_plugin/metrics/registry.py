@@ -43,36 +43,34 @@ class MetricOptions:
     """Holds what the metrics need to know, each what it needs."""
 
     target_lang: str | None = None
-    """The language of outputs and references, which chooses tokenizers."""
+    """Language that selects tokenizers (default: that of the run)."""
 
-    bleu_tokenizer: str | None = None
-    """A tokenizer of sacreBLEU in place of the one that the language chooses."""
-
-    labels: Sequence[str] = ()
-    """All answers that are valid for accuracy and macro-F1."""
+    bleu_tokenize: str | None = None
+    """Tokenizer of BLEU, such as flores200 (default: by language)."""
 
     comet_model: str | None = None
-    """A checkpoint of COMET, its folder or a name on the Hugging Face Hub; ``None`` for
-    the usual one."""
+    """Checkpoint of COMET, its folder or a name on the Hugging Face Hub (default: that of the run's validations, else Unbabel/wmt22-comet-da)."""
 
     cometkiwi_model: str | None = None
-    """The same, of one that needs no references."""
+    """The same for `cometkiwi`, which reads no references (default: Unbabel/wmt22-cometkiwi-da)."""
 
     comet_gpus: int = 0
-    """The number of GPUs of COMET, 0 or 1."""
+    """GPUs of COMET (default: 0)."""
+
+    metricx_model: str | None = None
+    """Model of MetricX-24, a folder or a name on the Hugging Face Hub (default: google/metricx-24-hybrid-large-v2p6)."""
+
+    bertscore_model: str | None = None
+    """Model of BERTScore, a folder or a name on the Hugging Face Hub (default: by language)."""
+
+    bertscore_layers: int | None = None
+    """The layer of that model to compare (default: what bert-score recommends)."""
+
+    labels: Sequence[str] = ()
+    """All valid answers, for accuracy and macro_f1; other answers are wrong."""
 
     comet_workers: CometWorkers | None = None
     """Keeps the models of COMET for further measurements; ``None`` to keep none."""
-
-    metricx_model: str | None = None
-    """A model of MetricX-24, a folder or a name on the Hugging Face Hub; ``None`` for the
-    smallest."""
-
-    bertscore_model: str | None = None
-    """A model of BERTScore; ``None`` for what ``bert-score`` recommends."""
-
-    bertscore_layers: int | None = None
-    """The layer of that model; ``None`` for what ``bert-score`` recommends."""
 
 
 @final
@@ -102,7 +100,7 @@ class MetricEntry:
 
 
 def _create_bleu(options: MetricOptions) -> Metric:
-    lang, tokenizer = options.target_lang, options.bleu_tokenizer
+    lang, tokenizer = options.target_lang, options.bleu_tokenize
 
     # Single sentences lack the longer n-grams more often than not.
     return OverlapMetric(
@@ -129,44 +127,33 @@ def _create_ter(options: MetricOptions) -> Metric:
     return OverlapMetric("ter", create_ter(options.target_lang), higher_is_better=False)
 
 
-def _create_comet(options: MetricOptions) -> Metric:
-    model = options.comet_model or DEFAULT_MODEL
-
-    _check_comet_model(model)
-
-    return CometMetric(model, gpus=options.comet_gpus, workers=options.comet_workers)
-
-
-def _create_cometkiwi(options: MetricOptions) -> Metric:
-    model = options.cometkiwi_model or DEFAULT_KIWI_MODEL
-
+def _create_comet(
+    options: MetricOptions,
+    key: str,
+    name: str,
+    model: str,
+    *,
+    reads_references: bool = True,
+) -> Metric:
     _check_comet_model(model)
 
     return CometMetric(
         model,
-        key="cometkiwi",
-        name="CometKiwi",
+        key=key,
+        name=name,
+        reads_references=reads_references,
         gpus=options.comet_gpus,
-        reads_references=False,
         workers=options.comet_workers,
     )
 
 
-def _create_metricx(options: MetricOptions) -> Metric:
-    return metricx.MetricXMetric(
-        options.metricx_model or metricx.DEFAULT_MODEL,
-        key="metricx",
-        name="MetricX-24",
-        reads_references=True,
-    )
+def _create_metricx(
+    options: MetricOptions, key: str, name: str, *, reads_references: bool = True
+) -> Metric:
+    model = options.metricx_model or metricx.DEFAULT_MODEL
 
-
-def _create_metricx_qe(options: MetricOptions) -> Metric:
     return metricx.MetricXMetric(
-        options.metricx_model or metricx.DEFAULT_MODEL,
-        key="metricx_qe",
-        name="MetricX-24-QE",
-        reads_references=False,
+        model, key=key, name=name, reads_references=reads_references
     )
 
 
@@ -240,25 +227,36 @@ METRICS: Final[dict[str, MetricEntry]] = {
         lambda _: _create_spbleu("spbleu_1k", "spBLEU-1K", "spBLEU-1K"),
     ),
     "comet": MetricEntry(
-        {"comet": "COMET"}, _create_comet, needs_sources=True, runs_model=True
+        {"comet": "COMET"},
+        lambda o: _create_comet(o, "comet", "COMET", o.comet_model or DEFAULT_MODEL),
+        needs_sources=True,
+        runs_model=True,
     ),
     "cometkiwi": MetricEntry(
         {"cometkiwi": "CometKiwi"},
-        _create_cometkiwi,
+        lambda o: _create_comet(
+            o,
+            "cometkiwi",
+            "CometKiwi",
+            o.cometkiwi_model or DEFAULT_KIWI_MODEL,
+            reads_references=False,
+        ),
         needs_sources=True,
         needs_references=False,
         runs_model=True,
     ),
     "metricx": MetricEntry(
         {"metricx": "MetricX-24"},
-        _create_metricx,
+        lambda o: _create_metricx(o, "metricx", "MetricX-24"),
         needs_sources=True,
         runs_model=True,
         in_validation=False,
     ),
     "metricx_qe": MetricEntry(
         {"metricx_qe": "MetricX-24-QE"},
-        _create_metricx_qe,
+        lambda o: _create_metricx(
+            o, "metricx_qe", "MetricX-24-QE", reads_references=False
+        ),
         needs_sources=True,
         needs_references=False,
         runs_model=True,
@@ -345,7 +343,7 @@ def warn_of_missing_language(
     names = []
 
     for name, pattern in _UNSPACED.items():
-        if name not in metrics or (name == "bleu" and options.bleu_tokenizer):
+        if name not in metrics or (name == "bleu" and options.bleu_tokenize):
             continue
 
         if len(pattern.findall(text)) > _MIN_SHARE * len(text):

@@ -18,11 +18,14 @@ from typing import Final
 
 import numpy as np
 
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.errors import check_least
 from warmup_plugin.metrics.base import FloatArray, Measurement
 
 DEFAULT_SEED: Final = 12345
 """The seed of all resampling; sacreBLEU's own default."""
+
+LEAST_SEED: Final = 1
+"""sacreBLEU reads a seed of 0 as no seed."""
 
 NUM_TRIALS: Final = 10_000
 """The number of trials of the approximate randomization, in every command."""
@@ -66,8 +69,8 @@ def resample_scores(
 
     :returns: For each measurement, the scores of the resamples. *Shape:* :math:`(R)`.
     """
-    check_num_samples("num_samples", num_samples)
-    check_seed(seed)
+    check_least("num_samples", num_samples, 1)
+    check_least("seed", seed, LEAST_SEED)
 
     num_sentences = len(measurements[0].stats)
 
@@ -180,8 +183,8 @@ def randomization_p_values_of_groups(
 
     :param groups: Pairs of a baseline and a system, one a training and test set.
     """
-    check_num_samples("num_trials", num_trials)
-    check_seed(seed)
+    check_least("num_trials", num_trials, 1)
+    check_least("seed", seed, LEAST_SEED)
 
     if not groups:
         return []
@@ -233,19 +236,6 @@ def sign_with_test(signature: str, test: str, num_samples: int, seed: int) -> st
     head, _, tail = signature.partition("|")
 
     return f"{head}|{test}:{num_samples}|seed:{seed}|{tail}"
-
-
-def check_num_samples(name: str, value: int) -> None:
-    if value < 1:
-        raise WarmupError(
-            f"`{name}` must be greater than or equal to 1, but is {value}."
-        )
-
-
-def check_seed(seed: int) -> None:
-    # sacreBLEU reads a seed of 0 as no seed.
-    if seed < 1:
-        raise WarmupError(f"`seed` must be greater than or equal to 1, but is {seed}.")
 
 
 def _count_extreme(stats: FloatArray, difference: float) -> float:

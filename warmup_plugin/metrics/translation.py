@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from warmup_plugin.errors import WarmupError
+from warmup_plugin.errors import WarmupError, check_least
 from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.base import Comparison as Comparison
 from warmup_plugin.metrics.base import Evaluation, FloatArray, Measurement, Metric
@@ -22,10 +22,10 @@ from warmup_plugin.metrics.registry import (
 )
 from warmup_plugin.metrics.resampling import (
     DEFAULT_SEED,
+    LEAST_SEED,
     NUM_TRIALS,
     bootstrap_interval,
     bootstrap_p_value,
-    check_seed,
     randomization_p_values,
     resample_scores,
     sign_with_test,
@@ -68,16 +68,9 @@ def evaluate_systems(
         the score ``None`` and a reason instead.
     """
     check_metric_names(metrics)
-    check_seed(seed)
-
-    for argument, value in (
-        ("num_bootstrap", num_bootstrap),
-        ("num_randomization", num_randomization),
-    ):
-        if value < 0:
-            raise WarmupError(
-                f"`{argument}` must be greater than or equal to 0, but is {value}."
-            )
+    check_least("seed", seed, LEAST_SEED)
+    check_least("num_bootstrap", num_bootstrap, 0)
+    check_least("num_randomization", num_randomization, 0)
 
     lists = _list_references(
         references, may_lack=not any(METRICS[name].needs_references for name in metrics)

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Final
 
 from warmup_plugin.config_docs import FieldSource, read_fields
 from warmup_plugin.data.text_files import add_place_arguments
+from warmup_plugin.options import add_option, to_option
 from warmup_plugin.processes import add_processes_argument
+from warmup_plugin.recipes.job_options import (
+    GenerateOptions,
+    GenerationJobOptions,
+    JobOptions,
+)
 
 FULL_LIST: Final = (
     "docs/config.md describes every key of `--config`; docs/generation.md the options."
@@ -29,40 +34,22 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what all commands take that run the model of a run."""
     parser.add_argument("run_dir", type=Path, help="the directory of a training run")
 
-    parser.add_argument(
-        "--checkpoint", default="best", help="`best` (default), `last` or a step"
-    )
-
-    add_direction_argument(parser)
-
-    parser.add_argument("--no-rich", action="store_true", help="plain log lines")
+    add_option(parser, JobOptions, "checkpoint")
+    add_option(parser, JobOptions, "direction", metavar="SRC-TGT")
+    add_option(parser, JobOptions, "no_rich")
 
     add_processes_argument(parser)
 
-    parser.add_argument(
-        "--int8",
-        action="store_true",
-        help="large projections with weights of 8 bits, faster on CPUs and nearly as good",
-    )
-
-    parser.add_argument(
+    add_option(parser, JobOptions, "int8")
+    add_option(
+        parser,
+        JobOptions,
+        "settings",
         "--config",
         nargs="*",
         action="extend",
         default=[],
-        dest="settings",
         metavar="KEY=VALUE",
-        help="further settings, such as `model.dtype=bfloat16 max_num_tokens=20000`",
-    )
-
-
-def add_data_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        type=Path,
-        dest="data_dir",
-        metavar="DIR",
-        help="the data folder, if it is no longer where the run was trained",
     )
 
 
@@ -95,15 +82,6 @@ def add_output_arguments(parser: argparse.ArgumentParser, what_json: str) -> Non
         action="store_true",
         dest="as_json",
         help=f"write JSON lines{what_json}",
-    )
-
-
-def add_direction_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds what chooses one of the directions of a run."""
-    parser.add_argument(
-        "--direction",
-        metavar="SRC-TGT",
-        help="one of the directions of a run that has several, such as `en-de`",
     )
 
 
@@ -141,27 +119,11 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
             help=help,
         )
 
-    group.add_argument(
-        "--ensemble",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="RUN_DIR",
-        help="further runs of the same tokenizer; each token is predicted by the mean of all models' probabilities, or behind a warmup, if they are SFT runs, as `--plain-weight` says",
-    )
+    add = partial(add_option, group, GenerationJobOptions)
 
-    group.add_argument(
-        "--rank-model",
-        metavar="CKPT",
-        help="model of COMET behind `--rank-by mbr-comet` or `cometkiwi`: a checkpoint, its folder or a name on the Hugging Face Hub (default: as of `evaluate`)",
-    )
-
-    group.add_argument(
-        "--rank-gpus",
-        type=int,
-        choices=(0, 1),
-        help="GPUs of that model (default: 0)",
-    )
+    add("ensemble", nargs="+", metavar="RUN_DIR")
+    add("rank_model", metavar="CKPT")
+    add("rank_gpus", choices=(0, 1))
 
     group.add_argument(
         "--rank-labels",
@@ -193,11 +155,6 @@ def _make_help(config_field: FieldSource) -> str:
     return help
 
 
-def to_option(name: str) -> str:
-    """Returns the option of an argument, such as ``--beam-size`` of ``beam_size``."""
-    return f"--{name.replace('_', '-')}"
-
-
 def name_options(text: str) -> str:
     """Names the fields of ``GenerationConfig`` in a message as they are typed."""
     for config_field in list_generation_fields():
@@ -210,28 +167,11 @@ def name_options(text: str) -> str:
     return text
 
 
-OptionsT = TypeVar("OptionsT")
+def read_generation(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the fields of ``GenerationConfig`` that are given."""
+    given = {f.name: getattr(args, f.name) for f in list_generation_fields()}
 
-
-def read_options(
-    kls: Callable[..., OptionsT], args: argparse.Namespace, **others: object
-) -> OptionsT:
-    """
-    Returns the options of a job, whose fields arguments have the names of.
-
-    :param kls: A kind of ``JobOptions``.
-    :param others: Further options, which are no arguments.
-    """
-    names = [option.name for option in fields(cast(Any, kls))]
-
-    options = {n: getattr(args, n) for n in names if hasattr(args, n)}
-
-    if "generation" in names:
-        given = {f.name: getattr(args, f.name) for f in list_generation_fields()}
-
-        options["generation"] = {n: v for n, v in given.items() if v is not None}
-
-    return kls(**options, **others)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def create_generate_parser() -> argparse.ArgumentParser:
@@ -246,15 +186,8 @@ def create_generate_parser() -> argparse.ArgumentParser:
 
     what = parser.add_mutually_exclusive_group()
 
-    what.add_argument(
-        "--split", help="the split to translate (default: the run's `test_split`)"
-    )
-
-    what.add_argument(
-        "--input",
-        type=Path,
-        help="a file to translate instead: text, or sources in `.jsonl` or `.tsv`",
-    )
+    add_option(what, GenerateOptions, "split")
+    add_option(what, GenerateOptions, "input")
 
     add_place_arguments(parser, ["sources"])
 
@@ -264,7 +197,7 @@ def create_generate_parser() -> argparse.ArgumentParser:
         help="the file to write (default: RUN_DIR/generate/SPLIT.CHECKPOINT.txt, or input-NAME.CHECKPOINT.txt; with several directions SPLIT.DIRECTION.CHECKPOINT.txt)",
     )
 
-    add_data_argument(parser)
+    add_option(parser, JobOptions, "data_dir", "--data", metavar="DIR")
 
     add_truncate_argument(parser)
 

@@ -16,7 +16,8 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, GenerationSection
 from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES, WRITTEN_FIRST
 from warmup_plugin.generation.reranking import NEURAL_RANKINGS
-from warmup_plugin.recipes.arguments import name_options, to_option
+from warmup_plugin.options import to_option
+from warmup_plugin.recipes.arguments import name_options
 from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.job_options import GenerationJobOptions, JobOptions
 from warmup_plugin.runs.run_dir import RunDir

@@ -20,10 +20,10 @@ class JobOptions:
     run_dir: Path
 
     checkpoint: str = "best"
-    """``best``, ``last`` or a step."""
+    """`best` (default), `last` or a step."""
 
     direction: str | None = None
-    """One of the directions of a run that has several."""
+    """One of the directions of a run that has several, such as `en-de`."""
 
     data_dir: Path | None = None
     """The data folder, if it is no longer where the run was trained."""
@@ -35,12 +35,13 @@ class JobOptions:
     """Where the texts are in files of more than one a line."""
 
     int8: bool = False
-    """If ``True``, large projections have weights of 8 bits."""
+    """Large projections with weights of 8 bits, faster on CPUs and nearly as good."""
 
     no_rich: bool = False
+    """Plain log lines."""
 
     settings: Sequence[str] = ()
-    """Further settings of the job's config, such as ``max_num_tokens=20000``."""
+    """Further settings, such as `model.dtype=bfloat16 max_num_tokens=20000`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +54,13 @@ class GenerationJobOptions(JobOptions):
     """Fields of ``GenerationConfig`` that are not to be as in the run."""
 
     ensemble: Sequence[Path] = ()
-    """Further runs of the same tokenizer, whose models predict each token together."""
+    """Further runs of the same tokenizer; each token is predicted by the mean of all models' probabilities, or behind a warmup, if they are SFT runs, as `--plain-weight` says."""
 
     rank_model: str | None = None
-    """The model of COMET that a ranking asks; ``None`` for the usual one."""
+    """Model of COMET behind `--rank-by mbr-comet` or `cometkiwi`: a checkpoint, its folder or a name on the Hugging Face Hub (default: as of `evaluate`)."""
 
     rank_gpus: int | None = None
-    """The number of its GPUs, 0 or 1; ``None`` for none."""
+    """GPUs of that model (default: 0)."""
 
     rank_labels: bool | None = None
     """If ``True``, the output is one of the run's labels; ``None`` for what the run says."""
@@ -71,10 +72,10 @@ class GenerateOptions(GenerationJobOptions):
     """Says what is translated into the run directory, or to ``output``."""
 
     split: str | None = None
-    """``None`` for the run's ``test_split``."""
+    """The split to translate (default: the run's `test_split`)."""
 
     input: Path | None = None
-    """A file to translate instead of a split."""
+    """A file to translate instead: text, or sources in `.jsonl` or `.tsv`."""
 
 
 @final
@@ -88,13 +89,16 @@ class TranslateOptions(GenerationJobOptions):
     as_json: bool = False
 
     interactive: bool = False
-    """If ``True``, each line is answered at once."""
+    """Answer each line at once, as is done on a terminal; for a program that waits for each answer."""
 
     target_prefix: str | None = None
+    """What every translation begins with."""
 
     has_prefixes: bool = False
+    """A line may hold a tab and behind it what its translation begins with."""
 
     chunk_size: int | None = None
+    """The number of lines that are read before any is written (default: 2000 a process)."""
 
     ctranslate2: Path | None = None
     """Where the model is as CTranslate2 reads it, which is to write instead."""
@@ -106,10 +110,10 @@ class ScoreOptions(JobOptions):
     """Says which pairs are scored."""
 
     split: str | None = None
-    """``None`` for the run's ``test_split``."""
+    """The split to score (default: the run's `test_split`)."""
 
     source: Path | None = None
-    """A file of sources to score instead of a split."""
+    """A file of sources, one a line."""
 
     target: Path | None = None
     """The file of their targets."""
@@ -119,7 +123,10 @@ class ScoreOptions(JobOptions):
     as_json: bool = False
 
     num_warmups: int | None = None
+    """The number of warmups to draw for each pair; 0 for none (default: 8, or 0 if the run was trained without)."""
 
     max_warmup_len: int | None = None
+    """The most tokens of a warmup (default: that of training)."""
 
     seed: int | None = None
+    """The seed of the draws (default: 2)."""

@@ -18,8 +18,8 @@ from fairseq2.utils.config import StandardConfigMerger
 from warmup_plugin.console import claimed_stdout, make_private_log, quiet_log
 from warmup_plugin.data.directions import list_directions
 from warmup_plugin.data.lines import is_terminal
-from warmup_plugin.errors import WarmupError
-from warmup_plugin.recipes.arguments import to_option
+from warmup_plugin.errors import WarmupError, check_least
+from warmup_plugin.options import to_option
 from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options, get_rank
 from warmup_plugin.recipes.config_files import apply_settings
@@ -172,10 +172,7 @@ def translate(options: TranslateOptions) -> int:
         # Whoever waits for an answer is not to lose all that would follow.
         config.update(chunk_size=1, skip_bad_lines=True)
     elif options.chunk_size is not None:
-        if options.chunk_size < 1:
-            raise WarmupError(
-                f"`--chunk-size` must be greater than or equal to 1, but is {options.chunk_size}."
-            )
+        check_least("--chunk-size", options.chunk_size, 1)
 
         config["chunk_size"] = options.chunk_size
 
@@ -472,10 +469,8 @@ def _check_score_options(options: ScoreOptions) -> None:
     for name, least in (("num_warmups", 0), ("max_warmup_len", 1), ("seed", 0)):
         value = getattr(options, name)
 
-        if value is not None and value < least:
-            raise WarmupError(
-                f"`{to_option(name)}` must be greater than or equal to {least}, but is {value}."
-            )
+        if value is not None:
+            check_least(to_option(name), value, least)
 
 
 def _run_job(

@@ -13,7 +13,13 @@ from typing import Any, final
 from warmup_plugin.console import quiet_log
 from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.evaluation.systems import System, name_systems, read_config, read_run
+from warmup_plugin.evaluation.systems import (
+    RunOptions,
+    System,
+    name_systems,
+    read_config,
+    read_run,
+)
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.report.curves import Curves, read_curves
 from warmup_plugin.runs.outputs import details_file, scores_file, translation_file
@@ -29,25 +35,8 @@ from warmup_plugin.warmup_lens import writes_warmups
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class CollectOptions:
+class CollectOptions(RunOptions):
     """Says what to collect of runs."""
-
-    split: str | None = None
-    """The split to translate; ``None`` for ``dataset.test_split`` of each run."""
-
-    checkpoint: str = "best"
-
-    data_dir: Path | None = None
-    """The data folder, if it is no longer where the runs were trained."""
-
-    target_lang: str | None = None
-    """The language that selects tokenizers; ``None`` for that of each run."""
-
-    direction: str | None = None
-    """One of the directions of runs that have several."""
-
-    truncate: bool = False
-    """If ``True``, texts longer than the model reads are cut instead of refused."""
 
     translate: bool = True
     """If ``False``, translations are left out, also those that exist."""
@@ -196,15 +185,7 @@ def _collect_translations(
 ) -> RunTranslations:
     # A translation would tell all about the model first.
     with quiet_log():
-        system = read_run(
-            path,
-            run.split,
-            options.checkpoint,
-            options.data_dir,
-            options.target_lang,
-            options.direction,
-            truncate=options.truncate,
-        )
+        system = read_run(path, replace(options, split=run.split))
 
     file = system.hypotheses_file
 
@@ -256,7 +237,7 @@ def _collect_scores(
         run_dir=path,
         checkpoint=options.checkpoint,
         direction=run.direction,
-        data_dir=options.data_dir,
+        data_dir=options.data,
         truncate=options.truncate,
         split=run.split,
     )

@@ -384,20 +384,11 @@ def _read_system(outputs: Outputs) -> System:
     """Reads outputs, with their references."""
     run, file = outputs.run, outputs.translations
 
-    target_lang = run.task.metric_options.target_lang
-
     if run.is_trained:
-        return read_run(
-            run.path,
-            outputs.split.name,
-            run.task.checkpoint,
-            outputs.data,
-            target_lang,
-            outputs.direction,
-        )
+        return read_run(run.path, outputs.options)
 
     return outputs.read_texts().make_system(
-        str(file), file, read_hypotheses(file), target_lang
+        str(file), file, read_hypotheses(file), outputs.options.target_lang
     )
 
 

@@ -15,7 +15,7 @@ from warmup_plugin.data.directions import choose_direction
 from warmup_plugin.data.test_sets import make_file_name
 from warmup_plugin.data.text_lines import read_lines
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.evaluation.systems import RunTexts, read_run_texts
+from warmup_plugin.evaluation.systems import RunOptions, RunTexts, read_run_texts
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.parsing import parse_json
 from warmup_plugin.runs.outputs import translation_file
@@ -163,9 +163,17 @@ class Outputs:
         return run.grid.out / run.task.name / "_compare" / f"{name}.result.json"
 
     @property
-    def data(self) -> Path | None:
-        """The folder of the split; ``None`` for that of the run."""
-        return None if self.split.data is None else Path(self.split.data)
+    def options(self) -> RunOptions:
+        """What tells which outputs of a run they are."""
+        data, task = self.split.data, self.run.task
+
+        return RunOptions(
+            split=self.split.name,
+            checkpoint=task.checkpoint,
+            data=None if data is None else Path(data),
+            direction=self.direction,
+            target_lang=task.metric_options.target_lang,
+        )
 
     @property
     def split_args(self) -> list[str]:
@@ -180,9 +188,7 @@ class Outputs:
 
     def read_texts(self) -> RunTexts:
         """Reads what they are translations of."""
-        path = self.run.find_like().path
-
-        return read_run_texts(path, self.split.name, self.data, self.direction)
+        return read_run_texts(self.run.find_like().path, self.options)
 
 
 def _join_names(*names: str) -> str:

@@ -17,7 +17,7 @@ import pytest
 from warmup_plugin.commands.evaluate import main
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.evaluation.scores import evaluate
-from warmup_plugin.evaluation.systems import name_systems, read_run
+from warmup_plugin.evaluation.systems import RunOptions, name_systems, read_run
 from warmup_plugin.recipes import jobs
 from warmup_plugin.recipes.job_options import GenerateOptions
 
@@ -781,7 +781,7 @@ class TestRunMode:
     def test_run_has_sources(
         self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
-        system = read_run(run_dir, "test", "best", None, None)
+        system = read_run(run_dir, RunOptions(split="test"))
 
         assert system.sources == ["source"] * 20
         assert system.references == [[line] for line in _REFERENCES]
@@ -792,7 +792,7 @@ class TestRunMode:
     def test_sources_must_agree_when_a_metric_reads_them(
         self, run_dir: Path, generate_calls: list[GenerateOptions]
     ) -> None:
-        system = read_run(run_dir, "test", "best", None, None)
+        system = read_run(run_dir, RunOptions(split="test"))
 
         other = replace(system, name="other", sources=["another"] * 20)
 

@@ -203,7 +203,7 @@ class TestCreateBleu:
 
         (tmp_path / "models" / "spm.model").rename(file)
 
-        options = MetricOptions(target_lang="zh", bleu_tokenizer="flores200")
+        options = MetricOptions(target_lang="zh", bleu_tokenize="flores200")
 
         [bleu] = _measure("bleu", _SYSTEMS[:1], _REFERENCES, options)
 

@@ -100,7 +100,7 @@ class TestWarnOfMissingLanguage:
         [
             (["bleu", "ter"], {}, "A dog runs through the whole town of 北京."),
             (["bleu", "ter"], {"target_lang": "zh"}, "狗在跑。"),
-            (["bleu"], {"bleu_tokenizer": "char"}, "狗在跑。"),
+            (["bleu"], {"bleu_tokenize": "char"}, "狗在跑。"),
             (["chrf"], {}, "狗在跑。"),
             (["ter"], {}, "개가 달린다."),
         ],

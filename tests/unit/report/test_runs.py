@@ -219,7 +219,7 @@ class TestScores:
             collect_runs([path], CollectOptions())
 
         with pytest.raises(WarmupError, match="cannot be scored with .* `--no-score`"):
-            collect_runs([path], CollectOptions(data_dir=data))
+            collect_runs([path], CollectOptions(data=data))
 
         assert calls[1].data_dir == data
 
