@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -13,6 +15,7 @@ from fairseq2.recipe.config import SupportsStructure
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import DependencyResolver
 from fairseq2.utils.structured import StructureError
+from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 T = TypeVar("T")
@@ -82,6 +85,36 @@ class ComponentSection(SupportsStructure, Generic[T]):
             raise RecipeError(
                 f"`{self.key}.name` is `{self.name}`, which is not registered; use {known} or one that your own package registers."
             ) from None
+
+
+class Checked(Validatable):
+    """A config that says what is wrong with it."""
+
+    @abstractmethod
+    def find_errors(self) -> Iterator[str]:
+        """Finds what is wrong, a sentence each."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        for error in self.find_errors():
+            result.add_error(error)
+
+        return result
+
+
+def find_too_small(section: object, **least: float) -> Iterator[str]:
+    """
+    Finds the numbers of a section that are less than they may be, or not finite.
+
+    :param least: By the name of the field, which may also be ``None``.
+    """
+    for name, bound in least.items():
+        value = getattr(section, name)
+
+        if value is not None and not bound <= value < math.inf:
+            yield f"`{name}` must be greater than or equal to {bound}."
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +16,10 @@ from fairseq2.recipe.cli import register_cli_error
 from fairseq2.recipe.component import register_component
 from fairseq2.recipe.config import CommonSection
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.nn import Module
 from typing_extensions import override
 
+from warmup_plugin.components import Checked
 from warmup_plugin.config_values import register_config_values
 from warmup_plugin.criteria.base import Criterion, CriterionContext
 from warmup_plugin.criteria.mrt import create_mrt_criterion
@@ -199,7 +199,7 @@ class BleuSentenceConfig:
 
 
 @dataclass(kw_only=True)
-class CometSentenceConfig(Validatable):
+class CometSentenceConfig(Checked):
     """Configures the sentence metric ``comet``."""
 
     model: str | None = None
@@ -209,18 +209,12 @@ class CometSentenceConfig(Validatable):
     """The number of GPUs of COMET, 0 or 1; each process has a worker of its own."""
 
     @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
+    def find_errors(self) -> Iterator[str]:
         if self.model is None:
-            result.add_error(
-                "`model` must be set to a checkpoint of COMET, such as `Unbabel/wmt22-comet-da`."
-            )
+            yield "`model` must be set to a checkpoint of COMET, such as `Unbabel/wmt22-comet-da`."
 
         if self.gpus not in (0, 1):
-            result.add_error("`gpus` must be 0 or 1.")
-
-        return result
+            yield "`gpus` must be 0 or 1."
 
 
 def _register_sentence_metrics(container: DependencyContainer) -> None:

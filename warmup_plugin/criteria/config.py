@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from warmup_plugin.components import ComponentSection
+from warmup_plugin.components import Checked, ComponentSection, find_too_small
 from warmup_plugin.criteria.registry import CriterionFactory
 from warmup_plugin.objectives import Objective
 from warmup_plugin.sampling import WarmupSampler
@@ -22,7 +22,7 @@ _KNOWN_BY_NAME: Final = ("sft", "warmup")
 
 
 @dataclass(kw_only=True)
-class CriterionSection(ComponentSection[CriterionFactory], Validatable):
+class CriterionSection(ComponentSection[CriterionFactory], Checked):
     """Chooses what a training step minimises."""
 
     kls = CriterionFactory
@@ -57,20 +57,12 @@ class CriterionSection(ComponentSection[CriterionFactory], Validatable):
             self.writes_warmups = self.create(resolver).writes_warmups
 
     @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
+    def find_errors(self) -> Iterator[str]:
         if not 0.0 <= self.label_smoothing < 1.0:
-            result.add_error(
-                "`label_smoothing` must be greater than or equal to 0 and less than 1."
-            )
+            yield "`label_smoothing` must be greater than or equal to 0 and less than 1."
 
         if self.writes_warmups is not None and self.name in _KNOWN_BY_NAME:
-            result.add_error(
-                f"`writes_warmups` is known of `{self.name}`; leave it out."
-            )
-
-        return result
+            yield f"`writes_warmups` is known of `{self.name}`; leave it out."
 
 
 @dataclass(kw_only=True)
@@ -104,7 +96,7 @@ class SamplerSection(ComponentSection[WarmupSampler]):
 
 
 @dataclass(kw_only=True)
-class KeepSection(Validatable):
+class KeepSection(Checked):
     """Chooses the candidates that the differentiable pass sees."""
 
     name: str = "resample"
@@ -117,27 +109,18 @@ class KeepSection(Validatable):
     """The share of the posterior weight, of what y is learned from, that `mass` keeps."""
 
     @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
+    def find_errors(self) -> Iterator[str]:
         if self.name not in ("resample", "top", "mass", "all"):
-            result.add_error(
-                f"`name` must be `resample`, `top`, `mass` or `all`, but is `{self.name}` instead."
-            )
+            yield f"`name` must be `resample`, `top`, `mass` or `all`, but is `{self.name}` instead."
 
-        if self.num < 1:
-            result.add_error("`num` must be greater than or equal to 1.")
+        yield from find_too_small(self, num=1)
 
         if not 0.0 < self.mass <= 1.0:
-            result.add_error(
-                "`mass` must be greater than 0 and less than or equal to 1."
-            )
-
-        return result
+            yield "`mass` must be greater than 0 and less than or equal to 1."
 
 
 @dataclass(kw_only=True)
-class WarmupSection(Validatable):
+class WarmupSection(Checked):
     """Configures warmups; read by the criterion `warmup`, and by yours if it likes."""
 
     num_warmups: int = 4
@@ -195,35 +178,20 @@ class WarmupSection(Validatable):
     """The most tokens of decoder rows in memory at once, prompts not counted, but never less than the K rows of one source while drawing. More than that are read in several passes, which costs time; ``None`` reads all of a batch at once, however large K is."""
 
     @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
+    def find_errors(self) -> Iterator[str]:
+        yield from find_too_small(self, num_warmups=1, max_warmup_len=1, draft_steps=0)
 
-        if self.num_warmups < 1:
-            result.add_error("`num_warmups` must be greater than or equal to 1.")
-
-        if self.max_warmup_len < 1:
-            result.add_error("`max_warmup_len` must be greater than or equal to 1.")
-
-        if self.draft_steps < 0:
-            result.add_error("`draft_steps` must be greater than or equal to 0.")
-
-        self._validate_schedule(result)
+        yield from self._find_schedule_errors()
 
         if self.with_empty:
             if self.num_warmups < 2:
-                result.add_error(
-                    "`num_warmups` must be at least 2 with `with_empty`, which takes one of them."
-                )
+                yield "`num_warmups` must be at least 2 with `with_empty`, which takes one of them."
 
             if self.objective.name in ("elbo", "joint"):
-                result.add_error(
-                    f"`with_empty` enumerates one warmup and draws the others, which `objective.name` `{self.objective.name}` does not know; use `marginal` or `best`."
-                )
+                yield f"`with_empty` enumerates one warmup and draws the others, which `objective.name` `{self.objective.name}` does not know; use `marginal` or `best`."
 
         if self.plain_path not in ("empty", "bare"):
-            result.add_error(
-                f"`plain_path` must be `empty` or `bare`, but is `{self.plain_path}`."
-            )
+            yield f"`plain_path` must be `empty` or `bare`, but is `{self.plain_path}`."
 
         for name in ("separator_init", "reference_separator_init"):
             value = getattr(self, name)
@@ -231,45 +199,29 @@ class WarmupSection(Validatable):
             if value not in ("eos", "none") and (
                 value is not None or name == "separator_init"
             ):
-                result.add_error(f"`{name}` must be `eos` or `none`, but is `{value}`.")
+                yield f"`{name}` must be `eos` or `none`, but is `{value}`."
 
-        if not 0.0 <= self.sft_weight < math.inf:
-            result.add_error("`sft_weight` must be greater than or equal to 0.")
+        yield from find_too_small(self, sft_weight=0)
 
         # Less would turn log-probabilities into infinities.
         if not MIN_TEMPERATURE <= self.weight_temperature < math.inf:
-            result.add_error(
-                f"`weight_temperature` must be greater than or equal to {MIN_TEMPERATURE}, with which the likeliest candidate has all the weight."
-            )
+            yield f"`weight_temperature` must be greater than or equal to {MIN_TEMPERATURE}, with which the likeliest candidate has all the weight."
 
-        if not 0.0 <= self.entropy_weight < math.inf:
-            result.add_error("`entropy_weight` must be greater than or equal to 0.")
+        yield from find_too_small(self, entropy_weight=0, kl_weight=0, max_num_tokens=1)
 
-        if not 0.0 <= self.kl_weight < math.inf:
-            result.add_error("`kl_weight` must be greater than or equal to 0.")
-
-        if self.max_num_tokens is not None and self.max_num_tokens < 1:
-            result.add_error("`max_num_tokens` must be greater than or equal to 1.")
-
-        return result
-
-    def _validate_schedule(self, result: ValidationResult) -> None:
+    def _find_schedule_errors(self) -> Iterator[str]:
         if self.len_schedule is None:
             return
 
         if not self.len_schedule or any(len(pair) != 2 for pair in self.len_schedule):
-            result.add_error(
-                "`len_schedule` must be a list of pairs of step and length, such as `[[200, 24], [600, 0]]`."
-            )
+            yield "`len_schedule` must be a list of pairs of step and length, such as `[[200, 24], [600, 0]]`."
 
             return
 
         steps = [step for step, _ in self.len_schedule]
 
         if steps[0] < 0 or any(a >= b for a, b in zip(steps, steps[1:])):
-            result.add_error("The steps of `len_schedule` must be ascending.")
+            yield "The steps of `len_schedule` must be ascending."
 
         if not all(0 <= n <= self.max_warmup_len for _, n in self.len_schedule):
-            result.add_error(
-                f"The lengths of `len_schedule` must be from 0 to `max_warmup_len` ({self.max_warmup_len})."
-            )
+            yield f"The lengths of `len_schedule` must be from 0 to `max_warmup_len` ({self.max_warmup_len})."

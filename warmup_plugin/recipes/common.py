@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,10 +22,10 @@ from fairseq2.recipe.config import (
     TokenizerSection,
 )
 from fairseq2.runtime.dependency import DependencyResolver
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.nn import Module
 from typing_extensions import override
 
+from warmup_plugin.components import Checked, find_too_small
 from warmup_plugin.data.directions import (
     DirectionSection,
     list_directions,
@@ -42,7 +42,7 @@ from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
 
 
 @dataclass(kw_only=True)
-class TextPairsSection(TextPairsConfig, Validatable):
+class TextPairsSection(TextPairsConfig, Checked):
     """Configures the data: where it is, its splits and its batches."""
 
     train_split: str = "train"
@@ -79,56 +79,41 @@ class TextPairsSection(TextPairsConfig, Validatable):
     """T, with ``directions``: an epoch has as many pairs as the data, shared out in proportion to size^(1/T). 1 takes the data as it is; the larger T, the more of the small ones."""
 
     @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
+    def find_errors(self) -> Iterator[str]:
         # Not a number is neither.
         if not 1.0 <= self.sampling_temperature < math.inf:
-            result.add_error(
-                "`sampling_temperature` must be a number greater than or equal to 1."
-            )
+            yield "`sampling_temperature` must be a number greater than or equal to 1."
 
-        if self.max_train_pairs is not None and self.max_train_pairs < 1:
-            result.add_error("`max_train_pairs` must be greater than or equal to 1.")
+        yield from find_too_small(self, max_train_pairs=1)
 
         if self.cache.strip().lower() in ("", "off", "no", "false", "null", "0"):
-            result.add_error(
-                f"`cache` must be `auto`, `none` or a folder, but is `{self.cache}`."
-            )
+            yield f"`cache` must be `auto`, `none` or a folder, but is `{self.cache}`."
 
         if self.directions is None:
             if self.sampling_temperature != 1.0:
-                result.add_error(
-                    "`sampling_temperature` shares out the pairs of `directions`; set them, or leave it out."
-                )
+                yield "`sampling_temperature` shares out the pairs of `directions`; set them, or leave it out."
 
-            return result
+            return
 
         if not self.directions:
-            result.add_error("`directions` must not be empty.")
+            yield "`directions` must not be empty."
 
         for name, direction in self.directions.items():
             try:
                 split_direction(name)
             except WarmupError as ex:
-                result.add_error(str(ex))
+                yield str(ex)
 
             if direction.max_train_pairs is not None and direction.max_train_pairs < 1:
-                result.add_error(
-                    f"`directions.{name}.max_train_pairs` must be greater than or equal to 1."
-                )
+                yield f"`directions.{name}.max_train_pairs` must be greater than or equal to 1."
 
             for other in direction.behind or ():
                 if other not in self.directions or other == name:
-                    result.add_error(
-                        f"`directions.{name}.behind` names `{other}`, which is no other direction of the run; name some of {', '.join(f'`{d}`' for d in self.directions if d != name)}."
-                    )
-
-        return result
+                    yield f"`directions.{name}.behind` names `{other}`, which is no other direction of the run; name some of {', '.join(f'`{d}`' for d in self.directions if d != name)}."
 
 
 @dataclass(kw_only=True)
-class RunTokenizerSection(TokenizerSection):
+class RunTokenizerSection(Checked, TokenizerSection):
     """Configures the tokenizer; may be left out if ``init_from`` names a run."""
 
     family: str | None = None
@@ -150,16 +135,10 @@ class RunTokenizerSection(TokenizerSection):
     """What the end of a warmup is learned as: `separator`, the token itself, or `eos`: a warmup ends with the probability of EOS, as a text does, and the separator is only read. ``None`` for `eos` with ``warmup_lang``, since no model has learned to end a text by the token of a language, and else for `separator`."""
 
     @override
-    def validate(self) -> ValidationResult:
+    def find_errors(self) -> Iterator[str]:
         # A run brings its own tokenizer, so that neither name nor path is needed.
-        result = ValidationResult()
-
         if self.warmup_end not in (None, "separator", "eos"):
-            result.add_error(
-                f"`warmup_end` must be `separator` or `eos`, but is `{self.warmup_end}`."
-            )
-
-        return result
+            yield f"`warmup_end` must be `separator` or `eos`, but is `{self.warmup_end}`."
 
 
 def create_run_codec(

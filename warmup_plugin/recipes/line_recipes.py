@@ -19,10 +19,10 @@ from fairseq2.recipe.config import (
     ReferenceModelSection,
 )
 from fairseq2.runtime.dependency import DependencyContainer, DependencyResolver
-from fairseq2.utils.validation import Validatable, ValidationResult
 from torch.nn import Module
 from typing_extensions import override
 
+from warmup_plugin.components import Checked
 from warmup_plugin.data.lines import (
     Line,
     count_lines,
@@ -48,7 +48,7 @@ from warmup_plugin.tokenizers.codec import TextCodec
 
 
 @dataclass(kw_only=True)
-class LinesConfig(Validatable):
+class LinesConfig(Checked):
     """Describes a job of a model that reads text line by line; the command line fills it
     from a run."""
 
@@ -95,18 +95,12 @@ class LinesConfig(Validatable):
     )
 
     @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
+    def find_errors(self) -> Iterator[str]:
         for name in ("max_num_tokens", "chunk_size"):
             value = getattr(self, name)
 
             if value < 1:
-                result.add_error(
-                    f"`{name}` must be greater than or equal to 1, but is {value}."
-                )
-
-        return result
+                yield f"`{name}` must be greater than or equal to 1, but is {value}."
 
 
 def register_codec(

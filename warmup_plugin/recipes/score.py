@@ -12,9 +12,9 @@ from typing import BinaryIO, final
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.task import Task
-from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from warmup_plugin.components import find_too_small
 from warmup_plugin.data.lines import Line, iter_parallel_files
 from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
@@ -40,7 +40,7 @@ from warmup_plugin.tokenizers.codec import TextCodec
 
 
 @dataclass(kw_only=True)
-class ScoreConfig(LinesConfig, Validatable):
+class ScoreConfig(LinesConfig):
     """Describes a scoring job; the command line fills it from a run."""
 
     targets: Path | None = None
@@ -68,19 +68,10 @@ class ScoreConfig(LinesConfig, Validatable):
     """If ``True``, sources and targets longer than the model reads are cut instead of refused."""
 
     @override
-    def validate(self) -> ValidationResult:
-        result = super().validate()
+    def find_errors(self) -> Iterator[str]:
+        yield from super().find_errors()
 
-        if self.num_warmups < 0:
-            result.add_error("`num_warmups` must be greater than or equal to 0.")
-
-        if self.max_warmup_len < 1:
-            result.add_error("`max_warmup_len` must be greater than or equal to 1.")
-
-        if self.seed < 0:
-            result.add_error("`seed` must be greater than or equal to 0.")
-
-        return result
+        yield from find_too_small(self, num_warmups=0, max_warmup_len=1, seed=0)
 
 
 @final

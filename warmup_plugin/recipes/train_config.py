@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
@@ -23,9 +24,9 @@ from fairseq2.recipe.config import (
     RegimeSection,
     TrainerSection,
 )
-from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from warmup_plugin.components import Checked, find_too_small
 from warmup_plugin.criteria.config import CriterionSection, WarmupSection
 from warmup_plugin.criteria.setup import find_trainer_errors
 from warmup_plugin.errors import WarmupError
@@ -42,7 +43,7 @@ SCORE_OF_TASK: Final = "task"
 
 
 @dataclass(kw_only=True)
-class ValidationSection(Validatable):
+class ValidationSection(Checked):
     """Configures what a validation decodes and shows."""
 
     beam_size: int = 1
@@ -73,41 +74,30 @@ class ValidationSection(Validatable):
     """The number of validations without improvement after which training stops; ``None`` never stops early."""
 
     @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
-        if self.beam_size < 1:
-            result.add_error("`beam_size` must be greater than or equal to 1.")
-
-        if self.num_shown < 0:
-            result.add_error("`num_shown` must be greater than or equal to 0.")
+    def find_errors(self) -> Iterator[str]:
+        yield from find_too_small(self, beam_size=1, num_shown=0)
 
         if self.metrics is not None:
             try:
                 check_metric_names(self.metrics, in_validation=True)
             except WarmupError as ex:
-                result.add_error(str(ex))
+                yield str(ex)
 
         if self.comet_gpus not in (0, 1):
-            result.add_error("`comet_gpus` must be 0 or 1.")
+            yield "`comet_gpus` must be 0 or 1."
 
         for name in ("comet", "cometkiwi"):
             model = getattr(self, f"{name}_model")
 
             # That of the task is not known yet, and has none of both.
             if model is not None and name not in (self.metrics or ()):
-                result.add_error(
-                    f"`{name}_model` is `{model}`, but `metrics` has no `{name}`; add it there or leave the model out."
-                )
+                yield f"`{name}_model` is `{model}`, but `metrics` has no `{name}`; add it there or leave the model out."
 
-        if self.patience is not None and self.patience < 1:
-            result.add_error("`patience` must be greater than or equal to 1.")
-
-        return result
+        yield from find_too_small(self, patience=1)
 
 
 @dataclass(kw_only=True)
-class TrainConfig(Validatable):
+class TrainConfig(Checked):
     """Describes a training run."""
 
     task: TaskSection = field(default_factory=lambda: TaskSection())
@@ -201,25 +191,19 @@ class TrainConfig(Validatable):
         regime.publish_metrics_every_n_steps = every
 
     @override
-    def validate(self) -> ValidationResult:
+    def find_errors(self) -> Iterator[str]:
         check_values(self)
-
-        result = ValidationResult()
 
         regime = self.regime
 
         if regime.num_data_epochs is not None:
             # Resuming inside the last epoch ends at once, resuming at the end of one
             # adds another.
-            result.add_error(
-                "`regime.num_data_epochs` must be null, since fairseq2 0.8.1 cannot resume such a run; set `regime.num_steps`."
-            )
+            yield "`regime.num_data_epochs` must be null, since fairseq2 0.8.1 cannot resume such a run; set `regime.num_steps`."
 
         if regime.score_metric is not None:
             if regime.validate_every_n_steps != regime.checkpoint_every_n_steps:
-                result.add_error(
-                    "`regime.validate_every_n_steps` and `regime.checkpoint_every_n_steps` must be equal, or the best score would belong to no checkpoint."
-                )
+                yield "`regime.validate_every_n_steps` and `regime.checkpoint_every_n_steps` must be equal, or the best score would belong to no checkpoint."
 
             validation = self.validation
 
@@ -234,27 +218,16 @@ class TrainConfig(Validatable):
             known = {name for entry in METRICS.values() for name in entry.names}
 
             if regime.score_metric in known.difference(*computed):
-                result.add_error(
-                    f"`regime.score_metric` is `{regime.score_metric}`, which `validation.metrics` does not compute; add it there."
-                )
+                yield f"`regime.score_metric` is `{regime.score_metric}`, which `validation.metrics` does not compute; add it there."
 
         if self.validation.patience is not None:
             if regime.score_metric is None or regime.validate_every_n_steps is None:
-                result.add_error(
-                    "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
-                )
+                yield "`regime.score_metric` and `regime.validate_every_n_steps` must be set for `validation.patience`."
 
-        for error in find_trainer_errors(self.trainer, self.criterion, self.warmup):
-            result.add_error(error)
+        yield from find_trainer_errors(self.trainer, self.criterion, self.warmup)
 
         if regime.save_model_only in (True, "all"):
-            result.add_error(
-                "`regime.save_model_only` must be `false` or `all_but_last`, since nothing else can be resumed."
-            )
+            yield "`regime.save_model_only` must be `false` or `all_but_last`, since nothing else can be resumed."
 
         if not self.common.no_sweep_dir:
-            result.add_error(
-                "`common.no_sweep_dir` must be `true`, since the output directory is that of one run."
-            )
-
-        return result
+            yield "`common.no_sweep_dir` must be `true`, since the output directory is that of one run."
