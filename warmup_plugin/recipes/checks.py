@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, cast, get_type_hints
@@ -47,6 +47,34 @@ _SCALES: Final = (
 # No machine has room for more.
 _MAX_SIZE: Final = 2**24
 
+# Numbers of a training config by their keys, and what they must be.
+_BOUNDS: Final[Sequence[tuple[str, Callable[[float], bool], str]]] = (
+    (
+        r"(common\.seed)",
+        lambda value: 0 <= value <= _MAX_SEED,
+        f"greater than or equal to 0 and at most {_MAX_SEED}",
+    ),
+    (
+        r"(common\.torch\.num_threads|validation\.max_num_tokens"
+        # Before fairseq2 divides by them.
+        r"|(?:regime|trainer)\.\w+_every_n_\w+"
+        r"|dataset\.max_(?:source_len|target_len|num_tokens))",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (
+        r"(trainer\.max_grad_norm)",
+        lambda value: value > 0.0,
+        "greater than 0, or null for none",
+    ),
+    (
+        r"(lr_scheduler\.config\.start_lr)(?:\[\d+\])?"
+        r"|(optimizer\.config\.(?:groups\[\d+\]\.)?(?:lr|weight_decay|eps))",
+        lambda value: value >= 0.0,
+        "greater than or equal to 0",
+    ),
+)
+
 # In whose course the length of the run plays no part.
 OPEN_ENDED_SCHEDULERS: Final = ("myle", "noam", "passthrough")
 
@@ -75,67 +103,20 @@ def check_values(config: Any) -> None:
         if abs(value) > _MAX_INT and not key.endswith("seed"):
             raise WarmupError(f"`{key}` is {value}, which is too large.")
 
-    if not 0 <= config.common.seed <= _MAX_SEED:
-        raise WarmupError(
-            f"`common.seed` must be greater than or equal to 0 and at most {_MAX_SEED}, but is {config.common.seed} instead."
-        )
-
-    threads = config.common.torch.num_threads
-
-    if threads is not None:
-        _check("common.torch.num_threads", threads, threads >= 1, "at least 1")
-
-    # Before fairseq2 divides by them.
-    for section in ("regime", "trainer"):
-        for field in fields(getattr(config, section)):
-            value = getattr(getattr(config, section), field.name)
-
-            if "_every_n_" in field.name and value is not None:
-                _check(f"{section}.{field.name}", value, value >= 1, "at least 1")
-
-    norm = config.trainer.max_grad_norm
-
-    if norm is not None:
-        _check(
-            "trainer.max_grad_norm",
-            norm,
-            norm > 0.0,
-            "greater than 0, or null for none",
-        )
+        for pattern, is_good, text in _BOUNDS:
+            if match := re.fullmatch(pattern, key):
+                _check(match[match.lastindex or 0], value, is_good(value), text)
 
     if config.init_from is None and config.init_checkpoint != "best":
         raise WarmupError(
             "`init_checkpoint` chooses a checkpoint of `init_from`, which is not set; set it, or leave `init_checkpoint` out."
         )
 
-    for name in ("max_source_len", "max_target_len", "max_num_tokens"):
-        value = getattr(config.dataset, name)
-
-        _check(f"dataset.{name}", value, value >= 1, "at least 1")
-
-    value = config.validation.max_num_tokens
-
-    _check("validation.max_num_tokens", value, value >= 1, "at least 1")
-
-    for value in _iter_start_lrs(config.lr_scheduler.config):
-        _check(
-            "lr_scheduler.config.start_lr",
-            value,
-            value >= 0.0,
-            "greater than or equal to 0",
-        )
-
-    _check_optimizer("optimizer.config", config.optimizer.config)
+    _check_betas("optimizer.config", config.optimizer.config)
 
     _check_schedule(config)
 
     check_model(config.model.config_overrides)
-
-
-def _iter_start_lrs(config: Any) -> Sequence[float]:
-    value = getattr(config, "start_lr", 0.0)
-
-    return value if isinstance(value, Sequence) else [value]
 
 
 def _check(key: str, value: object, is_good: bool, text: str) -> None:
@@ -143,13 +124,7 @@ def _check(key: str, value: object, is_good: bool, text: str) -> None:
         raise WarmupError(f"`{key}` must be {text}, but is {value} instead.")
 
 
-def _check_optimizer(key: str, config: Any) -> None:
-    for name in ("lr", "weight_decay"):
-        value = getattr(config, name, None)
-
-        if isinstance(value, (int, float)):
-            _check(f"{key}.{name}", value, value >= 0, "greater than or equal to 0")
-
+def _check_betas(key: str, config: Any) -> None:
     betas = getattr(config, "betas", None)
 
     if isinstance(betas, Sequence):
@@ -157,13 +132,8 @@ def _check_optimizer(key: str, config: Any) -> None:
 
         _check(f"{key}.betas", list(betas), is_good, "from 0 to less than 1 each")
 
-    eps = getattr(config, "eps", None)
-
-    if isinstance(eps, (int, float)):
-        _check(f"{key}.eps", eps, eps >= 0, "greater than or equal to 0")
-
     for idx, group in enumerate(getattr(config, "groups", ())):
-        _check_optimizer(f"{key}.groups[{idx}]", group)
+        _check_betas(f"{key}.groups[{idx}]", group)
 
 
 def _check_schedule(config: Any) -> None:
