@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Final, cast, final
+from typing import Final, final
 
 import numpy as np
 import sacrebleu.metrics.base
@@ -76,34 +76,19 @@ def create_bleu(
     if target_lang is not None:
         what += f" for the target language {target_lang}"
 
-    return _load_bleu(what, tokenizer, effective_order=effective_order)
+    return load_bleu(what, tokenizer, effective_order=effective_order)
 
 
-def create_spbleu(tokenizer: str, *, effective_order: bool = False) -> BLEU:
+def load_bleu(what: str, tokenizer: str, *, effective_order: bool = False) -> BLEU:
     """
-    Creates spBLEU: BLEU over the pieces of one SentencePiece model for all languages.
-
-    :param tokenizer: ``flores200``, or ``spBLEU-1K``, which knows more languages.
-
-    :raises MetricUnavailable: The model cannot be downloaded.
-    """
-    return _load_bleu("spBLEU", tokenizer, effective_order=effective_order)
-
-
-def load_tokenizer(what: str, tokenizer: str) -> Callable[[str], str]:
-    """
-    Loads a tokenizer of sacreBLEU, which puts spaces between tokens.
+    Loads BLEU with a tokenizer of sacreBLEU.
 
     :param what: What needs it, for the message.
+    :param tokenizer: Such as ``flores200``: the pieces of one SentencePiece model for all
+        languages, or ``spBLEU-1K``, which knows more of them.
 
     :raises MetricUnavailable: It is not installed or cannot be downloaded.
     """
-    bleu = _load_bleu(what, tokenizer)
-
-    return cast("Callable[[str], str]", bleu.tokenizer)
-
-
-def _load_bleu(what: str, tokenizer: str, *, effective_order: bool = False) -> BLEU:
     try:
         return BLEU(tokenize=tokenizer, effective_order=effective_order)
     # sacreBLEU exits where a download has trouble with certificates.

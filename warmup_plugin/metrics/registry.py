@@ -9,9 +9,11 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final, final
+
+from sacrebleu.metrics.bleu import BLEU
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics import metricx, rouge
@@ -29,8 +31,8 @@ from warmup_plugin.metrics.overlap import (
     OverlapMetric,
     create_bleu,
     create_chrf,
-    create_spbleu,
     create_ter,
+    load_bleu,
 )
 
 # fairseq2's own takes seconds to import.
@@ -99,32 +101,13 @@ class MetricEntry:
     process with the one that is trained."""
 
 
-def _create_bleu(options: MetricOptions) -> Metric:
-    lang, tokenizer = options.target_lang, options.bleu_tokenize
-
+def _make_bleu(
+    key: str, create: Callable[..., BLEU], name: str | None = None
+) -> Metric:
     # Single sentences lack the longer n-grams more often than not.
-    return OverlapMetric(
-        "bleu",
-        create_bleu(lang, tokenizer),
-        sentence_metric=create_bleu(lang, tokenizer, effective_order=True),
-    )
+    sentence_metric = create(effective_order=True)
 
-
-def _create_spbleu(key: str, name: str, tokenizer: str) -> Metric:
-    return OverlapMetric(
-        key,
-        create_spbleu(tokenizer),
-        name=name,
-        sentence_metric=create_spbleu(tokenizer, effective_order=True),
-    )
-
-
-def _create_chrf(options: MetricOptions) -> Metric:
-    return OverlapMetric("chrf", create_chrf())
-
-
-def _create_ter(options: MetricOptions) -> Metric:
-    return OverlapMetric("ter", create_ter(options.target_lang), higher_is_better=False)
+    return OverlapMetric(key, create(), name=name, sentence_metric=sentence_metric)
 
 
 def _create_comet(
@@ -151,6 +134,15 @@ def _create_metricx(
     options: MetricOptions, key: str, name: str, *, reads_references: bool = True
 ) -> Metric:
     model = options.metricx_model or metricx.DEFAULT_MODEL
+
+    path = Path(model).expanduser()
+
+    if path.is_dir():
+        model = str(path)
+    elif model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise WarmupError(
+            f"The model of MetricX {model} does not exist; give a folder or a name on the Hugging Face Hub, such as `{metricx.DEFAULT_MODEL}`."
+        )
 
     return metricx.MetricXMetric(
         model, key=key, name=name, reads_references=reads_references
@@ -216,15 +208,32 @@ def _check_labels(options: MetricOptions) -> Sequence[str]:
 
 
 METRICS: Final[dict[str, MetricEntry]] = {
-    "bleu": MetricEntry({"bleu": "BLEU"}, _create_bleu),
-    "chrf": MetricEntry({"chrf": "chrF2++"}, _create_chrf),
-    "ter": MetricEntry({"ter": "TER"}, _create_ter),
+    "bleu": MetricEntry(
+        {"bleu": "BLEU"},
+        lambda o: _make_bleu(
+            "bleu", partial(create_bleu, o.target_lang, o.bleu_tokenize)
+        ),
+    ),
+    "chrf": MetricEntry(
+        {"chrf": "chrF2++"}, lambda _: OverlapMetric("chrf", create_chrf())
+    ),
+    "ter": MetricEntry(
+        {"ter": "TER"},
+        lambda o: OverlapMetric(
+            "ter", create_ter(o.target_lang), higher_is_better=False
+        ),
+    ),
     "spbleu": MetricEntry(
-        {"spbleu": "spBLEU"}, lambda _: _create_spbleu("spbleu", "spBLEU", "flores200")
+        {"spbleu": "spBLEU"},
+        lambda _: _make_bleu(
+            "spbleu", partial(load_bleu, "spBLEU", "flores200"), "spBLEU"
+        ),
     ),
     "spbleu_1k": MetricEntry(
         {"spbleu_1k": "spBLEU-1K"},
-        lambda _: _create_spbleu("spbleu_1k", "spBLEU-1K", "spBLEU-1K"),
+        lambda _: _make_bleu(
+            "spbleu_1k", partial(load_bleu, "spBLEU", "spBLEU-1K"), "spBLEU-1K"
+        ),
     ),
     "comet": MetricEntry(
         {"comet": "COMET"},

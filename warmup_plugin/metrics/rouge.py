@@ -22,7 +22,7 @@ from warmup_plugin.metrics.base import (
     sign_num_references,
 )
 from warmup_plugin.metrics.languages import UNSPACED, get_written_language
-from warmup_plugin.metrics.overlap import load_tokenizer
+from warmup_plugin.metrics.overlap import load_bleu
 
 NAMES: Final = {
     "rouge1": "ROUGE-1",
@@ -108,7 +108,8 @@ def _create_tokenizer(lang: str) -> tuple[str, Callable[[str], list[str]]]:
     name = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}.get(lang)
 
     if name is not None:
-        tokenize = load_tokenizer(f"ROUGE for the target language {lang}", name)
+        # It puts spaces between tokens.
+        tokenize = load_bleu(f"ROUGE for the target language {lang}", name).tokenizer
 
         return name, lambda text: tokenize(text).split()
 
