@@ -161,6 +161,6 @@ def check_tree(value: object) -> None:
             pending += [(part, depth + 1) for part in item]
 
 
-def shorten_text(text: str, max_len: int = 40) -> str:
+def shorten_text(text: str) -> str:
     """Cuts a text that a message is to show."""
-    return text if len(text) <= max_len else f"{text[:max_len]}…"
+    return text if len(text) <= 40 else f"{text[:40]}…"

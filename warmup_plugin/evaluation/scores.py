@@ -24,6 +24,7 @@ from warmup_plugin.metrics.resampling import (
 )
 from warmup_plugin.metrics.tables import to_json
 from warmup_plugin.metrics.translation import evaluate_systems
+from warmup_plugin.parsing import shorten_text
 from warmup_plugin.runs.run_dir import collect_versions
 from warmup_plugin.terminal import show
 
@@ -124,7 +125,7 @@ def print_notes(evaluation: Evaluation) -> None:
                 examples = cast("Sequence[str]", score.details["invalid_examples"])
 
                 shown = [
-                    f"`{_shorten(text)}`" if text else "an empty one"
+                    f"`{shorten_text(text)}`" if text else "an empty one"
                     for text in examples
                 ]
 
@@ -135,10 +136,6 @@ def print_notes(evaluation: Evaluation) -> None:
 
                 # All metrics of labels say the same.
                 break
-
-
-def _shorten(text: str, max_len: int = 40) -> str:
-    return text if len(text) <= max_len else f"{text[:max_len]}…"
 
 
 def make_report(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
@@ -94,31 +94,21 @@ def format_table(
     :param comparisons: Adds a column of p-values beside each metric.
     :param extra_columns: More columns by their heading, one cell a system.
     """
-    p_values = {(c.system, c.metric): c.p_value for c in comparisons}
-
-    metric_names = _list_names(scores)
-
     header = ["system"]
 
-    for metric_name in metric_names:
-        header += [metric_name, "p"] if p_values else [metric_name]
+    for name in _list_names(scores):
+        header += [name, "p"] if comparisons else [name]
 
     rows = [header]
 
-    for system, row in scores.items():
-        cells = [system]
+    for system, row in _iter_rows(scores, comparisons):
+        rows.append([system])
 
-        by_name = {score.name: score for score in row}
+        for score, p_value in row:
+            rows[-1].append(format_score(score))
 
-        for metric_name in metric_names:
-            cells.append(format_score(by_name.get(metric_name)))
-
-            if p_values:
-                p_value = p_values.get((system, metric_name))
-
-                cells.append("-" if p_value is None else format_p_value(p_value))
-
-        rows.append(cells)
+            if comparisons:
+                rows[-1].append("-" if p_value is None else format_p_value(p_value))
 
     for heading, column in (extra_columns or {}).items():
         for cells, cell in zip(rows, [heading, *column], strict=True):
@@ -136,28 +126,17 @@ def format_latex(
     A score is followed by half the width of its 95% bootstrap interval, if there is
     one, and marked where it differs from the baseline. Needs no package.
     """
-    p_values = {(c.system, c.metric): c.p_value for c in comparisons}
+    header = map(escape_latex, ["system", *_list_names(scores)])
 
-    metric_names = _list_names(scores)
+    lines = [f"% {' & '.join(header)} \\\\"]
 
-    lines = [f"% {' & '.join(map(escape_latex, ['system', *metric_names]))} \\\\"]
-
-    if p_values:
+    if comparisons:
         lines.append(
             "% *: p < 0.05, **: p < 0.01, approximate randomization against the first"
         )
 
-    for system, row in scores.items():
-        by_name = {score.name: score for score in row}
-
-        cells = [escape_latex(system)]
-
-        for metric_name in metric_names:
-            cells.append(
-                _format_latex_score(
-                    by_name.get(metric_name), p_values.get((system, metric_name))
-                )
-            )
+    for system, row in _iter_rows(scores, comparisons):
+        cells = [escape_latex(system), *(_format_latex_score(*pair) for pair in row)]
 
         lines.append(f"{' & '.join(cells)} \\\\")
 
@@ -192,6 +171,21 @@ def _format_latex_score(score: MetricScore | None, p_value: float | None) -> str
 
 def _list_names(scores: Mapping[str, Sequence[MetricScore]]) -> list[str]:
     return list(dict.fromkeys(s.name for row in scores.values() for s in row))
+
+
+def _iter_rows(
+    scores: Mapping[str, Sequence[MetricScore]], comparisons: Sequence[Comparison]
+) -> Iterator[tuple[str, list[tuple[MetricScore | None, float | None]]]]:
+    """Goes through systems, with the score and the p-value of each metric."""
+    p_values = {(c.system, c.metric): c.p_value for c in comparisons}
+
+    for system, row in scores.items():
+        by_name = {score.name: score for score in row}
+
+        yield system, [
+            (by_name.get(name), p_values.get((system, name)))
+            for name in _list_names(scores)
+        ]
 
 
 def to_json(

@@ -92,20 +92,35 @@ def evaluate_systems(
     if has_tests:
         samples = _resample(measured, num_bootstrap, seed)
 
-    keys = {key: name for m in metrics for key, name in METRICS[m].names.items()}
+    def make_score(name: str, key: str, title: str) -> MetricScore:
+        found = measured[name].get(key)
+
+        if found is None:
+            return MetricScore(
+                title, None, "", None, None, len(lists), key, reason=reasons[key]
+            )
+
+        low, high = None, None
+
+        if key in samples[name]:
+            low, high = bootstrap_interval(samples[name][key])
+
+        return MetricScore(
+            found.name,
+            found.score,
+            found.signature,
+            low,
+            high,
+            len(lists),
+            key,
+            found.higher_is_better,
+            details=found.details,
+        )
+
+    titles = {key: title for m in metrics for key, title in METRICS[m].names.items()}
 
     scores = {
-        name: [
-            _make_score(
-                key,
-                keys[key],
-                measured[name].get(key),
-                samples[name].get(key),
-                reasons.get(key),
-                len(references),
-            )
-            for key in keys
-        ]
+        name: [make_score(name, key, title) for key, title in titles.items()]
         for name in systems
     }
 
@@ -231,36 +246,6 @@ def _resample(
         name: {key: next(samples) for key in by_key}
         for name, by_key in measured.items()
     }
-
-
-def _make_score(
-    key: str,
-    name: str,
-    measurement: Measurement | None,
-    samples: FloatArray | None,
-    reason: str | None,
-    num_sentences: int,
-) -> MetricScore:
-    if measurement is None:
-        assert reason is not None
-
-        return MetricScore(
-            name, None, "", None, None, num_sentences, key, reason=reason
-        )
-
-    low, high = (None, None) if samples is None else bootstrap_interval(samples)
-
-    return MetricScore(
-        measurement.name,
-        measurement.score,
-        measurement.signature,
-        low,
-        high,
-        num_sentences,
-        key,
-        measurement.higher_is_better,
-        details=measurement.details,
-    )
 
 
 def _compare(
