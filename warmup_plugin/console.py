@@ -139,22 +139,14 @@ class LogFilter(logging.Filter):
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__()
 
-        # Short values (`1`, `true`) would blank out unrelated text.
-        self._secrets = sorted(
-            {
-                value
-                for name, value in environ.items()
-                if is_secret(name) and len(value) >= 6
-            },
-            key=len,
-            reverse=True,
-        )
+        secrets = {n: value for n, value in environ.items() if is_secret(n) and value}
 
-        self._secret_pairs = [
-            f"{name}={value}"
-            for name, value in environ.items()
-            if is_secret(name) and value
-        ]
+        # Short values (`1`, `true`) would blank out unrelated text.
+        long_values = {value for value in secrets.values() if len(value) >= 6}
+
+        self._secrets = sorted(long_values, key=len, reverse=True)
+
+        self._secret_pairs = [f"{name}={value}" for name, value in secrets.items()]
 
     @override
     def filter(self, record: logging.LogRecord) -> bool:
@@ -176,7 +168,9 @@ class LogFilter(logging.Filter):
 
             # What the system refused is the user's; a broken collective call is not.
             if ex is not None and "operational error" in msg:
-                is_input = isinstance(_find_root(ex), OSError)
+                *_, root = _iter_causes(ex)
+
+                is_input = isinstance(root, OSError)
 
             # Whatever came of it, wherever it was.
             full = None if ex is None else find_full_disk(ex)
@@ -265,15 +259,18 @@ def _hide_password(match: re.Match[str]) -> str:
     return "[hidden]@" if user is None else f"{user}:[hidden]@"
 
 
-def _find_root(ex: BaseException) -> BaseException:
+def _iter_causes(ex: BaseException) -> Iterator[BaseException]:
+    """Goes through an exception and what it was raised from, which may be a circle."""
+    cause: BaseException | None = ex
+
     seen: set[int] = set()
 
-    while ex.__cause__ is not None and id(ex) not in seen:
-        seen.add(id(ex))
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
 
-        ex = ex.__cause__
+        yield cause
 
-    return ex
+        cause = cause.__cause__
 
 
 def describe_causes(ex: BaseException) -> str:
@@ -285,15 +282,9 @@ def describe_causes(ex: BaseException) -> str:
     """
     messages: list[str] = []
 
-    cause: BaseException | None = ex
-
-    seen: set[int] = set()
-
     path: list[str] = []
 
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-
+    for cause in _iter_causes(ex):
         text = " ".join(str(cause).split())
 
         if match := _FIELD.fullmatch(text) or (path and _KEY.fullmatch(text)):
@@ -323,8 +314,6 @@ def describe_causes(ex: BaseException) -> str:
             messages.append(_shorten(text))
         elif text and text not in messages and not _NOISE.fullmatch(text):
             messages.append(_shorten(text))
-
-        cause = cause.__cause__
 
     if path:
         messages.append(f"`{'.'.join(path)}` cannot be read.")

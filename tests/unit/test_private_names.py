@@ -33,6 +33,11 @@ def list_own(trees: list[ast.Module]) -> set[str]:
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.ClassDef):
             own.update(n.name for n in node.body if isinstance(n, ast.FunctionDef))
+            own.update(
+                n.target.id
+                for n in node.body
+                if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+            )
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             if isinstance(node.value, ast.Name) and node.value.id in _RECEIVERS:
                 own.add(node.attr)

@@ -428,14 +428,10 @@ def _is_current(file: Path, run_dir: Path, checkpoint: str, pairs: TextPairs) ->
     if not details.is_file() or not RunDir(run_dir).has_made(file, checkpoint):
         return False
 
-    return _read_translated_sources(details) == [
-        pairs.source(idx) for idx in range(len(pairs))
-    ]
-
-
-def _read_translated_sources(details: Path) -> list[str] | None:
     try:
-        return [parse_json(line)["source"] for line in read_lines(details)]
+        sources = [parse_json(line)["source"] for line in read_lines(details)]
     # Whatever is wrong with the file, it is to be written again.
     except (WarmupError, ValueError, LookupError, TypeError):
-        return None
+        return False
+
+    return sources == [pairs.source(idx) for idx in range(len(pairs))]

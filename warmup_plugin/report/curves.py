@@ -166,41 +166,35 @@ class Curves:
         return not self.train and not self.valid
 
 
-@final
-@dataclass(frozen=True)
-class _Records:
-    rows: Sequence[Mapping[str, object]]
-
-    num_unreadable: int
-
-
 def read_curves(run_dir: Path, valid_split: str) -> Curves:
     """Reads what a run has written in ``metrics/``; nothing is no error."""
     train_file = run_dir / "metrics" / "train.jsonl"
     valid_file = run_dir / "metrics" / "valid" / f"{make_file_name(valid_split)}.jsonl"
 
-    train, valid = _read_records(train_file), _read_records(valid_file)
+    files = (train_file, valid_file)
+
+    (train, _), (valid, _) = records = [_read_rows(file) for file in files]
 
     clock = [
         (float(step), time)
-        for row in train.rows
+        for row in train
         if (step := _number(row.get("Step"))) is not None
         and (time := _number(row.get(_TOTAL_TIME))) is not None
     ]
 
     unreadable = [
-        f"{records.num_unreadable} line(s) of {file.relative_to(run_dir)}"
-        for file, records in ((train_file, train), (valid_file, valid))
-        if records.num_unreadable > 0
+        f"{num_unreadable} line(s) of {file.relative_to(run_dir)}"
+        for file, (_, num_unreadable) in zip(files, records)
+        if num_unreadable > 0
     ]
 
-    stamps = sorted(str(r["Time"]) for r in (*train.rows, *valid.rows) if "Time" in r)
+    stamps = sorted(str(r["Time"]) for r in (*train, *valid) if "Time" in r)
 
-    steps = [int(cast(float, r["Step"])) for r in (*train.rows, *valid.rows)]
+    steps = [int(cast(float, r["Step"])) for r in (*train, *valid)]
 
     return Curves(
-        train=_collect_curves(train.rows, clock),
-        valid=_collect_curves(valid.rows, clock),
+        train=_collect_curves(train, clock),
+        valid=_collect_curves(valid, clock),
         last_step=max(steps, default=0),
         total_time=clock[-1][1] if clock else None,
         begin=stamps[0] if stamps else None,
@@ -209,9 +203,10 @@ def read_curves(run_dir: Path, valid_split: str) -> Curves:
     )
 
 
-def _read_records(file: Path) -> _Records:
+def _read_rows(file: Path) -> tuple[list[Mapping[str, object]], int]:
+    """Returns the records of a file, and how many lines cannot be read."""
     if not file.is_file():
-        return _Records([], 0)
+        return [], 0
 
     rows: list[Mapping[str, object]] = []
 
@@ -235,7 +230,7 @@ def _read_records(file: Path) -> _Records:
 
         rows.append(row)
 
-    return _Records(rows, num_unreadable)
+    return rows, num_unreadable
 
 
 def _collect_curves(

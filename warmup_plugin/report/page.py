@@ -531,15 +531,26 @@ class _Content:
             for idx, run in enumerate(self._runs)
         ]
 
-        sentences: list[object] = []
+        translations = [run.translations for run in self._runs]
+
+        references: list[str] = []
 
         if self._translated:
             references = self._translated[self._baseline].system.joined_references
 
-            for line_idx, reference in enumerate(
-                references[: self._options.max_sentences]
-            ):
-                sentences.append(self._build_sentence(line_idx, reference))
+        sentences = [
+            build_sentence(
+                at + 1,
+                reference,
+                [t and t.lines[at] for t in translations],
+                [
+                    chrf and chrf[at]
+                    for chrf in map(self._chrf.get, range(len(translations)))
+                ],
+                [t and t.scores and t.scores[at] or None for t in translations],
+            )
+            for at, reference in enumerate(references[: self._options.max_sentences])
+        ]
 
         return {
             "runs": runs,
@@ -547,20 +558,6 @@ class _Content:
             "sentences": sentences,
             "total": len(self._chrf[self._baseline]) if self._chrf else 0,
         }
-
-    def _build_sentence(self, line_idx: int, reference: str) -> object:
-        translations = [run.translations for run in self._runs]
-
-        return build_sentence(
-            line_idx + 1,
-            reference,
-            [t and t.lines[line_idx] for t in translations],
-            [
-                self._chrf[idx][line_idx] if idx in self._chrf else None
-                for idx in range(len(self._runs))
-            ],
-            [t and t.scores and t.scores[line_idx] or None for t in translations],
-        )
 
 
 def _score_sentences(system: System, evaluation: Evaluation | None) -> list[float]:

@@ -241,25 +241,17 @@ class LogProbRow:
 
 def build_log_prob_row(run_idx: int, pairs: Sequence[ScoredPair]) -> LogProbRow:
     """Sums up how likely a run finds the references."""
-    plain = [
-        (pair.log_prob, pair.num_target_tokens)
-        for pair in pairs
-        if pair.log_prob is not None
-    ]
 
-    marginal = [
-        (pair.marginal_log_prob, pair.num_target_tokens)
-        for pair in pairs
-        if pair.marginal_log_prob is not None
-    ]
+    def list_known(value: str, count: str) -> list[tuple[float, int]]:
+        return [
+            (getattr(pair, value), getattr(pair, count))
+            for pair in pairs
+            if getattr(pair, value) is not None
+        ]
 
     gains = [pair.gain for pair in pairs if pair.gain is not None]
 
-    sizes = [
-        (pair.effective_sample_size, pair.num_draws)
-        for pair in pairs
-        if pair.effective_sample_size is not None
-    ]
+    sizes = list_known("effective_sample_size", "num_draws")
 
     gain, num_better, size = _NONE, _NONE, _NONE
 
@@ -286,8 +278,8 @@ def build_log_prob_row(run_idx: int, pairs: Sequence[ScoredPair]) -> LogProbRow:
     return LogProbRow(
         run_idx,
         len(pairs),
-        _format_per_token(plain),
-        _format_per_token(marginal),
+        _format_per_token(list_known("log_prob", "num_target_tokens")),
+        _format_per_token(list_known("marginal_log_prob", "num_target_tokens")),
         gain,
         num_better,
         size,

@@ -162,16 +162,15 @@ class RunDir:
         scores = {}
 
         for step in self.checkpoint_steps():
-            file = self._score_file(step)
-
             try:
-                scores[step] = float(file.read_text(encoding="utf-8"))
-            except FileNotFoundError:
-                continue
+                score = self._read_score(step)
             except ValueError:
                 raise WarmupError(
-                    f"`{file}` does not hold a number; delete it or choose a checkpoint by its step."
+                    f"`{self._score_file(step)}` does not hold a number; delete it or choose a checkpoint by its step."
                 ) from None
+
+            if score is not None:
+                scores[step] = score
 
         return scores
 
@@ -181,18 +180,18 @@ class RunDir:
 
         Removes a file that holds no number, as a process killed while writing leaves.
         """
-        file = self._score_file(step)
-
         try:
-            float(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return False
+            return self._read_score(step) is not None
         except ValueError:
-            file.unlink()
+            self._score_file(step).unlink()
 
             return False
 
-        return True
+    def _read_score(self, step: int) -> float | None:
+        try:
+            return float(self._score_file(step).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
 
     def _score_file(self, step: int) -> Path:
         return self.checkpoint_dir / get_score_file(step)

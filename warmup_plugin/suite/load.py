@@ -346,25 +346,21 @@ def _check_equal_time(grid: Grid, system: SystemSpec, where: str) -> None:
     for task in grid.list_tasks(system):
         like_task = grid.task(system.step_time_of.find_task(task.name))
 
-        keys = _find_differing_keys(
-            grid.settings(task, system), grid.settings(like_task, like)
-        )
+        a, b = grid.settings(task, system), grid.settings(like_task, like)
+
+        keys = [] if a.config_files == b.config_files else ["config_file"]
+
+        # The length and rhythm of training are left aside.
+        keys += [
+            key
+            for key in sorted(a.config.keys() | b.config.keys())
+            if not key.startswith("regime.") and a.config.get(key) != b.config.get(key)
+        ]
 
         if keys:
             raise WarmupError(
                 f"`{where}step_time_of` is `{like.name}`, whose steps may take another time, since `{keys[0]}` differs in {task.name}; give both the same settings, or name another system."
             )
-
-
-def _find_differing_keys(a: Settings, b: Settings) -> list[str]:
-    """Returns what differs, the length and rhythm of training left aside."""
-    keys = [
-        key
-        for key in sorted(a.config.keys() | b.config.keys())
-        if not key.startswith("regime.") and a.config.get(key) != b.config.get(key)
-    ]
-
-    return (["config_file"] if a.config_files != b.config_files else []) + keys
 
 
 def _check_trained_directions(grid: Grid, system: SystemSpec) -> None:

@@ -172,11 +172,13 @@ def collect_results(grid: Grid, plan: Plan) -> SuiteResult:
 
     :raises WarmupError: What they have written cannot be read.
     """
-    tasks = [
-        _collect_split(grid, plan, task, split)
-        for task in grid.tasks
-        for split in task.splits
-    ]
+    tasks = []
+
+    for task in grid.tasks:
+        for split in task.splits:
+            parts = [_collect(grid, plan, task, split, d) for d in task.directions]
+
+            tasks.append(parts[0] if len(parts) == 1 else _average(parts))
 
     starts: list[Mapping[str, object]] = []
 
@@ -189,18 +191,7 @@ def collect_results(grid: Grid, plan: Plan) -> SuiteResult:
     return SuiteResult(grid, tasks, starts)
 
 
-def _collect_split(
-    grid: Grid, plan: Plan, task: TaskSpec, split: SplitSpec
-) -> TaskResult:
-    parts = [
-        _collect_direction(grid, plan, task, split, direction)
-        for direction in task.directions
-    ]
-
-    return parts[0] if len(parts) == 1 else _average(parts)
-
-
-def _collect_direction(
+def _collect(
     grid: Grid, plan: Plan, task: TaskSpec, split: SplitSpec, direction: str | None
 ) -> TaskResult:
     infos = {

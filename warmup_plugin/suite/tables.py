@@ -366,10 +366,10 @@ def _system_to_json(
         "against": {
             baseline: {
                 key: {
-                    "mean": difference.mean,
-                    "deviation": difference.deviation,
-                    "p_sentences": difference.p_sentences,
-                    "p_seeds": difference.p_seeds,
+                    **{
+                        name: getattr(difference, name)
+                        for name in ("mean", "deviation", "p_sentences", "p_seeds")
+                    },
                     "by_seed": {
                         seed: {
                             "difference": entry.difference,
