@@ -14,9 +14,7 @@ from warmup_plugin.options import add_option, read_options
 from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
-    add_output_arguments,
     add_run_arguments,
-    add_truncate_argument,
 )
 from warmup_plugin.recipes.job_options import ScoreOptions
 from warmup_plugin.terminal import get_arguments, guard
@@ -47,12 +45,12 @@ def create_parser() -> argparse.ArgumentParser:
 
     add_place_arguments(parser, ["sources", "targets"])
 
-    add_truncate_argument(parser, "a source or target")
-
-    add_output_arguments(
-        parser, " with all warmups instead of columns; a split always is"
+    add(
+        "truncate",
+        help="cut a source or target that is longer than the model reads instead of refusing it",
     )
-
+    add("output", "-o", "--output", metavar="FILE")
+    add("as_json", "--jsonl")
     add("num_warmups", metavar="K")
     add("max_warmup_len", metavar="N")
     add("seed", metavar="N")

@@ -16,9 +16,7 @@ from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
     add_generation_arguments,
-    add_output_arguments,
     add_run_arguments,
-    add_truncate_argument,
     read_generation,
 )
 from warmup_plugin.recipes.job_options import TranslateOptions
@@ -50,11 +48,8 @@ def create_parser() -> argparse.ArgumentParser:
 
     add_place_arguments(parser, ["sources"])
 
-    add_output_arguments(
-        parser,
-        ": the `--num-best` hypotheses with warmups, tokens and log-probabilities",
-    )
-
+    add_option(parser, TranslateOptions, "output", "-o", "--output", metavar="FILE")
+    add_option(parser, TranslateOptions, "as_json", "--jsonl")
     add_option(parser, TranslateOptions, "interactive")
 
     prefixes = parser.add_mutually_exclusive_group()
@@ -62,7 +57,7 @@ def create_parser() -> argparse.ArgumentParser:
     add_option(prefixes, TranslateOptions, "target_prefix", metavar="TEXT")
     add_option(prefixes, TranslateOptions, "has_prefixes", "--prefixes")
 
-    add_truncate_argument(parser)
+    add_option(parser, TranslateOptions, "truncate")
 
     add_option(parser, TranslateOptions, "chunk_size", metavar="N")
 

@@ -53,38 +53,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_truncate_argument(
-    parser: argparse.ArgumentParser, what: str = "a source"
-) -> None:
-    parser.add_argument(
-        "--truncate",
-        action="store_true",
-        help=f"cut {what} that is longer than the model reads instead of refusing it",
-    )
-
-
-def add_output_arguments(parser: argparse.ArgumentParser, what_json: str) -> None:
-    """
-    Adds where lines go, and in which form.
-
-    :param what_json: What JSON lines hold.
-    """
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="write to a file; the same command goes on with a job that broke",
-    )
-
-    parser.add_argument(
-        "--jsonl",
-        action="store_true",
-        dest="as_json",
-        help=f"write JSON lines{what_json}",
-    )
-
-
 @cache
 def list_generation_fields() -> Sequence[FieldSource]:
     """Lists the fields of ``GenerationConfig``, each of which is an option."""
@@ -199,7 +167,7 @@ def create_generate_parser() -> argparse.ArgumentParser:
 
     add_option(parser, JobOptions, "data_dir", "--data", metavar="DIR")
 
-    add_truncate_argument(parser)
+    add_option(parser, JobOptions, "truncate")
 
     add_generation_arguments(parser)
 

@@ -29,7 +29,7 @@ class JobOptions:
     """The data folder, if it is no longer where the run was trained."""
 
     truncate: bool = False
-    """If ``True``, lines that are too long are cut, also where the run does not say so."""
+    """Cut a source that is longer than the model reads instead of refusing it."""
 
     places: TextPlaces = TextPlaces()
     """Where the texts are in files of more than one a line."""
@@ -49,6 +49,7 @@ class GenerationJobOptions(JobOptions):
     """Says how outputs are written."""
 
     output: Path | None = None
+    """Write to a file; the same command goes on with a job that broke."""
 
     generation: Mapping[str, object] = field(default_factory=dict)
     """Fields of ``GenerationConfig`` that are not to be as in the run."""
@@ -87,6 +88,7 @@ class TranslateOptions(GenerationJobOptions):
     """None for standard input."""
 
     as_json: bool = False
+    """Write JSON lines: the `--num-best` hypotheses with warmups, tokens and log-probabilities."""
 
     interactive: bool = False
     """Answer each line at once, as is done on a terminal; for a program that waits for each answer."""
@@ -119,8 +121,10 @@ class ScoreOptions(JobOptions):
     """The file of their targets."""
 
     output: Path | None = None
+    """Write to a file; the same command goes on with a job that broke."""
 
     as_json: bool = False
+    """Write JSON lines with all warmups instead of columns; a split always is."""
 
     num_warmups: int | None = None
     """The number of warmups to draw for each pair; 0 for none (default: 8, or 0 if the run was trained without)."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from warmup_plugin.options import add_option, read_options
 from warmup_plugin.presets import describe_preset, find_preset, list_presets
 
 _USAGE: Final = (
@@ -95,15 +97,19 @@ class TrainArguments:
     out: Path | None
 
     config_files: Sequence[str] = ()
+    """Presets or YAML files; later ones go before earlier ones."""
 
     settings: Sequence[str] = ()
-    """Pairs such as ``a.b=c``."""
+    """Further settings, which go before those of files."""
 
     dump_config: bool = False
+    """Print the whole configuration and exit."""
 
     no_rich: bool = False
+    """Plain lines of the log, without colours and bars."""
 
     no_exit_on_error: bool = False
+    """Let errors of fairseq2 through, with their traceback."""
 
 
 def read_train_arguments(argv: Sequence[str]) -> TrainArguments:
@@ -126,10 +132,10 @@ def read_train_arguments(argv: Sequence[str]) -> TrainArguments:
             "`--checkpoint-dir` is not supported, since a run directory holds its own checkpoints; leave it out."
         )
 
-    for pair in args.config:
+    for pair in args.settings:
         _check_pair(parser, pair)
 
-    files = list(args.config_file)
+    files = list(args.config_files)
 
     out = args.out
 
@@ -140,13 +146,11 @@ def read_train_arguments(argv: Sequence[str]) -> TrainArguments:
     if out is None and not args.dump_config:
         parser.error("OUT, the directory of the run, is missing; put it first.")
 
-    return TrainArguments(
-        None if out is None else Path(out),
-        files,
-        args.config,
-        args.dump_config,
-        args.no_rich,
-        args.no_exit_on_error,
+    return read_options(
+        TrainArguments,
+        args,
+        out=None if out is None else Path(out),
+        config_files=files,
     )
 
 
@@ -164,45 +168,20 @@ def _create_parser() -> argparse.ArgumentParser:
         "out", nargs="?", metavar="OUT", help="the directory of the run"
     )
 
-    parser.add_argument(
-        "--config-file",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PRESET",
-        help="presets or YAML files; later ones go before earlier ones",
-    )
+    add = partial(add_option, parser, TrainArguments)
 
-    parser.add_argument(
-        "--config",
-        nargs="*",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="further settings, which go before those of files",
-    )
+    several = {"action": "extend", "default": []}
+
+    add("config_files", "--config-file", nargs="+", metavar="PRESET", **several)
+    add("settings", "--config", nargs="*", metavar="KEY=VALUE", **several)
 
     parser.add_argument(
         "--list-presets", action="store_true", help="print the presets and exit"
     )
 
-    parser.add_argument(
-        "--dump-config",
-        action="store_true",
-        help="print the whole configuration and exit",
-    )
-
-    parser.add_argument(
-        "--no-rich",
-        action="store_true",
-        help="plain lines of the log, without colours and bars",
-    )
-
-    parser.add_argument(
-        "--no-exit-on-error",
-        action="store_true",
-        help="let errors of fairseq2 through, with their traceback",
-    )
+    add("dump_config")
+    add("no_rich")
+    add("no_exit_on_error")
 
     # Refused with the reason.
     parser.add_argument("--checkpoint-dir", help=argparse.SUPPRESS)
