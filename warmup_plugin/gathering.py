@@ -9,13 +9,19 @@ import torch.distributed as dist
 from fairseq2.gang import Gang
 
 
-def gather_objects(gang: Gang, item: Any) -> list[Any]:
-    """Collects one picklable object of every rank, in the order of the ranks."""
+def gather_objects(
+    gang: Gang, item: Any, group: dist.ProcessGroup | None = None
+) -> list[Any]:
+    """
+    Collects one picklable object of every rank, in the order of the ranks.
+
+    :param group: What they exchange them by; ``None`` for that of the gang.
+    """
     if gang.size == 1:
         return [item]
 
     items: list[Any] = [None] * gang.size
 
-    dist.all_gather_object(items, item, group=gang.as_process_group())
+    dist.all_gather_object(items, item, group=group or gang.as_process_group())
 
     return items

@@ -114,18 +114,7 @@ class Pairs:
         return BatchLayout.of(self.source_seqs, self.source_seq_lens)
 
     def slice(self, begin: int, end: int) -> Pairs:
-        source_seq_lens = self.source_seq_lens[begin:end]
-
-        return Pairs(
-            self.source_seqs[begin:end, : max(source_seq_lens)],
-            source_seq_lens,
-            self.target_seqs[begin:end],
-            self.target_seq_lens[begin:end],
-            None if self.given_lens is None else self.given_lens[begin:end],
-            self._select_encoded(
-                torch.arange(begin, end, device=self.target_seqs.device)
-            ),
-        )
+        return self.select(torch.arange(begin, end, device=self.target_seqs.device))
 
     def select(self, idx: Tensor) -> Pairs:
         """
@@ -142,14 +131,8 @@ class Pairs:
             self.target_seqs.index_select(0, idx),
             self.target_seq_lens.index_select(0, idx),
             None if self.given_lens is None else self.given_lens.index_select(0, idx),
-            self._select_encoded(idx),
+            None if self.encoded is None else self.encoded.select(idx),
         )
-
-    def _select_encoded(self, idx: Tensor) -> EncodedSource | None:
-        if self.encoded is None or idx.size(0) == self.encoded.num_sources:
-            return self.encoded
-
-        return self.encoded.select(idx)
 
 
 @final

@@ -67,7 +67,9 @@ def setup_model(
         if section.create(context.resolver).writes_warmups:
             is_decoder_only = isinstance(model, TransformerLM)
 
-            codecs = codecs or [_find_codec(context, is_decoder_only)]
+            codecs = codecs or [
+                find_codec(context.resolver, reads_prompts=is_decoder_only)
+            ]
 
             rows = _prepare_separator(model, codecs, warmup.separator_init)
 
@@ -129,7 +131,7 @@ def create_criterion(
 
     model = create_conditional_model(context.get_model())
 
-    codecs = codecs or [_find_codec(context, model.reads_prompts)]
+    codecs = codecs or [find_codec(context.resolver, reads_prompts=model.reads_prompts)]
 
     layout = codecs[0].layout
 
@@ -264,10 +266,6 @@ def _prepare_separator(
         sorted(begins),
         ends_like_text=layout.ends_like_text,
     )
-
-
-def _find_codec(context: RecipeContext, reads_prompts: bool) -> TextCodec:
-    return find_codec(context.resolver, reads_prompts=reads_prompts)
 
 
 def _get_section(context: RecipeContext, name: str, kls: type[SectionT]) -> SectionT:

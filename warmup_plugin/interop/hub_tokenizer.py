@@ -42,7 +42,7 @@ def write_hub_tokenizer(
     :raises WarmupError: If both have no common form in transformers.
     """
     # The rows of M2M100 are in another order than ours.
-    to_hub_idx = to_hg_token_idx if model_family == "nllb" else _keep
+    to_hub_idx = to_hg_token_idx if model_family == "nllb" else lambda idx: idx
 
     match family, model_family:
         case "hugging_face", "llama" | "qwen":
@@ -59,10 +59,6 @@ def write_hub_tokenizer(
             )
 
     return to_hub_idx
-
-
-def _keep(idx: int) -> int:
-    return idx
 
 
 def _copy(source: Path, folder: Path) -> None:

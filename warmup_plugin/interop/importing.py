@@ -142,7 +142,14 @@ def import_model(
 
     check_weights(weights, shapes, str(folder))
 
-    run_config = _create_run_config(hg_format.family, tokenizer, separator)
+    # Of a run that has not trained, for those that start from it.
+    run_config = TrainConfig()
+
+    run_config.criterion.name = "sft"
+    run_config.model.family, run_config.model.arch = hg_format.family, None
+    run_config.tokenizer.family = tokenizer.family
+    run_config.tokenizer.config_overrides = tokenizer.config_overrides
+    run_config.tokenizer.separator = separator
 
     with new_folder(out) as tmp_folder:
         run_dir = RunDir(tmp_folder)
@@ -153,7 +160,9 @@ def import_model(
 
         run_dir.adopt_tokenizer(tokenizer.path)
 
-        write_text_atomically(run_dir.run_file, dump_yaml(run_config))
+        write_text_atomically(
+            run_dir.run_file, dump_yaml(unstructure_config(run_config))
+        )
 
         origin = {"imported_from": source}
 
@@ -243,7 +252,9 @@ def _read_tokenizer(
         # PAD is before the pieces.
         langs = _read_nllb_langs(folder, 1 + _count_pieces(path))
 
-        tokenizer = _load_nllb(path, langs)
+        tokenizer = load_nllb_tokenizer(
+            path, NllbTokenizerConfig(langs=langs, default_lang=langs[0])
+        )
 
         default_lang = "eng_Latn" if "eng_Latn" in langs else langs[0]
 
@@ -319,12 +330,6 @@ def _count_pieces(path: Path) -> int:
     return num_pieces
 
 
-def _load_nllb(path: Path, langs: list[str]) -> Any:
-    return load_nllb_tokenizer(
-        path, NllbTokenizerConfig(langs=langs, default_lang=langs[0])
-    )
-
-
 def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
     """
     Reads the languages in the order of their tokens; those of NLLB-200 if unsaid.
@@ -389,22 +394,3 @@ def _read_nllb_langs(folder: Path, num_pieces: int) -> list[str]:
 def _get_content(token: object) -> str:
     # Files of newer versions describe the token.
     return str(token["content"] if isinstance(token, Mapping) else token)
-
-
-def _create_run_config(
-    family: str, tokenizer: _ImportedTokenizer, separator: str | None
-) -> dict[str, object]:
-    """Creates the config of a run that has not trained, for those that start from it."""
-    config = TrainConfig()
-
-    config.criterion.name = "sft"
-
-    config.model.family, config.model.arch = family, None
-
-    config.tokenizer.family = tokenizer.family
-
-    config.tokenizer.config_overrides = tokenizer.config_overrides
-
-    config.tokenizer.separator = separator
-
-    return unstructure_config(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -139,23 +139,6 @@ class RunTokenizerSection(Checked, TokenizerSection):
         # A run brings its own tokenizer, so that neither name nor path is needed.
         if self.warmup_end not in (None, "separator", "eos"):
             yield f"`warmup_end` must be `separator` or `eos`, but is `{self.warmup_end}`."
-
-
-def create_run_codec(
-    context: RecipeContext,
-    tokenizer_section: RunTokenizerSection,
-    dataset_section: TextPairsSection,
-    *,
-    reads_prompts: bool,
-) -> TextCodec:
-    """
-    Creates what turns the texts of a run into tokens.
-
-    :raises WarmupError: As of :func:`create_codec`.
-    """
-    options = get_codec_options(asdict(tokenizer_section), asdict(dataset_section))
-
-    return create_codec(context.get_tokenizer(), options, reads_prompts=reads_prompts)
 
 
 def create_direction_codecs(

@@ -108,7 +108,11 @@ def complete_config(
         )
 
     if config.criterion.has_warmups and not is_decoder_only:
-        _check_behind(config.dataset)
+        for name, direction in (config.dataset.directions or {}).items():
+            if direction.behind and not direction.plain:
+                raise WarmupError(
+                    f"`dataset.directions.{name}.behind` puts the sources of a direction before its targets, where an encoder-decoder model has its warmups; set `plain` for it, or leave `behind` out."
+                )
 
     needs_reference = config.criterion.has_warmups and config.warmup.kl_weight > 0.0
 
@@ -131,18 +135,6 @@ def complete_config(
     config.warmup = _complete_warmup(resolver, config)
 
     return config
-
-
-def _check_behind(section: TextPairsSection) -> None:
-    """
-    :raises WarmupError: If a warmup would stand in the decoder beside what stands there
-        already.
-    """
-    for name, direction in (section.directions or {}).items():
-        if direction.behind and not direction.plain:
-            raise WarmupError(
-                f"`dataset.directions.{name}.behind` puts the sources of a direction before its targets, where an encoder-decoder model has its warmups; set `plain` for it, or leave `behind` out."
-            )
 
 
 def _complete_model(

@@ -36,8 +36,10 @@ from warmup_plugin.data.split_files import describe_split, list_split_files
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.data.tokenizing import count_processes, tokenize_pairs
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.gathering import gather_objects
 from warmup_plugin.models.separator import has_tied_embeddings
 from warmup_plugin.recipes.common import get_codec_options
+from warmup_plugin.recipes.complete_config import get_sections
 from warmup_plugin.recipes.control import StopSignal
 from warmup_plugin.recipes.token_stats import measure_tokens
 from warmup_plugin.recipes.train_config import TrainConfig
@@ -65,24 +67,16 @@ class PatientGroup:
 
     def __init__(self, gang: Gang) -> None:
         """:param gang: All processes of the training, each of which calls this."""
-        self._size = gang.size
+        self._gang = gang
 
-        self._group = (
-            None
-            if gang.size == 1
-            else dist.new_group(backend="gloo", timeout=_PATIENCE)
-        )
+        self._group: dist.ProcessGroup | None = None
+
+        if gang.size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def gather(self, item: object) -> list[Any]:
         """Collects one picklable object of every process, in the order of the ranks."""
-        if self._size == 1:
-            return [item]
-
-        items: list[Any] = [None] * self._size
-
-        dist.all_gather_object(items, item, group=self._group)
-
-        return items
+        return gather_objects(self._gang, item, self._group)
 
 
 @final
@@ -116,10 +110,7 @@ class CorpusReader:
         self._stop_signal = stop_signal
         self._reads_prompts = reads_prompts
 
-        sections = {
-            "dataset": asdict(config.dataset),
-            "tokenizer": asdict(config.tokenizer),
-        }
+        sections = get_sections(config)
 
         self._narrowed: dict[str, dict[str, Any]] = {
             name: narrow_to_direction(sections, name, find_data=True) for name in codecs

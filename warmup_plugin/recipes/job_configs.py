@@ -11,7 +11,6 @@ from typing import Any, Final
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
 from warmup_plugin.data.directions import choose_direction, narrow_to_direction
-from warmup_plugin.data.text_files import TextPlaces
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, GenerationSection
 from warmup_plugin.generation.config import RANKINGS, WARMUP_CHOICES, WRITTEN_FIRST
@@ -78,7 +77,14 @@ def load_configs(
         RunDir(options.run_dir), options.checkpoint, run_config
     )
 
-    set_places(config, options.places)
+    places = options.places
+
+    # Where the texts are in files, which may be others than those of the run.
+    config["dataset"] = {
+        **config["dataset"],
+        **{f"{what[:-1]}_field": name for what, name in places.fields.items()},
+        **{f"{what[:-1]}_column": column for what, column in places.columns.items()},
+    }
 
     section = run_config.get("generation") or {}
 
@@ -200,15 +206,6 @@ def find_labels(run_config: Mapping[str, Any], ranks: bool | None) -> list[str]:
         )
 
     return list(labels)
-
-
-def set_places(config: dict[str, Any], places: TextPlaces) -> None:
-    """Puts what was said of files into a config of a job."""
-    config["dataset"] = {
-        **config["dataset"],
-        **{f"{what[:-1]}_field": name for what, name in places.fields.items()},
-        **{f"{what[:-1]}_column": column for what, column in places.columns.items()},
-    }
 
 
 def load_run_config(
@@ -388,19 +385,11 @@ def create_generation_options(
             f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
         )
 
-    check_generation_options(options)
-
-    return options
-
-
-def check_generation_options(options: Mapping[str, object]) -> None:
-    """
-    :raises WarmupError: If the options of a generator are not valid; it names them as
-        the command line does.
-    """
     try:
         StandardObjectValidator().validate(
             GenerationConfig(**options)  # type: ignore[arg-type]
         )
     except ValidationError as ex:
         raise WarmupError(name_options(str(ex.result))) from None
+
+    return options

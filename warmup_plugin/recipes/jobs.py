@@ -152,7 +152,19 @@ def translate(options: TranslateOptions) -> int:
     _add_members(config, run_config, options)
 
     if options.ctranslate2 is not None:
-        _prepare_for_ctranslate2(config, options)
+        config["ctranslate2"] = str(options.ctranslate2)
+
+        if config["labels"]:
+            raise WarmupError(
+                "`--backend ctranslate2` ranks no labels; leave it out, or write outputs with `--no-rank-labels`."
+            )
+
+        # One dictionary for both kinds of model.
+        generation = config["seq_generator"]["config"]
+
+        # The default of runs with warmups, which the library does not know.
+        if generation["warmup"] == "single" and "warmup" not in options.generation:
+            generation["warmup"] = "greedy_then_beam"
 
     if output is not None:
         config["json_output" if options.as_json else "output"] = str(output)
@@ -355,25 +367,6 @@ def _get_warmups(run_config: Mapping[str, Any]) -> object:
         has_empty_warmup(run_config),
         leaves_separator_out(run_config),
     )
-
-
-def _prepare_for_ctranslate2(config: dict[str, Any], options: TranslateOptions) -> None:
-    """
-    :raises WarmupError: If labels are ranked, which the library does not do.
-    """
-    config["ctranslate2"] = str(options.ctranslate2)
-
-    if config["labels"]:
-        raise WarmupError(
-            "`--backend ctranslate2` ranks no labels; leave it out, or write outputs with `--no-rank-labels`."
-        )
-
-    # One dictionary for both kinds of model.
-    generation = config["seq_generator"]["config"]
-
-    # The default of runs with warmups, which the library does not know.
-    if generation["warmup"] == "single" and "warmup" not in options.generation:
-        generation["warmup"] = "greedy_then_beam"
 
 
 def score(options: ScoreOptions) -> int:

@@ -31,10 +31,9 @@ class LineProgress(AbstractContextManager["LineProgress"]):
     now and then; in the end the speed.
     """
 
-    def __init__(self, total: int | None, *, unit: str = "lines") -> None:
+    def __init__(self, total: int | None) -> None:
         """:param total: The number of lines, if it is known."""
         self._total = total
-        self._unit = unit
         self._num_done = 0
         self._num_skipped: int | None = None
         self._start = self._last = time.monotonic()
@@ -52,7 +51,7 @@ class LineProgress(AbstractContextManager["LineProgress"]):
                 transient=True,
             )
 
-            self._bar_task = self._bar.add_task(unit, total=total)
+            self._bar_task = self._bar.add_task("lines", total=total)
 
     @override
     def __enter__(self) -> LineProgress:
@@ -86,7 +85,7 @@ class LineProgress(AbstractContextManager["LineProgress"]):
 
             total = "" if self._total is None else f" of {self._total:,}"
 
-            print(f"{self._num_done:,}{total} {self._unit}", file=sys.stderr)
+            print(f"{self._num_done:,}{total} lines", file=sys.stderr)
 
     @override
     def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:
@@ -103,7 +102,7 @@ class LineProgress(AbstractContextManager["LineProgress"]):
         skipped = f", {self._num_skipped:,} done before" if self._num_skipped else ""
 
         print(
-            f"{num_lines:,} {self._unit} in {seconds:.1f} s ({num_lines / max(seconds, 1e-9):.1f} a second){skipped}",
+            f"{num_lines:,} lines in {seconds:.1f} s ({num_lines / max(seconds, 1e-9):.1f} a second){skipped}",
             file=sys.stderr,
         )
 

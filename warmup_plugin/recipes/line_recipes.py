@@ -39,12 +39,12 @@ from warmup_plugin.models.int8 import quantize_projections
 from warmup_plugin.recipes.common import (
     RunTokenizerSection,
     TextPairsSection,
-    create_run_codec,
+    get_codec_options,
     is_decoder_only,
     refuse_float16,
 )
 from warmup_plugin.recipes.line_progress import LineProgress
-from warmup_plugin.tokenizers.codec import TextCodec
+from warmup_plugin.tokenizers.codec import TextCodec, create_codec
 
 
 @dataclass(kw_only=True)
@@ -56,11 +56,9 @@ class LinesConfig(Checked):
         default_factory=lambda: ReferenceModelSection(name="")
     )
 
-    tokenizer: RunTokenizerSection = field(
-        default_factory=lambda: RunTokenizerSection()
-    )
+    tokenizer: RunTokenizerSection = field(default_factory=RunTokenizerSection)
 
-    dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
+    dataset: TextPairsSection = field(default_factory=TextPairsSection)
 
     split: str | None = None
     """The split that is read; ``None`` for ``input``."""
@@ -86,9 +84,9 @@ class LinesConfig(Checked):
     chunk_size: int = 2000
     """The number of lines that are read before any is written; 1 answers line by line."""
 
-    gang: GangSection = field(default_factory=lambda: GangSection())
+    gang: GangSection = field(default_factory=GangSection)
 
-    generator: GeneratorSection = field(default_factory=lambda: GeneratorSection())
+    generator: GeneratorSection = field(default_factory=GeneratorSection)
 
     common: CommonSection = field(
         default_factory=lambda: CommonSection(no_sweep_dir=True)
@@ -113,10 +111,13 @@ def register_codec(
 
         config = context.get_config_as(config_kls)
 
-        return create_run_codec(
-            context,
-            config.tokenizer,
-            config.dataset,
+        options = get_codec_options(
+            dataclasses.asdict(config.tokenizer), dataclasses.asdict(config.dataset)
+        )
+
+        return create_codec(
+            context.get_tokenizer(),
+            options,
             reads_prompts=is_decoder_only(context, config.model),
         )
 

@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from warmup_plugin.components import find_too_small
 from warmup_plugin.data.lines import Line, iter_parallel_files
-from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation.pair_scorer import PairScorer
 from warmup_plugin.models.scorable import create_conditional_model
@@ -147,8 +146,15 @@ class ScoreRecipe(Recipe):
 
         pairs = read_pairs(config)
 
+        if config.targets is not None:
+            [source_file] = config.input
+
+            lines = iter_parallel_files(source_file, config.targets, get_places(config))
+        else:
+            lines = read_input(config, pairs, with_target=True)
+
         return LineTask(
-            self._read(config, pairs),
+            lines,
             process,
             sink,
             context.gangs,
@@ -156,15 +162,6 @@ class ScoreRecipe(Recipe):
             chunk_size=get_chunk_size(config, context),
             progress=create_progress(config, context, pairs),
         )
-
-    @staticmethod
-    def _read(config: ScoreConfig, pairs: TextPairs | None) -> Iterator[Line]:
-        if config.targets is not None:
-            [source_file] = config.input
-
-            return iter_parallel_files(source_file, config.targets, get_places(config))
-
-        return read_input(config, pairs, with_target=True)
 
     @property
     @override

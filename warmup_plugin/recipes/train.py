@@ -10,8 +10,7 @@ Trains a model: ``python -m recipes.train OUT --config-file F.yaml``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import final
 
 from fairseq2.logging import log
@@ -49,6 +48,7 @@ from warmup_plugin.recipes.common import (
     is_decoder_only,
     refuse_float16,
 )
+from warmup_plugin.recipes.complete_config import get_sections
 from warmup_plugin.recipes.config_files import read_config
 from warmup_plugin.recipes.control import (
     PatienceEarlyStopper,
@@ -137,7 +137,10 @@ class TranslationTrainRecipe(Recipe):
 
         base_model = context.get_model()
 
-        self._check_precision(base_model, config)
+        if config.trainer.mixed_precision.mode != "off":
+            refuse_float16(base_model, config.trainer.mixed_precision.dtype)
+
+        refuse_float16(base_model, config.model.dtype)
 
         if config.lora.rank is not None:
             save_adapter_only(context.get_data_parallel_model())
@@ -162,15 +165,15 @@ class TranslationTrainRecipe(Recipe):
             criterion.max_warmup_len,
         )
 
+        every = config.regime.validate_every_n_steps
+
         control = TrainerControl(
             self._stop_signal,
             gangs.root,
             run_dir,
-            config.regime.validate_every_n_steps,
+            every,
             has_scores=config.regime.score_metric is not None,
         )
-
-        every = config.regime.validate_every_n_steps
 
         is_first_rank = gangs.root.rank == 0
 
@@ -202,6 +205,17 @@ class TranslationTrainRecipe(Recipe):
                 num_template_tokens=codec.num_template_tokens,
             )
 
+        directions = None
+
+        if config.dataset.directions:
+            directions = {
+                name: ValidDirection(
+                    target_lang=split_direction(name)[1],
+                    num_template_tokens=direction_codec.num_template_tokens,
+                )
+                for name, direction_codec in codecs.items()
+            }
+
         valid_unit = TranslationValidUnit(
             make_file_name(config.dataset.valid_split),
             criterion,
@@ -219,7 +233,7 @@ class TranslationTrainRecipe(Recipe):
                 # The other processes score nothing.
                 comet_workers=self._comet_workers if is_first_rank else None,
             ),
-            directions=self._describe_directions(config, codecs),
+            directions=directions,
         )
 
         train_reader = TextPairReader(
@@ -250,7 +264,17 @@ class TranslationTrainRecipe(Recipe):
             unit, train_reader, [valid_unit], [valid_reader]
         )
 
-        control.attach(trainer, self._create_early_stopper(context, config))
+        early_stopper = None
+
+        if config.validation.patience is not None and every is not None:
+            early_stopper = PatienceEarlyStopper(
+                context.get_checkpoint_manager(),
+                RunDir(context.output_dir),
+                config.validation.patience,
+                every,
+            )
+
+        control.attach(trainer, early_stopper)
 
         if is_first_rank:
             for line in describe_training(
@@ -276,36 +300,9 @@ class TranslationTrainRecipe(Recipe):
     ) -> dict[str, TextCodec]:
         return create_direction_codecs(
             context.get_tokenizer(),
-            {"tokenizer": asdict(config.tokenizer), "dataset": asdict(config.dataset)},
+            get_sections(config),
             reads_prompts=is_decoder_only(context, config.model),
         )
-
-    @staticmethod
-    def _check_precision(model: Module, config: TrainConfig) -> None:
-        """
-        :raises WarmupError: If the model cannot be trained in it.
-        """
-        mixed_precision = config.trainer.mixed_precision
-
-        if mixed_precision.mode != "off":
-            refuse_float16(model, mixed_precision.dtype)
-
-        refuse_float16(model, config.model.dtype)
-
-    @staticmethod
-    def _describe_directions(
-        config: TrainConfig, codecs: Mapping[str, TextCodec]
-    ) -> dict[str, ValidDirection] | None:
-        if not config.dataset.directions:
-            return None
-
-        return {
-            name: ValidDirection(
-                target_lang=split_direction(name)[1],
-                num_template_tokens=codec.num_template_tokens,
-            )
-            for name, codec in codecs.items()
-        }
 
     @override
     def setup_model(
@@ -319,24 +316,6 @@ class TranslationTrainRecipe(Recipe):
             return setup_lora_model(context, model, config, codecs)
 
         return setup_model(context, model, codecs=codecs)
-
-    @staticmethod
-    def _create_early_stopper(
-        context: RecipeContext, config: TrainConfig
-    ) -> PatienceEarlyStopper | None:
-        patience = config.validation.patience
-
-        every = config.regime.validate_every_n_steps
-
-        if patience is None or every is None:
-            return None
-
-        return PatienceEarlyStopper(
-            context.get_checkpoint_manager(),
-            RunDir(context.output_dir),
-            patience,
-            every,
-        )
 
     @property
     @override

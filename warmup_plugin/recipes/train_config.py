@@ -100,7 +100,7 @@ class ValidationSection(Checked):
 class TrainConfig(Checked):
     """Describes a training run."""
 
-    task: TaskSection = field(default_factory=lambda: TaskSection())
+    task: TaskSection = field(default_factory=TaskSection)
 
     model: ModelSection = field(
         default_factory=lambda: ModelSection(family="nllb", arch="transformer_tiny")
@@ -113,26 +113,24 @@ class TrainConfig(Checked):
     init_checkpoint: str | int = "best"
     """Which of its checkpoints: ``best``, ``last`` or a step."""
 
-    lora: LoraSection = field(default_factory=lambda: LoraSection())
+    lora: LoraSection = field(default_factory=LoraSection)
 
     reference_model: ReferenceModelSection | None = None
     """The frozen model of ``warmup.kl_weight``; ``None`` for that of ``init_from``. Every process holds a whole copy; with ``lora.rank`` and ``None`` there is none, since the model without its adapter is that of ``init_from``."""
 
-    dataset: TextPairsSection = field(default_factory=lambda: TextPairsSection())
+    dataset: TextPairsSection = field(default_factory=TextPairsSection)
 
-    tokenizer: RunTokenizerSection = field(
-        default_factory=lambda: RunTokenizerSection()
-    )
+    tokenizer: RunTokenizerSection = field(default_factory=RunTokenizerSection)
 
-    criterion: CriterionSection = field(default_factory=lambda: CriterionSection())
+    criterion: CriterionSection = field(default_factory=CriterionSection)
 
-    warmup: WarmupSection = field(default_factory=lambda: WarmupSection())
+    warmup: WarmupSection = field(default_factory=WarmupSection)
 
-    validation: ValidationSection = field(default_factory=lambda: ValidationSection())
+    validation: ValidationSection = field(default_factory=ValidationSection)
 
-    generation: GenerationSection = field(default_factory=lambda: GenerationSection())
+    generation: GenerationSection = field(default_factory=GenerationSection)
 
-    gang: GangSection = field(default_factory=lambda: GangSection())
+    gang: GangSection = field(default_factory=GangSection)
 
     trainer: TrainerSection = field(
         default_factory=lambda: TrainerSection(
@@ -168,7 +166,7 @@ class TrainConfig(Checked):
         default_factory=lambda: CommonSection(no_sweep_dir=True)
     )
 
-    mlflow: MlflowSection = field(default_factory=lambda: MlflowSection())
+    mlflow: MlflowSection = field(default_factory=MlflowSection)
 
     def settle(self) -> None:
         """

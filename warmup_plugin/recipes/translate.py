@@ -381,6 +381,12 @@ class TranslationGenerateRecipe(Recipe):
         if config.output is None and config.json_output is None:
             return StreamSink(self._stream or sys.stdout.buffer, as_json=config.as_json)
 
+        generation = dataclasses.asdict(generator.config)
+
+        # Without what earlier versions did not have, so that their jobs go on.
+        if generator.config.plain_weight == 0.0:
+            del generation["plain_weight"]
+
         settings = describe_job(
             config,
             target_prefix=config.target_prefix,
@@ -392,7 +398,7 @@ class TranslationGenerateRecipe(Recipe):
             **(dataclasses.asdict(config.rerank) if config.rerank.by else {}),
             **describe_members("ensemble", config.ensemble),
             **describe_members("plain_ensemble", config.plain_ensemble),
-            **describe_generation(generator.config),
+            **generation,
         )
 
         return FileSink(
@@ -416,17 +422,6 @@ def describe_members(
     paths = [member.path for member in members if member.path is not None]
 
     return {name: [[str(path), path.stat().st_mtime] for path in paths]}
-
-
-def describe_generation(config: GenerationConfig) -> dict[str, object]:
-    """Describes how outputs are found; without what earlier versions did not have, so
-    that their jobs go on."""
-    description = dataclasses.asdict(config)
-
-    if config.plain_weight == 0.0:
-        del description["plain_weight"]
-
-    return description
 
 
 def _load_model(context: RecipeContext, section: ReferenceModelSection) -> Module:
