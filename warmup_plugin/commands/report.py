@@ -83,7 +83,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    _check(args)
+    # What would be found wrong only after a translation, which takes long.
+    check_least("--num-bootstrap", args.num_bootstrap, 0)
+    check_least("--max-sentences", args.max_sentences, 1)
+
+    if args.output.is_dir():
+        raise WarmupError(f"The output {args.output} is a folder; name a file.")
 
     metrics, metric_options = read_metric_arguments(args, args.run_dirs[0])
 
@@ -122,7 +127,10 @@ def run(args: Namespace) -> int:
 
     page = render_page(runs, evaluation, page_options)
 
-    size = _write(args.output, page)
+    # Half of a surrogate pair, which JSON may hold, has no place in UTF-8.
+    page = page.encode("utf-8", "replace").decode("utf-8")
+
+    write_output(args.output, page, "give a path that you may write to")
 
     for report_run in runs:
         if report_run.no_translations:
@@ -130,28 +138,9 @@ def run(args: Namespace) -> int:
                 f"{report_run.name} is shown without translations: {report_run.no_translations}"
             )
 
-    show(f"wrote {args.output} ({size / 1e6:.1f} MB)")
+    show(f"wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
 
     return 0
-
-
-def _check(args: Namespace) -> None:
-    """Checks what would be found wrong only after a translation, which takes long."""
-    check_least("--num-bootstrap", args.num_bootstrap, 0)
-    check_least("--max-sentences", args.max_sentences, 1)
-
-    if args.output.is_dir():
-        raise WarmupError(f"The output {args.output} is a folder; name a file.")
-
-
-def _write(file: Path, page: str) -> int:
-    """Writes the page and returns its size in bytes."""
-    # Half of a surrogate pair, which JSON may hold, has no place in UTF-8.
-    page = page.encode("utf-8", "replace").decode("utf-8")
-
-    write_output(file, page, "give a path that you may write to")
-
-    return file.stat().st_size
 
 
 def _describe_command(args: Namespace, names: Sequence[str]) -> str:

@@ -63,15 +63,41 @@ def load_model_config(run_dir: RunDir) -> tuple[str, object]:
     return family_name, config
 
 
-def load_weights(run_dir: RunDir, step_nr: int) -> dict[str, Tensor]:
+def load_weights(
+    run_dir: RunDir, step_nr: int, *, path: Path | None = None
+) -> dict[str, Tensor]:
     """
     Loads the weights of a checkpoint, whole also if several processes have saved it.
 
     Tied weights come under one of their names; see :func:`complete_tied`.
 
+    :param path: Where else the weights are, of the same model.
+
     :raises WarmupError: If the checkpoint is damaged or of another model.
     """
-    return _load_weights(run_dir, run_dir.model_path(step_nr))
+    path = path or run_dir.model_path(step_nr)
+
+    family_name, config = load_model_config(run_dir)
+
+    weights = {}
+
+    # Not mapped: the file may be replaced while its weights are used.
+    checkpoint = find_family(family_name).iter_checkpoint(
+        path, config, create_fake_gangs(CPU), mmap=False, restrict=True
+    )
+
+    # What a damaged file makes of the reader is not limited to some errors.
+    try:
+        for name, weight in checkpoint:
+            weights[name] = weight
+    except WarmupError:
+        raise
+    except Exception:
+        raise WarmupError(
+            f"The checkpoint `{path}` is damaged; choose another checkpoint, or restore it from a copy of the run."
+        ) from None
+
+    return weights
 
 
 @dataclass(frozen=True)
@@ -99,7 +125,9 @@ def load_adapted(run_dir: RunDir, step_nr: int) -> AdaptedWeights | None:
     if record is None:
         return None
 
-    base = _load_weights(run_dir, find_base(record, run_dir.checkpoint_dir))
+    base_path = find_base(record, run_dir.checkpoint_dir)
+
+    base = load_weights(run_dir, step_nr, path=base_path)
 
     loader = get_dependency_resolver().resolve(ModelCheckpointLoader)
 
@@ -112,33 +140,6 @@ def load_adapted(run_dir: RunDir, step_nr: int) -> AdaptedWeights | None:
         dict(prepare_base(base.items(), record)),
         loader.load_adapter(run_dir.model_path(step_nr), options),
     )
-
-
-def _load_weights(run_dir: RunDir, path: Path) -> dict[str, Tensor]:
-    """
-    :param run_dir: Says what model the weights are of.
-    """
-    family_name, config = load_model_config(run_dir)
-
-    weights = {}
-
-    # Not mapped: the file may be replaced while its weights are used.
-    checkpoint = find_family(family_name).iter_checkpoint(
-        path, config, create_fake_gangs(CPU), mmap=False, restrict=True
-    )
-
-    # What a damaged file makes of the reader is not limited to some errors.
-    try:
-        for name, weight in checkpoint:
-            weights[name] = weight
-    except WarmupError:
-        raise
-    except Exception:
-        raise WarmupError(
-            f"The checkpoint `{path}` is damaged; choose another checkpoint, or restore it from a copy of the run."
-        ) from None
-
-    return weights
 
 
 def complete_tied(
@@ -216,7 +217,11 @@ def new_folder(out: Path) -> Iterator[Path]:
         tmp_folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
 
         # `mkdtemp` keeps others out, but a model is to be shared.
-        tmp_folder.chmod(0o777 & ~_get_umask())
+        umask = os.umask(0)
+
+        os.umask(umask)
+
+        tmp_folder.chmod(0o777 & ~umask)
 
         yield tmp_folder
 
@@ -252,11 +257,3 @@ def check_new_folder(out: Path) -> None:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise WarmupError(f"`{out}` exists already; name another folder or remove it.")
-
-
-def _get_umask() -> int:
-    umask = os.umask(0)
-
-    os.umask(umask)
-
-    return umask

@@ -101,29 +101,24 @@ class MetricEntry:
     process with the one that is trained."""
 
 
-def _make_bleu(
-    key: str, create: Callable[..., BLEU], name: str | None = None
-) -> Metric:
+def _make_bleu(key: str, create: Callable[..., BLEU]) -> Metric:
     # Single sentences lack the longer n-grams more often than not.
     sentence_metric = create(effective_order=True)
+
+    name = METRICS[key].names[key]
 
     return OverlapMetric(key, create(), name=name, sentence_metric=sentence_metric)
 
 
 def _create_comet(
-    options: MetricOptions,
-    key: str,
-    name: str,
-    model: str,
-    *,
-    reads_references: bool = True,
+    options: MetricOptions, key: str, model: str, *, reads_references: bool = True
 ) -> Metric:
     _check_comet_model(model)
 
     return CometMetric(
         model,
         key=key,
-        name=name,
+        name=METRICS[key].names[key],
         reads_references=reads_references,
         gpus=options.comet_gpus,
         workers=options.comet_workers,
@@ -131,7 +126,7 @@ def _create_comet(
 
 
 def _create_metricx(
-    options: MetricOptions, key: str, name: str, *, reads_references: bool = True
+    options: MetricOptions, key: str, *, reads_references: bool = True
 ) -> Metric:
     model = options.metricx_model or metricx.DEFAULT_MODEL
 
@@ -143,6 +138,8 @@ def _create_metricx(
         raise WarmupError(
             f"The model of MetricX {model} does not exist; give a folder or a name on the Hugging Face Hub, such as `{metricx.DEFAULT_MODEL}`."
         )
+
+    name = METRICS[key].names[key]
 
     return metricx.MetricXMetric(
         model, key=key, name=name, reads_references=reads_references
@@ -225,19 +222,15 @@ METRICS: Final[dict[str, MetricEntry]] = {
     ),
     "spbleu": MetricEntry(
         {"spbleu": "spBLEU"},
-        lambda _: _make_bleu(
-            "spbleu", partial(load_bleu, "spBLEU", "flores200"), "spBLEU"
-        ),
+        lambda _: _make_bleu("spbleu", partial(load_bleu, "spBLEU", "flores200")),
     ),
     "spbleu_1k": MetricEntry(
         {"spbleu_1k": "spBLEU-1K"},
-        lambda _: _make_bleu(
-            "spbleu_1k", partial(load_bleu, "spBLEU", "spBLEU-1K"), "spBLEU-1K"
-        ),
+        lambda _: _make_bleu("spbleu_1k", partial(load_bleu, "spBLEU", "spBLEU-1K")),
     ),
     "comet": MetricEntry(
         {"comet": "COMET"},
-        lambda o: _create_comet(o, "comet", "COMET", o.comet_model or DEFAULT_MODEL),
+        lambda o: _create_comet(o, "comet", o.comet_model or DEFAULT_MODEL),
         needs_sources=True,
         runs_model=True,
     ),
@@ -246,7 +239,6 @@ METRICS: Final[dict[str, MetricEntry]] = {
         lambda o: _create_comet(
             o,
             "cometkiwi",
-            "CometKiwi",
             o.cometkiwi_model or DEFAULT_KIWI_MODEL,
             reads_references=False,
         ),
@@ -256,16 +248,14 @@ METRICS: Final[dict[str, MetricEntry]] = {
     ),
     "metricx": MetricEntry(
         {"metricx": "MetricX-24"},
-        lambda o: _create_metricx(o, "metricx", "MetricX-24"),
+        lambda o: _create_metricx(o, "metricx"),
         needs_sources=True,
         runs_model=True,
         in_validation=False,
     ),
     "metricx_qe": MetricEntry(
         {"metricx_qe": "MetricX-24-QE"},
-        lambda o: _create_metricx(
-            o, "metricx_qe", "MetricX-24-QE", reads_references=False
-        ),
+        lambda o: _create_metricx(o, "metricx_qe", reads_references=False),
         needs_sources=True,
         needs_references=False,
         runs_model=True,

@@ -119,7 +119,7 @@ def bootstrap_p_value(
     As in sacreBLEU and multeval: the share of resamples whose absolute difference lies
     above the mean of all by at least the observed one, which is counted as one of them.
     Since the absolute value is taken before the mean is subtracted, p is about half of
-    what a two-sided test gives; :func:`randomization_p_values` is two-sided. A system
+    what a two-sided test gives; :func:`randomization_p_values_of_groups` is two-sided. A system
     whose score is that of the baseline has p = 1.
 
     :param baseline_scores: Of :func:`resample_scores`, as ``system_scores``.
@@ -134,16 +134,15 @@ def bootstrap_p_value(
     return _count_extreme(differences - differences.mean(), difference)
 
 
-def randomization_p_values(
-    baselines: Sequence[Measurement],
-    systems: Sequence[Measurement],
-    num_trials: int,
+def randomization_p_values_of_groups(
+    groups: Sequence[Sequence[tuple[Measurement, Measurement]]],
+    num_trials: int = NUM_TRIALS,
     *,
     seed: int = DEFAULT_SEED,
 ) -> list[float]:
     """
-    Tests by approximate randomization (Riezler and Maxwell, 2005) whether two systems
-    differ, in either direction.
+    Tests by approximate randomization (Riezler and Maxwell, 2005) whether systems differ
+    from their baselines, in either direction, by the mean of the differences of a group.
 
     If they did not, nothing would change when the two outputs of a sentence are
     swapped. Each trial swaps those of every other sentence or so; the p-value is the
@@ -154,28 +153,10 @@ def randomization_p_values(
     or systems that differ in few sentences, leaving them out makes any difference
     significant. A system tested against itself has p = 1.
 
-    :param baselines: What each of ``systems`` is tested against, by the same metric.
-    """
-    pairs = zip(baselines, systems, strict=True)
-
-    return randomization_p_values_of_groups([[p] for p in pairs], num_trials, seed=seed)
-
-
-def randomization_p_values_of_groups(
-    groups: Sequence[Sequence[tuple[Measurement, Measurement]]],
-    num_trials: int = NUM_TRIALS,
-    *,
-    seed: int = DEFAULT_SEED,
-) -> list[float]:
-    """
-    Tests by approximate randomization whether systems differ from their baselines, by
-    the mean of the differences of a group.
-
     As in MultEval (Clark et al., 2011) several trainings of each are tested together.
     But a trial swaps the two outputs of a sentence in all of them at once: the outputs
     for one sentence are alike, so that n trainings are not n times as many sentences.
-    Of one pair, the test is that of :func:`randomization_p_values`. The p-value is about
-    other sentences, not about other trainings.
+    The p-value is about other sentences, not about other trainings.
 
     Of a group with several test sets, such as those of several directions, a trial swaps
     the outputs of line n in all of them, whose lines may be translations of each other,

@@ -26,7 +26,7 @@ from warmup_plugin.metrics.resampling import (
     NUM_TRIALS,
     bootstrap_interval,
     bootstrap_p_value,
-    randomization_p_values,
+    randomization_p_values_of_groups,
     resample_scores,
     sign_with_test,
 )
@@ -261,9 +261,8 @@ def _compare(
 
     pairs = [(name, key) for name in names for key in measured[name]]
 
-    p_values = randomization_p_values(
-        [baseline[key] for _, key in pairs],
-        [measured[name][key] for name, key in pairs],
+    p_values = randomization_p_values_of_groups(
+        [[(baseline[key], measured[name][key])] for name, key in pairs],
         num_randomization,
         seed=seed,
     )

@@ -44,48 +44,37 @@ _FURTHER: Final = (
 )
 
 
-@final
-@dataclass(frozen=True)
-class KeyHelp:
-    """Describes one of the most used keys."""
-
-    key: str
-
-    default: str
-    """As YAML; a test compares it with the config classes."""
-
-    meaning: str
-
-
+# The most used keys, their defaults as YAML, which a test compares with the config
+# classes, and what they mean.
 KEYS: Final = (
-    KeyHelp("dataset.path", "null", "the folder of the data"),
-    KeyHelp("dataset.source_lang", "en", "the language of the sources"),
-    KeyHelp("dataset.target_lang", "de", "the language of the targets"),
-    KeyHelp("dataset.format", "auto", "plain, tsv, jsonl or manifest"),
-    KeyHelp("dataset.train_split", "train", "the split to train on"),
-    KeyHelp("dataset.valid_split", "valid", "the split that validations decode"),
-    KeyHelp("dataset.max_num_tokens", "1500", "a batch: rows x longest side"),
-    KeyHelp("tokenizer.path", "null", "what train-tokenizer wrote"),
-    KeyHelp("init_from", "null", "a run whose model and tokenizer to start from"),
-    KeyHelp("task.name", "translation", "or summarization, multiple_choice"),
-    KeyHelp("model.arch", "transformer_tiny", "the size of a model from scratch"),
-    KeyHelp("criterion.name", "sft", "sft, warmup for warmups before outputs, or mrt"),
-    KeyHelp("warmup.num_warmups", "4", "K, the warmups drawn for a source"),
-    KeyHelp("warmup.max_warmup_len", "8", "the most tokens of a warmup"),
-    KeyHelp("warmup.sft_weight", "0.0", "adds the loss without a warmup"),
-    KeyHelp("regime.num_steps", "10000", "the length of the run"),
-    KeyHelp("regime.validate_every_n_steps", "500", "the rhythm of validations"),
-    KeyHelp("regime.checkpoint_every_n_steps", "500", "the same number"),
-    KeyHelp("validation.patience", "null", "validations without gain, then it stops"),
-    KeyHelp("optimizer.config.lr", "0.001", "the highest learning rate"),
-    KeyHelp(
+    ("dataset.path", "null", "the folder of the data"),
+    ("dataset.source_lang", "en", "the language of the sources"),
+    ("dataset.target_lang", "de", "the language of the targets"),
+    ("dataset.format", "auto", "plain, tsv, jsonl or manifest"),
+    ("dataset.train_split", "train", "the split to train on"),
+    ("dataset.valid_split", "valid", "the split that validations decode"),
+    ("dataset.max_num_tokens", "1500", "a batch: rows x longest side"),
+    ("tokenizer.path", "null", "what train-tokenizer wrote"),
+    ("init_from", "null", "a run whose model and tokenizer to start from"),
+    ("task.name", "translation", "or summarization, multiple_choice"),
+    ("model.arch", "transformer_tiny", "the size of a model from scratch"),
+    ("criterion.name", "sft", "sft, warmup for warmups before outputs, or mrt"),
+    ("warmup.num_warmups", "4", "K, the warmups drawn for a source"),
+    ("warmup.max_warmup_len", "8", "the most tokens of a warmup"),
+    ("warmup.sft_weight", "0.0", "adds the loss without a warmup"),
+    ("regime.num_steps", "10000", "the length of the run"),
+    ("regime.validate_every_n_steps", "500", "the rhythm of validations"),
+    ("regime.checkpoint_every_n_steps", "500", "the same number"),
+    ("validation.patience", "null", "validations without gain, then it stops"),
+    ("optimizer.config.lr", "0.001", "the highest learning rate"),
+    (
         "lr_scheduler.config.num_warmup_steps",
         "1000",
         "steps in which the learning rate rises",
     ),
-    KeyHelp("trainer.mixed_precision.mode", "off", "auto for bfloat16 on a GPU"),
-    KeyHelp("trainer.grad_accumulation.num_batches", "1", "batches a step"),
-    KeyHelp("common.seed", "2", "the seed of all that is random"),
+    ("trainer.mixed_precision.mode", "off", "auto for bfloat16 on a GPU"),
+    ("trainer.grad_accumulation.num_batches", "1", "batches a step"),
+    ("common.seed", "2", "the seed of all that is random"),
 )
 
 
@@ -213,13 +202,11 @@ def _check_pair(parser: argparse.ArgumentParser, pair: str) -> None:
 
 
 def _make_epilog() -> str:
-    key_width = max(len(entry.key) for entry in KEYS)
-
-    default_width = max(len(entry.default) for entry in KEYS)
+    key_width, default_width, _ = (max(map(len, column)) for column in zip(*KEYS))
 
     keys = [
-        f"  {entry.key:<{key_width}}  {entry.default:<{default_width}}  {entry.meaning}"
-        for entry in KEYS
+        f"  {key:<{key_width}}  {default:<{default_width}}  {meaning}"
+        for key, default, meaning in KEYS
     ]
 
     parts = [

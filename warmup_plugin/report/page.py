@@ -544,7 +544,7 @@ class _Content:
                 reference,
                 [t and t.lines[at] for t in translations],
                 [
-                    chrf and chrf[at]
+                    None if chrf is None else chrf[at]
                     for chrf in map(self._chrf.get, range(len(translations)))
                 ],
                 [t and t.scores and t.scores[at] or None for t in translations],

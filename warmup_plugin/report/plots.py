@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Final, cast, final
 
 import plotly.graph_objects as go
@@ -96,7 +97,9 @@ def plot_curves(
         main = valid if train is None else train
 
         if main is not None:
-            value = _format(main.values[-1], panel)
+            last = main.values[-1]
+
+            value = format_share(last) if panel.is_share else f"{last:.3f}"
 
             last_values.append(f"{name} {value} at step {main.steps[-1]:g}")
 
@@ -316,7 +319,7 @@ def plot_gains(
     layout.shapes = [_vertical_line(0.0)]
 
     label = "; ".join(
-        f"{names[idx]} {_mean(gains[idx]):+.2f} on average" for idx in bins
+        f"{names[idx]} {fmean(gains[idx]):+.2f} on average" for idx in bins
     )
 
     note += f" Steps of {width:g}; dotted: no difference."
@@ -561,11 +564,3 @@ def _choose_width(low: float, high: float) -> float:
 
 def _slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-")
-
-
-def _format(value: float, panel: Panel) -> str:
-    return format_share(value) if panel.is_share else f"{value:.3f}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

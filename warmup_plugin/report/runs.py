@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -166,10 +167,18 @@ def _collect_curves(path: Path, name: str, options: CollectOptions) -> ReportRun
     if not options.translate:
         no_translations = "translations were left out by `--curves-only`"
 
+    model: dict[str, object] | None = None
+
+    # It is not there before the first checkpoint.
+    with suppress(WarmupError):
+        family, model_config = run_dir.load_model_metadata()
+
+        model = {"family": family, **model_config}
+
     return ReportRun(
         name=name,
         config=config,
-        model=_read_model(run_dir),
+        model=model,
         curves=curves,
         starts=run_dir.load_starts(),
         split=split,
@@ -272,13 +281,3 @@ def _read_current_scores(
     scored = [" ".join(pair.source.split("\n")) for pair in scores]
 
     return scores if scored == [" ".join(s.split("\n")) for s in sources] else None
-
-
-def _read_model(run_dir: RunDir) -> Mapping[str, object] | None:
-    try:
-        family, config = run_dir.load_model_metadata()
-    # It is not there before the first checkpoint.
-    except WarmupError:
-        return None
-
-    return {"family": family, **config}

@@ -250,7 +250,12 @@ class Runner:
 
             return
 
-        lines = _read_end(process)
+        with step.log_file.open("rb") as fp:
+            fp.seek(process.log_begin)
+
+            text = fp.read().decode("utf-8", errors="replace")
+
+        lines = text.rstrip().split("\n")[-_NUM_LOG_LINES:]
 
         self._settle(step, Status.FAILED, f"exit status {status}", error=lines[-1])
 
@@ -289,13 +294,3 @@ class Runner:
 def describe_skipped(num_skipped: int) -> str:
     """Counts the steps that cannot be done for want of another."""
     return "1 step that needs" if num_skipped == 1 else f"{num_skipped} steps that need"
-
-
-def _read_end(process: _Process) -> list[str]:
-    """Returns the last lines that a command wrote."""
-    with process.step.log_file.open("rb") as fp:
-        fp.seek(process.log_begin)
-
-        text = fp.read().decode("utf-8", errors="replace")
-
-    return text.rstrip().split("\n")[-_NUM_LOG_LINES:]

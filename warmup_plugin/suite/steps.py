@@ -151,16 +151,13 @@ class Step:
 
         # What broke goes on.
         if (record.get("command"), record.get("inputs")) != (command, inputs):
-            self._remove_outputs()
+            for file in self.outputs:
+                for ending in _OUTPUT_ENDINGS:
+                    file.with_name(f"{file.name}{ending}").unlink(missing_ok=True)
 
         self._write_record(command, inputs, None)
 
         return command
-
-    def _remove_outputs(self) -> None:
-        for file in self.outputs:
-            for ending in _OUTPUT_ENDINGS:
-                file.with_name(f"{file.name}{ending}").unlink(missing_ok=True)
 
     def end(self, command: Sequence[str], seconds: float) -> None:
         """

@@ -21,9 +21,9 @@ from warmup_plugin.metrics.base import Measurement, measure_mean
 from warmup_plugin.metrics.labels import MacroF1Metric
 from warmup_plugin.metrics.registry import METRICS, MetricOptions
 from warmup_plugin.metrics.resampling import (
+    DEFAULT_SEED,
     bootstrap_interval,
     bootstrap_p_value,
-    randomization_p_values,
     randomization_p_values_of_groups,
     resample_scores,
     sign_with_test,
@@ -46,6 +46,19 @@ def _measure(name: str) -> list[Measurement]:
 
 def _mean(*scores: float) -> Measurement:
     return measure_mean("x", "X", scores, "nrefs:1|x:y")
+
+
+def randomization_p_values(
+    baselines: Sequence[Measurement],
+    systems: Sequence[Measurement],
+    num_trials: int,
+    *,
+    seed: int = DEFAULT_SEED,
+) -> list[float]:
+    """Tests each system by itself."""
+    groups = [[pair] for pair in zip(baselines, systems, strict=True)]
+
+    return randomization_p_values_of_groups(groups, num_trials, seed=seed)
 
 
 class TestPairedTests:
@@ -307,10 +320,21 @@ class TestGroups:
     def test_one_training_is_tested_as_compare_does(self, key: str) -> None:
         baseline, system = make_measurements(0.30, 0.25, key=key)
 
-        [expected] = randomization_p_values([baseline], [system], 2000)
+        evaluation = evaluate_systems(
+            {
+                str(idx): make_hypotheses(_REFERENCES, rate, idx)
+                for idx, rate in enumerate((0.30, 0.25))
+            },
+            _REFERENCES,
+            metrics=[key],
+            num_bootstrap=1,
+            num_randomization=2000,
+        )
 
-        assert expected < 0.9
-        assert _test_group([(baseline, system)], 2000) == expected
+        [comparison] = evaluation.comparisons
+
+        assert comparison.p_value < 0.9
+        assert _test_group([(baseline, system)], 2000) == comparison.p_value
 
     def test_same_outputs_again_are_no_more_evidence(self) -> None:
         baseline, system = make_measurements(0.30, 0.25)

@@ -120,7 +120,7 @@ class TestReadTrainArguments:
 
         assert out.startswith("usage: python -m recipes.train OUT --config-file PRESET")
 
-        for name in (*list_presets(), *(entry.key for entry in KEYS)):
+        for name in (*list_presets(), *(key for key, _, _ in KEYS)):
             assert f"\n  {name} " in out
 
         assert "docs/config.md" in out
@@ -147,8 +147,8 @@ def test_keys_of_help_exist_and_have_these_defaults() -> None:
 
     yaml = YAML(typ="safe", pure=True)
 
-    for entry in KEYS:
-        assert config[entry.key] == yaml.load(entry.default), entry.key
+    for key, default, meaning in KEYS:
+        assert config[key] == yaml.load(default), key
 
         # Beside key and default, on a screen.
-        assert len(entry.meaning) <= 46
+        assert len(meaning) <= 46
