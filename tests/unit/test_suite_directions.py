@@ -493,7 +493,11 @@ class TestCollectResults:
                         every_outputs[f"toy/{name}/1 {label}"].run.path,
                         RunOptions(
                             split=task.split.name,
-                            data=task.split.data and Path(task.split.data),
+                            data=(
+                                None
+                                if task.split.data is None
+                                else Path(task.split.data)
+                            ),
                             direction=part.direction,
                         ),
                     )

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from warmup_plugin.config_docs import get_field_docs
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics import registry
+from warmup_plugin.metrics import metricx, registry
+from warmup_plugin.metrics.comet_score import DEFAULT_KIWI_MODEL, DEFAULT_MODEL
 from warmup_plugin.metrics.registry import (
     METRICS,
     MetricOptions,
@@ -143,3 +145,11 @@ def test_keys_are_unique() -> None:
     keys = [key for entry in METRICS.values() for key in entry.names]
 
     assert len(keys) == len(set(keys))
+
+
+def test_options_name_default_models() -> None:
+    docs = get_field_docs(MetricOptions)
+
+    assert f", else {DEFAULT_MODEL})" in docs["comet_model"]
+    assert f"(default: {DEFAULT_KIWI_MODEL})" in docs["cometkiwi_model"]
+    assert f"(default: {metricx.DEFAULT_MODEL})" in docs["metricx_model"]
