@@ -20,8 +20,10 @@ def gather_objects(
     if gang.size == 1:
         return [item]
 
+    group = gang.as_process_group() if group is None else group
+
     items: list[Any] = [None] * gang.size
 
-    dist.all_gather_object(items, item, group=group or gang.as_process_group())
+    dist.all_gather_object(items, item, group=group)
 
     return items

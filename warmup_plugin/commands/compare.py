@@ -230,9 +230,7 @@ def _read_systems(args: Namespace, metrics: Sequence[str]) -> list[System]:
             files, args.references, args.sources, args.target_lang, places
         )
 
-    run_options = read_run_arguments(args)
-
-    by_path = {path: read_run(path, run_options) for path in run_dirs}
+    by_path = {path: read_run(path, read_run_arguments(args)) for path in run_dirs}
 
     # Outputs of another toolkit for what the runs have translated.
     like = by_path[run_dirs[0]]
