@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import final
 
 import torch
-from fairseq2.data.tokenizers import TokenDecoder, TokenEncoder, Tokenizer
+from fairseq2.data.tokenizers import (
+    TokenDecoder,
+    TokenEncoder,
+    Tokenizer,
+    VocabularyInfo,
+)
 from fairseq2.device import Device
+from fairseq2.error import NotSupportedError
 from torch import Tensor
 from typing_extensions import override
 
@@ -56,6 +62,21 @@ class PlainTokenizer(WarmupTokenizer):
     """A tokenizer that encodes and decodes text without special tokens; its encoders
     put them around it."""
 
+    def __init__(
+        self,
+        vocab_info: VocabularyInfo,
+        specials: Mapping[str, int],
+        frames: Mapping[str | None, tuple[Sequence[int], Sequence[int]]],
+    ) -> None:
+        """
+        :param specials: The tokens that no text encodes to.
+        :param frames: What an encoder of each mode puts before a text and behind it.
+        """
+        self._vocab_info = vocab_info
+        self._specials = specials
+        self._special_indices = frozenset(specials.values())
+        self._frames = frames
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Encodes text; what spells a special token stays text."""
@@ -67,6 +88,32 @@ class PlainTokenizer(WarmupTokenizer):
     @abstractmethod
     def to_indices(self, tokens: Sequence[str]) -> list[int]:
         """Undoes :meth:`to_tokens`."""
+
+    @override
+    def create_encoder(
+        self,
+        *,
+        task: str | None = None,
+        lang: str | None = None,
+        mode: str | None = None,
+        device: Device | None = None,
+        pin_memory: bool = False,
+    ) -> TokenEncoder:
+        """
+        Constructs a token encoder.
+
+        :param task: Ignored, as is ``lang``: fairseq2's text converters pass both to every
+            tokenizer.
+        :param mode: What the text is, by the names that the tokenizer has for it.
+        """
+        if mode not in self._frames:
+            known = ", ".join(f"'{name}'" for name in self._frames if name is not None)
+
+            raise NotSupportedError(
+                f"`mode` must be one of {known}, but is '{mode}' instead."
+            )
+
+        return FramedTextEncoder(self, *self._frames[mode], device)
 
     @override
     def create_raw_encoder(
@@ -82,6 +129,20 @@ class PlainTokenizer(WarmupTokenizer):
         :param skip_special_tokens: Has no effect: they are always left out.
         """
         return PlainTextDecoder(self)
+
+    @override
+    def find_special(self, token: str) -> int | None:
+        return self._specials.get(token)
+
+    @property
+    @override
+    def special_indices(self) -> frozenset[int]:
+        return self._special_indices
+
+    @property
+    @override
+    def vocab_info(self) -> VocabularyInfo:
+        return self._vocab_info
 
 
 @final
@@ -138,6 +199,9 @@ class PlainTextDecoder(TokenDecoder):
         """
         :param token_indices: The indices on any device. *Shape:* :math:`(S)`.
         """
+        if token_indices.dim() != 1:
+            raise ValueError("`token_indices` must be one dimensional.")
+
         return self._tokenizer.decode(token_indices.tolist())
 
     @override

@@ -10,19 +10,13 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from fairseq2.composition import register_tokenizer_family
-from fairseq2.data.tokenizers import (
-    TokenEncoder,
-    Tokenizer,
-    VocabularyInfo,
-)
-from fairseq2.device import Device
-from fairseq2.error import NotSupportedError
+from fairseq2.data.tokenizers import Tokenizer, VocabularyInfo
 from fairseq2.runtime.dependency import DependencyContainer
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fairseq2_doors import find_transformers_tokenizer
-from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
+from warmup_plugin.tokenizers.base import PlainTokenizer
 from warmup_plugin.tokenizers.settings import read_settings
 from warmup_plugin.tokenizers.special import PROMPT_END, SEPARATOR
 
@@ -65,8 +59,6 @@ class HuggingFaceTokenizer(PlainTokenizer):
 
         :raises WarmupError: If it has no EOS.
         """
-        self._tok = tok
-
         eos_token = eos_token or tok.eos_token
 
         vocab: dict[str, int] = tok.get_vocab()
@@ -77,18 +69,18 @@ class HuggingFaceTokenizer(PlainTokenizer):
                 f"The tokenizer `{tok.name_or_path}` has no end-of-sequence token{'' if eos_token is None else f' `{eos_token}`'}; name one of its special tokens as `eos_token` in `tokenizer_config.json`, or in `tokenizer.config_overrides` when you train."
             )
 
-        self._specials = {
+        specials = {
             token.content: idx
             for idx, token in tok.added_tokens_decoder.items()
             if token.special
         }
 
         # Longest first, since one may begin with another.
-        spellings = sorted(self._specials, key=len, reverse=True)
+        spellings = sorted(specials, key=len, reverse=True)
 
         self._special_pattern = re.compile("|".join(map(re.escape, spellings)) or r"$^")
 
-        self._vocab_info = VocabularyInfo(
+        vocab_info = VocabularyInfo(
             max(vocab.values()) + 1,
             tok.unk_token_id,
             tok.bos_token_id,
@@ -96,13 +88,24 @@ class HuggingFaceTokenizer(PlainTokenizer):
             tok.pad_token_id,
         )
 
-        self._prefix = self._find_prefix()
+        # What the tokenizer puts before a text, which is BOS or nothing.
+        indices: list[int] = tok.encode("", add_special_tokens=True)
 
-    def _find_prefix(self) -> list[int]:
-        """Finds what the tokenizer puts before a text, which is BOS or nothing."""
-        indices: list[int] = self._tok.encode("", add_special_tokens=True)
+        prefix = [idx for idx in indices if idx == tok.bos_token_id]
 
-        return [idx for idx in indices if idx == self._tok.bos_token_id]
+        frames: dict[str | None, tuple[list[int], list[int]]] = {
+            None: (prefix, [eos_idx]),
+            "default": (prefix, [eos_idx]),
+            "prompt": (prefix, []),
+            "prompt_response": ([], [eos_idx]),
+            "target": ([], [eos_idx]),
+            "as_is": ([], []),
+        }
+
+        super().__init__(vocab_info, specials, frames)
+
+        self._tok = tok
+        self._prefix = prefix
 
     @override
     def encode(self, text: str) -> list[int]:
@@ -177,49 +180,6 @@ class HuggingFaceTokenizer(PlainTokenizer):
 
         return indices
 
-    @override
-    def create_encoder(
-        self,
-        *,
-        task: str | None = None,
-        lang: str | None = None,
-        mode: str | None = None,
-        device: Device | None = None,
-        pin_memory: bool = False,
-    ) -> TokenEncoder:
-        """
-        Constructs a token encoder.
-
-        :param mode: 'prompt' for ``<bos> x``, 'prompt_response' or 'target' for
-            ``y <eos>``, 'as_is' for text alone. ``None`` means ``<bos> x <eos>``.
-        """
-        assert self._vocab_info.eos_idx is not None
-
-        suffix = [self._vocab_info.eos_idx]
-
-        match mode:
-            case None | "default":
-                return FramedTextEncoder(self, self._prefix, suffix, device)
-            case "prompt":
-                return FramedTextEncoder(self, self._prefix, [], device)
-            case "prompt_response" | "target":
-                return FramedTextEncoder(self, [], suffix, device)
-            case "as_is":
-                return FramedTextEncoder(self, [], [], device)
-            case _:
-                raise NotSupportedError(
-                    f"`mode` must be 'prompt', 'prompt_response', 'target' or 'as_is', but is '{mode}' instead."
-                )
-
-    @override
-    def find_special(self, token: str) -> int | None:
-        return self._specials.get(token)
-
-    @property
-    @override
-    def special_indices(self) -> frozenset[int]:
-        return frozenset(self._specials.values())
-
     @property
     @override
     def default_separator(self) -> str | None:
@@ -235,11 +195,6 @@ class HuggingFaceTokenizer(PlainTokenizer):
         used.add(self._specials.get(PROMPT_END))
 
         return tuple(t for t, idx in self._specials.items() if idx not in used)
-
-    @property
-    @override
-    def vocab_info(self) -> VocabularyInfo:
-        return self._vocab_info
 
     @property
     def prompt_end(self) -> str | None:

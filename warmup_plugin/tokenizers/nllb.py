@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Final, final
+from typing import Any, Final, final
 
 from fairseq2.data.tokenizers import (
     TokenDecoder,
@@ -13,7 +13,6 @@ from fairseq2.data.tokenizers import (
     Tokenizer,
     VocabularyInfo,
 )
-from fairseq2.device import Device
 from fairseq2.models.nllb import NllbTokenizer
 from typing_extensions import override
 
@@ -43,15 +42,7 @@ class NllbWarmupTokenizer(WarmupTokenizer):
         self._specials = {name: self._model.token_to_index(name) for name in names}
 
     @override
-    def create_encoder(
-        self,
-        *,
-        task: str | None = None,
-        lang: str | None = None,
-        mode: str | None = None,
-        device: Device | None = None,
-        pin_memory: bool = False,
-    ) -> TokenEncoder:
+    def create_encoder(self, *, lang: str | None = None, **kwargs: Any) -> TokenEncoder:
         """
         Constructs a token encoder; see fairseq2's ``NllbTokenizer``.
 
@@ -63,9 +54,7 @@ class NllbWarmupTokenizer(WarmupTokenizer):
                 "`tokenizer.source_lang` and `tokenizer.target_lang`, or of one of several directions `source_token` and `target_token`, to codes",
             )
 
-        return self._tokenizer.create_encoder(
-            task=task, lang=lang, mode=mode, device=device, pin_memory=pin_memory
-        )
+        return self._tokenizer.create_encoder(lang=lang, **kwargs)
 
     def get_lang_idx(self, lang: str, what: str) -> int:
         """
@@ -101,14 +90,12 @@ class NllbWarmupTokenizer(WarmupTokenizer):
         return f", unlike {', '.join(f'`{code}`' for code in matches[:3])}"
 
     @override
-    def create_raw_encoder(
-        self, *, device: Device | None = None, pin_memory: bool = False
-    ) -> TokenEncoder:
-        return self._tokenizer.create_raw_encoder(device=device, pin_memory=pin_memory)
+    def create_raw_encoder(self, **kwargs: Any) -> TokenEncoder:
+        return self._tokenizer.create_raw_encoder(**kwargs)
 
     @override
-    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
-        return self._tokenizer.create_decoder(skip_special_tokens=skip_special_tokens)
+    def create_decoder(self, **kwargs: Any) -> TokenDecoder:
+        return self._tokenizer.create_decoder(**kwargs)
 
     @override
     def find_special(self, token: str) -> int | None:

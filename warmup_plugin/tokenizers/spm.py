@@ -3,34 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
-import torch
 from fairseq2.composition import register_tokenizer_family
-from fairseq2.data.tokenizers import (
-    TokenDecoder,
-    TokenEncoder,
-    VocabularyInfo,
-)
-from fairseq2.data.tokenizers.sentencepiece import (
-    SentencePieceDecoder,
-    SentencePieceEncoder,
-    SentencePieceModel,
-    get_sentencepiece_vocabulary_info,
-)
-from fairseq2.device import Device
-from fairseq2.error import NotSupportedError
+from fairseq2.data.tokenizers import TokenEncoder, VocabularyInfo
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.validation import Validatable, ValidationResult
 from sentencepiece import SentencePieceProcessor
-from torch import Tensor
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.tokenizers.base import WarmupTokenizer
+from warmup_plugin.tokenizers.base import PlainTokenizer
 from warmup_plugin.tokenizers.special import SEPARATOR
 
 WARMUP_SPM_FAMILY: Final = "warmup_spm"
@@ -54,7 +40,7 @@ class WarmupSpmConfig(Validatable):
 
 
 @final
-class WarmupSpmTokenizer(WarmupTokenizer):
+class WarmupSpmTokenizer(PlainTokenizer):
     """
     Represents a SentencePiece tokenizer with one vocabulary for both languages and a
     separator that no text encodes to.
@@ -62,107 +48,78 @@ class WarmupSpmTokenizer(WarmupTokenizer):
 
     def __init__(
         self,
-        model: SentencePieceModel,
+        processor: SentencePieceProcessor,
         separator: str,
         control_symbols: Mapping[str, int],
     ) -> None:
         """
-        :param model:
+        :param processor:
             The model. It must have PAD, BOS and EOS, and ``separator`` among its
             control symbols; :func:`load_warmup_spm` checks that.
         :param control_symbols:
             The indices of all its control symbols.
         """
-        if model.bos_idx is None or model.eos_idx is None:
-            raise ValueError("`model` must have BOS and EOS, but has not.")
+        vocab_info = VocabularyInfo(
+            processor.vocab_size(),
+            processor.unk_id(),
+            processor.bos_id(),
+            processor.eos_id(),
+            processor.pad_id(),
+        )
 
-        self._model = model
-        self._bos_token = model.index_to_token(model.bos_idx)
-        self._eos_token = model.index_to_token(model.eos_idx)
+        bos, eos = [processor.bos_id()], [processor.eos_id()]
+
+        super().__init__(
+            vocab_info,
+            control_symbols,
+            # The end of a prompt is written by the generator.
+            {
+                None: ([], eos),
+                "source": ([], eos),
+                "target": (bos, eos),
+                "prompt": (bos, []),
+            },
+        )
+
+        self._processor = processor
         self._separator = separator
-        self._control_symbols = control_symbols
-        self._vocab_info = get_sentencepiece_vocabulary_info(model)
 
     @override
-    def create_encoder(
-        self,
-        *,
-        task: str | None = None,
-        lang: str | None = None,
-        mode: str | None = None,
-        device: Device | None = None,
-        pin_memory: bool = False,
-    ) -> TokenEncoder:
+    def create_encoder(self, *, task: str | None = None, **kwargs: Any) -> TokenEncoder:
         """
         Constructs a token encoder.
 
         :param task:
             Must be 'translation' or ``None``.
-        :param lang:
-            Ignored: the vocabulary is shared. Accepted since fairseq2's text
-            converters pass it to every tokenizer.
-        :param mode:
-            'source' for ``x </s>``, 'target' for ``<s> y </s>`` or 'prompt' for
-            ``<s> y``, whose end the generator writes. ``None`` means 'source'.
         """
         if task is not None and task != "translation":
             raise ValueError(f"`task` must be 'translation', but is '{task}' instead.")
 
-        prefix_tokens: list[str]
-        suffix_tokens: list[str]
+        return super().create_encoder(**kwargs)
 
-        match mode:
-            case None | "source":
-                prefix_tokens, suffix_tokens = [], [self._eos_token]
-            case "target":
-                prefix_tokens, suffix_tokens = [self._bos_token], [self._eos_token]
-            case "prompt":
-                prefix_tokens, suffix_tokens = [self._bos_token], []
-            case _:
-                raise NotSupportedError(
-                    f"`mode` must be 'source', 'target' or 'prompt', but is '{mode}' instead."
-                )
+    @override
+    def encode(self, text: str) -> list[int]:
+        indices: list[int] = self._processor.encode(text)
 
-        return SentencePieceEncoder(
-            self._model,
-            prefix_tokens=prefix_tokens,
-            suffix_tokens=suffix_tokens,
-            device=device,
-            pin_memory=pin_memory,
+        return indices
+
+    @override
+    def decode(self, indices: Iterable[int]) -> str:
+        # Taken out here rather than left to SentencePiece, which drops only those
+        # that the model file itself declares as control symbols.
+        text: str = self._processor.decode(
+            [idx for idx in indices if idx not in self._special_indices]
         )
 
-    @override
-    def create_raw_encoder(
-        self, *, device: Device | None = None, pin_memory: bool = False
-    ) -> TokenEncoder:
-        return SentencePieceEncoder(self._model, device=device, pin_memory=pin_memory)
-
-    @override
-    def create_decoder(self, *, skip_special_tokens: bool = False) -> TokenDecoder:
-        """
-        Constructs a token decoder.
-
-        :param skip_special_tokens:
-            Has no effect: PAD, BOS, EOS and the separator are always dropped.
-        """
-        return WarmupSpmDecoder(self)
-
-    @property
-    def model(self) -> SentencePieceModel:
-        return self._model
+        return text
 
     @override
     def to_tokens(self, indices: Sequence[int]) -> list[str]:
-        return [self._model.index_to_token(idx) for idx in indices]
+        return [self._processor.id_to_piece(idx) for idx in indices]
 
     @override
-    def find_special(self, token: str) -> int | None:
-        return self._control_symbols.get(token)
-
-    @property
-    @override
-    def special_indices(self) -> frozenset[int]:
-        return frozenset(self._control_symbols.values())
+    def to_indices(self, tokens: Sequence[str]) -> list[int]:
+        return [self._processor.piece_to_id(token) for token in tokens]
 
     @property
     @override
@@ -176,46 +133,7 @@ class WarmupSpmTokenizer(WarmupTokenizer):
 
         used = (info.pad_idx, info.bos_idx, info.eos_idx)
 
-        return tuple(t for t, i in self._control_symbols.items() if i not in used)
-
-    @property
-    @override
-    def vocab_info(self) -> VocabularyInfo:
-        return self._vocab_info
-
-
-@final
-class WarmupSpmDecoder(TokenDecoder):
-    """Decodes text, leaving out every token that no text encodes to."""
-
-    def __init__(self, tokenizer: WarmupSpmTokenizer) -> None:
-        indices = sorted(tokenizer.special_indices)
-
-        self._special_indices = torch.tensor(indices, device="cpu")
-        self._special_tokens = {tokenizer.model.index_to_token(i) for i in indices}
-        self._decoder = SentencePieceDecoder(tokenizer.model)
-
-    @override
-    def __call__(self, token_indices: Tensor) -> str:
-        """
-        :param token_indices: The indices on any device. *Shape:* :math:`(S)`.
-        """
-        token_indices = token_indices.detach().cpu()
-
-        # Taken out here rather than left to SentencePiece, which drops only those
-        # that the model file itself declares as control symbols.
-        if token_indices.dim() == 1:
-            special_mask = torch.isin(token_indices, self._special_indices)
-
-            token_indices = token_indices[~special_mask]
-
-        return self._decoder(token_indices)
-
-    @override
-    def decode_from_tokens(self, tokens: Sequence[str]) -> str:
-        return self._decoder.decode_from_tokens(
-            [t for t in tokens if t not in self._special_tokens]
-        )
+        return tuple(t for t, i in self._specials.items() if i not in used)
 
 
 def load_warmup_spm(path: Path, *, separator: str = SEPARATOR) -> WarmupSpmTokenizer:
@@ -248,21 +166,19 @@ def load_warmup_spm(path: Path, *, separator: str = SEPARATOR) -> WarmupSpmToken
             raise RuntimeError()
 
         processor = SentencePieceProcessor(model_proto=content)
-
-        model = SentencePieceModel(path)
     except RuntimeError:
         raise WarmupError(
             f"The tokenizer model `{path}` is not a SentencePiece model; name the `.model` file or {remedy}."
         ) from None
 
     indices = {
-        "padding": model.pad_idx,
-        "beginning-of-sequence": model.bos_idx,
-        "end-of-sequence": model.eos_idx,
+        "padding": processor.pad_id(),
+        "beginning-of-sequence": processor.bos_id(),
+        "end-of-sequence": processor.eos_id(),
     }
 
     for name, idx in indices.items():
-        if idx is None:
+        if idx < 0:
             raise WarmupError(
                 f"The tokenizer model `{path}` has no {name} token; {remedy}, which adds it."
             )
@@ -287,10 +203,9 @@ def load_warmup_spm(path: Path, *, separator: str = SEPARATOR) -> WarmupSpmToken
 
     # Also where the model file declares them as something else.
     for idx in indices.values():
-        if idx is not None:
-            control_symbols[processor.id_to_piece(idx)] = idx
+        control_symbols[processor.id_to_piece(idx)] = idx
 
-    return WarmupSpmTokenizer(model, separator, control_symbols)
+    return WarmupSpmTokenizer(processor, separator, control_symbols)
 
 
 def load_warmup_spm_with_config(

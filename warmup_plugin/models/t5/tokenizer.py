@@ -4,25 +4,19 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 from fairseq2.composition import register_tokenizer_family
-from fairseq2.data.tokenizers import (
-    TokenEncoder,
-    VocabularyInfo,
-)
-from fairseq2.device import Device
-from fairseq2.error import NotSupportedError
+from fairseq2.data.tokenizers import VocabularyInfo
 from fairseq2.runtime.dependency import DependencyContainer
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.tokenizers.base import FramedTextEncoder, PlainTokenizer
+from warmup_plugin.tokenizers.base import PlainTokenizer
 from warmup_plugin.tokenizers.settings import read_settings
 
 T5_TOKENIZER_FAMILY: Final = "t5"
@@ -30,6 +24,14 @@ T5_TOKENIZER_FAMILY: Final = "t5"
 NUM_SENTINELS: Final = 100
 
 _SENTINEL_PATTERN: Final = re.compile(r"^▁?(<extra_id_\d+>)$")
+
+_FRAMES: Final[Mapping[str | None, tuple[list[int], list[int]]]] = {
+    None: ([], [1]),
+    "source": ([], [1]),
+    "target": ([0], [1]),
+    "prompt": ([0], []),
+}
+"""PAD and EOS around a text, by what it is."""
 
 
 @dataclass(kw_only=True)
@@ -49,87 +51,55 @@ class T5TokenizerConfig(Validatable):
         return result
 
 
-class _Pieces(ABC):
+@final
+@dataclass(frozen=True)
+class _Pieces:
     """Splits text into the pieces of a vocabulary."""
 
-    @abstractmethod
-    def encode(self, text: str) -> list[int]: ...
+    encode: Callable[[str], list[int]]
 
-    @abstractmethod
-    def decode(self, indices: Sequence[int]) -> str: ...
+    decode: Callable[[list[int]], str]
 
-    @abstractmethod
-    def vocab(self) -> Mapping[str, int]:
-        """Returns the index of each piece."""
+    vocab: Mapping[str, int]
+    """The index of each piece."""
 
 
-@final
-class _SentencePieces(_Pieces):
+def _read_sentencepiece(path: Path) -> _Pieces:
     """Reads ``spiece.model``."""
+    from sentencepiece import SentencePieceProcessor
 
-    def __init__(self, path: Path) -> None:
-        from sentencepiece import SentencePieceProcessor
+    content = path.read_bytes()
 
-        content = path.read_bytes()
+    # An empty file parses as a model without pieces.
+    if not content:
+        raise RuntimeError()
 
-        # An empty file parses as a model without pieces.
-        if not content:
-            raise RuntimeError()
+    processor = SentencePieceProcessor(model_proto=content)
 
-        self._processor = SentencePieceProcessor(model_proto=content)
+    vocab = {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
 
-    @override
-    def encode(self, text: str) -> list[int]:
-        indices: list[int] = self._processor.encode(text)
-
-        return indices
-
-    @override
-    def decode(self, indices: Sequence[int]) -> str:
-        text: str = self._processor.decode(list(indices))
-
-        return text
-
-    @override
-    def vocab(self) -> Mapping[str, int]:
-        processor = self._processor
-
-        return {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
+    return _Pieces(processor.encode, processor.decode, vocab)
 
 
-@final
-class _FastPieces(_Pieces):
+def _read_fast(path: Path) -> _Pieces:
     """Reads ``tokenizer.json``."""
+    from tokenizers import Tokenizer
 
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer
+    tokenizer = Tokenizer.from_file(str(path))
 
-        self._tokenizer = Tokenizer.from_file(str(path))
+    # Text that spells a sentinel is text.
+    tokenizer.encode_special_tokens = True
 
-        # Text that spells a sentinel is text.
-        self._tokenizer.encode_special_tokens = True
+    # A file may hold what a training script has set.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
 
-        # A file may hold what a training script has set.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-
-    @override
-    def encode(self, text: str) -> list[int]:
-        indices: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(text: str) -> list[int]:
+        indices: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
 
         return indices
 
-    @override
-    def decode(self, indices: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(indices), skip_special_tokens=True)
-
-        return text
-
-    @override
-    def vocab(self) -> Mapping[str, int]:
-        vocab: Mapping[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-
-        return vocab
+    return _Pieces(encode, tokenizer.decode, tokenizer.get_vocab())
 
 
 @final
@@ -148,19 +118,19 @@ class T5Tokenizer(PlainTokenizer):
 
         :raises WarmupError: If PAD, EOS or unknown are not where T5 has them.
         """
-        vocab = pieces.vocab()
+        vocab = pieces.vocab
 
         if [vocab.get(t) for t in ("<pad>", "</s>", "<unk>")] != [0, 1, 2]:
             raise WarmupError(
                 "The tokenizer does not begin with `<pad>`, `</s>` and `<unk>`, so it is not of T5 or mT5; name the `spiece.model` of the checkpoint."
             )
 
-        sentinels = {}
+        specials, sentinels = {"<pad>": 0, "</s>": 1}, {}
 
         for piece, idx in vocab.items():
             match = _SENTINEL_PATTERN.match(piece)
             if match is not None:
-                sentinels[match[1]] = idx
+                sentinels[match[1]] = specials[piece] = idx
 
         size = max(vocab.values()) + 1
 
@@ -170,63 +140,37 @@ class T5Tokenizer(PlainTokenizer):
 
             sentinels = {f"<extra_id_{i}>": size - 1 - i for i in range(num_sentinels)}
 
+        super().__init__(
+            VocabularyInfo(size, 2, None, 1, 0), specials | sentinels, _FRAMES
+        )
+
         self._pieces = pieces
         self._vocab = vocab
         self._names = {idx: piece for piece, idx in vocab.items()}
         self._names.update({idx: name for name, idx in sentinels.items()})
         self._sentinels = sentinels
-        self._sentinel_indices = frozenset(sentinels.values())
-        self._specials = frozenset({0, 1, *self._sentinel_indices})
-        self._vocab_info = VocabularyInfo(size, 2, None, 1, 0)
 
     @override
     def encode(self, text: str) -> list[int]:
         indices = self._pieces.encode(text)
 
-        if self._specials.isdisjoint(indices):
+        if self._special_indices.isdisjoint(indices):
             return indices
 
         return [i for idx in indices for i in self._spell(idx)]
 
     def _spell(self, idx: int) -> Iterable[int]:
         """Replaces a special token, which text has spelled, by its characters."""
-        if idx not in self._specials:
+        if idx not in self._special_indices:
             return [idx]
 
         return [self._vocab.get(char, 2) for char in self._names[idx]]
 
     @override
     def decode(self, indices: Iterable[int]) -> str:
-        return self._pieces.decode([i for i in indices if i not in self._specials])
-
-    @override
-    def create_encoder(
-        self,
-        *,
-        task: str | None = None,
-        lang: str | None = None,
-        mode: str | None = None,
-        device: Device | None = None,
-        pin_memory: bool = False,
-    ) -> TokenEncoder:
-        """
-        Constructs a token encoder.
-
-        :param task: Ignored, as is ``lang``: T5 reads the task in the text.
-        :param mode: 'source' for ``x </s>``, 'target' for ``<pad> y </s>`` or 'prompt'
-            for ``<pad> y``. ``None`` means 'source'.
-        """
-        match mode:
-            case None | "source":
-                return FramedTextEncoder(self, [], [1], device)
-            case "target":
-                return FramedTextEncoder(self, [0], [1], device)
-            case "prompt":
-                return FramedTextEncoder(self, [0], [], device)
-            case _:
-                raise NotSupportedError(
-                    f"`mode` must be 'source', 'target' or 'prompt', but is '{mode}' instead."
-                )
+        return self._pieces.decode(
+            [i for i in indices if i not in self._special_indices]
+        )
 
     @override
     def to_tokens(self, indices: Sequence[int]) -> list[str]:
@@ -235,17 +179,6 @@ class T5Tokenizer(PlainTokenizer):
     @override
     def to_indices(self, tokens: Sequence[str]) -> list[int]:
         return [self._sentinels.get(t, self._vocab.get(t, 2)) for t in tokens]
-
-    @override
-    def find_special(self, token: str) -> int | None:
-        idx = self._sentinels.get(token, self._vocab.get(token))
-
-        return idx if idx in self._specials else None
-
-    @property
-    @override
-    def special_indices(self) -> frozenset[int]:
-        return self._specials
 
     @property
     @override
@@ -261,11 +194,6 @@ class T5Tokenizer(PlainTokenizer):
     def num_pieces(self) -> int:
         """The number of tokens without the sentinels that were added."""
         return max(self._vocab.values()) + 1
-
-    @property
-    @override
-    def vocab_info(self) -> VocabularyInfo:
-        return self._vocab_info
 
 
 def load_t5_tokenizer(
@@ -297,7 +225,7 @@ def load_t5_tokenizer(
 
     # The tokenizers library raises plain `Exception`.
     try:
-        pieces = _FastPieces(file) if is_fast else _SentencePieces(file)
+        pieces = _read_fast(file) if is_fast else _read_sentencepiece(file)
     except FileNotFoundError:
         raise WarmupError(
             f"The tokenizer `{file}` does not exist; correct the path."
