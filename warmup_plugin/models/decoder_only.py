@@ -9,7 +9,7 @@ from typing import final
 
 import torch
 from fairseq2.models.transformer_lm import TransformerLM
-from fairseq2.nn import BatchLayout, Projection
+from fairseq2.nn import BatchLayout
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
@@ -27,7 +27,6 @@ from warmup_plugin.models.conditional import EncodedSource
 from warmup_plugin.models.flat_rows import FlatRows
 from warmup_plugin.models.row_model import RowModel
 from warmup_plugin.models.rows import SourceMemory
-from warmup_plugin.models.traits import PositionBias
 
 
 @final
@@ -40,10 +39,7 @@ class TransformerLMConditional(RowModel):
     one batch.
     """
 
-    def __init__(self, model: TransformerLM) -> None:
-        super().__init__(model.decoder)
-
-        self._model = model
+    _model: TransformerLM
 
     @override
     def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
@@ -165,16 +161,6 @@ class TransformerLMConditional(RowModel):
 
     @property
     @override
-    def position_bias(self) -> PositionBias | None:
-        return None
-
-    @property
-    @override
-    def final_proj(self) -> Projection:
-        return self._model.final_proj
-
-    @property
-    @override
     def max_source_len(self) -> int:
         # A row of one token at least.
         return self._model.max_seq_len - 1
@@ -182,11 +168,6 @@ class TransformerLMConditional(RowModel):
     @override
     def get_max_target_len(self, source_len: int) -> int:
         return self._model.max_seq_len - source_len
-
-    @property
-    @override
-    def module(self) -> Module:
-        return self._model
 
 
 def _create_prompt_rows(source: EncodedSource, sources: Tensor) -> DecoderRows:

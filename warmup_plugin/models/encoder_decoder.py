@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import final
 
 from fairseq2.models.transformer import TransformerModel
-from fairseq2.nn import BatchLayout, Projection
+from fairseq2.nn import BatchLayout
 from torch import Tensor
-from torch.nn import Module
 from typing_extensions import override
 
 from warmup_plugin.models.attention import (
@@ -24,17 +23,13 @@ from warmup_plugin.models.conditional import EncodedSource
 from warmup_plugin.models.flat_rows import FlatRows
 from warmup_plugin.models.row_model import RowModel
 from warmup_plugin.models.rows import Folding, SourceMemory
-from warmup_plugin.models.traits import PositionBias, find_position_bias
 
 
 @final
 class TransformerConditional(RowModel):
     """Serves fairseq2's encoder-decoder Transformers."""
 
-    def __init__(self, model: TransformerModel) -> None:
-        super().__init__(model.decoder)
-
-        self._model = model
+    _model: TransformerModel
 
     @override
     def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
@@ -106,24 +101,9 @@ class TransformerConditional(RowModel):
 
     @property
     @override
-    def position_bias(self) -> PositionBias | None:
-        return find_position_bias(self._model.decoder)
-
-    @property
-    @override
-    def final_proj(self) -> Projection:
-        return self._model.final_proj
-
-    @property
-    @override
     def max_source_len(self) -> int:
         return self._model.max_source_seq_len
 
     @override
     def get_max_target_len(self, source_len: int) -> int:
         return self._model.max_target_seq_len
-
-    @property
-    @override
-    def module(self) -> Module:
-        return self._model

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
+from fairseq2.models.transformer import TransformerModel
+from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.nn import BatchLayout, Projection
 from fairseq2.nn.fsdp import FSDP2Module
 from torch import Tensor
@@ -35,7 +37,7 @@ from warmup_plugin.models.flat_rows import FlatRows, list_counted
 from warmup_plugin.models.row_decoder import CachedRowDecoder
 from warmup_plugin.models.rows import select_items
 from warmup_plugin.models.token_loss import compute_log_probs, compute_token_loss
-from warmup_plugin.models.traits import PositionBias
+from warmup_plugin.models.traits import PositionBias, find_position_bias
 
 
 @contextmanager
@@ -57,8 +59,12 @@ def _gathered(module: Module) -> Iterator[None]:
 class RowModel(ConditionalModel):
     """Decodes flat rows; what both kinds of model have in common."""
 
-    def __init__(self, decoder: Module) -> None:
-        adapt_attention(decoder)
+    _model: TransformerModel | TransformerLM
+
+    def __init__(self, model: TransformerModel | TransformerLM) -> None:
+        adapt_attention(model.decoder)
+
+        self._model = model
 
     @abstractmethod
     def decode(
@@ -103,14 +109,19 @@ class RowModel(ConditionalModel):
         """
 
     @property
-    @abstractmethod
     def position_bias(self) -> PositionBias | None:
         """What positions add to the logits of self-attention; ``None`` if nothing."""
+        return find_position_bias(self._model.decoder)
 
     @property
-    @abstractmethod
     def final_proj(self) -> Projection:
         """The output projection."""
+        return self._model.final_proj
+
+    @property
+    @override
+    def module(self) -> Module:
+        return self._model
 
     @override
     def start(

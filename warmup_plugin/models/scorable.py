@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from fairseq2.models.transformer import TransformerModel
 from fairseq2.models.transformer_lm import TransformerLM
@@ -36,14 +37,14 @@ def create_conditional_model(model: Module) -> ConditionalModel:
     )
 
 
-class ScorableTransformer(TransformerModel):  # type: ignore[misc]
+class _Scorable(Module):
     """
-    A ``TransformerModel`` whose ``forward`` can compute the loss of decoder rows.
+    A model whose ``forward`` can compute the loss of decoder rows.
 
     DDP and FSDP synchronise gradients in the hooks of the wrapper's ``forward``; a
     submodule called directly is silently not synchronised. So the differentiable pass
     must be a call of the wrapped model itself. :func:`make_scorable` turns a model
-    into this class in place: no parameter, name or checkpoint key changes.
+    into such a class in place: no parameter, name or checkpoint key changes.
     """
 
     def forward(
@@ -51,32 +52,30 @@ class ScorableTransformer(TransformerModel):  # type: ignore[misc]
     ) -> Any:
         """
         Does what :meth:`ConditionalModel.compute_loss` does if ``rows`` is given, else
-        what ``TransformerModel`` does.
+        what the model of fairseq2 does.
         """
         if rows is None:
             return super().forward(*args, **kwargs)
 
         source_seqs, source_layout = args
 
-        return TransformerConditional(self).compute_loss(
+        return create_conditional_model(self).compute_loss(
             source_seqs, source_layout, rows, **kwargs
         )
 
 
-class ScorableTransformerLM(TransformerLM):  # type: ignore[misc]
-    """A ``TransformerLM`` with the ``forward`` of :class:`ScorableTransformer`."""
+class ScorableTransformer(_Scorable, TransformerModel):  # type: ignore[misc]
+    pass
 
-    def forward(
-        self, *args: Any, rows: DecoderRows | None = None, **kwargs: Any
-    ) -> Any:
-        if rows is None:
-            return super().forward(*args, **kwargs)
 
-        source_seqs, source_layout = args
+class ScorableTransformerLM(_Scorable, TransformerLM):  # type: ignore[misc]
+    pass
 
-        return TransformerLMConditional(self).compute_loss(
-            source_seqs, source_layout, rows, **kwargs
-        )
+
+_CLASSES: Final[Mapping[type[Module], type[_Scorable]]] = {
+    TransformerModel: ScorableTransformer,
+    TransformerLM: ScorableTransformerLM,
+}
 
 
 def make_scorable(model: Module) -> None:
@@ -85,17 +84,16 @@ def make_scorable(model: Module) -> None:
 
     :raises WarmupError: If its kind is not supported.
     """
-    if isinstance(model, (ScorableTransformer, ScorableTransformerLM)):
+    if isinstance(model, _Scorable):
         return
 
     # Before FSDP or a checkpoint is wrapped around its layers.
     create_conditional_model(model)
 
-    if type(model) is TransformerModel:
-        change_class(model, ScorableTransformer)
-    elif type(model) is TransformerLM:
-        change_class(model, ScorableTransformerLM)
-    else:
+    kls = _CLASSES.get(type(model))
+    if kls is None:
         raise WarmupError(
             f"`model` is of the subclass `{type(model).__name__}` of fairseq2's `TransformerModel` or `TransformerLM`; train an unmodified one."
         )
+
+    change_class(model, kls)

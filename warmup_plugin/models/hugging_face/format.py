@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 from fairseq2.models.hg import HuggingFaceConverter
 from torch import Tensor
@@ -18,15 +19,11 @@ class HuggingFaceFormat(HuggingFaceConverter):
     ``regime.export_hugging_face`` serves as well; the way back is ours.
     """
 
-    @property
-    @abstractmethod
-    def family(self) -> str:
-        """The fairseq2 family."""
+    family: ClassVar[str]
+    """The fairseq2 family."""
 
-    @property
-    @abstractmethod
-    def model_types(self) -> tuple[str, ...]:
-        """The values of ``model_type`` in a ``config.json`` that belong to it."""
+    model_types: ClassVar[tuple[str, ...]]
+    """The values of ``model_type`` in a ``config.json`` that belong to it."""
 
     @abstractmethod
     def from_hg_config(self, hg_config: Mapping[str, object]) -> object:

@@ -41,15 +41,9 @@ class LlamaHuggingFaceFormat(HuggingFaceFormat):
     read; the dropout of layers, which Llama does not have, is not written.
     """
 
-    @property
-    @override
-    def family(self) -> str:
-        return LLAMA_FAMILY
+    family = LLAMA_FAMILY
 
-    @property
-    @override
-    def model_types(self) -> tuple[str, ...]:
-        return ("llama",)
+    model_types = ("llama",)
 
     @override
     def from_hg_config(self, hg_config: Mapping[str, object]) -> LLaMAConfig:

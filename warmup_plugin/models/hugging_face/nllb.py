@@ -139,15 +139,9 @@ class NllbHuggingFaceFormat(HuggingFaceFormat):
     and whole layers) are not read and are written as 0; no output depends on them.
     """
 
-    @property
-    @override
-    def family(self) -> str:
-        return NLLB_FAMILY
+    family = NLLB_FAMILY
 
-    @property
-    @override
-    def model_types(self) -> tuple[str, ...]:
-        return ("m2m_100",)
+    model_types = ("m2m_100",)
 
     @override
     def from_hg_config(self, hg_config: Mapping[str, object]) -> NllbConfig:

@@ -44,15 +44,9 @@ class QwenHuggingFaceFormat(HuggingFaceFormat):
     the dropout of layers, which Qwen does not have, is not written.
     """
 
-    @property
-    @override
-    def family(self) -> str:
-        return QWEN_FAMILY
+    family = QWEN_FAMILY
 
-    @property
-    @override
-    def model_types(self) -> tuple[str, ...]:
-        return ("qwen2", "qwen3")
+    model_types = ("qwen2", "qwen3")
 
     @override
     def from_hg_config(self, hg_config: Mapping[str, object]) -> QwenConfig:

@@ -173,15 +173,9 @@ class T5HuggingFaceFormat(HuggingFaceFormat):
     ``max_seq_len``: the format has no such limit.
     """
 
-    @property
-    @override
-    def family(self) -> str:
-        return T5_FAMILY
+    family = T5_FAMILY
 
-    @property
-    @override
-    def model_types(self) -> tuple[str, ...]:
-        return ("t5", "mt5")
+    model_types = ("t5", "mt5")
 
     @override
     def to_hg_config(self, config: object) -> HuggingFaceConfig:

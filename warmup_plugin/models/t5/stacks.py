@@ -20,14 +20,12 @@ from fairseq2.models.transformer import (
     CausalAttentionBias,
     IdentityBias,
     TransformerDecoder,
-    TransformerDecoderLayer,
     TransformerEncoder,
-    TransformerEncoderLayer,
 )
 from fairseq2.models.transformer.attention_bias import maybe_get_attention_bias_tensor
 from fairseq2.nn import BatchLayout, IncrementalStateBag, LayerNorm
 from torch import Tensor
-from torch.nn import Dropout, ModuleList
+from torch.nn import Dropout, Module, ModuleList
 from typing_extensions import override
 
 from warmup_plugin.fairseq2_doors import call_layer_hooks
@@ -35,16 +33,12 @@ from warmup_plugin.models.t5.attention import T5BiasCache, T5PositionBias
 from warmup_plugin.models.traits import BiasedDecoder
 
 
-@final
-class T5Encoder(TransformerEncoder):
-    """Represents the encoder of a T5 model."""
-
-    MASK_BIAS: Final = IdentityBias()
-    """The kind of mask that its layers have."""
+class _Stack(Module):
+    """What both stacks are made of."""
 
     def __init__(
         self,
-        layers: Sequence[TransformerEncoderLayer],
+        layers: Sequence[Module],
         layer_norm: LayerNorm,
         position_bias: T5PositionBias,
         *,
@@ -59,6 +53,14 @@ class T5Encoder(TransformerEncoder):
         self.layer_norm = layer_norm
 
         self.dropout = Dropout(dropout_p)
+
+
+@final
+class T5Encoder(_Stack, TransformerEncoder):
+    """Represents the encoder of a T5 model."""
+
+    MASK_BIAS: Final = IdentityBias()
+    """The kind of mask that its layers have."""
 
     @override
     def forward(self, seqs: Tensor, seqs_layout: BatchLayout) -> Tensor:
@@ -81,7 +83,7 @@ class T5Encoder(TransformerEncoder):
 
 
 @final
-class T5Decoder(TransformerDecoder, BiasedDecoder):
+class T5Decoder(_Stack, TransformerDecoder, BiasedDecoder):
     """Represents the decoder of a T5 model."""
 
     position_bias: T5PositionBias
@@ -92,24 +94,6 @@ class T5Decoder(TransformerDecoder, BiasedDecoder):
 
     MASK_BIAS: Final = CausalAttentionBias()
     """The kind of mask that its layers have."""
-
-    def __init__(
-        self,
-        layers: Sequence[TransformerDecoderLayer],
-        layer_norm: LayerNorm,
-        position_bias: T5PositionBias,
-        *,
-        dropout_p: float = 0.0,
-    ) -> None:
-        super().__init__()
-
-        self.position_bias = position_bias
-
-        self.layers = ModuleList(layers)
-
-        self.layer_norm = layer_norm
-
-        self.dropout = Dropout(dropout_p)
 
     @override
     def forward(
