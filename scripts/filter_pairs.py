@@ -13,8 +13,7 @@ from warmup_plugin.data.preparation.cli import (
     add_filter_arguments,
     add_out_arguments,
     create_parser,
-    get_filter_config,
-    get_language_identifier,
+    get_training_filter,
     run_script,
 )
 from warmup_plugin.data.preparation.data_folder import DataFolder, Origin
@@ -94,14 +93,8 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
     return filter_corpus(
         folder,
         Corpus(args.pairs, columns=args.columns),
-        get_filter_config(args),
-        source_lang=args.source_lang,
-        target_lang=args.target_lang,
+        get_training_filter(args, args.source_lang, args.target_lang),
         split=args.split,
-        held_out_files=args.held_out,
-        identifier=get_language_identifier(args),
-        max_pairs=args.max_pairs,
-        seed=args.seed,
         origin=Origin(
             title=args.title,
             page=args.page,

@@ -16,8 +16,7 @@ from warmup_plugin.data.preparation.cli import (
     add_out_arguments,
     create_parser,
     get_downloads,
-    get_filter_config,
-    get_language_identifier,
+    get_training_filter,
     run_script,
 )
 from warmup_plugin.data.preparation.data_folder import DataFolder
@@ -114,7 +113,7 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str | None:
             f"`--pair {args.pair}` is not two languages and a hyphen: write for example `en-de`."
         )
 
-    config = get_filter_config(args)
+    training_filter = get_training_filter(args, langs[0], langs[1])
 
     mtdata = Mtdata(args.mtdata_python, get_downloads(args), Downloader())
 
@@ -131,19 +130,7 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str | None:
 
         return None
 
-    return prepare_wmt(
-        folder,
-        recipe,
-        config,
-        source_lang=langs[0],
-        target_lang=langs[1],
-        held_out_files=args.held_out,
-        identifier=get_language_identifier(args),
-        max_pairs=args.max_pairs,
-        seed=args.seed,
-        mtdata=mtdata,
-        force=args.force,
-    )
+    return prepare_wmt(folder, recipe, training_filter, mtdata=mtdata, force=args.force)
 
 
 def _get_recipe(

@@ -24,8 +24,7 @@ from tests.fuzz.inputs import (
 from tests.unit.data.preparation.archives import make_tar, make_zip
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.download import Downloader, read_checksum
-from warmup_plugin.data.preparation.filtering import filter_corpus
-from warmup_plugin.data.preparation.filters import FilterConfig
+from warmup_plugin.data.preparation.filtering import TrainingFilter, filter_corpus
 from warmup_plugin.data.preparation.flores import parse_languages, prepare_flores
 from warmup_plugin.data.preparation.logiqa import prepare_logiqa
 from warmup_plugin.data.preparation.members import read_members
@@ -203,14 +202,7 @@ def test_filter_pairs(name: str, data: st.DataObject, columns: tuple[int, int]) 
             lambda: filter_corpus(
                 DataFolder(folder / "out", ["x"]),
                 Corpus([folder / name], columns=list(columns)),
-                FilterConfig(),
-                source_lang="en",
-                target_lang="de",
-                split="train",
-                held_out_files=[],
-                identifier=None,
-                max_pairs=1,
-                seed=1,
+                TrainingFilter(source_lang="en", target_lang="de", max_pairs=1),
                 origin=ORIGIN,
             )
         )

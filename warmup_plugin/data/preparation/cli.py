@@ -11,12 +11,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from warmup_plugin.data.preparation.data_folder import DataFolder
+from warmup_plugin.data.preparation.filtering import TrainingFilter
 from warmup_plugin.data.preparation.filters import DUPLICATES, FilterConfig
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.language_id import (
-    LanguageIdentifier,
-    create_language_identifier,
-)
+from warmup_plugin.metrics.language_id import create_language_identifier
 from warmup_plugin.terminal import get_arguments, guard, show
 
 
@@ -211,7 +209,9 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def get_filter_config(args: argparse.Namespace) -> FilterConfig:
+def get_training_filter(
+    args: argparse.Namespace, source_lang: str, target_lang: str
+) -> TrainingFilter:
     names = [field.name for field in fields(FilterConfig)]
 
     config = FilterConfig(**{name: getattr(args, name) for name in names})
@@ -223,8 +223,12 @@ def get_filter_config(args: argparse.Namespace) -> FilterConfig:
             f"`--max-pairs` must be at least 1, but is {args.max_pairs} instead."
         )
 
-    return config
-
-
-def get_language_identifier(args: argparse.Namespace) -> LanguageIdentifier | None:
-    return create_language_identifier(args.language_id)
+    return TrainingFilter(
+        source_lang=source_lang,
+        target_lang=target_lang,
+        config=config,
+        held_out_files=args.held_out,
+        identifier=create_language_identifier(args.language_id),
+        max_pairs=args.max_pairs,
+        seed=args.seed,
+    )

@@ -110,6 +110,14 @@ class Downloader:
                 f"`{path}` cannot be written ({ex.strerror or ex}): make room or name another folder; what is there already is used."
             ) from None
 
+    def fetch(self, url: str, path: Path) -> dict[str, str]:
+        """
+        Downloads a file as :meth:`download` does.
+
+        :returns: Its checksum by its URL, for a data card.
+        """
+        return {hide_secrets(url): self.download(url, path)}
+
     def _check_existing(self, path: Path, sha256: str | None) -> str | None:
         expected = sha256 or read_checksum(path)
 

@@ -31,6 +31,11 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_files(paths: Iterable[Path]) -> dict[str, str]:
+    """Returns the checksum of each file by its path."""
+    return {str(path): hash_file(path) for path in paths}
+
+
 def hash_bytes(data: bytes) -> str:
     """Returns the SHA-256 checksum of a file's content."""
     return hashlib.sha256(data).hexdigest()

@@ -224,7 +224,7 @@ def _read(
     elif release.is_archive:
         root = downloads / PurePosixPath(hide_secrets(url)).name
 
-        sources[hide_secrets(url)] = downloader.download(url, root)
+        sources |= downloader.fetch(url, root)
     else:
         root = downloads / "flores_plus"
 
@@ -308,16 +308,10 @@ def _download(
 ) -> dict[str, str]:
     """Downloads a file of the Hub. Returns its checksum by its URL."""
     try:
-        file = f"{name}.jsonl"
-
-        checksum = downloader.download(f"{url}/{file}", root / file)
+        return downloader.fetch(f"{url}/{name}.jsonl", root / f"{name}.jsonl")
     except FileIsMissing:
         # The format has changed in the course of time.
-        file = f"{name}.parquet"
-
-        checksum = downloader.download(f"{url}/{file}", root / file)
-
-    return {f"{hide_secrets(url)}/{file}": checksum}
+        return downloader.fetch(f"{url}/{name}.parquet", root / f"{name}.parquet")
 
 
 def _list_paths(split: str, lang: str, codes: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.download import Downloader, hide_secrets
+from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.examples import (
     SPLITS,
     Example,
@@ -18,7 +18,7 @@ from warmup_plugin.data.preparation.examples import (
     iter_rows,
     prepare_examples,
 )
-from warmup_plugin.data.preparation.files import find_file, hash_file
+from warmup_plugin.data.preparation.files import find_file, hash_files
 from warmup_plugin.data.questions import format_question
 from warmup_plugin.errors import WarmupError
 
@@ -89,21 +89,15 @@ def prepare_logiqa(
         if source is None:
             files[split] = downloads / f"logiqa2_{name}.txt"
 
-            sources[f"{hide_secrets(url)}/{name}.txt"] = downloader.download(
-                f"{url}/{name}.txt", files[split]
-            )
+            sources |= downloader.fetch(f"{url}/{name}.txt", files[split])
         else:
             files[split] = find_file(source, [f"{name}.txt", f"{name}.jsonl"], split)
 
-            sources[str(files[split])] = hash_file(files[split])
+            sources |= hash_files([files[split]])
 
     inputs = Inputs(
         sources=sources,
-        settings={
-            "lang": lang,
-            "splits": list(splits),
-            "drop_overlap": drop_overlap,
-        },
+        settings={"lang": lang, "splits": list(splits), "drop_overlap": drop_overlap},
     )
 
     title = f"LogiQA 2.0 ({lang})"

@@ -17,7 +17,12 @@ from warmup_plugin.data.preparation.download import (
     hide_secrets,
     read_checksum,
 )
-from warmup_plugin.data.preparation.files import hash_file, make_folder, write_text
+from warmup_plugin.data.preparation.files import (
+    hash_file,
+    hash_files,
+    make_folder,
+    write_text,
+)
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_new
 from warmup_plugin.parsing import parse_json, read_json
@@ -41,16 +46,6 @@ class Catalogue:
     """The names of the data sets of a recipe by ``train``, ``dev`` and ``test``."""
 
     data_sets: dict[str, dict[str, Any]]
-
-
-@final
-@dataclass(kw_only=True)
-class FetchedSet:
-    """A data set as two files of one sentence a line."""
-
-    source_file: Path
-
-    target_file: Path
 
 
 @final
@@ -88,6 +83,8 @@ class Mtdata:
         *,
         langs: Sequence[str] = (),
         recipe: str | None = None,
+        recipes: str | None = None,
+        recipe_folder: Path | None = None,
     ) -> Catalogue:
         """
         Looks data sets up.
@@ -95,60 +92,6 @@ class Mtdata:
         :param names: Such as ``Statmt-europarl-10-deu-eng``.
         :param langs: Languages, such as ``de``, whose codes are looked up.
         :param recipe: The name of a recipe of mtdata, whose sets are looked up as well.
-        """
-        return self._look_up(names, langs=langs, recipe=recipe)
-
-    def get_catalogue_of_year(
-        self, source_lang: str, target_lang: str, year: int
-    ) -> Catalogue:
-        """
-        Looks up the recipe that WMT published for its general task of a year, as of 2022.
-
-        Its file is downloaded once. Where the recipe of a direction is missing, that of
-        the other one has the same corpora.
-        """
-        task = f"wmt{year % 100:02}"
-
-        name = f"mtdata.recipes.{task}-constrained.yml"
-
-        url = f"{self._wmt_url}/{task}/mtdata/{name}"
-
-        # mtdata would read those of all years.
-        file = self._folder / "recipes" / task / name
-
-        try:
-            self._downloader.download(url, file)
-        except FileIsMissing:
-            raise WarmupError(
-                f"WMT has no recipe of {year} for mtdata (looked for `{url}`): give another `--year`, or name data sets with `--train`, `--valid` and `--test`."
-            ) from None
-
-        catalogue = self._look_up(
-            [],
-            langs=[source_lang, target_lang],
-            recipes=f"{task}-",
-            recipe_folder=file.parent,
-        )
-
-        if "unknown" in catalogue.recipe:
-            known = ", ".join(f"`{name}`" for name in catalogue.recipe["unknown"])
-
-            raise WarmupError(
-                f"WMT has no recipe of {year} for {source_lang}-{target_lang}: it has {known}; give another `--year`, or name data sets with `--train`, `--valid` and `--test`."
-            )
-
-        return catalogue
-
-    def _look_up(
-        self,
-        names: Sequence[str],
-        *,
-        langs: Sequence[str],
-        recipe: str | None = None,
-        recipes: str | None = None,
-        recipe_folder: Path | None = None,
-    ) -> Catalogue:
-        """
         :param recipes: What the names of the recipes begin with of which one is for
             ``langs``.
         :param recipe_folder: Where to look for them.
@@ -178,19 +121,55 @@ class Mtdata:
                 f"mtdata {catalogue['version']} has no recipe `{recipe}`: it has {known}; put your own into `mtdata.recipes.yml` and set `MTDATA_RECIPES` to its folder."
             )
 
-        if catalogue["unknown"]:
-            unknown = ", ".join(f"`{name}`" for name in catalogue["unknown"])
+        unknown = ", ".join(f"`{name}`" for name in catalogue.pop("unknown"))
 
+        if unknown:
             raise WarmupError(
                 f"mtdata {catalogue['version']} does not know {unknown}: look the name up with `mtdata list --id --langs eng-deu`, or give the path of files that are there."
             )
 
-        return Catalogue(
-            version=catalogue["version"],
-            codes=catalogue["codes"],
-            recipe=catalogue["recipe"],
-            data_sets=catalogue["data_sets"],
+        return Catalogue(**catalogue)
+
+    def get_catalogue_of_year(
+        self, source_lang: str, target_lang: str, year: int
+    ) -> Catalogue:
+        """
+        Looks up the recipe that WMT published for its general task of a year, as of 2022.
+
+        Its file is downloaded once. Where the recipe of a direction is missing, that of
+        the other one has the same corpora.
+        """
+        task = f"wmt{year % 100:02}"
+
+        name = f"mtdata.recipes.{task}-constrained.yml"
+
+        url = f"{self._wmt_url}/{task}/mtdata/{name}"
+
+        # mtdata would read those of all years.
+        file = self._folder / "recipes" / task / name
+
+        try:
+            self._downloader.download(url, file)
+        except FileIsMissing:
+            raise WarmupError(
+                f"WMT has no recipe of {year} for mtdata (looked for `{url}`): give another `--year`, or name data sets with `--train`, `--valid` and `--test`."
+            ) from None
+
+        catalogue = self.get_catalogue(
+            [],
+            langs=[source_lang, target_lang],
+            recipes=f"{task}-",
+            recipe_folder=file.parent,
         )
+
+        if "unknown" in catalogue.recipe:
+            known = ", ".join(f"`{name}`" for name in catalogue.recipe["unknown"])
+
+            raise WarmupError(
+                f"WMT has no recipe of {year} for {source_lang}-{target_lang}: it has {known}; give another `--year`, or name data sets with `--train`, `--valid` and `--test`."
+            )
+
+        return catalogue
 
     def fetch(
         self,
@@ -198,7 +177,7 @@ class Mtdata:
         names: Mapping[str, Sequence[str]],
         source_code: str,
         target_code: str,
-    ) -> tuple[dict[str, FetchedSet], dict[str, str]]:
+    ) -> tuple[dict[str, list[Path]], dict[str, str]]:
         """
         Downloads data sets and turns them into lines, unless that was done.
 
@@ -207,7 +186,8 @@ class Mtdata:
         :param source_code: The language of the sources as mtdata calls it, such as
             ``deu``.
 
-        :returns: The sets by name, and the checksum of each file by its URL or path.
+        :returns: The files of sources and of targets of each set, one sentence a line, by
+            its name, and the checksum of each file by its URL or path.
         """
         out = self._folder / f"{source_code}-{target_code}"
 
@@ -223,7 +203,10 @@ class Mtdata:
 
         record_file = out / "fetched.json"
 
-        record = _read_record(record_file)
+        record: dict[str, Any] = read_json(record_file)
+
+        if not isinstance(record, dict):
+            record = {}
 
         stale = []
 
@@ -245,12 +228,12 @@ class Mtdata:
         for set_ in sets:
             files = [set_.find_file(out, code) for code in (source_code, target_code)]
 
-            fetched[set_.name] = FetchedSet(source_file=files[0], target_file=files[1])
+            fetched[set_.name] = files
 
             if set_ in stale:
                 record[set_.key] = {
                     "sources": sources[set_.name],
-                    "files": {str(file): hash_file(file) for file in files},
+                    "files": hash_files(files),
                 }
 
         write_text(record_file, json.dumps(record, indent=2) + "\n")
@@ -426,12 +409,6 @@ class _Set:
             )
 
         return files[0]
-
-
-def _read_record(record_file: Path) -> dict[str, Any]:
-    record = read_json(record_file)
-
-    return record if isinstance(record, dict) else {}
 
 
 def _is_intact(record: dict[str, Any], sources: dict[str, str]) -> bool:

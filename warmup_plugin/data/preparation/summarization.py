@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.download import Downloader, hide_secrets
+from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.examples import (
     SPLITS,
     Example,
     iter_rows,
     prepare_examples,
 )
-from warmup_plugin.data.preparation.files import find_file, hash_file
+from warmup_plugin.data.preparation.files import find_file, hash_files
 from warmup_plugin.errors import WarmupError
 
 
@@ -142,15 +142,13 @@ def prepare_summarization(
         for split in splits:
             file_name = f"{name}.{_NAMES[split][0]}.jsonl"
 
-            file_url = f"{url or data_set.url}/{file_name}"
-
             files[split] = downloads / file_name
 
-            sources[hide_secrets(file_url)] = downloader.download(
-                file_url, files[split]
+            sources |= downloader.fetch(
+                f"{url or data_set.url}/{file_name}", files[split]
             )
     elif files is not None:
-        sources = {str(file): hash_file(file) for file in files.values()}
+        sources = hash_files(files.values())
 
     settings: dict[str, object] = {
         "data_set": name,
@@ -166,11 +164,7 @@ def prepare_summarization(
         ]
 
         if source is not None:
-            sources = {
-                str(file): hash_file(file)
-                for file in sorted(source.rglob("*"))
-                if file.is_file()
-            }
+            sources = hash_files(f for f in sorted(source.rglob("*")) if f.is_file())
 
     inputs = Inputs(sources=sources, settings=settings)
 

@@ -3,21 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Final, final
 
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.files import hash_file, write_texts
-from warmup_plugin.data.preparation.filtering import (
-    check_held_out_files,
-    check_langs,
-    describe_filters,
-)
-from warmup_plugin.data.preparation.filters import FilterConfig, PairFilter
-from warmup_plugin.data.preparation.held_out import HeldOutText
+from warmup_plugin.data.preparation.files import hash_files, write_texts
+from warmup_plugin.data.preparation.filtering import TrainingFilter
 from warmup_plugin.data.preparation.mtdata_bridge import Mtdata
 from warmup_plugin.data.preparation.parallel import Corpus, write_pairs
 from warmup_plugin.data.preparation.wmt_recipes import WmtRecipe
@@ -30,7 +24,6 @@ from warmup_plugin.data.test_sets import (
 from warmup_plugin.data.text_lines import read_lines
 from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.metrics.language_id import LanguageIdentifier
 from warmup_plugin.terminal import show
 
 _LICENSE: Final = (
@@ -54,14 +47,8 @@ class _Set:
 def prepare_wmt(
     folder: DataFolder,
     recipe: WmtRecipe,
-    config: FilterConfig,
+    training_filter: TrainingFilter,
     *,
-    source_lang: str,
-    target_lang: str,
-    held_out_files: Sequence[Path] = (),
-    identifier: LanguageIdentifier | None = None,
-    max_pairs: int | None = None,
-    seed: int = 1,
     mtdata: Mtdata,
     force: bool = False,
 ) -> str:
@@ -74,13 +61,9 @@ def prepare_wmt(
     :param recipe: The data sets: names of mtdata, test sets of sacreBLEU such as
         ``sacrebleu:wmt24``, or paths without the language, such as ``corpora/europarl``
         for ``europarl.de`` and ``europarl.en``.
-    :param held_out_files: More text that training must not see.
-
     :returns: The key of the entry in the data card.
     """
-    check_langs(source_lang, target_lang)
-
-    check_held_out_files(held_out_files)
+    langs = (training_filter.source_lang, training_filter.target_lang)
 
     for name in recipe.train:
         if name in recipe.valid or name in recipe.test:
@@ -88,30 +71,19 @@ def prepare_wmt(
                 f"`{name}` is to be trained on and to be held out: leave it out of `--train` or of `--valid` and `--test`."
             )
 
-    sets, sources, mtdata_version = _get_sets(recipe, source_lang, target_lang, mtdata)
-
-    sources |= {str(file): hash_file(file) for file in held_out_files}
-
-    held_out = HeldOutText()
-
-    pair_filter = PairFilter(
-        config, source_lang, target_lang, held_out=held_out, identifier=identifier
-    )
+    sets, sources, mtdata_version = _get_sets(recipe, *langs, mtdata)
 
     inputs = Inputs(
-        sources=sources,
+        sources=sources | hash_files(training_filter.held_out_files),
         settings={
             "train": recipe.train,
             "valid": recipe.valid,
             "test": recipe.test,
-            **pair_filter.describe(),
-            "held_out": [str(file) for file in held_out_files],
-            "max_pairs": max_pairs,
-            "seed": seed,
+            **training_filter.describe(),
         },
     )
 
-    key = f"WMT {source_lang}-{target_lang}"
+    key = f"WMT {'-'.join(langs)}"
 
     if folder.is_done(key, inputs):
         return key
@@ -125,7 +97,7 @@ def prepare_wmt(
         splits["test" if idx == 1 else f"test{idx}"] = [sets[name]]
 
     files = {
-        split: [folder.path / f"{split}.{lang}" for lang in (source_lang, target_lang)]
+        split: [folder.path / f"{split}.{lang}" for lang in langs]
         for split in [*splits, "train"]
     }
 
@@ -145,10 +117,10 @@ def prepare_wmt(
         # As they are: filtered, a test set would be another one.
         pairs = chain.from_iterable(set_.corpus for set_ in split_sets)
 
-        counts[f"{split}: pairs"] = write_pairs(pairs, files[split][0], files[split][1])
+        counts[f"{split}: pairs"] = write_pairs(pairs, *files[split])
 
         for file in files[split]:
-            held_out.add_file(file)
+            training_filter.held_out.add_file(file)
 
     for file, split_sets in documents.items():
         with write_texts([file]) as (stream,):
@@ -158,32 +130,22 @@ def prepare_wmt(
                         f"{line}\n" for line in read_lines(set_.documents)
                     )
 
-    for file in held_out_files:
-        held_out.add_file(file)
-
     num_read = {name: 0 for name in recipe.train}
 
-    num_written = write_pairs(
-        pair_filter.filter(_read([sets[name] for name in recipe.train], num_read)),
-        files["train"][0],
-        files["train"][1],
-        max_pairs=max_pairs,
-        seed=seed,
+    train_counts = training_filter.write(
+        _read([sets[name] for name in recipe.train], num_read), files["train"]
     )
 
     counts |= {f"train: pairs of {name}": num for name, num in num_read.items()}
 
-    counts |= {f"train: {what}": num for what, num in pair_filter.counts().items()}
-
-    if max_pairs is not None:
-        counts["train: pairs drawn"] = num_written
+    counts |= {f"train: {what}": num for what, num in train_counts.items()}
 
     folder.finish(
         key,
         names,
         origin=_get_origin(key, mtdata_version),
         counts=counts,
-        notes=describe_filters(held_out, identifier),
+        notes=training_filter.list_notes(),
     )
 
     return key
@@ -250,50 +212,27 @@ def _get_sets(
             if part != "train" and documents is not None:
                 _check_documents(documents, files[0])
 
-            sets[name] = _Set(
-                name=name,
-                corpus=Corpus(files),
-                documents=documents,
-            )
+            sets[name] = _Set(name=name, corpus=Corpus(files), documents=documents)
 
-            sources |= {str(file): hash_file(file) for file in files}
+            sources |= hash_files(files)
 
     if not any(remote.values()):
         return sets, sources, None
 
-    fetched, checksums, version = _fetch(remote, source_lang, target_lang, mtdata)
+    langs = [source_lang, target_lang]
 
-    sources |= checksums
-
-    for name, fetched_set in fetched.items():
-        sets[name] = _Set(name=name, corpus=fetched_set)
-
-    return sets, sources, version
-
-
-def _fetch(
-    names: Mapping[str, Sequence[str]],
-    source_lang: str,
-    target_lang: str,
-    mtdata: Mtdata,
-) -> tuple[dict[str, Corpus], dict[str, str], str]:
     catalogue = mtdata.get_catalogue(
-        [name for part in names.values() for name in part],
-        langs=[source_lang, target_lang],
+        [name for names in remote.values() for name in names], langs=langs
     )
 
     fetched, checksums = mtdata.fetch(
-        catalogue,
-        names,
-        *(catalogue.codes[lang] for lang in (source_lang, target_lang)),
+        catalogue, remote, *(catalogue.codes[lang] for lang in langs)
     )
 
-    corpora = {
-        name: Corpus([set_.source_file, set_.target_file])
-        for name, set_ in fetched.items()
-    }
+    for name, files in fetched.items():
+        sets[name] = _Set(name=name, corpus=Corpus(files))
 
-    return corpora, checksums, catalogue.version
+    return sets, sources | checksums, catalogue.version
 
 
 def get_mtdata_recipe(name: str, mtdata: Mtdata) -> WmtRecipe:

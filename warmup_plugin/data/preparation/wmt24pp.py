@@ -10,9 +10,9 @@ from typing import Any, Final, final
 
 from warmup_plugin.data.json_lines import check_encodable, iter_json_objects
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
-from warmup_plugin.data.preparation.download import Downloader, hide_secrets
+from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.examples import check_fields
-from warmup_plugin.data.preparation.files import check_ending, hash_file
+from warmup_plugin.data.preparation.files import check_ending, hash_files
 from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
 from warmup_plugin.errors import WarmupError
 
@@ -161,9 +161,7 @@ def prepare_wmt24pp(
         if source is None:
             files[lang] = downloads / SPLIT / name
 
-            sources[f"{hide_secrets(url)}/{name}"] = downloader.download(
-                f"{url}/{name}", files[lang]
-            )
+            sources |= downloader.fetch(f"{url}/{name}", files[lang])
         else:
             files[lang] = source / name
 
@@ -172,7 +170,7 @@ def prepare_wmt24pp(
                     f"`{source}` has no `{name}`: correct `--from`, or leave `{lang}` out of `--langs`."
                 )
 
-            sources[str(files[lang])] = hash_file(files[lang])
+            sources |= hash_files([files[lang]])
 
     inputs = Inputs(sources=sources, settings={"langs": dict(locales)})
 

@@ -21,7 +21,7 @@ from tests.unit.data.preparation.fake_mtdata import RECIPE, write_fake_mtdata
 from tests.unit.data.preparation.servers import FileServer, serve
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
-from warmup_plugin.data.preparation.filters import FilterConfig
+from warmup_plugin.data.preparation.filtering import TrainingFilter
 from warmup_plugin.data.preparation.mtdata_bridge import Mtdata
 from warmup_plugin.data.preparation.wmt import (
     get_mtdata_recipe,
@@ -125,7 +125,7 @@ def run(
 
     langs = {"source_lang": "en", "target_lang": "de"}
 
-    prepare_wmt(folder, recipe, FilterConfig(), mtdata=mtdata, **langs | options)
+    prepare_wmt(folder, recipe, TrainingFilter(**langs | options), mtdata=mtdata)
 
     return folder
 
