@@ -86,6 +86,27 @@ class CorpusReport:
         return f"{split}: {self.num_kept:,} of {self.num_pairs:,} pairs kept; dropped: {text}."
 
 
+def join_reports(reports: Sequence[CorpusReport]) -> CorpusReport:
+    """Adds up what became of parts of a split."""
+    sums = {
+        name: sum(getattr(report, name) for report in reports)
+        for name in (
+            "num_pairs",
+            "num_empty",
+            "num_too_long",
+            "num_kept",
+            "num_left_out",
+        )
+    }
+
+    return replace(
+        reports[0],
+        **sums,
+        longest_source_len=max(report.longest_source_len for report in reports),
+        longest_target_len=max(report.longest_target_len for report in reports),
+    )
+
+
 def _format_share(num: int, total: int) -> str:
     percent = 100.0 * num / total
 
@@ -101,15 +122,18 @@ class TokenSeqs:
         :param indices: The tokens of all sequences, one after another.
         :param offsets: Where each sequence starts, and the end of the last.
         """
-        self._indices = indices
-        self._offsets = offsets
-        self._lens = np.diff(offsets)
+        self.indices = indices
+
+        self.offsets = offsets
+
+        self.lens = np.diff(offsets)
+        """The length of each sequence. *Shape:* :math:`(N)`."""
 
     def __len__(self) -> int:
-        return len(self._lens)
+        return len(self.lens)
 
     def __getitem__(self, row: int) -> NDArray[np.int32]:
-        return self._indices[self._offsets[row] : self._offsets[row + 1]]
+        return self.indices[self.offsets[row] : self.offsets[row + 1]]
 
     def pad(
         self, rows: NDArray[np.int64], pad_idx: int
@@ -123,7 +147,7 @@ class TokenSeqs:
         :returns: The padded sequences, *Shape:* :math:`(N,S)`, and their lengths.
         """
         # (N)
-        lens = self._lens[rows]
+        lens = self.lens[rows]
 
         # (S)
         steps = np.arange(lens.max())
@@ -132,12 +156,12 @@ class TokenSeqs:
         mask = steps < lens[:, None]
 
         # (N, S)
-        places = self._offsets[rows][:, None] + steps
+        places = self.offsets[rows][:, None] + steps
 
         # (N, S)
         seqs = np.full(mask.shape, pad_idx, dtype=np.int64)
 
-        seqs[mask] = self._indices[places[mask]]
+        seqs[mask] = self.indices[places[mask]]
 
         return torch.from_numpy(seqs), lens.tolist()
 
@@ -158,38 +182,23 @@ class TokenSeqs:
     @staticmethod
     def concat(parts: Sequence[TokenSeqs]) -> TokenSeqs:
         """Puts sequences behind each other."""
-        lens = np.concatenate([part._lens for part in parts])
+        lens = np.concatenate([part.lens for part in parts])
 
         offsets = np.zeros(len(lens) + 1, dtype=np.int64)
 
         np.cumsum(lens, out=offsets[1:])
 
-        return TokenSeqs(np.concatenate([part._indices for part in parts]), offsets)
-
-    @property
-    def indices(self) -> NDArray[np.int32]:
-        """The tokens of all sequences, one after another."""
-        return self._indices
-
-    @property
-    def offsets(self) -> NDArray[np.int64]:
-        """Where each sequence starts, and the end of the last. *Shape:* :math:`(N+1)`."""
-        return self._offsets
+        return TokenSeqs(np.concatenate([part.indices for part in parts]), offsets)
 
     def count(self, idx: int) -> int:
         """Counts a token in all sequences."""
-        return int(np.count_nonzero(self._indices == idx))
+        return int(np.count_nonzero(self.indices == idx))
 
     def digest(self) -> int:
         """Returns a checksum that tells sequences from changed ones."""
-        checksum = zlib.crc32(self._offsets.data)
+        checksum = zlib.crc32(self.offsets.data)
 
-        return zlib.crc32(self._indices.data, checksum)
-
-    @property
-    def lens(self) -> NDArray[np.int64]:
-        """The length of each sequence. *Shape:* :math:`(N)`."""
-        return self._lens
+        return zlib.crc32(self.indices.data, checksum)
 
 
 @final
@@ -252,12 +261,9 @@ class Corpus:
 
         return part.references(int(self.indices[row]))
 
-    def digest(self) -> str:
-        """Returns a checksum that tells a corpus from one with other rows."""
-        return self._digest
-
     @cached_property
-    def _digest(self) -> str:
+    def digest(self) -> str:
+        """A checksum that tells a corpus from one with other rows."""
         # Several ask for it at a start, and it reads all tokens.
         digest = f"{self.sources.digest():08x}{self.targets.digest():08x}"
 
@@ -398,8 +404,6 @@ def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:
     """
     parts = list(corpora.values())
 
-    reports = [part.report for part in parts]
-
     given_lens = None
 
     if any(part.given_lens is not None for part in parts):
@@ -423,17 +427,6 @@ def join_corpora(corpora: Mapping[str, Corpus]) -> Corpus:
         sources=TokenSeqs.concat([part.sources for part in parts]),
         targets=TokenSeqs.concat([part.targets for part in parts]),
         given_lens=given_lens,
-        report=CorpusReport(
-            split=reports[0].split,
-            num_pairs=sum(r.num_pairs for r in reports),
-            num_empty=sum(r.num_empty for r in reports),
-            num_too_long=sum(r.num_too_long for r in reports),
-            num_kept=sum(r.num_kept for r in reports),
-            max_source_len=reports[0].max_source_len,
-            max_target_len=reports[0].max_target_len,
-            longest_source_len=max(r.longest_source_len for r in reports),
-            longest_target_len=max(r.longest_target_len for r in reports),
-            num_left_out=sum(r.num_left_out for r in reports),
-        ),
+        report=join_reports([part.report for part in parts]),
         directions=list(corpora),
     )

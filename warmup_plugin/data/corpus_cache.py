@@ -103,7 +103,7 @@ def save_corpus(folder: Path, corpus: Corpus, notes: Sequence[Note]) -> None:
         record = {
             "report": asdict(corpus.report),
             "directions": list(corpus.directions),
-            "digest": corpus.digest(),
+            "digest": corpus.digest,
             "has_given": corpus.given_lens is not None,
             "notes": [asdict(note) for note in notes],
             "parts": [
@@ -141,7 +141,7 @@ def load_corpus(
 
         corpus = _load_corpus(folder, record, origins)
 
-        is_intact = corpus.digest() == record["digest"]
+        is_intact = corpus.digest == record["digest"]
 
         notes = [Note(**note) for note in record["notes"]]
     # What somebody has changed or cut off may fail anywhere.

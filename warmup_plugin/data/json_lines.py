@@ -37,12 +37,18 @@ def iter_json_texts(
 def get_json_texts(
     value: dict[str, object], fields: Sequence[tuple[str, str]], where: str
 ) -> list[str]:
-    texts = [
-        _get_json_text(value, field, option, where).strip() for option, field in fields
-    ]
+    texts = []
 
-    for (_, field), text in zip(fields, texts):
+    for option, field in fields:
+        text = _get_json_value(value, field, option, where)
+        if not isinstance(text, str):
+            raise WarmupError(
+                f"{where} has {_name_json_type(text)} in field `{field}` (`{option}`): it must be a string."
+            )
+
         check_encodable(text, f"{where}, field `{field}`,")
+
+        texts.append(text.strip())
 
     return texts
 
@@ -121,17 +127,6 @@ def check_encodable(text: str, what: str) -> None:
         raise WarmupError(
             f"{what} has half a surrogate pair, as of a text cut inside a character: correct the line."
         ) from None
-
-
-def _get_json_text(obj: dict[str, object], field: str, option: str, where: str) -> str:
-    value = _get_json_value(obj, field, option, where)
-
-    if not isinstance(value, str):
-        raise WarmupError(
-            f"{where} has {_name_json_type(value)} in field `{field}` (`{option}`): it must be a string."
-        )
-
-    return value
 
 
 def _get_json_value(

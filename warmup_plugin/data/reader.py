@@ -86,33 +86,25 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
         self._budget_key = budget_key
         self._sampling_temperature = sampling_temperature
 
-        self._check_budget()
+        longest_len = int(corpus.lens().max())
 
-        self._data_digest = corpus.digest()
+        if longest_len > max_num_tokens:
+            raise WarmupError(
+                f"A pair of {corpus.origin} has {longest_len} tokens on one side, but a batch may hold only {max_num_tokens}: raise `{budget_key}` or lower `dataset.max_source_len` and `dataset.max_target_len`."
+            )
+
+        self._data_digest = corpus.digest
 
         self._epoch = 0
         self._position = 0
         self._plan = self._make_plan()
 
-        self._check_plan()
+        if self.num_batches == 0:
+            num = len(self._plan)
 
-    def _check_budget(self) -> None:
-        longest_len = int(self._corpus.lens().max())
-
-        if longest_len <= self._max_num_tokens:
-            return
-
-        raise WarmupError(
-            f"A pair of {self._corpus.origin} has {longest_len} tokens on one side, but a batch may hold only {self._max_num_tokens}: raise `{self._budget_key}` or lower `dataset.max_source_len` and `dataset.max_target_len`."
-        )
-
-    def _check_plan(self) -> None:
-        if self.num_batches > 0:
-            return
-
-        raise WarmupError(
-            f"The {len(self._corpus):,} pairs of {self._corpus.origin} make only {_count_batches(len(self._plan))} of {self._max_num_tokens:,} tokens for {self._world_size} processes: lower `{self._budget_key}` or start fewer processes."
-        )
+            raise WarmupError(
+                f"The {len(corpus):,} pairs of {corpus.origin} make only {num} batch{'' if num == 1 else 'es'} of {max_num_tokens:,} tokens for {self._world_size} processes: lower `{budget_key}` or start fewer processes."
+            )
 
     def _make_plan(self) -> list[NDArray[np.int64]]:
         corpus = self._corpus
@@ -317,7 +309,3 @@ class TextPairReader(DataReader[Seq2SeqBatch]):
             return len(self._plan) // self._world_size
 
         return -(-len(self._plan) // self._world_size)
-
-
-def _count_batches(num: int) -> str:
-    return f"{num} batch" if num == 1 else f"{num} batches"

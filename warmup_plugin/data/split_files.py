@@ -83,15 +83,6 @@ def describe_split(config: TextPairsConfig, split: str) -> str:
     return f"the `{split}` split of `{_get_root(config)}`"
 
 
-def check_split(config: TextPairsConfig, split: str) -> None:
-    """
-    Checks that a split is there, without reading it.
-
-    :raises WarmupError: If :func:`read_split` would not find it.
-    """
-    list_split_files(config, split)
-
-
 def list_split_files(config: TextPairsConfig, split: str) -> list[Path]:
     """
     Lists the files that :func:`read_split` reads.
@@ -128,26 +119,26 @@ def find_split(config: TextPairsConfig, split: str) -> tuple[Path, str, list[Pat
 
     format_, files = _find_files(config, root, split)
 
-    if format_ == "plain":
-        _check_langs(config)
+    # In other formats they tell no files apart, and paraphrases have only one.
+    if format_ == "plain" and config.source_lang == config.target_lang:
+        raise WarmupError(
+            f"`dataset.source_lang` and `dataset.target_lang` must differ in the format `plain`, but both are `{config.source_lang}`."
+        )
 
     return root, format_, files
 
 
 def _check_config(config: TextPairsConfig) -> None:
-    if config.format not in FORMATS:
-        names = ", ".join(f"`{name}`" for name in FORMATS)
+    for field, value, known in (
+        ("format", config.format, FORMATS),
+        ("example", config.example, EXAMPLES),
+    ):
+        if value not in known:
+            names = ", ".join(f"`{name}`" for name in known)
 
-        raise WarmupError(
-            f"`dataset.format` must be one of {names}, but is `{config.format}` instead."
-        )
-
-    if config.example not in EXAMPLES:
-        names = ", ".join(f"`{name}`" for name in EXAMPLES)
-
-        raise WarmupError(
-            f"`dataset.example` must be one of {names}, but is `{config.example}` instead."
-        )
+            raise WarmupError(
+                f"`dataset.{field}` must be one of {names}, but is `{value}` instead."
+            )
 
     if config.source_field == config.target_field:
         raise WarmupError(
@@ -162,14 +153,6 @@ def _check_config(config: TextPairsConfig) -> None:
     if config.source_column < 0 or config.target_column < 0:
         raise WarmupError(
             f"`dataset.source_column` and `dataset.target_column` count from 0, but are {config.source_column} and {config.target_column} instead."
-        )
-
-
-def _check_langs(config: TextPairsConfig) -> None:
-    # In other formats they tell no files apart, and paraphrases have only one.
-    if config.source_lang == config.target_lang:
-        raise WarmupError(
-            f"`dataset.source_lang` and `dataset.target_lang` must differ in the format `plain`, but both are `{config.source_lang}`."
         )
 
 

@@ -52,12 +52,12 @@ class TextPairs:
         :param origin: The split as a message calls it, such as ``the `val` split of
             `/data```.
         """
-        self._split = split
-        self._origin = origin
+        self.split = split
+        self.origin = origin
         self._sources = _TextColumn()
         self._targets = _TextColumn()
-        # Of the few sources with several.
-        self._references: dict[int, list[str]] = {}
+        self.several_references: dict[int, list[str]] = {}
+        """The references of each source that has other ones than its target."""
         # Of test sets, where they are known.
         self._documents: dict[int, str] = {}
 
@@ -80,7 +80,7 @@ class TextPairs:
             for side in ("source", "target")
         )
 
-        pairs._references = dict(references)
+        pairs.several_references = dict(references)
 
         return pairs
 
@@ -108,7 +108,7 @@ class TextPairs:
 
     def references(self, idx: int) -> list[str]:
         """Returns all that is right for a source; the target alone unless there is more."""
-        references = self._references.get(idx)
+        references = self.several_references.get(idx)
 
         return [self.target(idx)] if references is None else list(references)
 
@@ -124,19 +124,6 @@ class TextPairs:
         )
 
         return mask
-
-    @property
-    def several_references(self) -> Mapping[int, list[str]]:
-        """The references of each source that has other ones than its target."""
-        return self._references
-
-    @property
-    def split(self) -> str:
-        return self._split
-
-    @property
-    def origin(self) -> str:
-        return self._origin
 
 
 @final
@@ -207,12 +194,13 @@ def read_split(
         _read_plain(pairs, files[0], files[1])
     elif format_ == "tsv":
         _read_tsv(pairs, files[0], config)
-    elif format_ == "jsonl" and config.example == "multiple_choice":
-        _read_questions(pairs, files[0])
     elif format_ == "jsonl":
         _read_jsonl(pairs, files[0], config, with_references)
     else:
         _read_manifest(pairs, files[0])
+
+    if len(pairs) == 0:
+        raise WarmupError(f"`{files[0]}` has no lines: fill or remove it.")
 
     documents = find_file(root, f"{split}{DOCUMENT_SUFFIX}")
 
@@ -243,7 +231,7 @@ def _read_test_set(config: TextPairsConfig, split: str) -> TextPairs:
         for idx, texts in enumerate(zip(*references)):
             # Some have several references of some sources alone.
             if any(texts):
-                pairs._references[idx] = [text for text in texts if text]
+                pairs.several_references[idx] = [text for text in texts if text]
 
     # Of sets of today; older ones have none.
     documents = source_file.with_suffix(DOCUMENT_SUFFIX)
@@ -309,25 +297,6 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
             columns[config.source_column].strip(), columns[config.target_column].strip()
         )
 
-    _check_not_empty(pairs, file)
-
-
-def _read_questions(pairs: TextPairs, file: Path) -> None:
-    for value, where in iter_json_objects(file):
-        if value is None:
-            # Not skipped: generation owes a line of output for every line of input.
-            pairs.append("", "")
-
-            continue
-
-        source, target = read_question(value, where)
-
-        check_encodable(source, where)
-
-        pairs.append(source, target)
-
-    _check_not_empty(pairs, file)
-
 
 def _read_jsonl(
     pairs: TextPairs, file: Path, config: TextPairsConfig, with_references: bool
@@ -350,6 +319,15 @@ def _read_jsonl(
 
             continue
 
+        if config.example == "multiple_choice":
+            source, target = read_question(value, where)
+
+            check_encodable(source, where)
+
+            pairs.append(source, target)
+
+            continue
+
         source, target = get_json_texts(value, fields, where)
 
         pairs.append(source, target)
@@ -360,17 +338,10 @@ def _read_jsonl(
             )
 
             if references:
-                pairs._references[len(pairs) - 1] = references
+                pairs.several_references[len(pairs) - 1] = references
 
         if with_references and has_json_field(value, _DOCUMENT_FIELD):
             pairs._documents[len(pairs) - 1] = str(value[_DOCUMENT_FIELD])
-
-    _check_not_empty(pairs, file)
-
-
-def _check_not_empty(pairs: TextPairs, file: Path) -> None:
-    if len(pairs) == 0:
-        raise WarmupError(f"`{file}` has no lines: fill or remove it.")
 
 
 def _read_manifest(pairs: TextPairs, manifest_file: Path) -> None:

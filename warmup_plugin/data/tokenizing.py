@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -29,6 +29,7 @@ from warmup_plugin.data.corpus import (
     CorpusReport,
     TokenSeqs,
     TokenSeqsBuilder,
+    join_reports,
 )
 from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
@@ -129,23 +130,15 @@ def tokenize_pairs(
     else:
         shares = _encode_in_processes(job, bounds, check_stop)
 
-    indices = np.concatenate([share.indices for share in shares])
-
-    report = CorpusReport(
-        split=pairs.split,
-        num_pairs=num_pairs,
-        num_empty=sum(share.num_empty for share in shares),
-        num_too_long=sum(share.num_too_long for share in shares),
-        num_kept=len(indices),
-        max_source_len=max_source_len,
-        max_target_len=max_target_len,
-        longest_source_len=max(share.longest_source_len for share in shares),
-        longest_target_len=max(share.longest_target_len for share in shares),
+    report = replace(
+        join_reports([share.report for share in shares]),
         num_left_out=len(pairs) - num_pairs,
     )
 
     if report.num_kept == 0:
         raise _make_nothing_left_error(pairs, report)
+
+    indices = np.concatenate([share.indices for share in shares])
 
     return Corpus(
         parts=[pairs],
@@ -168,11 +161,7 @@ class _Share:
     sources: TokenSeqs
     targets: TokenSeqs
 
-    num_empty: int
-    num_too_long: int
-
-    longest_source_len: int
-    longest_target_len: int
+    report: CorpusReport
 
 
 @final
@@ -234,14 +223,20 @@ class _Job:
             sources.append(source)
             targets.append(target)
 
+        report = CorpusReport(
+            split=pairs.split,
+            num_pairs=end - begin,
+            num_empty=num_empty,
+            num_too_long=num_too_long,
+            num_kept=len(indices),
+            max_source_len=self.max_source_len,
+            max_target_len=self.max_target_len,
+            longest_source_len=longest_source_len,
+            longest_target_len=longest_target_len,
+        )
+
         return _Share(
-            np.array(indices, dtype=np.int64),
-            sources.build(),
-            targets.build(),
-            num_empty,
-            num_too_long,
-            longest_source_len,
-            longest_target_len,
+            np.array(indices, dtype=np.int64), sources.build(), targets.build(), report
         )
 
 

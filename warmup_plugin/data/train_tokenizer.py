@@ -16,7 +16,7 @@ from typing import Any, Final, final
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_bytes_atomically
 from warmup_plugin.tokenizers.byte_bpe import train_byte_bpe
-from warmup_plugin.tokenizers.special import PROMPT_END, SEPARATOR
+from warmup_plugin.tokenizers.special import SEPARATOR
 
 BYTE_BPE: Final = "byte_bpe"
 """The type for decoder-only models; the other ones are SentencePiece's."""
@@ -63,9 +63,9 @@ _SPECIAL_PIECES: Final[dict[str, dict[str, Any]]] = {
 MIN_BYTE_BPE_VOCAB_SIZE: Final = 260
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class TokenizerTrainingReport:
-    """Describes a finished training of a tokenizer."""
+    """Describes a training of a tokenizer; the lines are counted as they are read."""
 
     path: Path
     """The model, or its folder."""
@@ -73,13 +73,13 @@ class TokenizerTrainingReport:
     vocab_size: int
     """The number of tokens, special ones included."""
 
-    num_lines: int
+    num_lines: int = 0
     """The number of lines trained on."""
 
-    num_empty_lines: int
+    num_empty_lines: int = 0
     """The number of lines left out since they hold no text."""
 
-    num_long_lines: int
+    num_long_lines: int = 0
     """The number of lines left out since they are longer than 4192 bytes."""
 
     num_reserved_lines: int = 0
@@ -164,46 +164,27 @@ def train_tokenizer(
     sentences = _Sentences(
         inputs,
         json_fields or ("source", "target"),
+        TokenizerTrainingReport(path=output, vocab_size=vocab_size),
         normalization="identity" if is_byte_bpe else normalization,
         is_sentencepiece=not is_byte_bpe,
     )
 
     if is_byte_bpe:
-        _train_byte_bpe(sentences, output, vocab_size)
+        _train_byte_bpe(sentences)
     else:
         _train_sentencepiece(
             sentences,
-            output,
-            vocab_size=vocab_size,
             model_type=model_type,
-            family=family or FAMILIES[0],
             character_coverage=character_coverage,
-            normalization=sentences.normalization,
             num_threads=num_threads or DEFAULT_NUM_THREADS,
+            **_SPECIAL_PIECES[family or FAMILIES[0]],
         )
 
-    return TokenizerTrainingReport(
-        path=output,
-        vocab_size=vocab_size,
-        num_lines=sentences.num_lines,
-        num_empty_lines=sentences.num_empty_lines,
-        num_long_lines=sentences.num_long_lines,
-        num_reserved_lines=sentences.num_reserved_lines,
-        num_changed_lines=sentences.num_changed_lines,
-    )
+    return sentences.report
 
 
-def _train_sentencepiece(
-    sentences: _Sentences,
-    output: Path,
-    *,
-    vocab_size: int,
-    model_type: str,
-    family: str,
-    character_coverage: float,
-    normalization: str,
-    num_threads: int,
-) -> None:
+def _train_sentencepiece(sentences: _Sentences, **options: Any) -> None:
+    """:param options: SentencePiece's own, which are the user's choice."""
     # It takes a while to import, and a wrong option should be reported at once.
     from sentencepiece import SentencePieceTrainer
 
@@ -213,45 +194,37 @@ def _train_sentencepiece(
         SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            character_coverage=character_coverage,
-            normalization_rule_name=normalization,
-            num_threads=num_threads,
+            vocab_size=sentences.report.vocab_size,
+            normalization_rule_name=sentences.normalization,
             max_sentence_length=MAX_LINE_BYTES,
             minloglevel=2,
-            **_SPECIAL_PIECES[family],
+            **options,
         )
     except RuntimeError as ex:
         # SentencePiece turns what an iterator raises into a `RuntimeError`.
         if sentences.error is not None:
             raise sentences.error from None
 
-        raise _translate_error(ex, sentences, vocab_size) from None
+        raise _translate_error(ex, sentences) from None
 
-    _write_atomically(output, model.getvalue())
+    _write_atomically(sentences.report.path, model.getvalue())
 
 
-def _train_byte_bpe(sentences: _Sentences, folder: Path, vocab_size: int) -> None:
-    files = train_byte_bpe(
-        sentences,
-        vocab_size,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        separator=SEPARATOR,
-        prompt_end=PROMPT_END,
-    )
+def _train_byte_bpe(sentences: _Sentences) -> None:
+    report = sentences.report
 
-    if sentences.num_lines == 0:
+    files = train_byte_bpe(sentences, report.vocab_size)
+
+    if report.num_lines == 0:
         raise _make_empty_error(sentences)
 
     size = len(json.loads(files["tokenizer.json"])["model"]["vocab"])
 
-    if size < vocab_size:
-        raise _make_large_error(sentences, vocab_size, str(size))
+    if size < report.vocab_size:
+        raise _make_large_error(sentences, str(size))
 
     for name, content in files.items():
-        _write_atomically(folder / name, content)
+        _write_atomically(report.path / name, content)
 
 
 @final
@@ -262,39 +235,36 @@ class _Sentences(Iterable[str]):
         self,
         paths: Sequence[Path],
         json_fields: Sequence[str],
+        report: TokenizerTrainingReport,
         *,
         normalization: str | None,
         is_sentencepiece: bool,
     ) -> None:
         self.paths = paths
         self.json_fields = json_fields
+        self.report = report
         self.normalization = normalization or DEFAULT_NORMALIZATION
         self.is_sentencepiece = is_sentencepiece
         self.error: BaseException | None = None
-        self.num_lines = 0
-        self.num_empty_lines = 0
-        self.num_long_lines = 0
-        self.num_reserved_lines = 0
-        self.num_changed_lines = 0
 
     def __iter__(self) -> Iterator[str]:
-        normalize = self._create_normalizer()
+        normalize, report = self._create_normalizer(), self.report
 
         try:
             for path in self.paths:
                 for line in self._iter_lines(path):
                     if not _is_visible(line):
-                        self.num_empty_lines += 1
+                        report.num_empty_lines += 1
 
                         continue
 
                     if len(line.encode()) > MAX_LINE_BYTES:
-                        self.num_long_lines += 1
+                        report.num_long_lines += 1
 
                         continue
 
                     if self.is_sentencepiece and _RESERVED.search(line):
-                        self.num_reserved_lines += 1
+                        report.num_reserved_lines += 1
 
                         line = _RESERVED.sub(" ", line).strip()
 
@@ -302,9 +272,9 @@ class _Sentences(Iterable[str]):
                             continue
 
                     if normalize is not None and normalize(line) != line:
-                        self.num_changed_lines += 1
+                        report.num_changed_lines += 1
 
-                    self.num_lines += 1
+                    report.num_lines += 1
 
                     yield line
         except GeneratorExit:
@@ -484,36 +454,32 @@ def _list_names(sentences: _Sentences) -> str:
 
 def _make_empty_error(sentences: _Sentences) -> WarmupError:
     return WarmupError(
-        f"No line of {_list_names(sentences)} can be trained on ({sentences.num_empty_lines} empty, {sentences.num_long_lines} longer than {MAX_LINE_BYTES} bytes); name files with one sentence a line after `--input`."
+        f"No line of {_list_names(sentences)} can be trained on ({sentences.report.num_empty_lines} empty, {sentences.report.num_long_lines} longer than {MAX_LINE_BYTES} bytes); name files with one sentence a line after `--input`."
     )
 
 
-def _make_large_error(
-    sentences: _Sentences, vocab_size: int, max_size: str
-) -> WarmupError:
+def _make_large_error(sentences: _Sentences, max_size: str) -> WarmupError:
     return WarmupError(
-        f"A vocabulary of {vocab_size} tokens is too large for the text of {_list_names(sentences)}; set `--vocab-size` to {max_size} or less, or name more text."
+        f"A vocabulary of {sentences.report.vocab_size} tokens is too large for the text of {_list_names(sentences)}; set `--vocab-size` to {max_size} or less, or name more text."
     )
 
 
-def _translate_error(
-    error: RuntimeError, sentences: _Sentences, vocab_size: int
-) -> WarmupError:
+def _translate_error(error: RuntimeError, sentences: _Sentences) -> WarmupError:
     text = str(error)
 
     names = _list_names(sentences)
 
-    if sentences.num_lines == 0 or "all_chars_count" in text:
+    if sentences.report.num_lines == 0 or "all_chars_count" in text:
         return _make_empty_error(sentences)
 
     match = re.search(r"Vocabulary size too high .* value <= (\d+)", text)
     if match is not None:
-        return _make_large_error(sentences, vocab_size, match[1])
+        return _make_large_error(sentences, match[1])
 
     match = re.search(r"smaller than required_chars\. \d+ vs (\d+)", text)
     if match is not None:
         return WarmupError(
-            f"A vocabulary of {vocab_size} tokens has no room for the characters of {names}; set `--vocab-size` to {match[1]} or more, or lower `--character-coverage`."
+            f"A vocabulary of {sentences.report.vocab_size} tokens has no room for the characters of {names}; set `--vocab-size` to {match[1]} or more, or lower `--character-coverage`."
         )
 
     reason = " ".join(text.split())

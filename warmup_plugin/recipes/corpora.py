@@ -459,7 +459,7 @@ class CorpusReader:
             return
 
         # A machine that does not see the cache of the first one may have tokenised.
-        facts = self._group.gather((len(corpus), corpus.digest()))
+        facts = self._group.gather((len(corpus), corpus.digest))
 
         for rank, fact in enumerate(facts):
             if fact != facts[0]:

@@ -17,7 +17,7 @@ from warmup_plugin.data.directions import (
     list_directions,
     narrow_to_direction,
 )
-from warmup_plugin.data.split_files import check_split
+from warmup_plugin.data.split_files import list_split_files
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import write_text_atomically
 from warmup_plugin.recipes.checks import OPEN_ENDED_SCHEDULERS, read_run_config
@@ -155,7 +155,7 @@ def _check_data(config: TrainConfig) -> None:
         narrowed = narrow_to_direction(sections, name, find_data=True)
 
         for split in (config.dataset.train_split, config.dataset.valid_split):
-            check_split(get_pairs_config(narrowed["dataset"]), split)
+            list_split_files(get_pairs_config(narrowed["dataset"]), split)
 
 
 @contextmanager

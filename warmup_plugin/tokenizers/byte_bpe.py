@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Final
+
+from warmup_plugin.tokenizers.special import PROMPT_END, SEPARATOR
+
+_PAD: Final = "<pad>"
+_EOS: Final = "<eos>"
 
 
-def train_byte_bpe(
-    sentences: Iterable[str],
-    vocab_size: int,
-    *,
-    pad_token: str,
-    eos_token: str,
-    separator: str,
-    prompt_end: str,
-) -> dict[str, bytes]:
+def train_byte_bpe(sentences: Iterable[str], vocab_size: int) -> dict[str, bytes]:
     """
     Trains a tokenizer whose alphabet is that of bytes, so that it loses no text.
 
     :param vocab_size: The most tokens. There are fewer if no two neighbours are left
         that occur together more than once.
-    :param prompt_end: A special token as the other three. Text that spells one does not
-        become it: words and punctuation are split before anything is merged.
 
     :returns: The contents of the files by their names.
     """
@@ -41,7 +37,9 @@ def train_byte_bpe(
         vocab_size=vocab_size,
         # What occurs once teaches nothing.
         min_frequency=2,
-        special_tokens=[pad_token, eos_token, separator, prompt_end],
+        # Text that spells one does not become it: words and punctuation are split before
+        # anything is merged.
+        special_tokens=[_PAD, _EOS, SEPARATOR, PROMPT_END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -50,11 +48,11 @@ def train_byte_bpe(
 
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": pad_token,
-        "eos_token": eos_token,
+        "pad_token": _PAD,
+        "eos_token": _EOS,
         # It is put before no text, but CTranslate2 demands one, and outputs begin here.
-        "bos_token": prompt_end,
-        "additional_special_tokens": [separator],
+        "bos_token": PROMPT_END,
+        "additional_special_tokens": [SEPARATOR],
         "clean_up_tokenization_spaces": False,
         # Llama refuses types of tokens, which transformers would add.
         "model_input_names": ["input_ids", "attention_mask"],

@@ -58,7 +58,7 @@ class TestPutBehind:
         # A run that resumes reads the same.
         again = put_behind(corpus, [other], max_source_len=6, seed=1)
 
-        assert again.digest() == behind.digest() != corpus.digest()
+        assert again.digest == behind.digest != corpus.digest
 
 
 class TestPutIntoDecoder:
@@ -113,7 +113,7 @@ class TestPutIntoDecoder:
         assert joined.given_lens.tolist() == [0, 3, 0, 0]
 
         # A run that resumes reads the same.
-        assert put(1).digest() == joined.digest() != corpus.digest()
+        assert put(1).digest == joined.digest != corpus.digest
 
         # Another direction learns all of its targets.
         both = join_corpora({"a-b": joined, "c-d": other})

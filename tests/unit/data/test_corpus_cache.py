@@ -66,7 +66,7 @@ class TestSaveCorpus:
         assert notes == NOTES
         assert other.report == corpus.report
         assert other.directions == ["x-y", "z-y"]
-        assert other.digest() == corpus.digest()
+        assert other.digest == corpus.digest
         assert other.sizes().tolist() == [3, 2]
 
         rows = np.array([4, 0, 2])
@@ -100,7 +100,7 @@ class TestSaveCorpus:
 
         assert given is not None and given[0].given_lens is not None
         assert given[0].given_lens.tolist() == given_lens.tolist()
-        assert given[0].digest() != corpus.digest()
+        assert given[0].digest != corpus.digest
 
         assert none is not None and none[0].given_lens is None
 
@@ -115,7 +115,7 @@ class TestSaveCorpus:
 
         assert loaded is not None
         assert loaded[0].source(2) == "ü"
-        assert loaded[0].digest() == corpus.digest()
+        assert loaded[0].digest == corpus.digest
 
     def test_tokens_are_mapped(self, tmp_path: Path, corpus: Corpus) -> None:
         save_corpus(tmp_path / "train-1", corpus, [])

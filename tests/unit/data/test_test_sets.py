@@ -12,7 +12,6 @@ import sacrebleu
 from tests.tiny_runs import tiny_options, to_args, write_tiny_text
 from warmup_plugin.data.split_files import (
     TextPairsConfig,
-    check_split,
     list_split_files,
 )
 from warmup_plugin.data.test_sets import find_test_set, is_test_set, make_file_name
@@ -69,7 +68,7 @@ class TestReadSplit:
         assert [pairs.references(n) for n in range(3)] == [["A"], ["B"], ["C"]]
         assert pairs.origin == f"the test set `sacrebleu:wmt24` of `{'-'.join(langs)}`"
 
-        check_split(config, "sacrebleu:wmt24")
+        list_split_files(config, "sacrebleu:wmt24")
 
         assert list_split_files(config, "sacrebleu:wmt24") == [
             tmp_path / "src",

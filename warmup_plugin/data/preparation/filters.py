@@ -76,23 +76,17 @@ class FilterConfig:
 
 
 # The reasons why a pair is dropped, in the order of the tests.
-_EMPTY: Final = "an empty side"
-_LENGTH: Final = "too short or too long"
-_RATIO: Final = "sides of very different length"
-_IDENTICAL: Final = "target is a copy of the source"
-_HELD_OUT: Final = "occurs in a held-out set"
-_DUPLICATE: Final = "duplicate"
-_LANGUAGE: Final = "another language"
-
 REASONS: Final = (
-    _EMPTY,
-    _LENGTH,
-    _RATIO,
-    _IDENTICAL,
-    _HELD_OUT,
-    _DUPLICATE,
-    _LANGUAGE,
+    "an empty side",
+    "too short or too long",
+    "sides of very different length",
+    "target is a copy of the source",
+    "occurs in a held-out set",
+    "duplicate",
+    "another language",
 )
+
+_EMPTY, _LENGTH, _RATIO, _IDENTICAL, _HELD_OUT, _DUPLICATE, _LANGUAGE = REASONS
 
 
 @final
