@@ -13,11 +13,11 @@ activation checkpointing, ``torch.compile``) and checkpoints see nothing new.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, final
 
 import torch
 from fairseq2.models.transformer import (
-    AttentionBiasCache,
     CausalAttentionBias,
     IdentityBias,
     MultiheadAttention,
@@ -27,7 +27,7 @@ from fairseq2.models.transformer.sdpa.flash2 import Flash2SDPA
 from fairseq2.models.transformer.sdpa.flash3 import Flash3SDPA
 from fairseq2.models.transformer.sdpa.naive import NaiveSDPA
 from fairseq2.models.transformer.sdpa.torch import TorchSDPA
-from fairseq2.nn import BatchLayout, IncrementalStateBag
+from fairseq2.nn import BatchLayout
 from fairseq2.ops import repeat_interleave
 from torch import Tensor
 from torch.nn import Module
@@ -44,16 +44,9 @@ from warmup_plugin.fairseq2_doors import (
 from warmup_plugin.models.rows import BeamCache, Folding, RowCache, SourceMemory
 from warmup_plugin.models.traits import BiasedDecoder, BiasedSDPA, PositionBias
 
-
-class SelfAttention(Protocol):
-    """Says what the tokens of rows see of their rows."""
-
-    def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """
-        :param q: *Shape:* :math:`(T,H,D)`, as are ``k`` and ``v``.
-
-        :returns: *Shape:* :math:`(T,H,D)`.
-        """
+SelfAttention: TypeAlias = Callable[["RowAttention", Tensor, Tensor, Tensor], Tensor]
+"""Says what the tokens of rows see of their rows: maps queries, keys and values, *Shape:*
+:math:`(T,H,D)` each, to *Shape:* :math:`(T,H,D)`."""
 
 
 @final
@@ -119,22 +112,12 @@ class RowAttention(StandardMultiheadAttention):  # type: ignore[misc]
         seqs_layout: BatchLayout,
         keys: Tensor,
         keys_layout: BatchLayout,
-        values: Tensor,
-        bias_cache: AttentionBiasCache,
-        *,
-        state_bag: IncrementalStateBag | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Tensor:
         if not isinstance(seqs_layout, RowLayout):
             return super().forward(
-                seqs,
-                seqs_layout,
-                keys,
-                keys_layout,
-                values,
-                bias_cache,
-                state_bag=state_bag,
-                **kwargs,
+                seqs, seqs_layout, keys, keys_layout, *args, **kwargs
             )
 
         # (T, M) -> (T, H, D)
@@ -274,41 +257,35 @@ def create_row_bias(
 
 
 @final
+@dataclass(eq=False)
 class WholeRows:
     """Self-attention of rows that are read from their first token on."""
 
-    def __init__(
-        self,
-        rows: Folding,
-        *,
-        bias: Tensor | None = None,
-        on_states: Callable[..., None] | None = None,
-    ) -> None:
-        """
-        :param bias: What :func:`create_row_bias` returns, if positions have a bias.
-        :param on_states: Receives the module and its folded keys and values.
-        """
-        self._rows = rows
-        self._bias = bias
-        self._on_states = on_states
+    rows: Folding
+
+    bias: Tensor | None = None
+    """What :func:`create_row_bias` returns, if positions have a bias."""
+
+    on_states: Callable[..., None] | None = None
+    """Receives the module and its folded keys and values."""
 
     def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Padding stands behind the tokens of its row, where causality hides it.
-        k, v = self._rows.fold(k), self._rows.fold(v)
+        k, v = self.rows.fold(k), self.rows.fold(v)
 
-        if self._on_states is not None:
-            self._on_states(module, k, v)
+        if self.on_states is not None:
+            self.on_states(module, k, v)
 
         attns = attend(
             module,
-            self._rows.fold(q),
+            self.rows.fold(q),
             k,
             v,
-            mask=self._bias,
-            is_causal=self._bias is None,
+            mask=self.bias,
+            is_causal=self.bias is None,
         )
 
-        return self._rows.unfold(attns)
+        return self.rows.unfold(attns)
 
 
 def _create_continued_mask(past_lens: Tensor, past_width: int, width: int) -> Tensor:
@@ -448,55 +425,49 @@ class PromptedRows:
 
 
 @final
+@dataclass(eq=False)
 class SteppedRows:
     """Self-attention of rows that are decoded step by step and fill a cache."""
 
-    def __init__(
-        self,
-        cache: RowCache,
-        rows: Tensor | None,
-        positions: Tensor | int,
-        num_steps: int,
-        end: int,
-        prompts: tuple[SourceMemory, Tensor] | None,
-        *,
-        position_bias: PositionBias | None = None,
-    ) -> None:
-        """
-        :param rows: The rows of ``cache`` that take this step; ``None`` for all.
-            *Shape:* :math:`(A)`.
-        :param positions: Where their next token stands: one number if it is the same
-            for all, else *Shape:* :math:`(A)`.
-        :param num_steps: The number S of tokens that each of them is fed.
-        :param end: No row of the cache is longer after this step.
-        :param prompts: What the rows of ``cache`` continue, and the prompt of each of
-            them; read in the first step. *Shape:* :math:`(B)`.
-        """
-        self._cache = cache
-        self._cache_rows = rows
-        self._positions = positions
-        self._num_steps = num_steps
-        self._end = end
-        self._prompts = prompts
-        self._position_bias = position_bias
-        self._mask: Tensor | None = None
+    cache: RowCache
+
+    rows: Tensor | None
+    """The rows of ``cache`` that take this step; ``None`` for all. *Shape:* :math:`(A)`."""
+
+    positions: Tensor | int
+    """Where their next token stands: one number if it is the same for all, else *Shape:*
+    :math:`(A)`."""
+
+    num_steps: int
+    """The number S of tokens that each of them is fed."""
+
+    end: int
+    """No row of the cache is longer after this step."""
+
+    prompts: tuple[SourceMemory, Tensor] | None
+    """What the rows of ``cache`` continue, and the prompt of each of them; read in the
+    first step. *Shape:* :math:`(B)`."""
+
+    position_bias: PositionBias | None = None
+
+    _mask: Tensor | None = field(default=None, init=False)
 
     def __call__(self, module: RowAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self._prompts is not None:
-            memory, prompt_idx = self._prompts
+        if self.prompts is not None:
+            memory, prompt_idx = self.prompts
 
-            self._cache.begin(module, *memory.get(module, prompt_idx, memory.width))
+            self.cache.begin(module, *memory.get(module, prompt_idx, memory.width))
 
         # (T, H, D) -> (A, S, H, D)
-        shape = (-1, self._num_steps)
+        shape = (-1, self.num_steps)
 
-        k, v = self._cache.append(
+        k, v = self.cache.append(
             module,
             k.unflatten(0, shape),
             v.unflatten(0, shape),
-            self._cache_rows,
-            self._positions,
-            self._end,
+            self.rows,
+            self.positions,
+            self.end,
         )
 
         attns = attend(module, q.unflatten(0, shape), k, v, mask=self._get_mask(k))
@@ -504,17 +475,17 @@ class SteppedRows:
         return attns.flatten(0, 1)
 
     def _get_mask(self, k: Tensor) -> Tensor | None:
-        sees_all = isinstance(self._positions, int) and self._num_steps == 1
+        sees_all = isinstance(self.positions, int) and self.num_steps == 1
 
-        if sees_all and self._position_bias is None:
+        if sees_all and self.position_bias is None:
             return None
 
         # In the first layer: there is no gradient, so none is computed again.
         if self._mask is None:
-            positions = torch.as_tensor(self._positions, device=k.device).view(-1, 1)
+            positions = torch.as_tensor(self.positions, device=k.device).view(-1, 1)
 
             # (A, S)
-            positions = positions + torch.arange(self._num_steps, device=k.device)
+            positions = positions + torch.arange(self.num_steps, device=k.device)
 
             # (1, L)
             at = torch.arange(k.size(1), device=k.device).unsqueeze(0)
@@ -522,8 +493,8 @@ class SteppedRows:
             # (A, 1, S, L)
             mask = (at <= positions.unsqueeze(2)).unsqueeze(1)
 
-            if self._position_bias is not None:
-                mask = _add_position_bias(mask, at, positions, self._position_bias)
+            if self.position_bias is not None:
+                mask = _add_position_bias(mask, at, positions, self.position_bias)
 
             self._mask = mask
 

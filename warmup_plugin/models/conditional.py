@@ -44,11 +44,6 @@ class EncodedSource:
     others: tuple[EncodedSource, ...] = ()
     """The same sources as the other models of an ensemble see them."""
 
-    @property
-    def num_sources(self) -> int:
-        """The number N of sources."""
-        return self.memory.num_sources
-
     def detach(self) -> EncodedSource:
         """
         Returns what an encoder has read with gradient as if it had done so without.

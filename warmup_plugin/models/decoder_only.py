@@ -41,6 +41,8 @@ class TransformerLMConditional(RowModel):
 
     _model: TransformerLM
 
+    reads_prompts = True
+
     @override
     def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
         seq_lens = source_layout.seq_lens
@@ -153,11 +155,6 @@ class TransformerLMConditional(RowModel):
             return memory.width
 
         return memory.seq_lens.index_select(0, source_idx)
-
-    @property
-    @override
-    def reads_prompts(self) -> bool:
-        return True
 
     @property
     @override

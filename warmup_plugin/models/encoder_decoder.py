@@ -31,6 +31,8 @@ class TransformerConditional(RowModel):
 
     _model: TransformerModel
 
+    reads_prompts = False
+
     @override
     def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
         seqs, layout = self._model.encoder_frontend(source_seqs, source_layout)
@@ -87,17 +89,12 @@ class TransformerConditional(RowModel):
         return SourceAttention(
             source.memory,
             Folding(groups, num_groups),
-            None if num_groups == source.num_sources else sources,
+            None if num_groups == source.memory.num_sources else sources,
         )
 
     @override
     def get_offsets(self, source: EncodedSource, source_idx: Tensor) -> Tensor | int:
         return 0
-
-    @property
-    @override
-    def reads_prompts(self) -> bool:
-        return False
 
     @property
     @override

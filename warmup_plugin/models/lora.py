@@ -197,26 +197,10 @@ def merge_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
 
 
-@final
-class _LoraLinear(LoraProjection, Linear):  # type: ignore[misc]
-    pass
-
-
-@final
-class _LoraColumnShardedLinear(LoraProjection, ColumnShardedLinear):  # type: ignore[misc]
-    pass
-
-
-@final
-class _LoraRowShardedLinear(LoraProjection, RowShardedLinear):  # type: ignore[misc]
-    pass
-
-
 _CLASSES: Final[Mapping[type[Module], type[LoraProjection]]] = {
-    Linear: _LoraLinear,
-    # They are whole without tensor parallelism.
-    ColumnShardedLinear: _LoraColumnShardedLinear,
-    RowShardedLinear: _LoraRowShardedLinear,
+    kls: type(f"Lora{kls.__name__}", (LoraProjection, kls), {})
+    # Sharded ones are whole without tensor parallelism.
+    for kls in (Linear, ColumnShardedLinear, RowShardedLinear)
 }
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 from fairseq2.file_system import FileSystem, raise_if_not_exists
@@ -26,6 +26,7 @@ from fairseq2.model_checkpoint import (
     ModelCheckpointLoadOptions,
 )
 from fairseq2.runtime.dependency import DependencyContainer
+from fairseq2.utils.structured import StandardValueConverter, StructureError
 from torch import Tensor
 from typing_extensions import override
 
@@ -94,11 +95,8 @@ def create_record(
         base=str(base.resolve()),
         base_digest=digest_weights(base),
         dtype=str(dtype).removeprefix("torch."),
-        rank=section.rank,
-        alpha=section.alpha,
-        dropout=section.dropout,
-        targets=list(section.targets),
         rows=list(rows),
+        **asdict(section),
     )
 
 
@@ -122,33 +120,14 @@ def find_record(checkpoint_dir: Path) -> AdapterRecord | None:
     file = checkpoint_dir / _FILE_NAME
 
     try:
-        content: Any = parse_json(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
+
+        record: AdapterRecord = StandardValueConverter().structure(
+            content, AdapterRecord
+        )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
-        raise _make_damaged_error(file) from None
-
-    try:
-        rows = [
-            PreparedRow(
-                [str(name) for name in row["weights"]],
-                int(row["row"]),
-                [int(other) for other in row["mean_of"]],
-            )
-            for row in content["rows"]
-        ]
-
-        record = AdapterRecord(
-            base=str(content["base"]),
-            base_digest=str(content["base_digest"]),
-            dtype=str(content["dtype"]),
-            rank=int(content["rank"]),
-            alpha=float(content["alpha"]),
-            dropout=float(content["dropout"]),
-            targets=[str(name) for name in content["targets"]],
-            rows=rows,
-        )
-    except (KeyError, TypeError, ValueError):
+    except (OSError, ValueError, StructureError):
         raise _make_damaged_error(file) from None
 
     if record.rank < 1 or not isinstance(

@@ -100,12 +100,13 @@ class Folding:
             [counts.max(), (groups[1:] < groups[:-1]).sum()]
         ).tolist()
 
-        self._width = int(width)
+        self.width = int(width)
+        """The size of the largest group."""
 
         num_items = groups.size(0)
 
         # Nothing to move if all groups are as large and one follows the other.
-        self._full = num_items == num_groups * self._width and num_descents == 0
+        self._full = num_items == num_groups * self.width and num_descents == 0
 
         if self._full:
             return
@@ -124,21 +125,16 @@ class Folding:
         # (T)
         self._places = torch.empty_like(order)
 
-        self._places[order] = sorted_groups * self._width + rank
+        self._places[order] = sorted_groups * self.width + rank
 
         # (G x Q)
-        self._items = order.new_zeros(num_groups * self._width)
+        self._items = order.new_zeros(num_groups * self.width)
 
         self._items[self._places] = torch.arange(num_items, device=device)
 
         self._counted = torch.zeros_like(self._items, dtype=torch.bool)
 
         self._counted[self._places] = True
-
-    @property
-    def width(self) -> int:
-        """The size of the largest group."""
-        return self._width
 
     def fold(self, x: Tensor) -> Tensor:
         """
@@ -150,7 +146,7 @@ class Folding:
         if not self._full:
             x = _gather(x, self._items, self._places, None)
 
-        return x.reshape(self._num_groups, self._width, *x.shape[1:])
+        return x.reshape(self._num_groups, self.width, *x.shape[1:])
 
     def unfold(self, x: Tensor) -> Tensor:
         """
@@ -179,7 +175,8 @@ class RowCache:
         :param max_len: The number of positions that there is room for.
         """
         self._num_rows = num_rows
-        self._max_len = max_len
+        self.max_len = max_len
+        """The number of positions that there is room for."""
 
         # The number of rows that there is room for.
         self._capacity = num_rows
@@ -211,7 +208,7 @@ class RowCache:
 
         # Zeros, since garbage that is no number would pass an attention mask. A head lies
         # in one piece: attention of single queries is several times as fast.
-        states = like.new_zeros((self._capacity, num_heads, self._max_len, head_dim))
+        states = like.new_zeros((self._capacity, num_heads, self.max_len, head_dim))
 
         return states.transpose(1, 2)
 
@@ -270,11 +267,6 @@ class RowCache:
         )
 
         return k, v
-
-    @property
-    def max_len(self) -> int:
-        """The number of positions that there is room for."""
-        return self._max_len
 
     def take(self, module: Module, end: int) -> tuple[Tensor, Tensor]:
         """Removes a layer and returns the first ``end`` positions of all its rows.

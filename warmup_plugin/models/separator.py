@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -65,27 +65,6 @@ def prepare_separator(
 
     :returns: What :func:`prepare_rows` does the same to the weights of the model by.
     """
-    rows = list(
-        _list_rows(
-            model,
-            separator_idx,
-            None if ends_like_text else eos_idx,
-            begin_indices,
-        )
-    )
-
-    # Tied ones under each of their names.
-    prepare_rows(model.state_dict(), rows)
-
-    return rows
-
-
-def _list_rows(
-    model: Module,
-    separator_idx: int,
-    eos_idx: int | None,
-    begin_indices: Sequence[int],
-) -> Iterator[PreparedRow]:
     frontend, proj = cast(Any, model).decoder_frontend, cast(Any, model).final_proj
 
     # The parameters themselves: each is one object under all its names.
@@ -96,13 +75,20 @@ def _list_rows(
 
         return PreparedRow(names, separator_idx, list(mean_of))
 
-    if eos_idx is not None:
-        for weight in (proj.weight, proj.bias):
-            if weight is not None:
-                yield describe(weight, [eos_idx])
+    rows = []
 
-    if eos_idx is None or not has_tied_embeddings(model):
-        yield describe(frontend.embed.weight, list(dict.fromkeys(begin_indices)))
+    if not ends_like_text:
+        weights = [w for w in (proj.weight, proj.bias) if w is not None]
+
+        rows += [describe(weight, [eos_idx]) for weight in weights]
+
+    if ends_like_text or not has_tied_embeddings(model):
+        rows.append(describe(frontend.embed.weight, list(dict.fromkeys(begin_indices))))
+
+    # Tied ones under each of their names.
+    prepare_rows(model.state_dict(), rows)
+
+    return rows
 
 
 @torch.no_grad()

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast, final
+from typing import Any, Final, TypeVar, cast, final, get_type_hints
 
 from warmup_plugin.data.text_lines import iter_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json
+
+T = TypeVar("T")
 
 
 @final
@@ -106,16 +108,14 @@ def read_translations(file: Path) -> list[Translation]:
 
     :raises WarmupError: If a line is not what ``generate`` writes.
     """
-    translations = []
-
-    for row in _read_rows(file, "python -m warmup_plugin generate"):
-        hypotheses = [_read_hypothesis(item) for item in row.items("hypotheses")]
-
-        translation = Translation(row.text("source"), _read_hypothesis(row), hypotheses)
-
-        translations.append(translation)
-
-    return translations
+    return [
+        Translation(
+            row.text("source"),
+            row.read(Hypothesis),
+            [item.read(Hypothesis) for item in row.items("hypotheses")],
+        )
+        for row in _read_rows(file, "python -m warmup_plugin generate")
+    ]
 
 
 def read_scores(file: Path) -> list[ScoredPair]:
@@ -124,45 +124,21 @@ def read_scores(file: Path) -> list[ScoredPair]:
 
     :raises WarmupError: If a line is not what ``score`` writes.
     """
-    pairs = []
-
-    for row in _read_rows(file, "python -m warmup_plugin score"):
-        draws = [
-            Draw(
-                item.text("warmup"),
-                item.number("warmup_log_prob"),
-                item.number("target_log_prob"),
-                item.number("weight") or 0.0,
-                int(item.number("count") or 1),
-            )
-            for item in row.items("warmups")
-        ]
-
-        pair = ScoredPair(
-            row.text("source"),
-            int(row.number("num_target_tokens") or 0),
-            row.number("log_prob"),
-            row.number("marginal_log_prob"),
-            row.number("gain"),
-            row.number("effective_sample_size"),
-            draws,
+    return [
+        row.read(
+            ScoredPair,
+            num_target_tokens=int(row.number("num_target_tokens") or 0),
+            draws=[
+                item.read(
+                    Draw,
+                    weight=item.number("weight") or 0.0,
+                    count=int(item.number("count") or 1),
+                )
+                for item in row.items("warmups")
+            ],
         )
-
-        pairs.append(pair)
-
-    return pairs
-
-
-def _read_hypothesis(row: _Row) -> Hypothesis:
-    return Hypothesis(
-        row.optional_text("warmup"),
-        row.text("output"),
-        row.number("score"),
-        row.number("log_prob"),
-        row.number("warmup_log_prob"),
-        row.number("target_log_prob"),
-        row.number("weight"),
-    )
+        for row in _read_rows(file, "python -m warmup_plugin score")
+    ]
 
 
 @final
@@ -175,6 +151,26 @@ class _Row:
     remedy: str
 
     fields: Mapping[str, object]
+
+    def read(self, kls: type[T], **others: Any) -> T:
+        """
+        Reads a dataclass, whose fields are texts and numbers.
+
+        :param others: The fields that are not.
+        """
+        readers: dict[Any, Callable[[str], Any]] = {
+            str: self.text,
+            str | None: self.optional_text,
+            float | None: self.number,
+        }
+
+        values = {
+            name: readers[hint](name)
+            for name, hint in get_type_hints(kls).items()
+            if name not in others
+        }
+
+        return kls(**values, **others)
 
     def text(self, name: str) -> str:
         value = self.fields.get(name)

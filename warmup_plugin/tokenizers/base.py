@@ -67,6 +67,8 @@ class PlainTokenizer(WarmupTokenizer):
         vocab_info: VocabularyInfo,
         specials: Mapping[str, int],
         frames: Mapping[str | None, tuple[Sequence[int], Sequence[int]]],
+        default_separator: str | None,
+        separators: Iterable[str],
     ) -> None:
         """
         :param specials: The tokens that no text encodes to.
@@ -76,6 +78,8 @@ class PlainTokenizer(WarmupTokenizer):
         self._specials = specials
         self._special_indices = frozenset(specials.values())
         self._frames = frames
+        self._default_separator = default_separator
+        self._separators = tuple(separators)
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -138,6 +142,16 @@ class PlainTokenizer(WarmupTokenizer):
     @override
     def special_indices(self) -> frozenset[int]:
         return self._special_indices
+
+    @property
+    @override
+    def default_separator(self) -> str | None:
+        return self._default_separator
+
+    @property
+    @override
+    def separators(self) -> tuple[str, ...]:
+        return self._separators
 
     @property
     @override

@@ -51,8 +51,9 @@ class TextCodec(ABC):
         """
         :param separator: The name of the token that ends a warmup.
         """
-        self._layout = layout
-        self._separator = separator
+        self.layout = layout
+        self.separator = separator
+        """The name of the token that ends a warmup."""
 
     @abstractmethod
     def encode_source(self, source: str) -> EncodedText: ...
@@ -106,16 +107,7 @@ class TextCodec(ABC):
     def adopt_layout(self, other: TextCodec) -> None:
         """Takes the separator of the other directions of a run, for one that writes none
         itself."""
-        self._layout, self._separator = other.layout, other.separator
-
-    @property
-    def layout(self) -> DecoderLayout:
-        return self._layout
-
-    @property
-    def separator(self) -> str:
-        """The name of the token that ends a warmup."""
-        return self._separator
+        self.layout, self.separator = other.layout, other.separator
 
     @property
     @abstractmethod

@@ -102,14 +102,24 @@ class HuggingFaceTokenizer(PlainTokenizer):
             "as_is": ([], []),
         }
 
-        super().__init__(vocab_info, specials, frames)
+        used = {tok.unk_token_id, tok.bos_token_id, eos_idx, tok.pad_token_id}
+        used.add(specials.get(PROMPT_END))
 
-        self._tok = tok
+        super().__init__(
+            vocab_info,
+            specials,
+            frames,
+            next((t for t in _SPARE_TOKENS if t in specials), None),
+            [t for t, idx in specials.items() if idx not in used],
+        )
+
+        self.tok = tok
+        """The tokenizer of transformers."""
         self._prefix = prefix
 
     @override
     def encode(self, text: str) -> list[int]:
-        indices: list[int] = self._tok.encode(
+        indices: list[int] = self.tok.encode(
             text, add_special_tokens=False, split_special_tokens=True
         )
 
@@ -162,7 +172,7 @@ class HuggingFaceTokenizer(PlainTokenizer):
 
     @override
     def decode(self, indices: Iterable[int]) -> str:
-        text: str = self._tok.decode(
+        text: str = self.tok.decode(
             list(indices), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
@@ -170,42 +180,21 @@ class HuggingFaceTokenizer(PlainTokenizer):
 
     @override
     def to_tokens(self, indices: Sequence[int]) -> list[str]:
-        tokens: list[str] = self._tok.convert_ids_to_tokens(list(indices))
+        tokens: list[str] = self.tok.convert_ids_to_tokens(list(indices))
 
         return tokens
 
     @override
     def to_indices(self, tokens: Sequence[str]) -> list[int]:
-        indices: list[int] = self._tok.convert_tokens_to_ids(list(tokens))
+        indices: list[int] = self.tok.convert_tokens_to_ids(list(tokens))
 
         return indices
-
-    @property
-    @override
-    def default_separator(self) -> str | None:
-        return next((t for t in _SPARE_TOKENS if t in self._specials), None)
-
-    @property
-    @override
-    def separators(self) -> tuple[str, ...]:
-        info = self._vocab_info
-
-        used = {info.unk_idx, info.bos_idx, info.eos_idx, info.pad_idx}
-
-        used.add(self._specials.get(PROMPT_END))
-
-        return tuple(t for t, idx in self._specials.items() if idx not in used)
 
     @property
     def prompt_end(self) -> str | None:
         """The special token that ends a prompt; ``None`` if text does, as in all but
         tokenizers of ours."""
         return PROMPT_END if PROMPT_END in self._specials else None
-
-    @property
-    def tok(self) -> Any:
-        """The tokenizer of transformers."""
-        return self._tok
 
 
 def load_hugging_face_tokenizer(

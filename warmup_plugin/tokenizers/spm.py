@@ -67,6 +67,8 @@ class WarmupSpmTokenizer(PlainTokenizer):
             processor.pad_id(),
         )
 
+        used = (vocab_info.pad_idx, vocab_info.bos_idx, vocab_info.eos_idx)
+
         bos, eos = [processor.bos_id()], [processor.eos_id()]
 
         super().__init__(
@@ -79,10 +81,11 @@ class WarmupSpmTokenizer(PlainTokenizer):
                 "target": (bos, eos),
                 "prompt": (bos, []),
             },
+            separator,
+            [t for t, idx in control_symbols.items() if idx not in used],
         )
 
         self._processor = processor
-        self._separator = separator
 
     @override
     def create_encoder(self, *, task: str | None = None, **kwargs: Any) -> TokenEncoder:
@@ -121,22 +124,10 @@ class WarmupSpmTokenizer(PlainTokenizer):
     def to_indices(self, tokens: Sequence[str]) -> list[int]:
         return [self._processor.piece_to_id(token) for token in tokens]
 
-    @property
-    @override
-    def default_separator(self) -> str | None:
-        return self._separator
 
-    @property
-    @override
-    def separators(self) -> tuple[str, ...]:
-        info = self._vocab_info
-
-        used = (info.pad_idx, info.bos_idx, info.eos_idx)
-
-        return tuple(t for t, i in self._specials.items() if i not in used)
-
-
-def load_warmup_spm(path: Path, *, separator: str = SEPARATOR) -> WarmupSpmTokenizer:
+def load_warmup_spm(
+    path: Path, config: WarmupSpmConfig | None = None
+) -> WarmupSpmTokenizer:
     """
     Loads a SentencePiece model and checks that it can separate warmups.
 
@@ -145,6 +136,8 @@ def load_warmup_spm(path: Path, *, separator: str = SEPARATOR) -> WarmupSpmToken
     :raises WarmupError: The file is missing, is not a SentencePiece model, or lacks
         PAD, BOS, EOS or the separator.
     """
+    separator = SEPARATOR if config is None else config.separator
+
     remedy = "train one with `python -m warmup_plugin train-tokenizer`"
 
     # fairseq2 prints the stack trace of a `TokenizerModelError` and of an `OSError`;
@@ -208,18 +201,11 @@ def load_warmup_spm(path: Path, *, separator: str = SEPARATOR) -> WarmupSpmToken
     return WarmupSpmTokenizer(processor, separator, control_symbols)
 
 
-def load_warmup_spm_with_config(
-    path: Path, config: WarmupSpmConfig
-) -> WarmupSpmTokenizer:
-    """Loads a SentencePiece model for fairseq2's tokenizer family."""
-    return load_warmup_spm(path, separator=config.separator)
-
-
 def register_warmup_spm_family(container: DependencyContainer) -> None:
     register_tokenizer_family(
         container,
         WARMUP_SPM_FAMILY,
         WarmupSpmTokenizer,
         WarmupSpmConfig,
-        loader=load_warmup_spm_with_config,
+        loader=load_warmup_spm,
     )

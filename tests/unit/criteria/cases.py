@@ -141,7 +141,7 @@ class FixedSampler:
 
         num_sources, num_candidates = candidates.proposal_log_probs.shape
 
-        assert source.num_sources == prefixes.size(0)
+        assert source.memory.num_sources == prefixes.size(0)
         assert num_warmups == num_candidates
 
         end = self._begin + prefixes.size(0)

@@ -171,7 +171,7 @@ class TestMeasureTokens:
     def test_tokenizer_without_unknown_token_knows_all(self, tmp_path: Path) -> None:
         codec = LetterCodec()
 
-        codec._layout = replace(codec.layout, unk_idx=None)
+        codec.layout = replace(codec.layout, unk_idx=None)
 
         _, target = measure(tmp_path, [("z", "z")], codec)
 

@@ -24,7 +24,6 @@ from warmup_plugin.tokenizers.spm import (
     WarmupSpmConfig,
     WarmupSpmTokenizer,
     load_warmup_spm,
-    load_warmup_spm_with_config,
     register_warmup_spm_family,
 )
 
@@ -191,7 +190,7 @@ class TestLoadWarmupSpm:
     def test_call_works_with_other_separator(self, tmp_path: Path) -> None:
         path = write_model(tmp_path / "t.model", control_symbols=["<a>", "<b>"])
 
-        tokenizer = load_warmup_spm_with_config(path, WarmupSpmConfig(separator="<b>"))
+        tokenizer = load_warmup_spm(path, WarmupSpmConfig(separator="<b>"))
 
         assert tokenizer.default_separator == "<b>"
         assert tokenizer.find_special("<b>") == 5
@@ -279,7 +278,7 @@ class TestLoadWarmupSpm:
         assert SentencePieceProcessor(model_file=str(model_path)).is_control(2)
 
         with pytest.raises(WarmupError, match="set `separator` to another"):
-            load_warmup_spm(model_path, separator=separator)
+            load_warmup_spm(model_path, WarmupSpmConfig(separator=separator))
 
 
 class TestWarmupSpmConfig:

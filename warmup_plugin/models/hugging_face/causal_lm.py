@@ -12,7 +12,7 @@ from typing import Final
 from torch import Tensor
 
 from warmup_plugin.models.hugging_face.fields import ConfigFields
-from warmup_plugin.models.hugging_face.names import NameMap
+from warmup_plugin.models.hugging_face.format import NameMap
 
 _NAMES: Final = NameMap(
     [

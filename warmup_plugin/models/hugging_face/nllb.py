@@ -16,8 +16,7 @@ from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.models.hugging_face.fields import ConfigFields
-from warmup_plugin.models.hugging_face.format import HuggingFaceFormat
-from warmup_plugin.models.hugging_face.names import NameMap
+from warmup_plugin.models.hugging_face.format import HuggingFaceFormat, NameMap
 
 _HG_ORDER: Final = (1, 3, 0, 2)
 """The indices at Hugging Face of PAD, UNK, BOS and EOS, which are 0 to 3 here."""

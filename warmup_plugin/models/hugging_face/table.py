@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from fairseq2.models.hg import HuggingFaceConverter
@@ -14,20 +14,13 @@ from warmup_plugin.models.hugging_face.format import HuggingFaceFormat
 from warmup_plugin.models.hugging_face.llama import LlamaHuggingFaceFormat
 from warmup_plugin.models.hugging_face.nllb import NllbHuggingFaceFormat
 from warmup_plugin.models.hugging_face.qwen import QwenHuggingFaceFormat
+from warmup_plugin.models.t5.interop import T5HuggingFaceFormat
 
-
-def _create_t5_format() -> HuggingFaceFormat:
-    # That module imports the interface of this package.
-    from warmup_plugin.models.t5.interop import T5HuggingFaceFormat
-
-    return T5HuggingFaceFormat()
-
-
-_FORMATS: Final[Mapping[str, Callable[[], HuggingFaceFormat]]] = {
+_FORMATS: Final[Mapping[str, type[HuggingFaceFormat]]] = {
     "nllb": NllbHuggingFaceFormat,
     "llama": LlamaHuggingFaceFormat,
     "qwen": QwenHuggingFaceFormat,
-    "t5": _create_t5_format,
+    "t5": T5HuggingFaceFormat,
 }
 
 
@@ -37,14 +30,14 @@ def get_format(family: str) -> HuggingFaceFormat:
 
     :raises WarmupError: If the family has none.
     """
-    create_format = _FORMATS.get(family)
+    kls = _FORMATS.get(family)
 
-    if create_format is None:
+    if kls is None:
         raise WarmupError(
             f"The fairseq2 family `{family}` cannot be exchanged with Hugging Face; supported are {', '.join(_FORMATS)}."
         )
 
-    return create_format()
+    return kls()
 
 
 def find_format(hg_config: Mapping[str, object]) -> HuggingFaceFormat:
@@ -55,17 +48,11 @@ def find_format(hg_config: Mapping[str, object]) -> HuggingFaceFormat:
     """
     model_type = hg_config.get("model_type")
 
-    model_types: list[str] = []
+    for kls in _FORMATS.values():
+        if model_type in kls.model_types:
+            return kls()
 
-    for create_format in _FORMATS.values():
-        hg_format = create_format()
-
-        if model_type in hg_format.model_types:
-            return hg_format
-
-        model_types.extend(hg_format.model_types)
-
-    supported = ", ".join(model_types)
+    supported = ", ".join(name for kls in _FORMATS.values() for name in kls.model_types)
 
     if model_type is None:
         raise WarmupError(

@@ -261,36 +261,21 @@ def read_weight_file(file: Path) -> dict[str, Tensor]:
 
     weights: object
 
-    if file.suffix == ".safetensors":
-        weights = _load_safetensors(file)
-    else:
-        weights = _load_bin(file, zipped=head.startswith(_ZIP_FILE))
-
-    if isinstance(weights, dict):
-        if all(isinstance(w, Tensor) for w in weights.values()):
-            # A file of older versions may hold parameters.
-            return {str(name): weight.detach() for name, weight in weights.items()}
-
-    raise WarmupError(
-        f"{file} holds something else than weights by name; take the file that `save_pretrained` of transformers wrote."
-    )
-
-
-def _load_safetensors(file: Path) -> object:
     try:
-        return load_file(file)
-    except (SafetensorError, OSError) as ex:
-        raise _refuse_damaged(file, ex) from None
+        if file.suffix == ".safetensors":
+            weights = load_file(file)
+        else:
+            with warnings.catch_warnings():
+                # About versions of pickle; what cannot be read is reported below.
+                warnings.simplefilter("ignore")
 
-
-def _load_bin(file: Path, *, zipped: bool) -> object:
-    try:
-        with warnings.catch_warnings():
-            # About versions of pickle; what cannot be read is reported below.
-            warnings.simplefilter("ignore")
-
-            # Files of PyTorch before 1.6 are not zipped and cannot be mapped.
-            return torch.load(file, map_location=CPU, weights_only=True, mmap=zipped)
+                # Files of PyTorch before 1.6 are not zipped and cannot be mapped.
+                weights = torch.load(
+                    file,
+                    map_location=CPU,
+                    weights_only=True,
+                    mmap=head.startswith(_ZIP_FILE),
+                )
     except UnpicklingError as ex:
         # So pickle calls what it would import: a function or a class.
         if "GLOBAL" in str(ex):
@@ -303,6 +288,15 @@ def _load_bin(file: Path, *, zipped: bool) -> object:
     # What a reader makes of a damaged file is not limited to some errors.
     except Exception as ex:
         raise _refuse_damaged(file, ex) from None
+
+    if isinstance(weights, dict):
+        if all(isinstance(w, Tensor) for w in weights.values()):
+            # A file of older versions may hold parameters.
+            return {str(name): weight.detach() for name, weight in weights.items()}
+
+    raise WarmupError(
+        f"{file} holds something else than weights by name; take the file that `save_pretrained` of transformers wrote."
+    )
 
 
 def _refuse_damaged(file: Path, ex: Exception) -> WarmupError:

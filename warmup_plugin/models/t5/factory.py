@@ -56,9 +56,7 @@ def create_t5_model(config: T5Config) -> TransformerModel:
         )
 
     # Without `pad_idx`: the decoder begins with PAD and learns it.
-    embed = StandardEmbedding(
-        config.vocab_size, config.model_dim, init_fn=_init_embedding
-    )
+    embed = StandardEmbedding(config.vocab_size, config.model_dim, init_fn=_init_normal)
 
     frontend = TransformerEmbeddingFrontend(
         config.model_dim,
@@ -91,7 +89,7 @@ def create_t5_model(config: T5Config) -> TransformerModel:
             config.model_dim,
             config.vocab_size,
             bias=False,
-            init_fn=_init_final_projection,
+            init_fn=_init_normal,
         )
 
     return TransformerModel(
@@ -225,13 +223,9 @@ class T5TiedProjection(Projection):
         return float(self.input_dim**-0.5)
 
 
-def _init_embedding(embed: StandardEmbedding) -> None:
-    nn.init.normal_(embed.weight)
+def _init_normal(module: StandardEmbedding | Linear) -> None:
+    nn.init.normal_(module.weight)
 
 
 def _init_projection(proj: Linear) -> None:
     nn.init.normal_(proj.weight, std=proj.input_dim**-0.5)
-
-
-def _init_final_projection(proj: Linear) -> None:
-    nn.init.normal_(proj.weight)

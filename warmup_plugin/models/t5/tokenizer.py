@@ -141,7 +141,11 @@ class T5Tokenizer(PlainTokenizer):
             sentinels = {f"<extra_id_{i}>": size - 1 - i for i in range(num_sentinels)}
 
         super().__init__(
-            VocabularyInfo(size, 2, None, 1, 0), specials | sentinels, _FRAMES
+            VocabularyInfo(size, 2, None, 1, 0),
+            specials | sentinels,
+            _FRAMES,
+            "<extra_id_0>" if "<extra_id_0>" in sentinels else None,
+            sentinels,
         )
 
         self._pieces = pieces
@@ -179,16 +183,6 @@ class T5Tokenizer(PlainTokenizer):
     @override
     def to_indices(self, tokens: Sequence[str]) -> list[int]:
         return [self._sentinels.get(t, self._vocab.get(t, 2)) for t in tokens]
-
-    @property
-    @override
-    def default_separator(self) -> str | None:
-        return "<extra_id_0>" if "<extra_id_0>" in self._sentinels else None
-
-    @property
-    @override
-    def separators(self) -> tuple[str, ...]:
-        return tuple(self._sentinels)
 
     @property
     def num_pieces(self) -> int:
