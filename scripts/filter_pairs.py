@@ -9,13 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from warmup_plugin.data.preparation.cli import (
-    add_filter_arguments,
-    add_out_arguments,
-    create_parser,
-    get_training_filter,
-    run_script,
-)
+from warmup_plugin.data.preparation.cli import PreparationParser, get_training_filter
 from warmup_plugin.data.preparation.data_folder import DataFolder, Origin
 from warmup_plugin.data.preparation.filtering import filter_corpus
 from warmup_plugin.data.preparation.parallel import Corpus
@@ -35,9 +29,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = create_parser("filter_pairs.py", _DESCRIPTION, _EPILOG)
-
-    add_out_arguments(parser)
+    parser = PreparationParser("filter_pairs.py", _DESCRIPTION, _EPILOG)
 
     parser.add_argument(
         "--pairs",
@@ -84,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             help=f"for the data card: {text} (default: %(default)s)",
         )
 
-    add_filter_arguments(parser)
+    parser.add_filter_arguments()
 
-    return run_script(parser, argv, _prepare)
+    return parser.run(argv, _prepare)
 
 
 def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
@@ -101,7 +93,6 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
             version="files with the checksums below",
             license=args.license,
         ),
-        force=args.force,
     )
 
 

@@ -10,14 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from warmup_plugin.data.preparation.cli import (
-    add_download_arguments,
-    add_out_arguments,
-    add_split_argument,
-    create_parser,
-    get_downloads,
-    run_script,
-)
+from warmup_plugin.data.preparation.cli import PreparationParser, get_downloads
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.flores import (
@@ -45,9 +38,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = create_parser("prepare_flores.py", _DESCRIPTION, _EPILOG)
-
-    add_out_arguments(parser)
+    parser = PreparationParser("prepare_flores.py", _DESCRIPTION, _EPILOG)
 
     parser.add_argument(
         "--release",
@@ -64,15 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="languages; others than the default ones with the code that the release has for them, as in sw=swh_Latn (default: en de fr ru zh)",
     )
 
-    add_split_argument(parser, SPLITS)
+    parser.add_split_argument(SPLITS)
 
-    add_download_arguments(
-        parser,
+    parser.add_download_arguments(
         what="a folder or an archive of FLORES that is there already",
         url="that of the release",
     )
 
-    return run_script(parser, argv, _prepare)
+    return parser.run(argv, _prepare)
 
 
 def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
@@ -90,7 +80,6 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
         url=url,
         downloads=get_downloads(args),
         downloader=Downloader(token=os.environ.get("HF_TOKEN") if is_hub else None),
-        force=args.force,
     )
 
 

@@ -8,15 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from warmup_plugin.data.preparation.cli import (
-    add_download_arguments,
-    add_out_arguments,
-    add_overlap_argument,
-    add_split_argument,
-    create_parser,
-    get_downloads,
-    run_script,
-)
+from warmup_plugin.data.preparation.cli import PreparationParser, get_downloads
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.examples import SPLITS
@@ -37,9 +29,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = create_parser("prepare_logiqa.py", _DESCRIPTION, _EPILOG)
-
-    add_out_arguments(parser)
+    parser = PreparationParser("prepare_logiqa.py", _DESCRIPTION, _EPILOG)
 
     parser.add_argument(
         "--lang",
@@ -48,17 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the language of the questions (default: %(default)s)",
     )
 
-    add_split_argument(parser, SPLITS)
+    parser.add_split_argument(SPLITS)
 
-    add_overlap_argument(parser)
+    parser.add_overlap_argument()
 
-    add_download_arguments(
-        parser,
+    parser.add_download_arguments(
         what="a folder of the authors' files, `train.txt`, `dev.txt` and `test.txt` (or `.jsonl`)",
         url=URL,
     )
 
-    return run_script(parser, argv, _prepare)
+    return parser.run(argv, _prepare)
 
 
 def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
@@ -71,7 +60,6 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
         downloads=get_downloads(args),
         downloader=Downloader(),
         drop_overlap=args.drop_overlap,
-        force=args.force,
     )
 
 

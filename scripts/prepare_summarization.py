@@ -8,15 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from warmup_plugin.data.preparation.cli import (
-    add_download_arguments,
-    add_out_arguments,
-    add_overlap_argument,
-    add_split_argument,
-    create_parser,
-    get_downloads,
-    run_script,
-)
+from warmup_plugin.data.preparation.cli import PreparationParser, get_downloads
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.examples import SPLITS
@@ -41,9 +33,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = create_parser("prepare_summarization.py", _DESCRIPTION, _EPILOG)
-
-    add_out_arguments(parser)
+    parser = PreparationParser("prepare_summarization.py", _DESCRIPTION, _EPILOG)
 
     parser.add_argument(
         "--set",
@@ -52,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="which data set",
     )
 
-    add_split_argument(parser, SPLITS)
+    parser.add_split_argument(SPLITS)
 
-    add_overlap_argument(parser)
+    parser.add_overlap_argument()
 
     parser.add_argument(
         "--revision",
@@ -62,13 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of XSum and CNN/DailyMail: the revision on the Hugging Face Hub (default: main)",
     )
 
-    add_download_arguments(
-        parser,
+    parser.add_download_arguments(
         what="a folder of JSON lines, `train.jsonl`, `dev.jsonl` or `validation.jsonl`, and `test.jsonl`, or one that `datasets` loads",
         url="of DialogSum, that of its authors",
     )
 
-    return run_script(parser, argv, _prepare)
+    return parser.run(argv, _prepare)
 
 
 def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
@@ -82,7 +71,6 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
         downloads=get_downloads(args),
         downloader=Downloader(),
         drop_overlap=args.drop_overlap,
-        force=args.force,
     )
 
 

@@ -7,17 +7,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from warmup_plugin.data.preparation.cli import (
-    add_downloads_argument,
-    add_filter_arguments,
-    add_out_arguments,
-    create_parser,
+    PreparationParser,
     get_downloads,
     get_training_filter,
-    run_script,
 )
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
@@ -53,9 +50,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = create_parser("prepare_wmt.py", _DESCRIPTION, _EPILOG)
-
-    add_out_arguments(parser)
+    parser = PreparationParser("prepare_wmt.py", _DESCRIPTION, _EPILOG)
 
     parser.add_argument(
         "--pair",
@@ -98,11 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a Python that has mtdata (default: the environment variable WARMUP_MTDATA_PYTHON, or this Python)",
     )
 
-    add_downloads_argument(parser)
+    parser.add_downloads_argument()
 
-    add_filter_arguments(parser)
+    parser.add_filter_arguments()
 
-    return run_script(parser, argv, _prepare)
+    return parser.run(argv, _prepare)
 
 
 def _prepare(args: argparse.Namespace, folder: DataFolder) -> str | None:
@@ -120,17 +115,13 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str | None:
     recipe = _get_recipe(args, langs[0], langs[1], mtdata)
 
     if args.list:
-        for part, names in (
-            ("train", recipe.train),
-            ("valid", recipe.valid),
-            ("test", recipe.test),
-        ):
+        for part, names in asdict(recipe).items():
             for name in names:
                 show(f"{part:<5}  {name}")
 
         return None
 
-    return prepare_wmt(folder, recipe, training_filter, mtdata=mtdata, force=args.force)
+    return prepare_wmt(folder, recipe, training_filter, mtdata=mtdata)
 
 
 def _get_recipe(

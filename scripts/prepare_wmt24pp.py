@@ -8,13 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from warmup_plugin.data.preparation.cli import (
-    add_download_arguments,
-    add_out_arguments,
-    create_parser,
-    get_downloads,
-    run_script,
-)
+from warmup_plugin.data.preparation.cli import PreparationParser, get_downloads
 from warmup_plugin.data.preparation.data_folder import DataFolder
 from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.wmt24pp import (
@@ -39,9 +33,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = create_parser("prepare_wmt24pp.py", _DESCRIPTION, _EPILOG)
-
-    add_out_arguments(parser)
+    parser = PreparationParser("prepare_wmt24pp.py", _DESCRIPTION, _EPILOG)
 
     parser.add_argument(
         "--langs",
@@ -51,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="languages beside English, such as `de`; with the region where there are several, as in zh=zh_CN for the file `wmt24pp.zh`",
     )
 
-    add_download_arguments(
-        parser, what="a folder of files such as `en-de_DE.jsonl`", url=URL
+    parser.add_download_arguments(
+        what="a folder of files such as `en-de_DE.jsonl`", url=URL
     )
 
-    return run_script(parser, argv, _prepare)
+    return parser.run(argv, _prepare)
 
 
 def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
@@ -66,7 +58,6 @@ def _prepare(args: argparse.Namespace, folder: DataFolder) -> str:
         url=args.url or URL,
         downloads=get_downloads(args),
         downloader=Downloader(),
-        force=args.force,
     )
 
 

@@ -246,13 +246,13 @@ def test_data_card(data: bytes) -> None:
         (folder / "x").write_text("x\n")
 
         def use() -> None:
-            data_folder = DataFolder(folder, ["x"])
+            data_folder = DataFolder(folder, ["x"], force=True)
 
             inputs = Inputs(sources={}, settings={})
 
             data_folder.is_done("a", inputs)
 
-            data_folder.start("a", inputs, ["x"], force=True)
+            data_folder.start("a", inputs, ["x"])
 
             data_folder.finish("a", ["x"], origin=ORIGIN, counts={})
 

@@ -240,15 +240,14 @@ def _find_files(
 def find_file(root: Path, name: str) -> Path | None:
     file, gz_file = root.joinpath(name), root.joinpath(f"{name}.gz")
 
-    if file.is_file() and gz_file.is_file():
+    found = [candidate for candidate in (file, gz_file) if candidate.is_file()]
+
+    if len(found) > 1:
         raise WarmupError(
             f"`{file}` and `{gz_file.name}` both exist: remove the one that is out of date."
         )
 
-    if file.is_file():
-        return file
-
-    return gz_file if gz_file.is_file() else None
+    return found[0] if found else None
 
 
 def _describe_folder(config: TextPairsConfig, root: Path) -> str:

@@ -32,8 +32,6 @@ SOURCE_CONSONANTS: Final = "kplmnrst"
 TARGET_CONSONANTS: Final = "bdfghvwz"
 VOWELS: Final = "aeiou"
 
-_GENDERS: Final = ("m", "f", "n")
-
 _SOURCE_DEFINITE: Final = "ta"
 _SOURCE_INDEFINITE: Final = "pe"
 _SOURCE_RELATIVE: Final = "so"
@@ -45,31 +43,15 @@ _SOURCE_PAST: Final = "to"
 _TARGET_AND: Final = "wo"
 TARGET_PARTICIPLE: Final = "ji"
 
-# Gender -> (singular, plural)
-_DEFINITE: Final = {"m": ("bo", "boza"), "f": ("ba", "baza"), "n": ("bu", "buza")}
-_INDEFINITE: Final = {"m": ("he", "hefa"), "f": ("ha", "hafa"), "n": ("hu", "hufa")}
-_NOUN_ENDING: Final = {"m": ("", "be"), "f": ("", "vi"), "n": ("", "ga")}
-_ADJECTIVE_ENDING: Final = {
-    "m": ("vo", "vebo"),
-    "f": ("ga", "gebo"),
-    "n": ("du", "debo"),
-}
-_SUBJECT_RELATIVE: Final = {
-    "m": ("zo", "zobe"),
-    "f": ("za", "zabe"),
-    "n": ("zu", "zube"),
-}
-_OBJECT_RELATIVE: Final = {
-    "m": ("zi", "zibe"),
-    "f": ("ze", "zebe"),
-    "n": ("zi", "zibe"),
-}
-_AUXILIARY: Final = {
-    "m": ("wido", "wide"),
-    "f": ("wida", "wide"),
-    "n": ("widu", "wide"),
-}
-_PRONOUN: Final = {"m": ("fo", "fobe"), "f": ("fa", "fabe"), "n": ("fu", "fube")}
+# By gender (masculine, feminine, neuter), then plural.
+_DEFINITE: Final = (("bo", "boza"), ("ba", "baza"), ("bu", "buza"))
+_INDEFINITE: Final = (("he", "hefa"), ("ha", "hafa"), ("hu", "hufa"))
+_NOUN_ENDING: Final = (("", "be"), ("", "vi"), ("", "ga"))
+_ADJECTIVE_ENDING: Final = (("vo", "vebo"), ("ga", "gebo"), ("du", "debo"))
+_SUBJECT_RELATIVE: Final = (("zo", "zobe"), ("za", "zabe"), ("zu", "zube"))
+_OBJECT_RELATIVE: Final = (("zi", "zibe"), ("ze", "zebe"), ("zi", "zibe"))
+_AUXILIARY: Final = (("wido", "wide"), ("wida", "wide"), ("widu", "wide"))
+_PRONOUN: Final = (("fo", "fobe"), ("fa", "fabe"), ("fu", "fube"))
 _VERB_ENDING: Final = ("fe", "zu")
 
 
@@ -80,7 +62,8 @@ class Sense:
 
     stem: str
 
-    gender: str
+    gender: int
+    """The place in the tables of forms."""
 
 
 @final
@@ -297,7 +280,7 @@ def _source_noun_phrase(phrase: NounPhrase) -> list[str]:
 
 
 def _target_clause(
-    clause: Clause, antecedent: NounPhrase, antecedent_gender: str
+    clause: Clause, antecedent: NounPhrase, antecedent_gender: int
 ) -> list[str]:
     topic = clause.verb.topic
 
@@ -347,7 +330,7 @@ def _target_noun_phrase(phrase: NounPhrase, topic: int) -> list[str]:
     return words
 
 
-def _target_relative(relative: Relative, head: NounPhrase, gender: str) -> list[str]:
+def _target_relative(relative: Relative, head: NounPhrase, gender: int) -> list[str]:
     other, topic = relative.other, relative.verb.topic
 
     # The head keeps the sense, and so the gender, that the outer verb gave it.
@@ -401,7 +384,7 @@ def make_lexicon() -> Lexicon:
         _PRONOUN,
     )
 
-    forms = {form for table in tables for forms in table.values() for form in forms}
+    forms = {form for table in tables for forms in table for form in forms}
 
     target = StemMaker(rng, TARGET_CONSONANTS, sorted(f for f in forms if len(f) > 2))
 
@@ -411,12 +394,12 @@ def make_lexicon() -> Lexicon:
 
         gender = int(rng.random() * 3)
 
-        senses = [Sense(target.make(), _GENDERS[gender])]
+        senses = [Sense(target.make(), gender)]
 
         if ambiguous:
             other_gender = (gender + 1 + int(rng.random() * 2)) % 3
 
-            senses.append(Sense(target.make(), _GENDERS[other_gender]))
+            senses.append(Sense(target.make(), other_gender))
 
         return Noun(source.make(), tuple(senses), animate)
 

@@ -35,12 +35,9 @@ def has_test_set(split: str, source_lang: str, target_lang: str) -> bool:
 
     name = split.removeprefix(TEST_SET_PREFIX)
 
-    if name not in sacrebleu.get_available_testsets():
-        return False
-
-    return _name_pair(source_lang, target_lang) in sacrebleu.get_langpairs_for_testset(
-        name
-    )
+    return name in sacrebleu.get_available_testsets() and _name_pair(
+        source_lang, target_lang
+    ) in sacrebleu.get_langpairs_for_testset(name)
 
 
 def find_test_set(

@@ -45,9 +45,11 @@ def iter_raw_lines(path: Path) -> Iterator[str]:
     """
     num_lines = 0
 
+    opener = gzip.open if path.suffix == ".gz" else open
+
     try:
-        with _open_binary(path) as fp:
-            for line in decode_lines(fp, path):
+        with opener(path, "rb") as fp:
+            for line in decode_lines(cast(BinaryIO, fp), path):
                 num_lines += 1
 
                 yield line
@@ -100,13 +102,6 @@ def decode_lines(fp: BinaryIO, origin: object) -> Iterator[str]:
             yield line[:-1]
         else:
             yield line
-
-
-def _open_binary(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-
-    return path.open("rb")
 
 
 def _make_encoding_error(

@@ -290,7 +290,7 @@ def _read_tsv(pairs: TextPairs, file: Path, config: TextPairsConfig) -> None:
 
         if len(columns) < num_columns:
             raise WarmupError(
-                f"Line {line_nr} of `{file}` has {_count(len(columns), 'column')}, but `dataset.source_column` {config.source_column} and `dataset.target_column` {config.target_column} (counted from 0) need {num_columns}: correct the line or the columns."
+                f"Line {line_nr} of `{file}` has {len(columns):,} column{'' if len(columns) == 1 else 's'}, but `dataset.source_column` {config.source_column} and `dataset.target_column` {config.target_column} (counted from 0) need {num_columns}: correct the line or the columns."
             )
 
         pairs.append(
@@ -456,7 +456,3 @@ def _check_weights(
     raise WarmupError(
         f"`{manifest_file}` asks for sampling by weight ({text}), which is not supported: give all directions the same weight to join them as they are, or sample them by `dataset.directions` and `dataset.sampling_temperature`, with a folder each."
     )
-
-
-def _count(num: int, noun: str) -> str:
-    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from warmup_plugin.data.lines import iter_files, iter_parallel_files
-from warmup_plugin.data.preparation.held_out import HeldOutText
 from warmup_plugin.data.preparation.parallel import Corpus
+from warmup_plugin.data.preparation.text import HeldOutText
 from warmup_plugin.data.text_files import (
     TextPlaces,
     add_place_arguments,

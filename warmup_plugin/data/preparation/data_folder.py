@@ -71,24 +71,24 @@ class DataFolder:
     killed run leaves is known to be unfinished.
     """
 
-    def __init__(self, path: Path, command: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, command: Sequence[str], *, force: bool = False
+    ) -> None:
         """
         :param path: The folder; it is made when there is something to write.
         :param command: The command that prepares it, for the card.
+        :param force: If ``True``, files that come from elsewhere are replaced.
         """
         if path.exists() and not path.is_dir():
             raise WarmupError(
                 f"`{path}` is a file: name a folder to write the data to."
             )
 
-        self._path = path
+        self.path = path
         self._command = shlex.join(command)
+        self._force = force
         self._entries = self._read_entries()
         self._new_keys: set[str] = set()
-
-    @property
-    def path(self) -> Path:
-        return self._path
 
     def is_done(self, key: str, inputs: Inputs) -> bool:
         """Returns ``True`` if the files of an entry are there, intact and up to date."""
@@ -110,26 +110,24 @@ class DataFolder:
         """Returns the names of the files of an entry, none if there is no such entry."""
         return list(self._entries[key]["files"]) if key in self._entries else []
 
-    def start(
-        self, key: str, inputs: Inputs, names: Iterable[str], *, force: bool = False
-    ) -> None:
+    def start(self, key: str, inputs: Inputs, names: Iterable[str]) -> None:
         """
         Announces the files of an entry, so that they may be written.
 
         Files that are there and that no earlier entry of this key announced are only
-        replaced if ``force`` is set.
+        replaced if the folder was opened with ``force``.
         """
-        make_folder(self._path)
+        make_folder(self.path)
 
         own = set(self.get_files(key))
 
         names = sorted(names)
 
-        if not force:
+        if not self._force:
             for name in names:
-                if name not in own and self._path.joinpath(name).exists():
+                if name not in own and self.path.joinpath(name).exists():
                     raise WarmupError(
-                        f"`{self._path / name}` exists and is not of {key}: name another folder, or replace the file with `--force`."
+                        f"`{self.path / name}` exists and is not of {key}: name another folder, or replace the file with `--force`."
                     )
 
         self._entries[key] = {
@@ -186,14 +184,12 @@ class DataFolder:
 
     def write_lines(
         self,
-        key: str,
         inputs: Inputs,
         texts: Mapping[str, Sequence[str]],
         *,
         origin: Origin,
         counts: Mapping[str, int],
         notes: Sequence[str] = (),
-        force: bool = False,
     ) -> None:
         """
         Writes the files of an entry, beside those of earlier runs, which stay.
@@ -202,11 +198,13 @@ class DataFolder:
 
         The other arguments are those of :meth:`start` and :meth:`finish`.
         """
-        earlier = [n for n in self.get_files(key) if self._path.joinpath(n).is_file()]
+        key = origin.title
 
-        self.start(key, inputs, texts, force=force)
+        earlier = [n for n in self.get_files(key) if self.path.joinpath(n).is_file()]
 
-        with write_texts([self._path / name for name in texts]) as files:
+        self.start(key, inputs, texts)
+
+        with write_texts([self.path / name for name in texts]) as files:
             for lines, file in zip(texts.values(), files):
                 file.writelines(f"{line}\n" for line in lines)
 
@@ -230,26 +228,24 @@ class DataFolder:
 
         files = ", ".join(entry["files"])
 
-        lines.append(f"{self._path}: {files}; {CARD_PAGE} says where they come from")
+        lines.append(f"{self.path}: {files}; {CARD_PAGE} says where they come from")
 
         return "\n".join(lines)
 
     def _is_intact(self, entry: dict[str, Any]) -> bool:
-        for name, description in entry["files"].items():
-            file = self._path.joinpath(name)
-
-            if not file.is_file() or hash_file(file) != description.get("sha256"):
-                return False
-
-        return True
+        return all(
+            self.path.joinpath(name).is_file()
+            and hash_file(self.path / name) == description.get("sha256")
+            for name, description in entry["files"].items()
+        )
 
     def _describe(self, name: str) -> dict[str, Any]:
-        file = self._path.joinpath(name)
+        file = self.path.joinpath(name)
 
         return {"lines": count_lines(file), "sha256": hash_file(file)}
 
     def _read_entries(self) -> dict[str, dict[str, Any]]:
-        file = self._path.joinpath(CARD_FILE)
+        file = self.path.joinpath(CARD_FILE)
 
         if not file.exists():
             return {}
@@ -283,9 +279,9 @@ class DataFolder:
 
         text = json.dumps(card, ensure_ascii=False, indent=2) + "\n"
 
-        write_text(self._path / CARD_FILE, text)
+        write_text(self.path / CARD_FILE, text)
 
-        write_text(self._path / CARD_PAGE, format_page(self._entries))
+        write_text(self.path / CARD_PAGE, format_page(self._entries))
 
 
 def format_page(entries: Mapping[str, dict[str, Any]]) -> str:

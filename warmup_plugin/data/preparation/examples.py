@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 from warmup_plugin.blank import is_blank
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.files import write_json_lines
-from warmup_plugin.data.preparation.held_out import HeldOutText
+from warmup_plugin.data.preparation.text import HeldOutText
 from warmup_plugin.data.text_lines import iter_lines
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.parsing import parse_json
@@ -23,7 +23,6 @@ SPLITS: Final = ("train", "valid", "test")
 
 def prepare_examples(
     folder: DataFolder,
-    key: str,
     inputs: Inputs,
     examples: Mapping[str, Iterable[Example]],
     *,
@@ -31,7 +30,6 @@ def prepare_examples(
     num_published: Mapping[str, int],
     drop_overlap: bool = False,
     notes: Iterable[str] = (),
-    force: bool = False,
 ) -> str:
     """
     Writes ``{split}.jsonl`` for each split.
@@ -44,12 +42,14 @@ def prepare_examples(
 
     :returns: The key of the entry in the data card.
     """
+    key = origin.title
+
     if folder.is_done(key, inputs):
         return key
 
     names = {split: f"{split}.jsonl" for split in examples}
 
-    folder.start(key, inputs, names.values(), force=force)
+    folder.start(key, inputs, names.values())
 
     counts: dict[str, dict[str, int]] = {}
 

@@ -36,11 +36,6 @@ def hash_files(paths: Iterable[Path]) -> dict[str, str]:
     return {str(path): hash_file(path) for path in paths}
 
 
-def hash_bytes(data: bytes) -> str:
-    """Returns the SHA-256 checksum of a file's content."""
-    return hashlib.sha256(data).hexdigest()
-
-
 @contextmanager
 def write_texts(paths: Sequence[Path]) -> Iterator[list[codecs.StreamWriter]]:
     """

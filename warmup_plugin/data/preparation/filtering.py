@@ -11,8 +11,8 @@ from typing import Any, final
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.files import hash_files
 from warmup_plugin.data.preparation.filters import FilterConfig, PairFilter
-from warmup_plugin.data.preparation.held_out import HeldOutText
 from warmup_plugin.data.preparation.parallel import Corpus, write_pairs
+from warmup_plugin.data.preparation.text import HeldOutText
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.language_id import LanguageIdentifier
 
@@ -127,7 +127,6 @@ def filter_corpus(
     *,
     split: str = "train",
     origin: Origin,
-    force: bool = False,
 ) -> str:
     """
     Writes the pairs of a corpus that pass the filters as ``{split}.{lang}``.
@@ -156,7 +155,7 @@ def filter_corpus(
                 f"`{file}` would be overwritten by its own filtered text: write it to another folder."
             )
 
-    folder.start(key, inputs, names, force=force)
+    folder.start(key, inputs, names)
 
     counts = training_filter.write(corpus, paths)
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from warmup_plugin.blank import is_blank
 from warmup_plugin.data.preparation.hash_set import HashSet, hash_text
-from warmup_plugin.data.preparation.held_out import HeldOutText
-from warmup_plugin.data.preparation.text import clean_line, measure_len
+from warmup_plugin.data.preparation.text import HeldOutText, clean_line, measure_len
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.language_id import LanguageIdentifier
 

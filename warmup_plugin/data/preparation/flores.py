@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +17,7 @@ from warmup_plugin.data.preparation.download import (
     FileIsMissing,
     hide_secrets,
 )
-from warmup_plugin.data.preparation.files import check_ending, hash_bytes
+from warmup_plugin.data.preparation.files import check_ending
 from warmup_plugin.data.preparation.members import read_members
 from warmup_plugin.data.text_lines import decode_lines
 from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
@@ -149,7 +150,6 @@ def prepare_flores(
     url: str | None = None,
     downloads: Path,
     downloader: Downloader,
-    force: bool = False,
 ) -> str:
     """
     Writes ``{split}.{lang}`` for each split and language, line by line translations.
@@ -189,7 +189,6 @@ def prepare_flores(
     counts, notes = _check(release, texts, splits, list(codes))
 
     folder.write_lines(
-        release.title,
         inputs,
         {f"{split}.{lang}": lines for (split, lang), lines in texts.items()},
         origin=Origin(
@@ -201,7 +200,6 @@ def prepare_flores(
         ),
         counts=counts,
         notes=notes,
-        force=force,
     )
 
     return release.title
@@ -290,9 +288,17 @@ def _read(
             documents = documents or [name for _, _, name in rows if name]
 
             if source is not None:
-                sources[str(root / path)] = hash_bytes(members[path])
+                checksum = hashlib.sha256(members[path]).hexdigest()
 
-        _check_alignment(release, split, numbers)
+                sources[str(root / path)] = checksum
+
+        first, *others = numbers
+
+        for other in others:
+            if numbers[other] != numbers[first]:
+                raise WarmupError(
+                    f"`{split}` of {release.title} has {len(numbers[first]):,} sentences in `{first}`, but {len(numbers[other]):,} or others in `{other}`, though all languages share them: download it again."
+                )
 
         if (split, _DOCUMENTS) in found:
             documents = _parse_metadata(members[found[split, _DOCUMENTS]], root)
@@ -424,18 +430,6 @@ def _parse_metadata(data: bytes, root: Path) -> list[str]:
     column = names.index(_DOCUMENT_FIELD)
 
     return [row[column].strip() for row in rows if len(row) > column and any(row)]
-
-
-def _check_alignment(
-    release: Release, split: str, numbers: Mapping[str, list[int]]
-) -> None:
-    first, *others = numbers
-
-    for other in others:
-        if numbers[other] != numbers[first]:
-            raise WarmupError(
-                f"`{split}` of {release.title} has {len(numbers[first]):,} sentences in `{first}`, but {len(numbers[other]):,} or others in `{other}`, though all languages share them: download it again."
-            )
 
 
 def _check(

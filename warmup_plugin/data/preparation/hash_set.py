@@ -54,7 +54,9 @@ class HashSet:
         unseen = np.ones(len(values), dtype=np.bool_)
 
         for run in self._runs:
-            unseen &= ~_contains(run, values)
+            positions = np.searchsorted(run, values)
+
+            unseen &= run[np.minimum(positions, len(run) - 1)] != values
 
         is_new[idxs[unseen]] = True
 
@@ -73,11 +75,3 @@ class HashSet:
             run.sort(kind="stable")
 
         self._runs.append(run)
-
-
-def _contains(run: NDArray[np.uint64], values: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    positions = np.searchsorted(run, values)
-
-    found: NDArray[np.bool_] = run[np.minimum(positions, len(run) - 1)] == values
-
-    return found

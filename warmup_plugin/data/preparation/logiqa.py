@@ -61,7 +61,6 @@ def prepare_logiqa(
     downloads: Path,
     downloader: Downloader,
     drop_overlap: bool = False,
-    force: bool = False,
 ) -> str:
     """
     Writes the multiple choice questions of LogiQA 2.0 as JSON lines.
@@ -104,7 +103,6 @@ def prepare_logiqa(
 
     return prepare_examples(
         folder,
-        title,
         inputs,
         {split: read_questions(files[split]) for split in splits},
         origin=Origin(
@@ -116,7 +114,6 @@ def prepare_logiqa(
         ),
         num_published=_NUM_PUBLISHED[lang],
         drop_overlap=drop_overlap,
-        force=force,
     )
 
 

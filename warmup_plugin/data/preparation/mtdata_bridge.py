@@ -45,7 +45,8 @@ class Catalogue:
     recipe: dict[str, list[str]]
     """The names of the data sets of a recipe by ``train``, ``dev`` and ``test``."""
 
-    data_sets: dict[str, dict[str, Any]]
+    downloads: dict[str, list[dict[str, str]]]
+    """The plain files of each data set: where they are, and where mtdata looks for them."""
 
 
 @final
@@ -216,7 +217,7 @@ class Mtdata:
                     continue
 
                 # By this file mtdata knows that it has made the lines.
-                set_.get_flag(out).unlink(missing_ok=True)
+                (out / set_.folder / f".valid.{set_.name}").unlink(missing_ok=True)
 
             stale.append(set_)
 
@@ -266,7 +267,7 @@ class Mtdata:
             for name in part_names:
                 sources[name] = {}
 
-                for file in catalogue.data_sets[name]["downloads"]:
+                for file in catalogue.downloads[name]:
                     url = file["url"]
 
                     if url not in checksums:
@@ -381,18 +382,15 @@ class _Set:
 
     @property
     def key(self) -> str:
-        return f"{self._folder}/{self.name}"
+        return f"{self.folder}/{self.name}"
 
     @property
-    def _folder(self) -> str:
+    def folder(self) -> str:
         return "train-parts" if self.is_train else "tests"
-
-    def get_flag(self, out: Path) -> Path:
-        return out / self._folder / f".valid.{self.name}"
 
     def find_file(self, out: Path, code: str) -> Path:
         """Finds the side of a language, also if mtdata adds a script or region to it."""
-        folder = out / self._folder
+        folder = out / self.folder
 
         files = [
             file

@@ -22,12 +22,14 @@ def main() -> int:
     index: Any = import_module("mtdata.index")
     entry_module: Any = import_module("mtdata.entry")
     cache_module: Any = import_module("mtdata.cache")
+    iso: Any = import_module("mtdata.iso")
 
     cache = cache_module.Cache(Path(sys.argv[1]))
 
     request = json.load(sys.stdin)
 
-    codes = _get_codes(request["langs"])
+    # ``None`` for a language that mtdata does not know.
+    codes = {lang: iso.iso3_code(lang) for lang in request["langs"]}
 
     recipe = {}
 
@@ -36,7 +38,7 @@ def main() -> int:
     elif request["recipes"]:
         recipe = _find_recipe(request["recipes"], list(codes.values()))
 
-    data_sets = {}
+    downloads = {}
 
     unknown = []
 
@@ -54,15 +56,13 @@ def main() -> int:
 
             continue
 
-        data_sets[name] = {
-            "downloads": _list_downloads(cache, entry),
-        }
+        downloads[name] = _list_downloads(cache, entry)
 
     catalogue = {
         "version": mtdata.__version__,
         "codes": codes,
         "recipe": recipe,
-        "data_sets": data_sets,
+        "downloads": downloads,
         "unknown": unknown,
     }
 
@@ -93,13 +93,6 @@ def _find_recipe(prefix: str, codes: list[str | None]) -> dict[str, list[str]]:
                 return _list_parts(recipe)
 
     return {"unknown": sorted(name for name in recipes if name.startswith(prefix))}
-
-
-def _get_codes(langs: list[str]) -> dict[str, str | None]:
-    """Returns what mtdata calls languages, ``None`` for one that it does not know."""
-    iso: Any = import_module("mtdata.iso")
-
-    return {lang: iso.iso3_code(lang) for lang in langs}
 
 
 def _list_parts(recipe: Any) -> dict[str, list[str]]:

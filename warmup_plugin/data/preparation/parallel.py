@@ -57,18 +57,14 @@ class Corpus:
                     f"`{file}` is no file of one sentence a line: write its two sides as text, a file each, or as one TSV file."
                 )
 
-        self._files = list(files)
+        self.files = list(files)
         self._columns = columns[0], columns[1]
 
-    @property
-    def files(self) -> list[Path]:
-        return list(self._files)
-
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        if len(self._files) == 2:
-            return _iter_plain(self._files[0], self._files[1])
+        if len(self.files) == 2:
+            return _iter_plain(self.files[0], self.files[1])
 
-        return _iter_tsv(self._files[0], self._columns)
+        return _iter_tsv(self.files[0], self._columns)
 
 
 def _iter_plain(source_file: Path, target_file: Path) -> Iterator[tuple[str, str]]:

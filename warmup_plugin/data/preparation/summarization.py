@@ -117,7 +117,6 @@ def prepare_summarization(
     downloads: Path,
     downloader: Downloader,
     drop_overlap: bool = False,
-    force: bool = False,
 ) -> str:
     """
     Writes documents (``source``) and summaries (``target``) as JSON lines.
@@ -175,7 +174,10 @@ def prepare_summarization(
     examples: dict[str, Iterable[Example]]
 
     if files is not None:
-        examples = {split: _read_file(file, data_set) for split, file in files.items()}
+        examples = {
+            split: _convert_rows(iter_rows(file), data_set)
+            for split, file in files.items()
+        }
 
         version = "files with the checksums below"
     else:
@@ -183,7 +185,6 @@ def prepare_summarization(
 
     return prepare_examples(
         folder,
-        data_set.title,
         inputs,
         examples,
         origin=Origin(
@@ -196,7 +197,6 @@ def prepare_summarization(
         num_published=data_set.num_published,
         drop_overlap=drop_overlap,
         notes=[data_set.note] if data_set.note is not None else [],
-        force=force,
     )
 
 
@@ -225,14 +225,6 @@ def _find_files(
         )
         for split in splits
     }
-
-
-def _read_file(file: Path, data_set: SummarizationSet) -> Iterator[Example]:
-    for row, where in iter_rows(file):
-        if not isinstance(row, dict):
-            raise WarmupError(f"{where} is not a JSON object: write one a line.")
-
-        yield _convert(row, data_set, where)
 
 
 def _load(
@@ -275,7 +267,9 @@ def _load(
                 f"`datasets` could not load `{split}` of `{path}` ({reason}): check the network and `--revision`, or give a folder with `--from`."
             ) from None
 
-        examples[split] = _convert_rows(rows, data_set, f"`{split}` of `{path}`")
+        examples[split] = _convert_rows(
+            _number_rows(rows, f"`{split}` of `{path}`"), data_set
+        )
 
         fingerprints.append(f"{split} {rows._fingerprint}")
 
@@ -285,14 +279,22 @@ def _load(
     )
 
 
-def _convert_rows(
-    rows: Iterable[dict[str, Any]], data_set: SummarizationSet, origin: str
-) -> Iterator[Example]:
+def _number_rows(rows: Iterable[Any], origin: str) -> Iterator[tuple[Any, str]]:
     for row_nr, row in enumerate(rows):
-        yield _convert(row, data_set, f"Row {row_nr} of {origin}")
+        yield row, f"Row {row_nr} of {origin}"
 
 
-def _convert(row: dict[str, Any], data_set: SummarizationSet, where: str) -> Example:
+def _convert_rows(
+    rows: Iterable[tuple[Any, str]], data_set: SummarizationSet
+) -> Iterator[Example]:
+    for row, where in rows:
+        yield _convert(row, data_set, where)
+
+
+def _convert(row: Any, data_set: SummarizationSet, where: str) -> Example:
+    if not isinstance(row, dict):
+        raise WarmupError(f"{where} is not a JSON object: write one a line.")
+
     targets = [row[field] for field in data_set.target_fields if field in row]
 
     source = row.get(data_set.source_field)

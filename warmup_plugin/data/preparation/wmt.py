@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Final, final
@@ -50,7 +50,6 @@ def prepare_wmt(
     training_filter: TrainingFilter,
     *,
     mtdata: Mtdata,
-    force: bool = False,
 ) -> str:
     """
     Writes training text, filtered, with a validation set and test sets.
@@ -76,9 +75,7 @@ def prepare_wmt(
     inputs = Inputs(
         sources=sources | hash_files(training_filter.held_out_files),
         settings={
-            "train": recipe.train,
-            "valid": recipe.valid,
-            "test": recipe.test,
+            **asdict(recipe),
             **training_filter.describe(),
         },
     )
@@ -102,14 +99,14 @@ def prepare_wmt(
     }
 
     documents = {
-        folder.path / f"{split}{DOCUMENT_SUFFIX}": split_sets
+        folder.path / f"{split}{DOCUMENT_SUFFIX}": parts
         for split, split_sets in splits.items()
-        if all(set_.documents for set_ in split_sets)
+        if all(parts := [set_.documents for set_ in split_sets])
     }
 
     names = [file.name for file in (*chain.from_iterable(files.values()), *documents)]
 
-    folder.start(key, inputs, names, force=force)
+    folder.start(key, inputs, names)
 
     counts: dict[str, int] = {}
 
@@ -122,13 +119,10 @@ def prepare_wmt(
         for file in files[split]:
             training_filter.held_out.add_file(file)
 
-    for file, split_sets in documents.items():
+    for file, parts in documents.items():
         with write_texts([file]) as (stream,):
-            for set_ in split_sets:
-                if set_.documents is not None:
-                    stream.writelines(
-                        f"{line}\n" for line in read_lines(set_.documents)
-                    )
+            for part in filter(None, parts):
+                stream.writelines(f"{line}\n" for line in read_lines(part))
 
     num_read = {name: 0 for name in recipe.train}
 
@@ -210,7 +204,12 @@ def _get_sets(
 
             # Training splits have none.
             if part != "train" and documents is not None:
-                _check_documents(documents, files[0])
+                num, num_lines = len(read_lines(documents)), len(read_lines(files[0]))
+
+                if num != num_lines:
+                    raise WarmupError(
+                        f"`{documents}` names the documents of {num:,} lines, but `{files[0]}` has {num_lines:,}: correct it, or rename it to do without."
+                    )
 
             sets[name] = _Set(name=name, corpus=Corpus(files), documents=documents)
 
@@ -277,25 +276,14 @@ def _find_documents(text: Path) -> Path | None:
     """Finds the file that names the documents of a text; either may be gzipped."""
     name = text.name.removesuffix(".gz")
 
-    file = text.with_name(name).with_suffix(DOCUMENT_SUFFIX)
-
-    for candidate in (file, Path(f"{file}.gz")):
-        if candidate.is_file():
-            return candidate
-
-    return None
+    return _find_file(text.with_name(name).with_suffix(DOCUMENT_SUFFIX))
 
 
-def _check_documents(documents: Path, text: Path) -> None:
-    """
-    :raises WarmupError: If a file does not name a document for each line of a text.
-    """
-    num_documents, num_lines = len(read_lines(documents)), len(read_lines(text))
+def _find_file(file: Path) -> Path | None:
+    """Finds a file that may be gzipped."""
+    candidates = (file, Path(f"{file}.gz"))
 
-    if num_documents != num_lines:
-        raise WarmupError(
-            f"`{documents}` names the documents of {num_documents:,} lines, but `{text}` has {num_lines:,}: correct it, or rename it to do without."
-        )
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def find_local_set(name: str, source_lang: str, target_lang: str) -> list[Path] | None:
@@ -310,16 +298,9 @@ def find_local_set(name: str, source_lang: str, target_lang: str) -> list[Path] 
 
         return [source_file, reference_files[0]]
 
-    found = []
+    files = [_find_file(Path(f"{name}.{lang}")) for lang in (source_lang, target_lang)]
 
-    for lang in (source_lang, target_lang):
-        file = Path(f"{name}.{lang}")
-
-        for candidate in (file, Path(f"{file}.gz")):
-            if candidate.is_file():
-                found.append(candidate)
-
-                break
+    found = [file for file in files if file is not None]
 
     if len(found) == 2:
         return found

@@ -131,7 +131,6 @@ def prepare_wmt24pp(
     url: str = URL,
     downloads: Path,
     downloader: Downloader,
-    force: bool = False,
 ) -> str:
     """
     Writes ``wmt24pp.{lang}`` for each language, English included, a segment a line.
@@ -209,7 +208,6 @@ def prepare_wmt24pp(
         )
 
     folder.write_lines(
-        TITLE,
         inputs,
         {f"{SPLIT}.{key}": lines for key, lines in texts.items()},
         origin=Origin(
@@ -226,7 +224,6 @@ def prepare_wmt24pp(
             "documents": len(set(texts[DOCUMENT_SUFFIX[1:]])),
         },
         notes=notes,
-        force=force,
     )
 
     return TITLE

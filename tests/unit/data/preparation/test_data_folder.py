@@ -27,10 +27,10 @@ ORIGIN = Origin(
 INPUTS = Inputs(sources={"https://example.org/a": "0" * 64}, settings={"max": 1.5})
 
 
-def open_folder(path: Path) -> DataFolder:
-    return DataFolder(
-        path, ["python", "scripts/prepare_a.py", "my data", "--from", "x"]
-    )
+def open_folder(path: Path, *, force: bool = False) -> DataFolder:
+    command = ["python", "scripts/prepare_a.py", "my data", "--from", "x"]
+
+    return DataFolder(path, command, force=force)
 
 
 def prepare(
@@ -129,16 +129,16 @@ class TestDataFolder:
         with pytest.raises(WarmupError, match="is not of B"):
             open_folder(tmp_path / "other").start("B", INPUTS, ["a.en"])
 
-        open_folder(tmp_path).start("A", INPUTS, ["a.en"], force=True)
+        open_folder(tmp_path, force=True).start("A", INPUTS, ["a.en"])
 
     def test_finish_takes_files_over(self, tmp_path: Path) -> None:
         prepare(tmp_path, "A")
 
         prepare(tmp_path, "B", "b.en")
 
-        folder = open_folder(tmp_path)
+        folder = open_folder(tmp_path, force=True)
 
-        folder.start("C", INPUTS, ["a.en"], force=True)
+        folder.start("C", INPUTS, ["a.en"])
         folder.finish("C", ["a.en"], origin=ORIGIN, counts={})
 
         entries = json.loads(tmp_path.joinpath("DATA.json").read_text())["entries"]

@@ -9,7 +9,7 @@ import pytest
 
 from warmup_plugin.data.preparation import filters
 from warmup_plugin.data.preparation.filters import FilterConfig, PairFilter
-from warmup_plugin.data.preparation.held_out import HeldOutText
+from warmup_plugin.data.preparation.text import HeldOutText
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.language_id import LanguageIdentifier
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from warmup_plugin.data.preparation.held_out import HeldOutText
 from warmup_plugin.data.preparation.text import (
+    HeldOutText,
     clean_line,
     make_overlap_key,
     measure_len,

@@ -326,7 +326,7 @@ class TestPrepareWmt:
         catalogue = world.create_mtdata().get_catalogue(sorted(names))
 
         # Each is a plain file, so that a broken download of it can go on.
-        assert all(catalogue.data_sets[name]["downloads"] for name in names)
+        assert all(catalogue.downloads[name] for name in names)
 
 
 def get_counts(folder: DataFolder) -> dict[str, str]:
