@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -117,7 +117,7 @@ def create_model(
     torch.manual_seed(0)
 
     if setting.is_decoder_only:
-        llama_config = LLaMAConfig(
+        config: Any = LLaMAConfig(
             model_dim=setting.model_dim,
             max_seq_len=setting.max_seq_len,
             vocab_size=setting.vocab_size,
@@ -133,11 +133,9 @@ def create_model(
             dropout_p=0.1,
         )
 
-        with device:
-            return create_llama_model(llama_config)
-
-    if setting.family == "t5":
-        t5_config = T5Config(
+        create: Callable[..., TransformerModel | TransformerLM] = create_llama_model
+    elif setting.family == "t5":
+        config = T5Config(
             model_dim=setting.model_dim,
             head_dim=setting.model_dim // setting.num_heads,
             num_attn_heads=setting.num_heads,
@@ -149,11 +147,12 @@ def create_model(
             dropout_p=0.1,
         )
 
-        with device:
-            return create_t5_model(t5_config)
+        create = create_t5_model
+    else:
+        config, create = create_nllb_config(setting), create_nllb_model
 
     with device:
-        return create_nllb_model(create_nllb_config(setting))
+        return create(config)
 
 
 def create_nllb_config(setting: Setting) -> NllbConfig:
@@ -522,42 +521,6 @@ def parse_names(option: str, text: str, known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what every benchmark can be told."""
-    parser.add_argument(
-        "--rounds",
-        type=parse_positive_int,
-        default=5,
-        metavar="N",
-        help="measurements of each step; one more is dropped (default: %(default)s)",
-    )
-
-    parser.add_argument(
-        "--threads",
-        type=parse_positive_int,
-        default=1,
-        metavar="N",
-        help="threads of PyTorch on the CPU (default: %(default)s)",
-    )
-
-    parser.add_argument(
-        "--device",
-        choices=["cpu", "cuda"],
-        default="cpu",
-        help="where to measure (default: %(default)s)",
-    )
-
-
-def add_clock_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the choice of the clock to what measures steps in its own process."""
-    parser.add_argument(
-        "--clock",
-        choices=[*_CLOCKS],
-        default="wall",
-        help="what seconds are: those of the wall, or of the CPU, which other work on the same cores does not change much (default: %(default)s)",
-    )
-
-
 def get_clock(args: argparse.Namespace) -> Callable[[], float]:
     """
     Returns the clock of ``--clock``.
@@ -588,21 +551,72 @@ def prepare_device(args: argparse.Namespace) -> torch.device:
     return torch.device(args.device)
 
 
-def run_benchmark(run: Callable[[], None]) -> int:
-    """
-    Runs a benchmark.
+@final
+class BenchParser(argparse.ArgumentParser):
+    """Parses what a benchmark is told, and runs it."""
 
-    :returns: The exit status.
-    """
-    try:
-        run()
-    except WarmupError as ex:
-        print(f"error: {ex}", file=sys.stderr)
+    def add_count(self, option: str, default: int, text: str) -> None:
+        """Adds an argument that counts something."""
+        self.add_argument(
+            option,
+            type=parse_positive_int,
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
+        )
 
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+    def add_names(self, option: str, default: Iterable[str], text: str) -> None:
+        """Adds an argument that :func:`parse_names` reads."""
+        self.add_argument(
+            option,
+            default=",".join(default),
+            metavar="NAMES",
+            help=f"{text} (default: %(default)s)",
+        )
 
-        return 130
+    def add_common_arguments(self) -> None:
+        """Adds what every benchmark can be told."""
+        self.add_count("--rounds", 5, "measurements of each step; one more is dropped")
 
-    return 0
+        self.add_count("--threads", 1, "threads of PyTorch on the CPU")
+
+        self.add_argument(
+            "--device",
+            choices=["cpu", "cuda"],
+            default="cpu",
+            help="where to measure (default: %(default)s)",
+        )
+
+    def add_clock_argument(self) -> None:
+        """Adds the choice of the clock to what measures steps in its own process."""
+        self.add_argument(
+            "--clock",
+            choices=[*_CLOCKS],
+            default="wall",
+            help="what seconds are: those of the wall, or of the CPU, which other work on the same cores does not change much (default: %(default)s)",
+        )
+
+    def run(
+        self,
+        argv: Sequence[str] | None,
+        run: Callable[[argparse.Namespace], None],
+    ) -> int:
+        """
+        Parses arguments and runs a benchmark.
+
+        :returns: The exit status: 0, 2 for bad input, or 130 when interrupted.
+        """
+        args = self.parse_args(argv)
+
+        try:
+            run(args)
+        except WarmupError as ex:
+            print(f"error: {ex}", file=sys.stderr)
+
+            return 2
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+
+            return 130
+
+        return 0

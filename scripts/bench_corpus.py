@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -45,13 +46,11 @@ from torch.nn import Module
 
 from scripts.bench_common import (
     ROOT,
-    add_common_arguments,
+    BenchParser,
     format_table,
-    parse_positive_int,
     prepare_device,
     print_record,
     read_memory,
-    run_benchmark,
 )
 from warmup_plugin.data.reader import TextPairReader
 from warmup_plugin.data.train_tokenizer import train_tokenizer
@@ -109,25 +108,17 @@ def write_text(folder: Path, num_pairs: int) -> None:
 
     folder.joinpath("run").mkdir()
 
+    samples = [folder / f"sample.{lang}" for lang in _LANGS]
+
+    for lang, sample in zip(_LANGS, samples):
+        with folder.joinpath("data", f"train.{lang}").open() as fp:
+            sample.write_text("".join(islice(fp, 20_000)))
+
     train_tokenizer(
-        [folder / "data" / f"valid.{lang}" for lang in _LANGS] + _write_sample(folder),
+        [folder / "data" / f"valid.{lang}" for lang in _LANGS] + samples,
         folder / "run" / "tokenizer.model",
         vocab_size=_VOCAB_SIZE,
     )
-
-
-def _write_sample(folder: Path) -> list[Path]:
-    files = []
-
-    for lang in _LANGS:
-        file = folder / f"sample.{lang}"
-
-        with folder.joinpath("data", f"train.{lang}").open() as fp:
-            file.write_text("".join(line for line, _ in zip(fp, range(20_000))))
-
-        files.append(file)
-
-    return files
 
 
 def measure_start(folder: Path, cache: str) -> dict[str, float]:
@@ -264,17 +255,11 @@ def measure_in_process(folder: Path, cache: str) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = BenchParser(
         description="Measures how long a training waits for its data.",
     )
 
-    parser.add_argument(
-        "--pairs",
-        type=parse_positive_int,
-        default=5_000_000,
-        metavar="N",
-        help="pairs of the synthetic text (default: %(default)s)",
-    )
+    parser.add_count("--pairs", 5_000_000, "pairs of the synthetic text")
 
     parser.add_argument(
         "--folder",
@@ -285,11 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser.add_argument("--measure", metavar="CACHE", help=argparse.SUPPRESS)
 
-    add_common_arguments(parser)
+    parser.add_common_arguments()
 
-    args = parser.parse_args(argv)
-
-    return run_benchmark(lambda: _run(args))
+    return parser.run(argv, _run)
 
 
 if __name__ == "__main__":

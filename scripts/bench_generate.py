@@ -39,20 +39,18 @@ import torch
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from scripts.bench_common import (
-    add_clock_argument,
-    add_common_arguments,
+    BenchParser,
     describe_environment,
     format_range,
     format_table,
     get_clock,
     measure_alternating,
     parse_names,
-    parse_positive_int,
     prepare_device,
     read_memory,
     reset_peak_memory,
-    run_benchmark,
 )
 from scripts.generation_systems import (
     BASE,
@@ -208,20 +206,20 @@ def _measure_job(
     return {"job": job.name, "beam": beam, "systems": results}
 
 
-def create_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark and returns its exit status."""
+    parser = BenchParser(
         description="Compares generation with transformers and CTranslate2."
     )
 
-    add_common_arguments(parser)
+    parser.add_common_arguments()
 
-    add_clock_argument(parser)
+    parser.add_clock_argument()
 
-    parser.add_argument(
+    parser.add_names(
         "--settings",
-        default="captions",
-        metavar="NAMES",
-        help=f"of {', '.join(SETTINGS)}; divided by commas (default: %(default)s)",
+        ["captions"],
+        f"of {', '.join(SETTINGS)}; divided by commas",
     )
 
     parser.add_argument(
@@ -231,15 +229,12 @@ def create_parser() -> argparse.ArgumentParser:
         help="a trained run of the family `nllb` and its test set instead",
     )
 
-    parser.add_argument(
+    systems = (*PLAIN_SYSTEMS, *WARMUP_SYSTEMS)
+
+    parser.add_names(
         "--systems",
-        default=",".join(
-            name
-            for name in (*PLAIN_SYSTEMS, *WARMUP_SYSTEMS)
-            if name not in INT8_SYSTEMS
-        ),
-        metavar="NAMES",
-        help="what to compare, divided by commas (default: %(default)s)",
+        (name for name in systems if name not in INT8_SYSTEMS),
+        "what to compare, divided by commas",
     )
 
     parser.add_argument(
@@ -249,38 +244,19 @@ def create_parser() -> argparse.ArgumentParser:
         help="beam sizes, divided by commas (default: %(default)s)",
     )
 
-    parser.add_argument(
-        "--sentences",
-        type=parse_positive_int,
-        default=500,
-        metavar="N",
-        help="the number of sources (default: %(default)s)",
-    )
+    parser.add_count("--sentences", 500, "the number of sources")
 
-    parser.add_argument(
+    parser.add_count(
         "--max-num-tokens",
-        type=parse_positive_int,
-        default=10_000,
-        metavar="N",
-        help="the size of a batch: rows, of which each beam is one, times the longest source (default: %(default)s)",
+        10_000,
+        "the size of a batch: rows, of which each beam is one, times the longest source",
     )
 
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="also write the figures to this file"
     )
 
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Runs the benchmark.
-
-    :returns: The exit status: 0, or 2 for bad input.
-    """
-    args = create_parser().parse_args(argv)
-
-    return run_benchmark(lambda: run(args))
+    return parser.run(argv, run)
 
 
 if __name__ == "__main__":

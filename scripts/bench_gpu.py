@@ -28,7 +28,7 @@ from typing import Final, final
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.bench_common import ROOT, parse_positive_int, run_benchmark
+from scripts.bench_common import ROOT, BenchParser, parse_positive_int
 from warmup_plugin.errors import WarmupError
 
 # A command that has less left would not get through its imports and first steps.
@@ -130,17 +130,12 @@ def run_part(part: Part, timeout: float) -> dict[str, object]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = BenchParser(
         prog="python scripts/bench_gpu.py",
         description="Runs the benchmarks of steps, memory and generation on a GPU within a limit of time; the last line is one JSON record.",
     )
 
-    parser.add_argument(
-        "--settings",
-        default="t5-base,mt5-base",
-        metavar="NAMES",
-        help="see `bench_step.py` (default: %(default)s)",
-    )
+    parser.add_names("--settings", ["t5-base", "mt5-base"], "see `bench_step.py`")
 
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
 
@@ -152,25 +147,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--rounds", type=parse_positive_int, default=5, metavar="N", help="(default: 5)"
     )
 
-    parser.add_argument(
-        "--sentences",
-        type=parse_positive_int,
-        default=200,
-        metavar="N",
-        help="the number of sources to translate (default: %(default)s)",
-    )
+    parser.add_count("--sentences", 200, "the number of sources to translate")
 
-    parser.add_argument(
-        "--seconds",
-        type=parse_positive_int,
-        default=570,
-        metavar="N",
-        help="in all; what is left by then is not measured (default: %(default)s)",
-    )
+    parser.add_count("--seconds", 570, "in all; what is left by then is not measured")
 
-    args = parser.parse_args(argv)
-
-    return run_benchmark(lambda: _run(args))
+    return parser.run(argv, _run)
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -41,9 +41,8 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.bench_common import (
+    BenchParser,
     Setting,
-    add_clock_argument,
-    add_common_arguments,
     create_batch,
     format_table,
     get_clock,
@@ -51,7 +50,6 @@ from scripts.bench_common import (
     parse_names,
     prepare_device,
     print_record,
-    run_benchmark,
 )
 from scripts.bench_corpus import measure_in_process, write_text
 from scripts.generation_systems import create_random_job, create_system
@@ -493,22 +491,13 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Runs the benchmark.
-
-    :returns: The exit status: 0, or 2 for bad input.
-    """
-    parser = argparse.ArgumentParser(
+    """Runs the benchmark and returns its exit status."""
+    parser = BenchParser(
         prog="python scripts/bench_growth.py",
         description="Measures how the cost grows with the work.",
     )
 
-    parser.add_argument(
-        "--curves",
-        default=",".join(CURVES),
-        metavar="NAMES",
-        help="what to measure, divided by commas (default: %(default)s)",
-    )
+    parser.add_names("--curves", CURVES, "what to measure, divided by commas")
 
     parser.add_argument(
         "--figure",
@@ -517,13 +506,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="draw NAME.light.svg and NAME.dark.svg",
     )
 
-    add_common_arguments(parser)
+    parser.add_common_arguments()
 
-    add_clock_argument(parser)
+    parser.add_clock_argument()
 
-    args = parser.parse_args(argv)
-
-    return run_benchmark(lambda: _run(args))
+    return parser.run(argv, _run)
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ from scripts.bench_common import (
     PAD_IDX,
     SEPARATOR_IDX,
     UNK_IDX,
+    BenchParser,
     Setting,
-    add_common_arguments,
     create_batch,
     create_layout,
     create_marian,
@@ -69,7 +69,6 @@ from scripts.bench_common import (
     prepare_device,
     print_record,
     repeat_source,
-    run_benchmark,
 )
 from warmup_plugin.models.scorable import create_conditional_model
 from warmup_plugin.sampling import draw_candidates, sample_tokens
@@ -223,22 +222,12 @@ def _create_stock_draw(
 
 def create_samplers(logits: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Creates the ways to draw one token a row from a model's logits."""
-
-    def draw_ours() -> Tensor:
-        tokens, _ = sample_tokens(logits)
-
-        return tokens.squeeze(1)
-
-    def draw_multinomial() -> Tensor:
-        return torch.multinomial(logits.softmax(dim=-1), num_samples=1).squeeze(1)
-
-    def draw_sorted() -> Tensor:
-        return TopPSampler(p=1.0).sample(logits.softmax(dim=-1))
-
     return {
-        "ours": draw_ours,
-        "torch.multinomial": draw_multinomial,
-        "sort (top-p)": draw_sorted,
+        "ours": lambda: sample_tokens(logits)[0].squeeze(1),
+        "torch.multinomial": lambda: torch.multinomial(
+            logits.softmax(dim=-1), num_samples=1
+        ).squeeze(1),
+        "sort (top-p)": lambda: TopPSampler(p=1.0).sample(logits.softmax(dim=-1)),
     }
 
 
@@ -318,18 +307,12 @@ def _parse_prob(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = BenchParser(
         prog="python scripts/bench_sampling.py",
         description="Measures drawing K = 4 warmups of up to 30 tokens a source, beside fairseq2's and transformers' own sampling.",
     )
 
-    parser.add_argument(
-        "--sources",
-        type=parse_positive_int,
-        default=32,
-        metavar="N",
-        help="sources of the batch, 4 rows each (default: %(default)s)",
-    )
+    parser.add_count("--sources", 32, "sources of the batch, 4 rows each")
 
     parser.add_argument(
         "--end-prob",
@@ -348,11 +331,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the vocabularies of the token samplers (default: 8000 32000 250000)",
     )
 
-    add_common_arguments(parser)
+    parser.add_common_arguments()
 
-    args = parser.parse_args(argv)
-
-    return run_benchmark(lambda: _run(args))
+    return parser.run(argv, _run)
 
 
 def _run(args: argparse.Namespace) -> None:

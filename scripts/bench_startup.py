@@ -45,12 +45,11 @@ if not __package__:
 
 from scripts.bench_common import (
     ROOT,
-    add_common_arguments,
+    BenchParser,
     format_table,
     parse_names,
     prepare_device,
     print_record,
-    run_benchmark,
 )
 from warmup_plugin.data.synthetic import write_synthetic_pair
 from warmup_plugin.data.train_tokenizer import train_tokenizer
@@ -230,11 +229,11 @@ def run_cases(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark and returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = BenchParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
-    add_common_arguments(parser)
+    parser.add_common_arguments()
 
     parser.add_argument(
         "--clones",
@@ -245,16 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the clones to compare (default: this one)",
     )
 
-    parser.add_argument(
-        "--cases",
-        default=",".join(CASES),
-        metavar="NAMES",
-        help="what is measured besides the import (default: %(default)s)",
-    )
+    parser.add_names("--cases", CASES, "what is measured besides the import")
 
-    args = parser.parse_args(argv)
-
-    return run_benchmark(lambda: run_cases(args))
+    return parser.run(argv, run_cases)
 
 
 if __name__ == "__main__":

@@ -38,11 +38,11 @@ import torch
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from scripts.bench_common import (
     ROOT,
+    BenchParser,
     Setting,
-    add_clock_argument,
-    add_common_arguments,
     create_batch,
     format_range,
     format_table,
@@ -54,9 +54,7 @@ from scripts.bench_common import (
     print_record,
     read_memory,
     reset_peak_memory,
-    run_benchmark,
 )
-from scripts.step_phases import profile_step
 from scripts.step_settings import SETTINGS
 from scripts.step_variants import (
     HF_SFT,
@@ -69,6 +67,7 @@ from scripts.step_variants import (
     BenchStep,
     create_step,
     predict_variant,
+    profile_step,
 )
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.errors import WarmupError
@@ -408,37 +407,32 @@ def _format_measurements(
 
 
 def _to_json(measurement: Measurement) -> dict[str, object]:
+    names = ("seconds", "multiple", "predicted", "ratio", "num_trained", "peak_bytes")
+
     return {
         "times": [round(seconds, 6) for seconds in measurement.times],
-        "seconds": measurement.seconds,
-        "multiple": measurement.multiple,
-        "predicted": measurement.predicted,
-        "ratio": measurement.ratio,
-        "num_trained": measurement.num_trained,
-        "peak_bytes": measurement.peak_bytes,
+        **{name: getattr(measurement, name) for name in names},
         "memory_multiple": measurement.memory_multiple,
         "bars": [{"bar": bar.text, "met": bar.met} for bar in measurement.bars],
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = BenchParser(
         prog="python scripts/bench_step.py",
         description="Measures a warmup step as a multiple of the SFT step, beside what the number of operations predicts.",
     )
 
-    parser.add_argument(
+    parser.add_names(
         "--settings",
-        default="captions,sentence,summarization",
-        metavar="NAMES",
-        help=f"of {', '.join(SETTINGS)}; divided by commas (default: %(default)s)",
+        ["captions", "sentence", "summarization"],
+        f"of {', '.join(SETTINGS)}; divided by commas",
     )
 
-    parser.add_argument(
+    parser.add_names(
         "--variants",
-        default=",".join(VARIANTS),
-        metavar="NAMES",
-        help=f"the steps to compare, divided by commas; {' and '.join(LORA_VARIANTS)} too (default: %(default)s)",
+        VARIANTS,
+        f"the steps to compare, divided by commas; {' and '.join(LORA_VARIANTS)} too",
     )
 
     parser.add_argument(
@@ -470,13 +464,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="bf16: under autocast (default: %(default)s)",
     )
 
-    parser.add_argument(
-        "--accumulate",
-        type=parse_positive_int,
-        default=1,
-        metavar="N",
-        help="batches of a step (default: %(default)s)",
-    )
+    parser.add_count("--accumulate", 1, "batches of a step")
 
     parser.add_argument(
         "--checkpoint-activations",
@@ -490,13 +478,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="measure t5-base and mt5-base on the CPU",
     )
 
-    add_common_arguments(parser)
+    parser.add_common_arguments()
 
-    add_clock_argument(parser)
+    parser.add_clock_argument()
 
-    args = parser.parse_args(argv)
-
-    return run_benchmark(lambda: _run(args))
+    return parser.run(argv, _run)
 
 
 def _run(args: argparse.Namespace) -> None:

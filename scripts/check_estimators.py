@@ -40,7 +40,8 @@ import torch
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from scripts.bench_common import format_table, parse_positive_int, run_benchmark
+
+from scripts.bench_common import BenchParser, format_table
 from scripts.check_risk import RiskReport, check_risk, format_risk_report
 from scripts.enumerable import (
     PROBLEMS,
@@ -391,7 +392,11 @@ def format_report(report: Report) -> str:
             _format_rows(
                 report.rows, "variance of gradient", lambda r: f"{r.grad_variance:.3g}"
             ),
-            _format_rows(report.rows, "bias of value (noise), %", _format_value_bias),
+            _format_rows(
+                report.rows,
+                "bias of value (noise), %",
+                lambda r: f"{100 * r.value_bias:.2f} ({100 * r.value_bias_noise:.2f})",
+            ),
             "Compared with Jensen's bound: `elbo`; with -log P(y|x) tempered: the tempered objective;\nwith -log P(y|x): all others, though `best` estimates nothing, and `joint` only if it sees all warmups.",
             _format_keep_rows(report.keep_rows),
             *map(format_risk_report, report.risks),
@@ -426,10 +431,6 @@ def _format_samplers(report: Report) -> str:
 
 def _format_grad_bias(row: Row) -> str:
     return f"{100 * row.grad_bias:.1f} ({100 * row.grad_bias_noise:.1f})"
-
-
-def _format_value_bias(row: Row) -> str:
-    return f"{100 * row.value_bias:.2f} ({100 * row.value_bias_noise:.2f})"
 
 
 def _format_rows(
@@ -475,7 +476,7 @@ def _format_keep_rows(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = BenchParser(
         prog="check_estimators.py",
         description="Compares the objectives' gradients with exact sums over all warmups, on tiny models.",
     )
@@ -487,13 +488,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the kind of model (default: %(default)s)",
     )
 
-    parser.add_argument(
-        "--num-trials",
-        type=parse_positive_int,
-        default=2000,
-        metavar="N",
-        help="trials of each estimator (default: %(default)s)",
-    )
+    parser.add_count("--num-trials", 2000, "trials of each estimator")
 
     parser.add_argument(
         "--seed",
@@ -502,9 +497,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the seed of the draws; the models are always the same (default: %(default)s)",
     )
 
-    args = parser.parse_args(argv)
-
-    return run_benchmark(lambda: _run(args))
+    return parser.run(argv, _run)
 
 
 def _run(args: argparse.Namespace) -> None:

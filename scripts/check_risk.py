@@ -102,22 +102,19 @@ class RiskEstimator:
         )
 
 
-def _create_risk(alpha: float) -> RiskEstimator:
-    return RiskEstimator({"alpha": alpha}, partial(_compute_risk, alpha=alpha))
-
-
-def _create_reinforce(baseline: bool) -> RiskEstimator:
-    return RiskEstimator(
-        {"estimator": "reinforce", "baseline": baseline},
-        partial(score_function_loss, baseline=baseline),
-    )
+def _create_estimator(
+    loss: Callable[..., Tensor], estimator: str, **options: Any
+) -> RiskEstimator:
+    return RiskEstimator({"estimator": estimator, **options}, partial(loss, **options))
 
 
 RISK_ESTIMATORS: Final[Mapping[str, RiskEstimator]] = {
-    "risk, alpha = 1": _create_risk(1.0),
-    "risk, alpha = 0.005": _create_risk(0.005),
-    "reinforce": _create_reinforce(True),
-    "reinforce, no baseline": _create_reinforce(False),
+    "risk, alpha = 1": _create_estimator(_compute_risk, "risk", alpha=1.0),
+    "risk, alpha = 0.005": _create_estimator(_compute_risk, "risk", alpha=0.005),
+    "reinforce": _create_estimator(score_function_loss, "reinforce", baseline=True),
+    "reinforce, no baseline": _create_estimator(
+        score_function_loss, "reinforce", baseline=False
+    ),
 }
 
 

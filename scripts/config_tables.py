@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -64,11 +64,9 @@ def make_row(config: object, name: str, key: str, hint: object, value: object) -
 def make_table(rows: Iterable[Row]) -> str:
     rows = list(rows)
 
-    head = ["key", "type", "default", "meaning"]
-
     marks = {row.is_fairseq2 for row in rows}
 
-    lines = [make_line(head), make_line(["---"] * len(head))]
+    cells = []
 
     for row in rows:
         meaning = row.meaning
@@ -77,18 +75,20 @@ def make_table(rows: Iterable[Row]) -> str:
         if row.is_fairseq2 and len(marks) > 1:
             meaning = f"{meaning} *(fairseq2)*".strip()
 
-        lines.append(make_line([f"`{row.key}`", row.kind, row.default, meaning]))
+        cells.append([f"`{row.key}`", row.kind, row.default, meaning])
 
-    table = "\n".join(lines)
+    table = make_markdown(["key", "type", "default", "meaning"], cells)
 
     return f"*Keys of fairseq2:*\n\n{table}" if marks == {True} else table
 
 
-def make_line(cells: Iterable[str]) -> str:
-    # A bar would end the cell, also inside of code.
-    escaped = [cell.replace("|", "\\|") for cell in cells]
+def make_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
 
-    return f"| {' | '.join(escaped)} |"
+    # A bar would end the cell, also inside of code.
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def _format_type(hint: object) -> str:

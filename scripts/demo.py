@@ -9,8 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -97,8 +96,7 @@ def _run_demo(out: Path) -> None:
 
     data, tokenizer = out / "data", out / "tokenizer"
 
-    with stages.announce("write three languages"):
-        write_synthetic_pivot(data)
+    stages.run_here("write three languages", lambda: write_synthetic_pivot(data))
 
     stages.run(
         "train: tokenizer",
@@ -200,11 +198,10 @@ class StageRunner:
 
         self._log_dir.mkdir()
 
-    @contextmanager
-    def announce(self, title: str) -> Iterator[None]:
+    def run_here(self, title: str, work: Callable[[], None]) -> None:
         begin = self._begin(title)
 
-        yield
+        work()
 
         self._end(title, begin)
 

@@ -102,12 +102,6 @@ class Problem:
         )
 
 
-def create_encoder_decoder_problem(max_warmup_len: int) -> Problem:
-    model = create_model(SETTING, torch.device("cpu"))
-
-    return _create_problem(model, max_warmup_len, seed=5)
-
-
 def create_decoder_only_problem(max_warmup_len: int) -> Problem:
     config = LLaMAConfig(
         model_dim=SETTING.model_dim,
@@ -124,7 +118,9 @@ def create_decoder_only_problem(max_warmup_len: int) -> Problem:
 
 
 PROBLEMS: Final[Mapping[str, Callable[[int], Problem]]] = {
-    "encoder-decoder": create_encoder_decoder_problem,
+    "encoder-decoder": lambda max_len: _create_problem(
+        create_model(SETTING, torch.device("cpu")), max_len, seed=5
+    ),
     "decoder-only": create_decoder_only_problem,
 }
 

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, final
@@ -17,7 +17,7 @@ import torch
 from fairseq2.models.nllb import NllbConfig
 from fairseq2.models.nllb.factory import create_nllb_model
 from torch import Tensor
-from typing_extensions import override
+from torch.nn.utils.rnn import pad_sequence
 
 from scripts.bench_common import (
     BOS_IDX,
@@ -26,7 +26,7 @@ from scripts.bench_common import (
     create_layout,
     create_nllb_config,
 )
-from warmup_plugin.data.split_files import TextPairsConfig
+from warmup_plugin.data.directions import get_pairs_config
 from warmup_plugin.data.text_pairs import read_split
 from warmup_plugin.data.tokenizing import encode_sources
 from warmup_plugin.errors import WarmupError
@@ -86,6 +86,17 @@ class Job:
     @property
     def max_len(self) -> int:
         return _MAX_RUN_LEN if self.fixed_len is None else self.fixed_len
+
+    @property
+    def suppressed(self) -> list[int]:
+        """What other libraries call the control symbols, which no output holds."""
+        layout = self.layout
+
+        return [
+            to_hg_token_idx(idx)
+            for idx in layout.banned_in_target
+            if idx < layout.vocab_size
+        ]
 
 
 def create_random_job(setting: Setting, num_sentences: int) -> Job:
@@ -150,15 +161,9 @@ def load_run_job(path: Path, num_sentences: int) -> Job:
         reads_prompts=False,
     )
 
-    data = {
-        name: value
-        for name, value in run_config["dataset"].items()
-        if name in TextPairsConfig.__dataclass_fields__
-    }
+    dataset = run_config["dataset"]
 
-    data["path"] = Path(data["path"])
-
-    pairs = read_split(TextPairsConfig(**data), run_config["dataset"]["test_split"])
+    pairs = read_split(get_pairs_config(dataset), dataset["test_split"])
 
     texts = [pairs.source(idx) for idx in range(min(len(pairs), num_sentences))]
 
@@ -177,16 +182,12 @@ def load_run_job(path: Path, num_sentences: int) -> Job:
     )
 
 
-class System(ABC):
-    """Generates for a batch of sources."""
-
-    @abstractmethod
-    def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Returns the tokens of the outputs, without EOS."""
+System = Callable[[Sequence[Sequence[int]]], list[list[int]]]
+"""Generates for a batch of sources; returns the tokens of the outputs, without EOS."""
 
 
 @final
-class Ours(System):
+class Ours:
     def __init__(
         self,
         job: Job,
@@ -227,7 +228,6 @@ class Ours(System):
             ),
         )
 
-    @override
     def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
         seqs, lens = _pad(batch, self._job.layout.pad_idx)
 
@@ -240,19 +240,12 @@ class Ours(System):
 
 
 @final
-class Transformers(System):
+class Transformers:
     def __init__(self, job: Job, device: torch.device, beam: int) -> None:
         self._job = job
         self._device = device
 
         self.model = _create_twin(job).to(device)
-
-        # Outputs hold no control symbol.
-        suppressed = [
-            to_hg_token_idx(idx)
-            for idx in job.layout.banned_in_target
-            if idx < job.layout.vocab_size
-        ]
 
         self._options = dict(
             do_sample=False,
@@ -261,7 +254,7 @@ class Transformers(System):
             min_new_tokens=job.fixed_len,
             length_penalty=1.0,
             early_stopping=True,
-            suppress_tokens=suppressed,
+            suppress_tokens=job.suppressed,
         )
 
         if job.fixed_len is not None:
@@ -270,7 +263,6 @@ class Transformers(System):
         if beam == 1:
             del self._options["early_stopping"], self._options["length_penalty"]
 
-    @override
     def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
         ids = [[to_hg_token_idx(idx) for idx in seq] for seq in batch]
 
@@ -292,10 +284,11 @@ class Transformers(System):
                 **self._options,
             )
 
-        eos_idx = self.model.config.eos_token_id
+        ends = (self.model.config.eos_token_id, pad_idx)
 
         hypotheses = [
-            _cut(seq[len(prefix) :], eos_idx, pad_idx) for seq in outputs.tolist()
+            [*takewhile(lambda idx: idx not in ends, seq[len(prefix) :])]
+            for seq in outputs.tolist()
         ]
 
         # An output that reaches the limit has another token where EOS should be.
@@ -306,7 +299,7 @@ class Transformers(System):
 
 
 @final
-class CTranslate2(System):
+class CTranslate2:
     def __init__(
         self, job: Job, device: torch.device, beam: int, threads: int, int8: bool
     ) -> None:
@@ -348,22 +341,15 @@ class CTranslate2(System):
             compute_type="int8" if int8 else "default",
         )
 
-        suppressed = [
-            [f"t{to_hg_token_idx(idx)}"]
-            for idx in job.layout.banned_in_target
-            if idx < job.layout.vocab_size
-        ]
-
         self._options = dict(
             beam_size=beam,
             max_decoding_length=job.max_len,
             min_decoding_length=job.fixed_len or 1,
             length_penalty=1.0,
-            suppress_sequences=suppressed,
+            suppress_sequences=[[f"t{idx}"] for idx in job.suppressed],
             disable_unk=True,
         )
 
-    @override
     def __call__(self, batch: Sequence[Sequence[int]]) -> list[list[int]]:
         results = self._translator.translate_batch(
             [[f"t{to_hg_token_idx(idx)}" for idx in seq] for seq in batch],
@@ -411,22 +397,12 @@ def _create_twin(job: Job) -> Any:
     return model.eval()
 
 
-def _cut(seq: list[int], eos_idx: int, pad_idx: int) -> list[int]:
-    for n, idx in enumerate(seq):
-        if idx in (eos_idx, pad_idx):
-            return seq[:n]
-
-    return seq
-
-
 def _pad(seqs: Sequence[Sequence[int]], pad_idx: int) -> tuple[Tensor, list[int]]:
     lens = [len(seq) for seq in seqs]
 
-    width = max(lens)
+    rows = [torch.tensor(seq) for seq in seqs]
 
-    rows = [[*seq, *[pad_idx] * (width - len(seq))] for seq in seqs]
-
-    return torch.tensor(rows), lens
+    return pad_sequence(rows, batch_first=True, padding_value=pad_idx), lens
 
 
 def create_system(

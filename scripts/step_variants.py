@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, final
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +37,12 @@ from scripts.bench_common import (
     mask_source,
     measure_drawn_lens,
     repeat_source,
+    synchronize,
 )
 from scripts.step_settings import predict_multiple
 from warmup_plugin.criteria import Criterion, CriterionContext, WarmupSection
+from warmup_plugin.criteria import look as look_module
+from warmup_plugin.criteria import warmup as warmup_module
 from warmup_plugin.criteria.config import KeepSection
 from warmup_plugin.criteria.mrt import create_mrt_criterion
 from warmup_plugin.criteria.mrt_config import MrtConfig
@@ -138,41 +144,34 @@ def predict_variant(
 
 
 @final
+@dataclass(eq=False)
 class BenchStep:
     """Forward and backward of one batch, or of several."""
 
-    def __init__(
-        self,
-        module: Module,
-        compute_loss: Callable[[], Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        model: ConditionalModel | None = None,
-        num_accumulate: int = 1,
-    ) -> None:
-        """
-        :param model: What ``compute_loss`` encodes with, to be profiled.
-        :param num_accumulate: The number of batches of a step.
-        """
-        self.module = module
-        self.model = model
+    module: Module
 
-        self._compute_loss = compute_loss
-        self._device = device
-        self._dtype = dtype
-        self._num_accumulate = num_accumulate
+    compute_loss: Callable[[], Tensor]
+
+    device: torch.device
+
+    dtype: torch.dtype
+
+    model: ConditionalModel | None = None
+    """What ``compute_loss`` encodes with, to be profiled."""
+
+    num_accumulate: int = 1
+    """The number of batches of a step."""
 
     def __call__(self) -> None:
-        for _ in range(self._num_accumulate):
+        for _ in range(self.num_accumulate):
             self.backward(self.forward())
 
     def forward(self) -> Tensor:
         """Computes the loss."""
-        enabled = self._dtype == torch.bfloat16
+        enabled = self.dtype == torch.bfloat16
 
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=enabled):
-            return self._compute_loss()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            return self.compute_loss()
 
     def backward(self, loss: Tensor) -> None:
         """Computes the gradients."""
@@ -189,6 +188,66 @@ class BenchStep:
         """Deletes the gradients."""
         for parameter in self.module.parameters():
             parameter.grad = None
+
+
+@final
+class PhaseTimer:
+    """Measures how long the parts of a step take, each without those inside it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+
+        self._device = device
+        self._nested = 0.0
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Adds the time that passes to a phase; a prefix ``warmup::`` is left out."""
+        name = name.removeprefix("warmup::")
+
+        outer_nested, self._nested = self._nested, 0.0
+
+        synchronize(self._device)
+
+        begin = time.perf_counter()
+
+        yield
+
+        synchronize(self._device)
+
+        elapsed = time.perf_counter() - begin
+
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._nested
+
+        self._nested = outer_nested + elapsed
+
+
+def profile_step(step: BenchStep, device: torch.device) -> dict[str, float]:
+    """Measures the phases of one step of the criterion ``warmup`` in seconds."""
+    assert step.model is not None
+
+    timer = PhaseTimer(device)
+
+    encode = step.model.encode
+
+    def measure_encode(*args: Any) -> Any:
+        with timer.measure("encode"):
+            return encode(*args)
+
+    with (
+        # The phases that the criterion names for PyTorch's profiler, which itself would
+        # slow down the many small operations of a step.
+        mock.patch.object(look_module, "record_function", timer.measure),
+        mock.patch.object(warmup_module, "record_function", timer.measure),
+        mock.patch.object(step.model, "encode", measure_encode),
+        timer.measure("rest"),
+    ):
+        loss = step.forward()
+
+        with timer.measure("backward"):
+            step.backward(loss)
+
+    return timer.seconds
 
 
 def create_step(
