@@ -20,20 +20,30 @@ parameters each step trains. ::
 
     python scripts/bench_step.py
     python scripts/bench_step.py --settings mt5-vocab --memory --rounds 1 --variants sft,marginal-1,marginal-all
+    torchrun --standalone --nproc-per-node 2 scripts/bench_step.py --fsdp --settings captions --variants sft,fairseq2-sft,marginal-1,marginal-2,marginal-all
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final, final
 
 import torch
+from fairseq2.gang import (
+    Gangs,
+    ProcessGroupGang,
+    create_fsdp_gangs,
+    create_parallel_gangs,
+)
 
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
@@ -209,6 +219,19 @@ def measure_setting(
     return measurements
 
 
+@cache
+def _join_gangs(device: torch.device) -> Gangs:
+    """Joins the processes that torchrun has started."""
+    if "LOCAL_RANK" not in os.environ:
+        raise WarmupError(
+            "`--fsdp` divides the models among several processes; start it with `torchrun --standalone --nproc-per-node 2 scripts/bench_step.py --fsdp`."
+        )
+
+    root = ProcessGroupGang.create_default_process_group(device)
+
+    return create_fsdp_gangs(create_parallel_gangs(root))
+
+
 def _create_steps(
     setting: Setting, args: argparse.Namespace, names: Sequence[str]
 ) -> dict[str, BenchStep]:
@@ -227,6 +250,7 @@ def _create_steps(
             dtype,
             checkpoints_activations=args.checkpoint_activations,
             num_accumulate=args.accumulate,
+            gangs=_join_gangs(device) if args.fsdp else None,
         )
         for name in names
     }
@@ -473,6 +497,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     parser.add_argument(
+        "--fsdp",
+        action="store_true",
+        help="divide each layer among the processes that torchrun has started; the first one prints",
+    )
+
+    parser.add_argument(
         "--allow-slow",
         action="store_true",
         help="measure t5-base and mt5-base on the CPU",
@@ -512,6 +542,37 @@ def _run(args: argparse.Namespace) -> None:
 
     device = prepare_device(args)
 
+    if args.fsdp and (args.memory or args.profile is not None):
+        raise WarmupError(
+            "`--fsdp` measures times only; leave `--memory` and `--profile` out."
+        )
+
+    alone = [name for name in names if name in (PLAIN, HF_SFT, HF_WARMUP)]
+
+    if args.fsdp and alone:
+        raise WarmupError(
+            f"`--variants` names `{alone[0]}`, which one process computes; leave it out with `--fsdp`."
+        )
+
+    if args.fsdp and _join_gangs(device).root.rank > 0:
+        with (
+            open(os.devnull, "w") as fp,
+            contextlib.redirect_stdout(fp),
+            contextlib.redirect_stderr(fp),
+        ):
+            _measure(args, names, settings, device)
+
+        return
+
+    _measure(args, names, settings, device)
+
+
+def _measure(
+    args: argparse.Namespace,
+    names: Sequence[str],
+    settings: Sequence[Setting],
+    device: torch.device,
+) -> None:
     if args.memory_of_one:
         (step,) = _create_steps(settings[0], args, names).values()
 
@@ -557,6 +618,7 @@ def _run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         num_accumulate=args.accumulate,
         checkpoints_activations=args.checkpoint_activations,
+        num_fsdp_processes=_join_gangs(device).root.size if args.fsdp else None,
         settings=records,
     )
 

@@ -16,13 +16,16 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from fairseq2.datasets import Seq2SeqBatch
-from fairseq2.gang import create_fake_gangs
+from fairseq2.gang import Gangs, create_fake_gangs
 from fairseq2.metrics import Mean, MetricBag
 from fairseq2.metrics.common import add_seq2seq_batch_metrics
 from fairseq2.models.transformer.ac import apply_ac_to_transformer
+from fairseq2.models.transformer.fsdp import apply_fsdp_to_transformer
 from fairseq2.models.transformer_lm import TransformerLM
 from fairseq2.models.transformer_lm.ac import apply_ac_to_transformer_lm
+from fairseq2.models.transformer_lm.fsdp import apply_fsdp_to_transformer_lm
 from fairseq2.nn import BatchLayout
+from fairseq2.nn.fsdp import FSDPWrapper, to_fsdp
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.rnn import pad_sequence
@@ -259,12 +262,15 @@ def create_step(
     *,
     checkpoints_activations: bool = False,
     num_accumulate: int = 1,
+    gangs: Gangs | None = None,
 ) -> BenchStep:
     """
     Creates the step of a variant, with a model of its own.
 
     :param checkpoints_activations: If ``True``, backward computes each layer once more.
     :param num_accumulate: The number of batches of a step.
+    :param gangs: The processes among which FSDP2 divides each layer; ``None`` for one
+        process that has it all.
     """
     finish = partial(
         BenchStep, device=device, dtype=dtype, num_accumulate=num_accumulate
@@ -298,11 +304,13 @@ def create_step(
         else:
             apply_ac_to_transformer(module, every_nth_layer=1)
 
+    dp_module = module if gangs is None else _divide(module, gangs)
+
     if name == FAIRSEQ2_SFT:
         if isinstance(module, TransformerLM):
-            return finish(module, _create_lm_sft_loss(module, batch))
+            return finish(module, _create_lm_sft_loss(dp_module, batch))
 
-        return finish(module, partial(_compute_fairseq2_sft_loss, module, batch))
+        return finish(module, partial(_compute_fairseq2_sft_loss, dp_module, batch))
 
     model = create_conditional_model(module)
 
@@ -319,13 +327,32 @@ def create_step(
         )
 
     criterion, metric_bag = _create_criterion(
-        model, setting, factory, WARMUP_VARIANTS.get(name), device
+        *(model, dp_module, setting, factory, WARMUP_VARIANTS.get(name)),
+        gangs or create_fake_gangs(device),
     )
 
     def compute_loss() -> Tensor:
         return criterion.compute_loss(batch, metric_bag, step_nr=1)
 
     return finish(module, compute_loss, model=model)
+
+
+def _divide(module: Module, gangs: Gangs) -> Module:
+    """Divides each layer among processes, as a training recipe does."""
+
+    def apply(module: Module, wrapper: FSDPWrapper) -> Module:
+        if isinstance(module, TransformerLM):
+            return apply_fsdp_to_transformer_lm(module, "layer", wrapper)
+
+        return apply_fsdp_to_transformer(module, "layer", wrapper)
+
+    return to_fsdp(
+        *(module, gangs, apply),
+        version="v2",
+        mixed_precision_dtype=None,
+        fp32_reduce=True,
+        broadcast_state=True,
+    )
 
 
 CreateCriterion = Callable[[CriterionContext], Criterion]
@@ -370,10 +397,11 @@ def _create_mrt_criterion(setting: Setting, context: CriterionContext) -> Criter
 
 def _create_criterion(
     model: ConditionalModel,
+    dp_module: Module,
     setting: Setting,
     factory: CreateCriterion,
     variant: WarmupVariant | None,
-    device: torch.device,
+    gangs: Gangs,
 ) -> tuple[Criterion, MetricBag]:
     if variant is None:
         # Which it does not read.
@@ -382,9 +410,9 @@ def _create_criterion(
     criterion = factory(
         CriterionContext(
             model=model,
-            dp_model=model.module,
+            dp_model=dp_module,
             layout=create_layout(setting),
-            gangs=create_fake_gangs(device),
+            gangs=gangs,
             label_smoothing=0.0,
             warmup=WarmupSection(
                 num_warmups=setting.num_warmups,
@@ -400,7 +428,7 @@ def _create_criterion(
         )
     )
 
-    metric_bag = MetricBag(device)
+    metric_bag = MetricBag(gangs.device)
 
     add_seq2seq_batch_metrics(metric_bag)
 

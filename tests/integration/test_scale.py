@@ -340,3 +340,24 @@ class TestRecipe:
 
         for name in before:
             assert not torch.equal(before[name], after[name]), name
+
+
+def test_benchmark_divides_models(tmp_path: Path) -> None:
+    log_file = tmp_path / "log.txt"
+
+    variants = ["sft", "fairseq2-sft", "marginal-1"]
+
+    args = ["--fsdp", "--settings", "captions", "--num-tokens", 20, "--rounds", 1]
+
+    run_two_processes(
+        log_file, "scripts.bench_step", [*args, "--variants", ",".join(variants)]
+    )
+
+    # The other process prints none.
+    [line] = [s for s in log_file.read_text().splitlines() if s.startswith("{")]
+
+    record = json.loads(line)
+
+    assert record["num_fsdp_processes"] == 2
+
+    assert [*record["settings"]["captions"]["steps"]] == variants

@@ -466,6 +466,27 @@ class TestMain:
 
         assert 0 < num_trained < 0.2 * ours["num_trained"] == 0.2 * sft["num_trained"]
 
+    @pytest.mark.parametrize(
+        "args,message",
+        [
+            ([], "divides the models among several processes; start it with `torchrun"),
+            (["--memory"], "`--fsdp` measures times only"),
+            (["--variants", "sft,plain"], "names `plain`, which one process computes"),
+        ],
+    )
+    def test_division_needs_processes(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        args: list[str],
+        message: str,
+    ) -> None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+
+        assert bench_step.main(["--fsdp", "--variants", "sft", *args]) == 2
+
+        assert message in capsys.readouterr().err
+
     def test_measures_memory_in_process_of_its_own(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
