@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 from unittest import mock
 
 import torch
@@ -344,7 +344,7 @@ def _divide(module: Module, gangs: Gangs) -> Module:
         if isinstance(module, TransformerLM):
             return apply_fsdp_to_transformer_lm(module, "layer", wrapper)
 
-        return apply_fsdp_to_transformer(module, "layer", wrapper)
+        return apply_fsdp_to_transformer(cast(Any, module), "layer", wrapper)
 
     return to_fsdp(
         *(module, gangs, apply),
