@@ -55,8 +55,9 @@ def draw_candidates(
     :param temperature: Divides the logits; other than 1.0, q is not a.
     :param top_k: See :func:`~warmup_plugin.sampling.truncation.truncate_log_probs`.
     :param top_p: See :func:`~warmup_plugin.sampling.truncation.truncate_log_probs`.
-    :param uniforms: Numbers from [0, 1), such as :func:`draw_line_uniforms` draws.
-        *Shape:* :math:`(B,C)`, fp64.
+    :param uniforms: Numbers from [0, 1), such as
+        :func:`~warmup_plugin.sampling.tokens.draw_line_uniforms` draws. *Shape:*
+        :math:`(B,C)`, fp64.
     :param greedy: If ``True``, the likeliest tokens are taken; then K must be 1.
     :param with_empty: If ``True``, the first warmup of each source is the empty one and
         the others are drawn from those that are not. The empty one is enumerated, not
@@ -209,7 +210,7 @@ def draw_line_candidates(
 ) -> Candidates:
     """
     Draws warmups for lines of a text from the model itself, as of
-    :func:`draw_line_uniforms`.
+    :func:`~warmup_plugin.sampling.tokens.draw_line_uniforms`.
 
     :param prefixes: The tokens before a warmup. *Shape:* :math:`(N,P)`.
     :param line_numbers: One of each source.

@@ -186,7 +186,10 @@ class TestBadInput:
             ("", "x.yaml` is empty; write settings"),
             ("base: nope", "is neither a file nor a preset; the presets are base/"),
             ("base: x.yaml", "goes round in a circle"),
-            ("criterion: {name: [sft]}", "`criterion.name`: Value must be of type"),
+            (
+                "criterion: {name: [sft]}",
+                "`criterion.name` must be a text, but is a list",
+            ),
         ],
     )
     def test_bad_config_file_is_one_sentence(
