@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from itertools import accumulate, chain, product
 from pathlib import Path
 from random import Random
 from typing import Final, TypeVar, final
@@ -95,8 +95,8 @@ class Verb:
 
     transitive: bool
 
-    def sense_for(self, obj: Noun | None) -> str:
-        animate = obj is not None and obj.animate
+    def sense_for(self, obj: NounPhrase | None) -> str:
+        animate = obj is not None and obj.noun.animate
 
         return self.senses[int(animate) % len(self.senses)]
 
@@ -136,6 +136,14 @@ class Relative:
     head_is_subject: bool
 
     past: bool = False
+
+    def roles(self, head: NounPhrase, topic: int) -> tuple[NounPhrase, NounPhrase, int]:
+        """Returns object, subject, and the topic that chooses the subject's sense."""
+        # The head keeps the sense, and so the gender, that the outer verb gave it.
+        if self.head_is_subject:
+            return self.other, head, topic
+
+        return head, self.other, self.verb.topic
 
 
 @final
@@ -212,32 +220,34 @@ class Sentence:
 
     def source(self) -> str:
         """Returns the words of the source, separated by spaces."""
-        assert self.first.subject is not None
-
-        words = _source_clause(self.first, self.first.subject)
-
-        if self.second is not None:
-            words += [_SOURCE_AND] + _source_clause(self.second, self.first.subject)
-
-        return " ".join(words)
+        return self.write(_source_clause, _SOURCE_AND)
 
     def target(self) -> str:
         """Returns the words of the only correct translation."""
+        return self.write(_target_clause, _TARGET_AND)
+
+    def write(
+        self, clause: Callable[[Clause, NounPhrase, int], list[str]], conjunction: str
+    ) -> str:
+        """
+        Writes the sentence in some language.
+
+        :param clause: Writes a clause, whose pronoun stands for a noun phrase in the
+            sense of a topic: the subject of the first clause, as its verb has it.
+        """
         assert self.first.subject is not None
 
-        # A pronoun takes the gender that the first clause gave its subject.
-        antecedent = self.first.subject
-        gender = antecedent.noun.sense_for(self.first.verb.topic).gender
+        antecedent = self.first.subject, self.first.verb.topic
 
-        words = _target_clause(self.first, antecedent, gender)
+        words = clause(self.first, *antecedent)
 
         if self.second is not None:
-            words += [_TARGET_AND] + _target_clause(self.second, antecedent, gender)
+            words += [conjunction] + clause(self.second, *antecedent)
 
         return " ".join(words)
 
 
-def _source_clause(clause: Clause, antecedent: NounPhrase) -> list[str]:
+def _source_clause(clause: Clause, antecedent: NounPhrase, _: int) -> list[str]:
     words = [] if clause.adverb is None else [clause.adverb.source]
 
     if clause.subject is not None:
@@ -280,24 +290,22 @@ def _source_noun_phrase(phrase: NounPhrase) -> list[str]:
 
 
 def _target_clause(
-    clause: Clause, antecedent: NounPhrase, antecedent_gender: int
+    clause: Clause, antecedent: NounPhrase, antecedent_topic: int
 ) -> list[str]:
     topic = clause.verb.topic
 
     if clause.subject is not None:
         subject = _target_noun_phrase(clause.subject, topic)
-        gender = clause.subject.noun.sense_for(topic).gender
-        plural = clause.subject.plural
-    else:
-        gender, plural = antecedent_gender, antecedent.plural
-        subject = [_PRONOUN[gender][plural]]
 
-    stem = clause.verb.sense_for(None if clause.obj is None else clause.obj.noun)
-
-    if clause.past:
-        finite, participle = _AUXILIARY[gender][plural], [stem + TARGET_PARTICIPLE]
+        forms = _target_verb(clause, clause.obj, clause.subject, topic)
     else:
-        finite, participle = stem + _VERB_ENDING[plural], []
+        gender = antecedent.noun.sense_for(antecedent_topic).gender
+
+        subject = [_PRONOUN[gender][antecedent.plural]]
+
+        forms = _target_verb(clause, clause.obj, antecedent, antecedent_topic)
+
+    finite, *participle = forms
 
     if clause.adverb is not None:
         words = [clause.adverb.target, finite] + subject
@@ -313,6 +321,20 @@ def _target_clause(
     return words + participle
 
 
+def _target_verb(
+    clause: Clause | Relative, obj: NounPhrase | None, subject: NounPhrase, topic: int
+) -> list[str]:
+    """Returns the finite verb and, in the past, the participle."""
+    stem = clause.verb.sense_for(obj)
+
+    if clause.past:
+        gender = subject.noun.sense_for(topic).gender
+
+        return [_AUXILIARY[gender][subject.plural], stem + TARGET_PARTICIPLE]
+
+    return [stem + _VERB_ENDING[subject.plural]]
+
+
 def _target_noun_phrase(phrase: NounPhrase, topic: int) -> list[str]:
     sense = phrase.noun.sense_for(topic)
     gender, plural = sense.gender, phrase.plural
@@ -325,31 +347,21 @@ def _target_noun_phrase(phrase: NounPhrase, topic: int) -> list[str]:
         words.append(phrase.adjective.target + _ADJECTIVE_ENDING[gender][plural])
 
     if phrase.relative is not None:
-        words += _target_relative(phrase.relative, phrase, gender)
+        words += _target_relative(phrase.relative, phrase, topic)
 
     return words
 
 
-def _target_relative(relative: Relative, head: NounPhrase, gender: int) -> list[str]:
-    other, topic = relative.other, relative.verb.topic
+def _target_relative(relative: Relative, head: NounPhrase, topic: int) -> list[str]:
+    pronouns = _SUBJECT_RELATIVE if relative.head_is_subject else _OBJECT_RELATIVE
 
-    # The head keeps the sense, and so the gender, that the outer verb gave it.
-    if relative.head_is_subject:
-        pronoun = _SUBJECT_RELATIVE[gender][head.plural]
-        obj, subject_gender, plural = other.noun, gender, head.plural
-    else:
-        pronoun = _OBJECT_RELATIVE[gender][head.plural]
-        obj, plural = head.noun, other.plural
-        subject_gender = other.noun.sense_for(topic).gender
+    pronoun = pronouns[head.noun.sense_for(topic).gender][head.plural]
 
-    words = [pronoun] + _target_noun_phrase(other, topic)
+    other = _target_noun_phrase(relative.other, relative.verb.topic)
 
-    stem = relative.verb.sense_for(obj)
+    verb = _target_verb(relative, *relative.roles(head, topic))
 
-    if relative.past:
-        return words + [stem + TARGET_PARTICIPLE, _AUXILIARY[subject_gender][plural]]
-
-    return words + [stem + _VERB_ENDING[plural]]
+    return [pronoun] + other + verb[::-1]
 
 
 @final
@@ -372,21 +384,14 @@ def make_lexicon() -> Lexicon:
     """Makes the lexicon, which is always the same."""
     rng = Random(_LEXICON_SEED)
 
-    source = StemMaker(rng, SOURCE_CONSONANTS, [_SOURCE_PRONOUN + _SOURCE_PLURAL])
+    source = make_stems(rng, SOURCE_CONSONANTS, [_SOURCE_PRONOUN + _SOURCE_PLURAL])
 
     # The function words of more than one syllable; stems have at least two.
-    tables = (
-        _DEFINITE,
-        _INDEFINITE,
-        _SUBJECT_RELATIVE,
-        _OBJECT_RELATIVE,
-        _AUXILIARY,
-        _PRONOUN,
-    )
+    tables = (_DEFINITE, _INDEFINITE, _SUBJECT_RELATIVE, _OBJECT_RELATIVE)
 
-    forms = {form for table in tables for forms in table for form in forms}
+    forms = chain(*chain(*tables, _AUXILIARY, _PRONOUN))
 
-    target = StemMaker(rng, TARGET_CONSONANTS, sorted(f for f in forms if len(f) > 2))
+    target = make_stems(rng, TARGET_CONSONANTS, [f for f in forms if len(f) > 2])
 
     def make_noun(idx: int) -> Noun:
         # Every fourth noun is ambiguous; all of these are things.
@@ -394,25 +399,25 @@ def make_lexicon() -> Lexicon:
 
         gender = int(rng.random() * 3)
 
-        senses = [Sense(target.make(), gender)]
+        senses = [Sense(next(target), gender)]
 
         if ambiguous:
             other_gender = (gender + 1 + int(rng.random() * 2)) % 3
 
-            senses.append(Sense(target.make(), other_gender))
+            senses.append(Sense(next(target), other_gender))
 
-        return Noun(source.make(), tuple(senses), animate)
+        return Noun(next(source), tuple(senses), animate)
 
     def make_verb(idx: int, *, transitive: bool) -> Verb:
         # Every third transitive verb is ambiguous.
         num_senses = 2 if transitive and idx % 3 == 1 else 1
 
-        senses = tuple(target.make() for _ in range(num_senses))
+        senses = tuple(next(target) for _ in range(num_senses))
 
-        return Verb(source.make(), senses, idx % 2, transitive)
+        return Verb(next(source), senses, idx % 2, transitive)
 
     def make_words(count: int) -> list[Word]:
-        return [Word(source.make(), target.make()) for _ in range(count)]
+        return [Word(next(source), next(target)) for _ in range(count)]
 
     return Lexicon(
         nouns=[make_noun(i) for i in range(_NUM_NOUNS)],
@@ -428,28 +433,23 @@ def make_lexicon() -> Lexicon:
     )
 
 
-@final
-class StemMaker:
+def make_stems(rng: Random, consonants: str, taken: Sequence[str]) -> Iterator[str]:
     """Makes stems of which none begins another, so that no form has two readings."""
+    syllables = ["".join(s) for s in product(consonants, VOWELS)]
 
-    def __init__(self, rng: Random, consonants: str, taken: Sequence[str]) -> None:
-        self._rng = rng
-        self._syllables = ["".join(s) for s in product(consonants, VOWELS)]
-        self._stems = list(taken)
+    stems = list(taken)
 
-    def make(self) -> str:
-        while True:
-            num_syllables = 2 if self._rng.random() < 0.7 else 3
+    while True:
+        num_syllables = 2 if rng.random() < 0.7 else 3
 
-            stem = "".join(
-                self._syllables[int(self._rng.random() * len(self._syllables))]
-                for _ in range(num_syllables)
-            )
+        stem = "".join(
+            syllables[int(rng.random() * len(syllables))] for _ in range(num_syllables)
+        )
 
-            if not any(stem.startswith(s) or s.startswith(stem) for s in self._stems):
-                self._stems.append(stem)
+        if not any(stem.startswith(s) or s.startswith(stem) for s in stems):
+            stems.append(stem)
 
-                return stem
+            yield stem
 
 
 @final

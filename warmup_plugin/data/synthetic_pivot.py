@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import fields, is_dataclass, replace
+from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Final, final
+from typing import Any, Final, final
 
 from warmup_plugin.data.synthetic import (
     SOURCE_CONSONANTS,
@@ -21,10 +21,9 @@ from warmup_plugin.data.synthetic import (
     Relative,
     Sentence,
     SentenceMaker,
-    StemMaker,
-    Verb,
     check_sizes,
     make_lexicon,
+    make_stems,
     write_text,
 )
 
@@ -61,47 +60,6 @@ _PAST_ENDING: Final = (("je", "ju"), ("ji", "ju"))
 
 
 @final
-@dataclass(frozen=True)
-class FarLexicon:
-    """The third language's words, by what the pivot calls them."""
-
-    nouns: Mapping[str, tuple[str, int]]
-    """Stem and class, 0 or 1."""
-
-    verbs: Mapping[str, tuple[str, ...]]
-    """One stem, or two of which the subject chooses."""
-
-    others: Mapping[str, str]
-
-
-def make_far_lexicon() -> FarLexicon:
-    """Makes the lexicon, which is always the same."""
-    rng = Random(_LEXICON_SEED)
-
-    stems, lexicon = StemMaker(rng, _CONSONANTS[TARGET_LANG], []), make_lexicon()
-
-    nouns: dict[str, tuple[str, int]] = {}
-    verbs: dict[str, tuple[str, ...]] = {}
-    others: dict[str, str] = {}
-
-    for noun in lexicon.nouns:
-        for sense in noun.senses:
-            nouns[sense.stem] = stems.make(), int(rng.random() * 2)
-
-    for verb in [*lexicon.transitive_verbs, *lexicon.intransitive_verbs]:
-        for stem in verb.senses:
-            # Every third one is ambiguous.
-            num_senses = 2 if len(verbs) % 3 == 2 else 1
-
-            verbs[stem] = tuple(stems.make() for _ in range(num_senses))
-
-    for word in [*lexicon.adjectives, *lexicon.adverbs, *lexicon.prepositions]:
-        others[word.target] = stems.make()
-
-    return FarLexicon(nouns, verbs, others)
-
-
-@final
 class FarLanguage:
     """
     Writes a :class:`Sentence` in a third language, B.
@@ -130,22 +88,37 @@ class FarLanguage:
     """
 
     def __init__(self) -> None:
-        self._lexicon = make_far_lexicon()
+        # The lexicon is always the same.
+        rng = Random(_LEXICON_SEED)
+
+        stems, lexicon = make_stems(rng, _CONSONANTS[TARGET_LANG], []), make_lexicon()
+
+        # By what the pivot calls them.
+        self.nouns: dict[str, tuple[str, int]] = {}
+        """Stem and class, 0 or 1."""
+
+        self.verbs: dict[str, tuple[str, ...]] = {}
+        """One stem, or two of which the subject chooses."""
+
+        self.others: dict[str, str] = {}
+
+        for noun in lexicon.nouns:
+            for sense in noun.senses:
+                self.nouns[sense.stem] = next(stems), int(rng.random() * 2)
+
+        for verb in [*lexicon.transitive_verbs, *lexicon.intransitive_verbs]:
+            for stem in verb.senses:
+                # Every third one is ambiguous.
+                num_senses = 2 if len(self.verbs) % 3 == 2 else 1
+
+                self.verbs[stem] = tuple(islice(stems, num_senses))
+
+        for word in [*lexicon.adjectives, *lexicon.adverbs, *lexicon.prepositions]:
+            self.others[word.target] = next(stems)
 
     def write(self, sentence: Sentence) -> str:
         """Returns the words of the only correct translation."""
-        assert sentence.first.subject is not None
-
-        # What a pronoun stands for, in the sense that the first clause gave it.
-        antecedent = sentence.first.subject
-        topic = sentence.first.verb.topic
-
-        words = self._clause(sentence.first, antecedent, topic)
-
-        if sentence.second is not None:
-            words += [_AND] + self._clause(sentence.second, antecedent, topic)
-
-        return " ".join(words)
+        return sentence.write(self._clause, _AND)
 
     def _clause(
         self, clause: Clause, antecedent: NounPhrase, antecedent_topic: int
@@ -157,9 +130,7 @@ class FarLanguage:
         else:
             subject, subject_topic = antecedent, antecedent_topic
 
-        obj = None if clause.obj is None else clause.obj.noun
-
-        words = [self._verb(clause.verb, obj, subject, subject_topic, past=clause.past)]
+        words = [self._verb(clause, clause.obj, subject, subject_topic)]
 
         if clause.subject is not None:
             words += self._noun_phrase(clause.subject, topic)
@@ -170,29 +141,27 @@ class FarLanguage:
         if clause.place is not None:
             words += self._noun_phrase(clause.place[1], topic, accusative=True)
 
-            words.append(self._lexicon.others[clause.place[0].target])
+            words.append(self.others[clause.place[0].target])
 
         if clause.adverb is not None:
-            words.append(self._lexicon.others[clause.adverb.target])
+            words.append(self.others[clause.adverb.target])
 
         return words
 
     def _verb(
         self,
-        verb: Verb,
-        obj: Noun | None,
+        clause: Clause | Relative,
+        obj: NounPhrase | None,
         subject: NounPhrase,
         topic: int,
-        *,
-        past: bool,
     ) -> str:
-        senses = self._lexicon.verbs[verb.sense_for(obj)]
+        senses = self.verbs[clause.verb.sense_for(obj)]
 
         stem = senses[int(subject.noun.animate) % len(senses)]
 
         _, noun_class = self._noun(subject.noun, topic)
 
-        endings = _PAST_ENDING if past else _PRESENT_ENDING
+        endings = _PAST_ENDING if clause.past else _PRESENT_ENDING
 
         return stem + endings[noun_class][subject.plural]
 
@@ -206,7 +175,7 @@ class FarLanguage:
         if phrase.adjective is not None:
             ending = _ADJECTIVE_ENDING[noun_class][phrase.plural]
 
-            words.append(self._lexicon.others[phrase.adjective.target] + ending)
+            words.append(self.others[phrase.adjective.target] + ending)
 
         words.append(
             stem
@@ -215,31 +184,20 @@ class FarLanguage:
         )
 
         if phrase.relative is not None:
-            words += self._relative(phrase.relative, phrase, topic)
+            relative = phrase.relative
+
+            words.append(_RELATIVE)
+
+            words.append(self._verb(relative, *relative.roles(phrase, topic)))
+
+            words += self._noun_phrase(
+                relative.other, relative.verb.topic, accusative=relative.head_is_subject
+            )
 
         return words
 
-    def _relative(self, relative: Relative, head: NounPhrase, topic: int) -> list[str]:
-        other, other_topic = relative.other, relative.verb.topic
-
-        if relative.head_is_subject:
-            # The head keeps the sense that the outer verb gave it.
-            subject, subject_topic, obj = head, topic, other.noun
-        else:
-            subject, subject_topic, obj = other, other_topic, head.noun
-
-        verb = self._verb(
-            relative.verb, obj, subject, subject_topic, past=relative.past
-        )
-
-        phrase = self._noun_phrase(
-            other, other_topic, accusative=relative.head_is_subject
-        )
-
-        return [_RELATIVE, verb] + phrase
-
     def _noun(self, noun: Noun, topic: int) -> tuple[str, int]:
-        return self._lexicon.nouns[noun.sense_for(topic).stem]
+        return self.nouns[noun.sense_for(topic).stem]
 
 
 def write_synthetic_pivot(
@@ -313,33 +271,20 @@ def write_synthetic_pivot(
             write_text(file, [text[lang] for text in texts])
 
 
-def _drop_tense(sentence: Sentence) -> Sentence:
-    def clause(old: Clause) -> Clause:
-        place = old.place
+def _drop_tense(part: Any) -> Any:
+    """Puts a sentence, or a part of one, into the present."""
+    if isinstance(part, tuple):
+        return tuple(map(_drop_tense, part))
 
-        return replace(
-            old,
-            subject=old.subject and phrase(old.subject),
-            obj=old.obj and phrase(old.obj),
-            place=place and (place[0], phrase(place[1])),
-            past=False,
-        )
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
 
-    def phrase(old: NounPhrase) -> NounPhrase:
-        relative = old.relative
+    changes = {f.name: _drop_tense(getattr(part, f.name)) for f in fields(part)}
 
-        if relative is None:
-            return old
+    if "past" in changes:
+        changes["past"] = False
 
-        other = phrase(relative.other)
-
-        return replace(old, relative=replace(relative, other=other, past=False))
-
-    second = sentence.second
-
-    return replace(
-        sentence, first=clause(sentence.first), second=second and clause(second)
-    )
+    return replace(part, **changes)
 
 
 def tell_language(word: str) -> str:

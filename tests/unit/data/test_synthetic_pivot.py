@@ -19,7 +19,6 @@ from warmup_plugin.data.synthetic import (
 )
 from warmup_plugin.data.synthetic_pivot import (
     FarLanguage,
-    make_far_lexicon,
     tell_language,
     write_synthetic_pivot,
 )
@@ -143,8 +142,10 @@ class TestFarLanguage:
 
         assert {len(t) for t in translations.values()} == {1}
 
-    def test_every_word_of_pivot_has_stem_of_its_own(self) -> None:
-        lexicon, far = make_lexicon(), make_far_lexicon()
+    def test_every_word_of_pivot_has_stem_of_its_own(
+        self, language: FarLanguage
+    ) -> None:
+        lexicon, far = make_lexicon(), language
 
         assert set(far.nouns) == {s.stem for n in lexicon.nouns for s in n.senses}
 
