@@ -31,7 +31,6 @@ from warmup_plugin.report.curves import QUALITY_PANELS, WARMUP_PANELS
 from warmup_plugin.report.lexical import TEXTS
 from warmup_plugin.report.plots import (
     NUM_COLORS,
-    OTHER_REFERENCE,
     Figure,
     format_share,
     plot_curves,
@@ -53,6 +52,8 @@ from warmup_plugin.report.runs import ReportRun
 from warmup_plugin.report.sentences import build_sentence
 
 _PAGE_FILES: Final = files("warmup_plugin.report")
+
+_OTHER: Final = {"other reference": "reference of another line"}
 
 
 @final
@@ -131,12 +132,9 @@ def _create_policy(scripts: Sequence[str]) -> str:
     """
     Creates a content security policy: only our own scripts run, and nothing is fetched.
     """
-    hashes = []
+    digests = [hashlib.sha256(script.encode("utf-8")).digest() for script in scripts]
 
-    for script in scripts:
-        digest = hashlib.sha256(script.encode("utf-8")).digest()
-
-        hashes.append(f"'sha256-{base64.b64encode(digest).decode()}'")
+    hashes = [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
 
     return "; ".join(
         [
@@ -299,12 +297,10 @@ class _Content:
             for part in run.curves.unreadable:
                 notes.append((idx, f"{part} cannot be read and is left out."))
 
-            translations = run.translations
+            texts = run.translations
 
-            if translations and run.has_warmup and translations.scores is None:
-                notes.append(
-                    (idx, f"has no log P(y|x) here: {translations.no_scores}.")
-                )
+            if texts and run.has_warmup and texts.scores is None:
+                notes.append((idx, f"has no log P(y|x) here: {texts.no_scores}."))
 
         return notes
 
@@ -395,16 +391,14 @@ class _Content:
             for idx, t in scored.items()
         }
 
-        log_prob_figures = [
-            plot_gains(
-                "log-prob-gains",
-                "Sentence gains in log P(y|x)",
-                "log P(y|x) of a reference with the warmups drawn less that without.",
-                names,
-                gains,
-                "nats",
-            )
-        ]
+        log_prob_figure = plot_gains(
+            "log-prob-gains",
+            "Sentence gains in log P(y|x)",
+            "log P(y|x) of a reference with the warmups drawn less that without.",
+            names,
+            gains,
+            "nats",
+        )
 
         lexical_figures: list[Figure | None] = []
 
@@ -420,9 +414,9 @@ class _Content:
             "log_probs": [
                 build_log_prob_row(idx, t.scores or []) for idx, t in scored.items()
             ],
-            "log_prob_figures": self._keep(log_prob_figures),
+            "log_prob_figures": self._keep([log_prob_figure]),
             "lexical_runs": list(analyses),
-            "lexical_rows": self._build_lexical_rows() if analyses else [],
+            "lexical_rows": self._build_lexical_rows(),
             "lexical_figures": self._keep(lexical_figures),
             "frequent": {idx: a.most_frequent for idx, a in analyses.items()},
             "num_warmups": {idx: a.num_warmups for idx, a in analyses.items()},
@@ -432,82 +426,70 @@ class _Content:
         """Returns heading, explanation and one cell a run for each row."""
         analyses = list(self._analyses.values())
 
-        rows: list[tuple[str, str, list[str]]] = []
-
-        def add(heading: str, note: str, cells: Sequence[str]) -> None:
-            if any(cell != "–" for cell in cells):
-                rows.append((heading, note, list(cells)))
-
-        add(
-            "Warmups",
-            "one beside each output",
-            [f"{a.num_warmups:,}" for a in analyses],
-        )
-        add(
-            "Distinct",
-            "over the whole test set",
-            [f"{a.num_distinct:,} ({format_share(a.distinct)})" for a in analyses],
-        )
-        add("Empty", "without a word", [format_share(a.empty) for a in analyses])
-        add(
-            "Length",
-            "words, mean",
-            [
-                "–" if a.mean_length is None else f"{a.mean_length:.1f}"
-                for a in analyses
-            ],
-        )
-        add(
-            "Repeated words",
-            "that have stood earlier in the same warmup",
-            [format_share(a.repeated) for a in analyses],
-        )
-
-        for n, kind in ((1, "Words"), (2, "Bigrams")):
-            for text in TEXTS:
-                is_other = text == "other reference"
-
-                add(
-                    f"{kind} also in the {OTHER_REFERENCE if is_other else text}",
-                    "chance level" if is_other else "",
-                    [format_share(a.overlaps[text, n]) for a in analyses],
-                )
-
-        for text in ("source", "output", "reference"):
-            add(
-                f"Longest part copied from the {text}",
-                "words in a row, of the words of the warmup",
-                [format_share(a.copied[text]) for a in analyses],
-            )
-
-        add(
-            "Position of shared words",
-            "in the reference: 0 begin, 0.5 even, 1 end",
-            [
-                "–" if a.mean_position is None else f"{a.mean_position:.2f}"
-                for a in analyses
-            ],
-        )
-
         draws = [analyze_scores(self._translated[idx]) for idx in self._analyses]
 
-        add(
-            "Drawn: distinct per source",
-            "of the warmups drawn for one source",
-            [format_share(d.distinct) for d in draws],
-        )
-        add(
-            "Drawn: words also in the reference",
-            "each warmup counted alike",
-            [format_share(d.overlap) for d in draws],
-        )
-        add(
-            "Drawn: the same, by posterior weight",
-            "above the row before if sharing words makes the reference likelier",
-            [format_share(d.weighted_overlap) for d in draws],
-        )
+        rows = [
+            (
+                "Warmups",
+                "one beside each output",
+                [f"{a.num_warmups:,}" for a in analyses],
+            ),
+            (
+                "Distinct",
+                "over the whole test set",
+                [f"{a.num_distinct:,} ({format_share(a.distinct)})" for a in analyses],
+            ),
+            ("Empty", "without a word", [format_share(a.empty) for a in analyses]),
+            (
+                "Length",
+                "words, mean",
+                [_format_number(a.mean_length, 1) for a in analyses],
+            ),
+            (
+                "Repeated words",
+                "that have stood earlier in the same warmup",
+                [format_share(a.repeated) for a in analyses],
+            ),
+            *(
+                (
+                    f"{kind} also in the {_OTHER.get(text, text)}",
+                    "chance level" if text in _OTHER else "",
+                    [format_share(a.overlaps[text, n]) for a in analyses],
+                )
+                for n, kind in ((1, "Words"), (2, "Bigrams"))
+                for text in TEXTS
+            ),
+            *(
+                (
+                    f"Longest part copied from the {text}",
+                    "words in a row, of the words of the warmup",
+                    [format_share(a.copied[text]) for a in analyses],
+                )
+                for text in ("source", "output", "reference")
+            ),
+            (
+                "Position of shared words",
+                "in the reference: 0 begin, 0.5 even, 1 end",
+                [_format_number(a.mean_position, 2) for a in analyses],
+            ),
+            (
+                "Drawn: distinct per source",
+                "of the warmups drawn for one source",
+                [format_share(d.distinct) for d in draws],
+            ),
+            (
+                "Drawn: words also in the reference",
+                "each warmup counted alike",
+                [format_share(d.overlap) for d in draws],
+            ),
+            (
+                "Drawn: the same, by posterior weight",
+                "above the row before if sharing words makes the reference likelier",
+                [format_share(d.weighted_overlap) for d in draws],
+            ),
+        ]
 
-        return rows
+        return [row for row in rows if any(cell != "–" for cell in row[2])]
 
     def _keep(self, figures: Sequence[Figure | None]) -> list[Figure]:
         kept = [figure for figure in figures if figure is not None]
@@ -525,13 +507,15 @@ class _Content:
                 "color": idx % NUM_COLORS,
                 "warmup": run.has_warmup,
                 "there": idx in self._translated,
-                "scored": idx in self._translated
-                and self._translated[idx].scores is not None,
+                "scored": run.translations is not None
+                and run.translations.scores is not None,
             }
             for idx, run in enumerate(self._runs)
         ]
 
         translations = [run.translations for run in self._runs]
+
+        scores = [self._chrf.get(idx) for idx in range(len(translations))]
 
         references: list[str] = []
 
@@ -543,10 +527,7 @@ class _Content:
                 at + 1,
                 reference,
                 [t and t.lines[at] for t in translations],
-                [
-                    None if chrf is None else chrf[at]
-                    for chrf in map(self._chrf.get, range(len(translations)))
-                ],
+                [chrf and chrf[at] for chrf in scores],
                 [t and t.scores and t.scores[at] or None for t in translations],
             )
             for at, reference in enumerate(references[: self._options.max_sentences])
@@ -562,15 +543,14 @@ class _Content:
 
 def _score_sentences(system: System, evaluation: Evaluation | None) -> list[float]:
     """Computes the chrF++ of each sentence."""
-    if evaluation is not None:
-        measurement = evaluation.measurements.get(system.name, {}).get("chrf")
+    measurements = evaluation.measurements.get(system.name, {}) if evaluation else {}
 
-        # It takes longer than all else that a page does.
-        if measurement is not None:
-            scores = measurement.sentence_scores()
+    # It takes longer than all else that a page does.
+    if "chrf" in measurements:
+        scores = measurements["chrf"].sentence_scores()
 
-            if scores is not None:
-                return [float(score) for score in scores]
+        if scores is not None:
+            return [float(score) for score in scores]
 
     return sentence_scores("chrf", system.hypotheses, system.references)
 
@@ -589,6 +569,10 @@ def _describe_steps(last_step: int, num_steps: object) -> str:
         return f"{last_step:,} of {num_steps:,}"
 
     return f"{last_step:,}"
+
+
+def _format_number(value: float | None, num_digits: int) -> str:
+    return "–" if value is None else f"{value:.{num_digits}f}"
 
 
 def _format_time(seconds: float | None) -> str:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Final, cast, final
+from typing import Any, Final, Literal, cast, final
 
 import plotly.graph_objects as go
 
@@ -28,9 +28,9 @@ from warmup_plugin.report.lexical import NUM_POSITION_BINS, TEXTS, LexicalAnalys
 NUM_COLORS: Final = 8
 """The variables ``--run-0``, ``--run-1``, … of ``page.css``."""
 
-OTHER_REFERENCE: Final = "reference of another line"
-
 _LABELS: Final = {"other reference": "another<br>reference"}
+
+_TICKS: Final = ("begin", "middle", "end")
 
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
@@ -82,6 +82,8 @@ def plot_curves(
     """
     traces, last_values = [], []
 
+    further: dict[str, object] = {}
+
     for idx, (name, run_curves) in enumerate(zip(names, curves)):
         train, valid = run_curves.train.get(panel.key), run_curves.valid.get(panel.key)
 
@@ -109,27 +111,28 @@ def plot_curves(
     if not traces:
         return None
 
-    layout = _layout(y_is_share=panel.is_share)
+    limits = sorted(_find_limits(panel, curves))
 
-    layout.xaxis.title.text = "step"
+    note = panel.note
 
-    layout.hovermode = "x unified"
+    if limits:
+        note += f" Warning above {' or '.join(f'{limit:.0%}' for limit in limits)}."
 
     if panel.is_share or panel.begins_at_zero:
-        layout.yaxis.rangemode = "tozero"
-
-    layout.shapes = [
-        _horizontal_line(limit) for limit in sorted(_find_limits(panel, curves))
-    ]
+        further["yaxis_rangemode"] = "tozero"
 
     return _finish(
         f"curve-{_slug(panel.key)}",
         panel.title,
-        panel.note + _describe_limit(panel, curves),
-        "; ".join(last_values),
+        note,
+        last_values,
         traces,
-        layout,
         has_steps=True,
+        y_is_share=panel.is_share,
+        xaxis_title_text="step",
+        hovermode="x unified",
+        shapes=[_draw_line("y", limit) for limit in limits],
+        **further,
     )
 
 
@@ -190,15 +193,6 @@ def _find_limits(panel: Panel, curves: Sequence[Curves]) -> set[float]:
     return limits
 
 
-def _describe_limit(panel: Panel, curves: Sequence[Curves]) -> str:
-    limits = [f"{limit:.0%}" for limit in sorted(_find_limits(panel, curves))]
-
-    if not limits:
-        return ""
-
-    return f" Warning above {' or '.join(limits)}."
-
-
 def plot_scores(
     metric: str,
     names: Mapping[int, str],
@@ -252,23 +246,28 @@ def plot_scores(
             )
         )
 
-    layout = _layout(height=max(_HEIGHT, 90 + 30 * len(shown)))
-
-    # The first run on top.
-    layout.yaxis.autorange = "reversed"
-    layout.yaxis.type = "category"
-    layout.yaxis.showgrid = False
-
-    if baseline in shown:
-        layout.shapes = [_vertical_line(cast(float, shown[baseline].score))]
-
-    label = "; ".join(f"{names[idx]} {s.score:.2f}" for idx, s in shown.items())
-
     note = "Corpus score with its 95 % interval"
 
-    note += "; dotted: the baseline." if baseline in shown else "."
+    further: dict[str, object] = {}
 
-    return _finish(f"score-{_slug(metric)}", metric, note, label, traces, layout)
+    if baseline in shown:
+        note += "; dotted: the baseline"
+
+        further["shapes"] = [_draw_line("x", cast(float, shown[baseline].score))]
+
+    return _finish(
+        f"score-{_slug(metric)}",
+        metric,
+        f"{note}.",
+        [f"{names[idx]} {s.score:.2f}" for idx, s in shown.items()],
+        traces,
+        height=max(_HEIGHT, 90 + 30 * len(shown)),
+        # The first run on top.
+        yaxis_autorange="reversed",
+        yaxis_type="category",
+        yaxis_showgrid=False,
+        **further,
+    )
 
 
 def plot_gains(
@@ -311,20 +310,18 @@ def plot_gains(
         for idx, counts in bins.items()
     ]
 
-    layout = _layout(y_is_share=True)
-
-    layout.hovermode = "x unified"
-    layout.xaxis.title.text = unit
-    layout.yaxis.rangemode = "tozero"
-    layout.shapes = [_vertical_line(0.0)]
-
-    label = "; ".join(
-        f"{names[idx]} {fmean(gains[idx]):+.2f} on average" for idx in bins
+    return _finish(
+        id_,
+        title,
+        f"{note} Steps of {width:g}; dotted: no difference.",
+        [f"{names[idx]} {fmean(gains[idx]):+.2f} on average" for idx in bins],
+        traces,
+        y_is_share=True,
+        hovermode="x unified",
+        xaxis_title_text=unit,
+        yaxis_rangemode="tozero",
+        shapes=[_draw_line("x", 0.0)],
     )
-
-    note += f" Steps of {width:g}; dotted: no difference."
-
-    return _finish(id_, title, note, label, traces, layout)
 
 
 def plot_overlap(
@@ -334,27 +331,9 @@ def plot_overlap(
     labels = [_LABELS.get(text, text) for text in TEXTS]
 
     traces = [
-        go.Bar(
-            x=labels,
-            y=[analysis.overlaps[text, n] for text in TEXTS],
-            name=names[idx],
-            marker={"color": color_of(idx)},
-            hovertemplate="%{y:.1%}",
-            meta={"run": idx},
-        )
+        _plot_bars(idx, names, labels, [analysis.overlaps[text, n] for text in TEXTS])
         for idx, analysis in analyses.items()
     ]
-
-    layout = _layout(y_is_share=True)
-
-    layout.barmode = "group"
-    layout.xaxis.tickangle = 0
-    layout.yaxis.range = [0, 1]
-
-    label = "; ".join(
-        f"{names[idx]} {format_share(analysis.overlaps['reference', n])} in the reference"
-        for idx, analysis in analyses.items()
-    )
 
     kind = {1: "words", 2: "pairs of neighbouring words"}[n]
 
@@ -362,9 +341,15 @@ def plot_overlap(
         f"overlap-{n}",
         f"{'Unigram' if n == 1 else 'Bigram'} overlap of the warmup",
         f"Of all {kind}, those that the text has too. Right: chance level.",
-        label,
+        [
+            f"{names[idx]} {format_share(analysis.overlaps['reference', n])} in the reference"
+            for idx, analysis in analyses.items()
+        ],
         traces,
-        layout,
+        y_is_share=True,
+        barmode="group",
+        xaxis_tickangle=0,
+        yaxis_range=[0, 1],
     )
 
 
@@ -393,27 +378,17 @@ def plot_positions(
         for idx, analysis in shown.items()
     ]
 
-    layout = _layout(y_is_share=True)
-
-    layout.hovermode = "x unified"
-    layout.xaxis.range = [0, 1]
-    layout.xaxis.tickvals = [0, 0.5, 1]
-    layout.xaxis.ticktext = ["begin", "middle", "end"]
-    layout.yaxis.rangemode = "tozero"
-    layout.shapes = [_horizontal_line(width)]
-
-    label = "; ".join(
-        f"{names[idx]} {analysis.mean_position:.2f} on average"
-        for idx, analysis in shown.items()
-    )
-
     return _finish(
         "positions",
         "Where the shared words stand in the reference",
         "Of the words that warmup and reference share, those in each tenth of the reference. Dotted: evenly spread.",
-        label,
+        [f"{names[idx]} {a.mean_position:.2f} on average" for idx, a in shown.items()],
         traces,
-        layout,
+        y_is_share=True,
+        hovermode="x unified",
+        xaxis={"range": [0, 1], "tickvals": [0, 0.5, 1], "ticktext": _TICKS},
+        yaxis_rangemode="tozero",
+        shapes=[_draw_line("y", width)],
     )
 
 
@@ -433,33 +408,46 @@ def plot_lengths(
         bins = range(longest // width + 1)
 
         traces.append(
-            go.Bar(
-                x=[bin_idx * width + (width - 1) / 2 for bin_idx in bins],
-                y=[counts[bin_idx] / len(analysis.lengths) for bin_idx in bins],
-                name=names[idx],
-                marker={"color": color_of(idx)},
-                hovertemplate="%{y:.1%}",
-                meta={"run": idx},
+            _plot_bars(
+                idx,
+                names,
+                [bin_idx * width + (width - 1) / 2 for bin_idx in bins],
+                [counts[bin_idx] / len(analysis.lengths) for bin_idx in bins],
             )
         )
-
-    layout = _layout(y_is_share=True)
-
-    layout.hovermode = "x unified"
-    layout.barmode = "group"
-    layout.bargap = 0.1
-    layout.xaxis.title.text = "words"
-
-    label = "; ".join(
-        f"{names[idx]} {analysis.mean_length:.1f} words on average"
-        for idx, analysis in analyses.items()
-    )
 
     note = "Of all warmups, those with so many words"
 
     note += f", in steps of {width}." if width > 1 else "."
 
-    return _finish("lengths", "Length of the warmup", note, label, traces, layout)
+    return _finish(
+        "lengths",
+        "Length of the warmup",
+        note,
+        [
+            f"{names[idx]} {analysis.mean_length:.1f} words on average"
+            for idx, analysis in analyses.items()
+        ],
+        traces,
+        y_is_share=True,
+        hovermode="x unified",
+        barmode="group",
+        bargap=0.1,
+        xaxis_title_text="words",
+    )
+
+
+def _plot_bars(
+    idx: int, names: Mapping[int, str], x: Sequence[Any], y: Sequence[Any]
+) -> go.Bar:
+    return go.Bar(
+        x=x,
+        y=y,
+        name=names[idx],
+        marker={"color": color_of(idx)},
+        hovertemplate="%{y:.1%}",
+        meta={"run": idx},
+    )
 
 
 def format_share(value: float | None) -> str:
@@ -467,7 +455,7 @@ def format_share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _layout(*, height: int = _HEIGHT, y_is_share: bool = False) -> Any:
+def _layout(height: int, y_is_share: bool) -> Any:
     axis = {
         "automargin": True,
         "gridcolor": "var(--line)",
@@ -513,15 +501,10 @@ def _layout(*, height: int = _HEIGHT, y_is_share: bool = False) -> Any:
     )
 
 
-def _horizontal_line(y: float) -> dict[str, object]:
-    return _draw_line("x", "y", y)
+def _draw_line(across: Literal["x", "y"], at: float) -> dict[str, object]:
+    """Draws a line through all of a plot at a place on one of its axes."""
+    along = "y" if across == "x" else "x"
 
-
-def _vertical_line(x: float) -> dict[str, object]:
-    return _draw_line("y", "x", x)
-
-
-def _draw_line(along: str, across: str, at: float) -> dict[str, object]:
     return {
         "type": "line",
         f"{along}ref": "paper",
@@ -537,20 +520,30 @@ def _finish(
     id_: str,
     title: str,
     note: str,
-    label: str,
+    labels: Sequence[str],
     traces: Sequence[Any],
-    layout: Any,
     *,
     has_steps: bool = False,
+    height: int = _HEIGHT,
+    y_is_share: bool = False,
+    **further: object,
 ) -> Figure:
+    """
+    Makes a figure.
+
+    :param labels: What is to be said of each run.
+    :param further: What is particular about the layout.
+    """
+    layout = _layout(height, y_is_share).update(**further)
+
     figure = go.Figure(data=list(traces), layout=layout)
 
     # Numbers that are not finite become `null`.
     plot = cast("dict[str, object]", json.loads(figure.to_json()))
 
-    return Figure(
-        id_, title, note, f"{title}: {label}.", layout.height, plot, has_steps
-    )
+    label = f"{title}: {'; '.join(labels)}."
+
+    return Figure(id_, title, note, label, height, plot, has_steps)
 
 
 def _choose_width(low: float, high: float) -> float:
