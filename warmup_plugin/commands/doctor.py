@@ -79,8 +79,7 @@ def run(args: argparse.Namespace) -> int:
         # Importing torch and fairseq2 takes seconds: each line as soon as it is known.
         show(format_finding(finding))
 
-        if finding.status == "PROBLEM":
-            num_problems += 1
+        num_problems += finding.status == "PROBLEM"
 
     if num_problems > 0:
         show(f"\nTraining cannot run: {num_problems} problem(s), see above.")
@@ -148,19 +147,18 @@ def check_libsndfile() -> Iterator[Finding]:
 
 
 def check_torch() -> Iterator[Finding]:
-    # The local label, as in 2.9.1+cu128, is the build and not the version.
-    yield _check_package("torch", lambda v: v.split("+")[0] == TORCH_VERSION)
+    yield _check_package("torch", TORCH_VERSION)
 
 
 def check_fairseq2() -> Iterator[Finding]:
     # fairseq2 would fail to import if fairseq2n does; so fairseq2n comes first.
     for name in ("fairseq2n", "fairseq2"):
-        yield _check_package(name, lambda v: v.split("+")[0] == FAIRSEQ2_VERSION)
+        yield _check_package(name, FAIRSEQ2_VERSION)
 
 
 def check_packages() -> Iterator[Finding]:
     for name in ("sentencepiece", "sacrebleu", "tensorboard"):
-        yield _check_package(name, lambda v: True)
+        yield _check_package(name)
 
 
 def check_extension() -> Iterator[Finding]:
@@ -179,33 +177,24 @@ def check_extension() -> Iterator[Finding]:
     ]
 
     if not extensions:
-        yield _problem(
-            name,
-            "warmup_plugin is not registered as an extension of fairseq2",
-            _REINSTALL,
-        )
+        problem = "warmup_plugin is not registered as an extension of fairseq2"
+
+        yield _problem(name, problem, _REINSTALL)
 
         return
 
     value = extensions[0].value
 
+    problem = f"`{value}` cannot be loaded"
+
     try:
         extensions[0].load()
-    except Exception as ex:
-        yield _problem(
-            name, f"`{value}` cannot be loaded ({_describe(ex)})", _REINSTALL
-        )
 
-        return
+        problem = f"fairseq2 does not start with `{value}`"
 
-    try:
         resolver, others = _init_fairseq2()
     except Exception as ex:
-        yield _problem(
-            name,
-            f"fairseq2 does not start with `{value}` ({_describe(ex)})",
-            _REINSTALL,
-        )
+        yield _problem(name, f"{problem} ({_describe(ex)})", _REINSTALL)
 
         return
 
@@ -216,16 +205,16 @@ def check_extension() -> Iterator[Finding]:
             "uninstall or repair that package if training needs it",
         )
 
-    missing = []
-
-    for module, kls, key in REGISTRATIONS:
-        if key not in set(resolver.iter_keys(getattr(import_module(module), kls))):
-            missing.append(f"{kls} `{key}`")
+    missing = [
+        f"{kls} `{key}`"
+        for module, kls, key in REGISTRATIONS
+        if key not in set(resolver.iter_keys(getattr(import_module(module), kls)))
+    ]
 
     if missing:
-        yield _problem(
-            name, f"`{value}` has not registered {', '.join(missing)}", _REINSTALL
-        )
+        problem = f"`{value}` has not registered {', '.join(missing)}"
+
+        yield _problem(name, problem, _REINSTALL)
     else:
         yield _ok(name, f"`{value}` is registered with fairseq2")
 
@@ -288,40 +277,33 @@ def check_comet() -> Iterator[Finding]:
     Looks for COMET, which lives in an environment of its own since its requirements
     contradict those of fairseq2.
     """
-    python = os.environ.get(COMET_PYTHON_VARIABLE)
-
     path = find_comet_python()
 
-    if path is None or not path.is_file():
-        if python:
+    if path is not None and path.is_file():
+        code = "import importlib.metadata as m; print(m.version('unbabel-comet'))"
+
+        try:
+            output = _run_python(path, code, timeout=30)
+        except (OSError, subprocess.SubprocessError):
             yield _note(
                 "COMET",
-                f"`{path}` does not exist",
-                f"set {COMET_PYTHON_VARIABLE} to the Python that has unbabel-comet",
+                f"`{path}` has no unbabel-comet",
+                f"install it there with `{path} -m pip install {_COMET_PINS}`",
             )
         else:
-            yield _note(
-                "COMET",
-                "not installed; scoring with COMET would need it",
-                f"`python3 -m venv .venv-comet && .venv-comet/bin/pip install {_COMET_PINS}` in the clone, or elsewhere with {COMET_PYTHON_VARIABLE} set to its Python, if wanted",
-            )
-
-        return
-
-    code = "import importlib.metadata as m; print(m.version('unbabel-comet'))"
-
-    try:
-        output = subprocess.run(
-            [path, "-c", code], capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+            yield _ok("COMET", f"{output.strip()} ({path})")
+    elif os.environ.get(COMET_PYTHON_VARIABLE):
         yield _note(
             "COMET",
-            f"`{path}` has no unbabel-comet",
-            f"install it there with `{path} -m pip install {_COMET_PINS}`",
+            f"`{path}` does not exist",
+            f"set {COMET_PYTHON_VARIABLE} to the Python that has unbabel-comet",
         )
     else:
-        yield _ok("COMET", f"{output.stdout.strip()} ({path})")
+        yield _note(
+            "COMET",
+            "not installed; scoring with COMET would need it",
+            f"`python3 -m venv .venv-comet && .venv-comet/bin/pip install {_COMET_PINS}` in the clone, or elsewhere with {COMET_PYTHON_VARIABLE} set to its Python, if wanted",
+        )
 
 
 def check_wandb() -> Iterator[Finding]:
@@ -337,14 +319,7 @@ def check_wandb() -> Iterator[Finding]:
     )
 
     try:
-        output = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-            env={**os.environ, "WANDB_SILENT": "true"},
-        )
+        output = _run_python(sys.executable, code, timeout=120, WANDB_SILENT="true")
     except (OSError, subprocess.SubprocessError) as ex:
         error = (getattr(ex, "stderr", None) or str(ex)).strip().splitlines()[-1]
 
@@ -354,7 +329,7 @@ def check_wandb() -> Iterator[Finding]:
             "`pip install --upgrade 'wandb~=0.22'` if wanted; TensorBoard and the metric files do without it",
         )
     else:
-        yield _ok("wandb", f"{output.stdout.split()[-1]}; a run was logged offline")
+        yield _ok("wandb", f"{output.split()[-1]}; a run was logged offline")
 
 
 def check_optional_packages() -> Iterator[Finding]:
@@ -391,23 +366,21 @@ OPTIONAL_CHECKS: Final[Sequence[Callable[[], Iterable[Finding]]]] = (
 CHECKS: Final = (*REQUIRED_CHECKS, *OPTIONAL_CHECKS)
 
 
-def _check_package(name: str, is_supported: Callable[[str], bool]) -> Finding:
+def _check_package(name: str, supported: str | None = None) -> Finding:
     try:
         found = version(name)
     except PackageNotFoundError:
         return _problem(name, "not installed", _REINSTALL)
 
-    if not is_supported(found):
+    # The local label, as in 2.9.1+cu128, is the build and not the version.
+    if supported is not None and found.split("+")[0] != supported:
         return _problem(name, f"{found} is not supported", _REINSTALL)
 
     try:
         import_module(name)
     except Exception as ex:
-        remedy = _REINSTALL
-
         # That line has the remedy.
-        if "libsndfile" in str(ex):
-            remedy = "see libsndfile above"
+        remedy = "see libsndfile above" if "libsndfile" in str(ex) else _REINSTALL
 
         return _problem(name, f"{found} cannot be imported ({_describe(ex)})", remedy)
 
@@ -437,6 +410,21 @@ def _init_fairseq2() -> tuple[Any, list[str]]:
 
         # Without the trace a failed extension is only a warning, as in training.
         return fairseq2.init_fairseq2(), [ex.entry_point]
+
+
+def _run_python(
+    python: str | Path, code: str, *, timeout: float, **variables: str
+) -> str:
+    process = subprocess.run(
+        [python, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=True,
+        env={**os.environ, **variables},
+    )
+
+    return process.stdout
 
 
 @contextmanager
