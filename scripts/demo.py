@@ -9,8 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -19,7 +18,6 @@ from warmup_plugin.data.synthetic_pivot import (
     SOURCE_LANG,
     TARGET_LANG,
     tell_language,
-    write_synthetic_pivot,
 )
 from warmup_plugin.data.text_lines import read_lines
 from warmup_plugin.errors import WarmupError
@@ -96,7 +94,7 @@ def _run_demo(out: Path) -> None:
 
     data, tokenizer = out / "data", out / "tokenizer"
 
-    stages.run_here("write three languages", lambda: write_synthetic_pivot(data))
+    stages.run("write three languages", ["warmup_plugin", "synthetic-pivot", data])
 
     stages.run(
         "train: tokenizer",
@@ -198,13 +196,6 @@ class StageRunner:
 
         self._log_dir.mkdir()
 
-    def run_here(self, title: str, work: Callable[[], None]) -> None:
-        begin = self._begin(title)
-
-        work()
-
-        self._end(title, begin)
-
     def run(
         self, title: str, command: Sequence[object], *, run_dir: Path | None = None
     ) -> float:
@@ -215,7 +206,12 @@ class StageRunner:
 
         :returns: The wall time in seconds.
         """
-        begin = self._begin(title)
+        self._stage_nr += 1
+
+        if self._live:
+            self._rewrite(self._line(title, 0.0, ""))
+
+        begin = time.monotonic()
 
         log_file = self._log_dir / f"{self._stage_nr}.log"
 
@@ -251,48 +247,9 @@ class StageRunner:
                 )
             )
 
-        return self._end(title, begin, _read_progress(run_dir).describe())
-
-    def _begin(self, title: str) -> float:
-        self._stage_nr += 1
-
-        if self._live:
-            self._rewrite(self._line(title, 0.0, ""))
-
-        return time.monotonic()
-
-    def _watch(
-        self,
-        process: subprocess.Popen[bytes],
-        title: str,
-        begin: float,
-        run_dir: Path | None,
-    ) -> None:
-        last_scores: Mapping[str, float] = {}
-
-        while True:
-            try:
-                process.wait(timeout=0.5)
-
-                return
-            except subprocess.TimeoutExpired:
-                pass
-
-            progress = _read_progress(run_dir)
-
-            line = self._line(title, time.monotonic() - begin, progress.describe())
-
-            if self._live:
-                self._rewrite(line)
-            elif progress.scores != last_scores:
-                print(line, flush=True)
-
-                last_scores = progress.scores
-
-    def _end(self, title: str, begin: float, note: str = "") -> float:
         seconds = time.monotonic() - begin
 
-        line = self._line(title, seconds, note)
+        line = self._line(title, seconds, "".join(_read_progress(run_dir)))
 
         if self._live:
             self._rewrite(line)
@@ -302,6 +259,34 @@ class StageRunner:
             print(line, flush=True)
 
         return seconds
+
+    def _watch(
+        self,
+        process: subprocess.Popen[bytes],
+        title: str,
+        begin: float,
+        run_dir: Path | None,
+    ) -> None:
+        last_scores = ""
+
+        while True:
+            try:
+                process.wait(timeout=0.5)
+
+                return
+            except subprocess.TimeoutExpired:
+                pass
+
+            steps, scores = _read_progress(run_dir)
+
+            line = self._line(title, time.monotonic() - begin, steps + scores)
+
+            if self._live:
+                self._rewrite(line)
+            elif scores != last_scores:
+                print(line, flush=True)
+
+                last_scores = scores
 
     def _line(self, title: str, seconds: float, note: str) -> str:
         line = f"[{self._stage_nr}/{_NUM_STAGES}] {title:<27} {seconds:4.0f} s  {note}"
@@ -315,48 +300,30 @@ class StageRunner:
         print(f"\r{line[:width]}\033[K", end="", flush=True)
 
 
-@final
-@dataclass(frozen=True)
-class Progress:
-    """How far a training run is."""
-
-    step_nr: int | None
-
-    num_steps: int | None
-
-    scores: Mapping[str, float]
-    """The scores of the last validation on the dev set."""
-
-    def describe(self) -> str:
-        if self.step_nr is None:
-            return ""
-
-        of = "" if self.num_steps is None else f"/{self.num_steps}"
-
-        scores = "".join(f", {name} {value:.1f}" for name, value in self.scores.items())
-
-        return f"step {self.step_nr}{of}{scores}"
-
-
-def _read_progress(run_dir: Path | None) -> Progress:
+def _read_progress(run_dir: Path | None) -> tuple[str, str]:
+    """Returns how far a training run is, and how good its last validation was."""
     if run_dir is None:
-        return Progress(None, None, {})
+        return "", ""
 
     metrics_dir = run_dir / "metrics"
 
-    train = _read_last_record(metrics_dir / "train.jsonl")
+    step_nr = _read_last_record(metrics_dir / "train.jsonl").get("Step")
+
+    if step_nr is None:
+        return "", ""
 
     valid: dict[str, Any] = {}
 
     # What fairseq2 records of each validation unit, and of all together.
-    for file in sorted(metrics_dir.glob("valid/*.jsonl")):
+    for file in [
+        *sorted(metrics_dir.glob("valid/*.jsonl")),
+        metrics_dir / "valid.jsonl",
+    ]:
         valid |= _read_last_record(file)
 
-    valid |= _read_last_record(metrics_dir / "valid.jsonl")
+    scores = "".join(f", {n} {valid[n]:.1f}" for n in _SCORE_NAMES if n in valid)
 
-    scores: dict[str, float] = {n: valid[n] for n in _SCORE_NAMES if n in valid}
-
-    return Progress(train.get("Step"), _find_num_steps(run_dir), scores)
+    return f"step {step_nr}{_describe_num_steps(run_dir)}", scores
 
 
 def _read_last_record(file: Path) -> dict[str, Any]:
@@ -378,16 +345,16 @@ def _read_last_record(file: Path) -> dict[str, Any]:
     return {}
 
 
-def _find_num_steps(run_dir: Path) -> int | None:
+def _describe_num_steps(run_dir: Path) -> str:
     try:
         config = RunDir(run_dir).load_config()
     # The run writes the file while it starts.
     except WarmupError:
-        return None
+        return ""
 
     num_steps = flatten_config(config).get("regime.num_steps")
 
-    return num_steps if isinstance(num_steps, int) else None
+    return f"/{num_steps}" if isinstance(num_steps, int) else ""
 
 
 def _format_scores(report: Mapping[str, Any], seconds: Mapping[str, float]) -> str:
