@@ -527,7 +527,7 @@ class _Content:
                 at + 1,
                 reference,
                 [t and t.lines[at] for t in translations],
-                [chrf and chrf[at] for chrf in scores],
+                [None if chrf is None else chrf[at] for chrf in scores],
                 [t and t.scores and t.scores[at] or None for t in translations],
             )
             for at, reference in enumerate(references[: self._options.max_sentences])

@@ -82,7 +82,7 @@ def plot_curves(
     """
     traces, last_values = [], []
 
-    further: dict[str, object] = {}
+    further: dict[str, Any] = {}
 
     for idx, (name, run_curves) in enumerate(zip(names, curves)):
         train, valid = run_curves.train.get(panel.key), run_curves.valid.get(panel.key)
@@ -248,7 +248,7 @@ def plot_scores(
 
     note = "Corpus score with its 95 % interval"
 
-    further: dict[str, object] = {}
+    further: dict[str, Any] = {}
 
     if baseline in shown:
         note += "; dotted: the baseline"
