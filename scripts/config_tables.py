@@ -13,7 +13,6 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
-from fairseq2.recipe.config import ReferenceModelSection
 from fairseq2.utils.structured import StandardValueConverter
 
 from warmup_plugin.config_docs import get_field_docs, get_field_owner
@@ -168,37 +167,21 @@ def is_config(value: object) -> bool:
     return is_dataclass(value) and not isinstance(value, type)
 
 
-def get_optional_section(hint: object) -> object | None:
-    """Returns a section with its defaults if a field may hold one; else ``None``."""
-    if hint == ReferenceModelSection | None:
-        return ReferenceModelSection()
+def describe_elements(key: str, hint: object) -> list[str]:
+    """Describes the sections of which a field holds a list or a mapping, if any."""
+    if get_origin(hint) in (Union, UnionType):
+        return [part for arg in get_args(hint) for part in describe_elements(key, arg)]
 
-    return None
+    kls = next(filter(is_dataclass, get_args(hint)), None)
 
+    if kls is None:
+        return []
 
-def get_element_kls(hint: object) -> type[Any] | None:
-    """Returns the config class that a field holds a list of."""
-    for arg in get_args(hint):
-        if isinstance(arg, type) and is_dataclass(arg):
-            return arg
+    element: Any = kls()
 
-    return None
+    rows = [make_row(element, n, n, h, v) for n, h, v in iter_fields(element)]
 
-
-def get_mapping_kls(hint: object) -> type[Any] | None:
-    """Returns the config class that the values of a field have, which is a mapping or
-    nothing."""
-    for arg in (hint, *get_args(hint)):
-        if get_origin(arg) is dict:
-            return get_element_kls(arg)
-
-    return None
-
-
-def make_element_table(kls: type[Any]) -> str:
-    element = kls()
-
-    return make_table(make_row(element, n, n, h, v) for n, h, v in iter_fields(element))
+    return [f"Each of `{key}`:", make_table(rows)]
 
 
 def is_of_fairseq2(kls: type[object]) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, cast
@@ -35,6 +35,7 @@ from fairseq2.optim.lr_schedulers import LRScheduler
 from fairseq2.recipe.config import (
     LRSchedulerSection,
     OptimizerSection,
+    ReferenceModelSection,
     Seq2SeqGeneratorSection,
     SequenceGeneratorSection,
 )
@@ -47,14 +48,11 @@ if not __package__:
 
 from scripts.config_tables import (
     Row,
+    describe_elements,
     format_value,
-    get_element_kls,
-    get_mapping_kls,
-    get_optional_section,
     is_config,
     is_of_fairseq2,
     iter_fields,
-    make_element_table,
     make_markdown,
     make_row,
     make_table,
@@ -228,7 +226,11 @@ def _describe_recipe(
     plain, sections = [], []
 
     for name, hint, value in iter_fields(config):
-        section = value if is_config(value) else get_optional_section(hint)
+        section = value if is_config(value) else None
+
+        # A section that is not set.
+        if hint == ReferenceModelSection | None:
+            section = value or ReferenceModelSection()
 
         if section is None:
             plain.append(make_row(config, name, name, hint, value))
@@ -302,20 +304,13 @@ def _describe_section(
 
             row = make_row(section, name, field_key, hint, value)
 
-            element_kls = get_mapping_kls(hint)
+            others.extend(describe_elements(field_key, hint))
 
-            if element_kls is not None:
-                others.append(f"Each of `{field_key}`:")
-
-                others.append(make_element_table(element_kls))
+            if row.meaning or not is_config(value):
+                rows.append(row)
 
             if is_config(value):
-                if row.meaning:
-                    rows.append(row)
-
                 descend(field_key, value)
-            else:
-                rows.append(row)
 
     descend(key, section)
 
@@ -335,8 +330,12 @@ def _describe_components(
     without: list[str] = []
 
     for name, config_kls in list_components(resolver, interface):
-        if config_kls is NoneType:
-            config_kls = NoSettings
+        is_fairseq2 = is_fairseq2 or is_of_fairseq2(config_kls)
+
+        if config_kls is NoneType or not fields(config_kls):
+            without.append(f"`{name}`")
+
+            continue
 
         # The settings of the one that is the default may differ from its own defaults.
         if name == section.name and section.config is not None:
@@ -344,37 +343,15 @@ def _describe_components(
         else:
             config = config_kls()
 
-        is_fairseq2 = is_fairseq2 or is_of_fairseq2(config_kls)
-
-        content = list(_describe_section(key, config, resolver))
-
-        if not fields(config):
-            without.append(f"`{name}`")
-
-            continue
-
         yield f"**`{key}`** if `{name_key}` is `{name}`:"
 
-        yield from content
-
-        for field_name, hint, _ in iter_fields(config):
-            element_kls = get_element_kls(hint)
-
-            if element_kls is not None:
-                yield f"Each of `{key}.{field_name}`:"
-
-                yield make_element_table(element_kls)
+        yield from _describe_section(key, config, resolver)
 
     if without:
         yield f"Without settings (`{key}=null`): {', '.join(without)}."
 
     if is_fairseq2:
         yield CHOOSING
-
-
-@dataclass(kw_only=True)
-class NoSettings:
-    """Stands for the settings of a component without any."""
 
 
 def _describe_models(resolver: DependencyResolver) -> Iterator[str]:
@@ -385,12 +362,7 @@ def _describe_models(resolver: DependencyResolver) -> Iterator[str]:
     for family, kls in (("nllb", NllbConfig), ("t5", T5Config)):
         yield f"### `model.config_overrides` of `model.family={family}`"
 
-        rows = [
-            make_row(kls(), name, f"model.config_overrides.{name}", hint, value)
-            for name, hint, value in iter_fields(kls())
-        ]
-
-        yield make_table(rows)
+        yield from _describe_section("model.config_overrides", kls(), resolver)
 
         yield f"### `model.arch` of `model.family={family}`"
 
@@ -414,14 +386,12 @@ def _make_arch_table(kls: type[object], resolver: DependencyResolver) -> str:
         and not f.name.startswith(("num_position", "max_position"))
     ]
 
-    rows = []
+    configs = {n: resolver.resolve(kls, key=n) for n in resolver.iter_keys(kls)}
 
-    for name in resolver.iter_keys(kls):
-        config = resolver.resolve(kls, key=name)
-
-        values = [format_value(getattr(config, column)) for column in columns]
-
-        rows.append([f"`{name}`", *values])
+    rows = [
+        [f"`{name}`", *(format_value(getattr(config, c)) for c in columns)]
+        for name, config in configs.items()
+    ]
 
     return make_markdown(["`model.arch`", *(f"`{name}`" for name in columns)], rows)
 
@@ -454,16 +424,6 @@ def _make_refusals() -> str:
     return make_markdown(["setting", "why"], rows)
 
 
-def check(file: Path, docs: str) -> bool:
-    """Tells whether a file holds the docs, and says so on standard error if not."""
-    if file.is_file() and file.read_text(encoding="utf-8") == docs:
-        return True
-
-    print(f"error: `{file}` is not up to date; run `{COMMAND}`.", file=sys.stderr)
-
-    return False
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Runs the command.
@@ -486,10 +446,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     docs = make_docs()
 
-    if args.check:
-        return 0 if check(args.output, docs) else 1
+    if not args.check:
+        write_text_atomically(args.output, docs)
+    elif not args.output.is_file() or args.output.read_text(encoding="utf-8") != docs:
+        print(
+            f"error: `{args.output}` is not up to date; run `{COMMAND}`.",
+            file=sys.stderr,
+        )
 
-    write_text_atomically(args.output, docs)
+        return 1
 
     return 0
 
