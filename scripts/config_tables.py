@@ -172,12 +172,12 @@ def describe_elements(key: str, hint: object) -> list[str]:
     if get_origin(hint) in (Union, UnionType):
         return [part for arg in get_args(hint) for part in describe_elements(key, arg)]
 
-    kls = next(filter(is_dataclass, get_args(hint)), None)
+    kls: Any = next(filter(is_dataclass, get_args(hint)), None)
 
     if kls is None:
         return []
 
-    element: Any = kls()
+    element = kls()
 
     rows = [make_row(element, n, n, h, v) for n, h, v in iter_fields(element)]
 

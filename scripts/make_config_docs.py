@@ -332,7 +332,7 @@ def _describe_components(
     for name, config_kls in list_components(resolver, interface):
         is_fairseq2 = is_fairseq2 or is_of_fairseq2(config_kls)
 
-        if config_kls is NoneType or not fields(config_kls):
+        if config_kls is NoneType or not fields(cast(Any, config_kls)):
             without.append(f"`{name}`")
 
             continue

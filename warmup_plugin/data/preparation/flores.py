@@ -237,9 +237,8 @@ def _read(
         for path in _list_paths(split, lang, names)
     }
 
-    wanted |= {
-        PurePosixPath(f"metadata_{split}.tsv"): (split, _DOCUMENTS) for split in splits
-    }
+    for split in splits:
+        wanted[PurePosixPath(f"metadata_{split}.tsv")] = split, _DOCUMENTS
 
     members = read_members(
         root, lambda path: _find_key(path, wanted) is not None, password=_PASSWORD
@@ -322,17 +321,16 @@ def _download(
 
 def _list_paths(split: str, lang: str, codes: Sequence[str]) -> list[str]:
     """Lists where the releases, and those who repack them, have a split of a language."""
-    paths = []
+    patterns = (
+        # FLORES-101 and FLORES-200.
+        "{split}/{code}.{split}",
+        # FLORES+, the archives and the folder on the Hugging Face Hub.
+        "{split}/{split}.{code}",
+        "{split}/{code}.jsonl",
+        "{split}/{code}.parquet",
+    )
 
-    for code in codes:
-        paths += [
-            # FLORES-101 and FLORES-200.
-            f"{split}/{code}.{split}",
-            # FLORES+, the archives and the folder on the Hugging Face Hub.
-            f"{split}/{split}.{code}",
-            f"{split}/{code}.jsonl",
-            f"{split}/{code}.parquet",
-        ]
+    paths = [p.format(split=split, code=code) for code in codes for p in patterns]
 
     # What this script writes.
     return [*paths, f"{split}.{lang}"]
@@ -342,11 +340,9 @@ def _find_key(
     path: PurePosixPath, wanted: Mapping[PurePosixPath, tuple[str, str]]
 ) -> tuple[str, str] | None:
     # Archives have a folder of their own around all files.
-    for tail in (PurePosixPath(*path.parts[-2:]), PurePosixPath(path.name)):
-        if tail in wanted:
-            return wanted[tail]
+    tail = PurePosixPath(*path.parts[-2:])
 
-    return None
+    return wanted.get(tail) or wanted.get(PurePosixPath(path.name))
 
 
 def _parse(data: bytes, path: Path) -> list[tuple[int, str, str]]:
@@ -360,43 +356,31 @@ def _parse(data: bytes, path: Path) -> list[tuple[int, str, str]]:
         # As they are: a test set with other spaces is another test set.
         return [(number, line, "") for number, line in enumerate(lines)]
 
-    def parse(line_nr: int, line: str) -> object:
-        try:
-            return parse_json(line)
-        except ValueError:
-            raise _make_row_error(line_nr, path) from None
+    rows = {nr: line for nr, line in enumerate(lines, start=1) if line.strip()}
 
-    return _parse_rows(
-        {
-            line_nr: parse(line_nr, line)
-            for line_nr, line in enumerate(lines, start=1)
-            if line.strip()
-        },
-        path,
-    )
+    return _parse_rows(rows, path)
 
 
 def _parse_rows(rows: Mapping[int, Any], path: Path) -> list[tuple[int, str, str]]:
-    """Parses what FLORES+ says of each sentence."""
+    """Parses what FLORES+ says of each sentence, as JSON or as what JSON stands for."""
     parsed = []
 
     for line_nr, row in rows.items():
         try:
+            if isinstance(row, str):
+                row = parse_json(row)
+
             document = " ".join(str(row.get(_DOCUMENT_FIELD) or "").split())
 
             parsed.append(
                 (int(row["id"]), str(row["text"]).replace("\n", " "), document)
             )
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            raise _make_row_error(line_nr, path) from None
+            raise WarmupError(
+                f"Line {line_nr} of `{path}` is not a JSON object with the fields `id` and `text`, as FLORES+ has them: download the file again."
+            ) from None
 
     return sorted(parsed)
-
-
-def _make_row_error(line_nr: int, path: Path) -> WarmupError:
-    return WarmupError(
-        f"Line {line_nr} of `{path}` is not a JSON object with the fields `id` and `text`, as FLORES+ has them: download the file again."
-    )
 
 
 def _read_parquet(data: bytes, path: Path) -> dict[int, Any]:
