@@ -101,13 +101,26 @@ def find_file(folder: Path, names: Sequence[str], split: str) -> Path:
     )
 
 
-def check_ending(lang: str, text: str) -> None:
+def parse_langs(langs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """
-    Checks that a language of ``--langs`` can be the ending of a file.
+    Parses ``--langs``: languages such as ``de`` or, with what a release calls it,
+    ``zh=zh_CN``. Each can be the ending of a file.
 
-    :param text: The argument.
+    :returns: The argument, the language, and what the release calls it if that is named.
     """
-    if lang == DOCUMENT_SUFFIX[1:] or not re.fullmatch(r"[\w-]+", lang):
-        raise WarmupError(
-            f"`--langs {text}` names files `.{lang}`, which are no language's: write a code of letters, digits, `_` and `-`, such as `de`."
-        )
+    known = set()
+
+    for text in langs:
+        lang, _, code = text.partition("=")
+
+        if lang == DOCUMENT_SUFFIX[1:] or not re.fullmatch(r"[\w-]+", lang):
+            raise WarmupError(
+                f"`--langs {text}` names files `.{lang}`, which are no language's: write a code of letters, digits, `_` and `-`, such as `de`."
+            )
+
+        if lang in known:
+            raise WarmupError(f"`--langs` names `{lang}` twice: leave one out.")
+
+        known.add(lang)
+
+        yield text, lang, code

@@ -17,7 +17,7 @@ from warmup_plugin.data.preparation.download import (
     FileIsMissing,
     hide_secrets,
 )
-from warmup_plugin.data.preparation.files import check_ending
+from warmup_plugin.data.preparation.files import parse_langs
 from warmup_plugin.data.preparation.members import read_members
 from warmup_plugin.data.text_lines import decode_lines
 from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
@@ -118,14 +118,7 @@ def parse_languages(release: str, langs: Sequence[str]) -> dict[str, Sequence[st
     """
     codes: dict[str, Sequence[str]] = {}
 
-    for text in langs:
-        lang, _, code = text.partition("=")
-
-        check_ending(lang, text)
-
-        if lang in codes:
-            raise WarmupError(f"`--langs` names `{lang}` twice: leave one out.")
-
+    for text, lang, code in parse_langs(langs):
         if code:
             codes[lang] = [code]
         elif lang in RELEASES[release].codes:

@@ -12,7 +12,7 @@ from warmup_plugin.data.json_lines import check_encodable, iter_json_objects
 from warmup_plugin.data.preparation.data_folder import DataFolder, Inputs, Origin
 from warmup_plugin.data.preparation.download import Downloader
 from warmup_plugin.data.preparation.examples import check_fields
-from warmup_plugin.data.preparation.files import check_ending, hash_files
+from warmup_plugin.data.preparation.files import hash_files, parse_langs
 from warmup_plugin.data.text_pairs import DOCUMENT_SUFFIX
 from warmup_plugin.errors import WarmupError
 
@@ -70,14 +70,7 @@ def parse_locales(langs: Sequence[str]) -> dict[str, str]:
     """
     locales: dict[str, str] = {}
 
-    for text in langs:
-        lang, _, locale = text.partition("=")
-
-        check_ending(lang, text)
-
-        if lang in locales:
-            raise WarmupError(f"`--langs` names `{lang}` twice: leave one out.")
-
+    for text, lang, locale in parse_langs(langs):
         wanted = locale or lang
 
         found = [
