@@ -93,8 +93,6 @@ class Verb:
     topic: int
     """Chooses the sense of the nouns of the verb's clause; 0 or 1."""
 
-    transitive: bool
-
     def sense_for(self, obj: NounPhrase | None) -> str:
         animate = obj is not None and obj.noun.animate
 
@@ -414,7 +412,7 @@ def make_lexicon() -> Lexicon:
 
         senses = tuple(next(target) for _ in range(num_senses))
 
-        return Verb(next(source), senses, idx % 2, transitive)
+        return Verb(next(source), senses, idx % 2)
 
     def make_words(count: int) -> list[Word]:
         return [Word(next(source), next(target)) for _ in range(count)]
@@ -484,12 +482,15 @@ class SentenceMaker:
         return Sentence(first, second)
 
     def _make_clause(self, *, simple: bool) -> Clause:
-        if self._flip(0.8):
-            verb = self._pick(self._lexicon.transitive_verbs)
-        else:
-            verb = self._pick(self._lexicon.intransitive_verbs)
+        is_transitive = self._flip(0.8)
 
-        adverb, place = None, None
+        verb = self._pick(
+            self._lexicon.transitive_verbs
+            if is_transitive
+            else self._lexicon.intransitive_verbs
+        )
+
+        adverb, obj, place = None, None, None
 
         if not simple and self._flip(0.35):
             adverb = self._pick(self._lexicon.adverbs)
@@ -497,12 +498,10 @@ class SentenceMaker:
         subject = self._make_noun_phrase(relative=not simple and self._flip(0.35))
 
         # An ambiguous verb may also stand alone.
-        if verb.transitive and not (len(verb.senses) > 1 and self._flip(0.1)):
+        if is_transitive and not (len(verb.senses) > 1 and self._flip(0.1)):
             relative = not simple and subject.relative is None and self._flip(0.2)
 
             obj = self._make_noun_phrase(relative=relative)
-        else:
-            obj = None
 
         if not simple and self._flip(0.25):
             preposition = self._pick(self._lexicon.prepositions)
