@@ -314,8 +314,6 @@ class _Content:
             self._evaluation, run_idxs, self._chrf, self._baseline
         )
 
-        names = {idx: self._names[idx] for idx in self._translated}
-
         figures = []
 
         for metric in table.metrics:
@@ -326,7 +324,7 @@ class _Content:
                 if score.name == metric
             }
 
-            figures.append(plot_scores(metric, names, scores, self._baseline))
+            figures.append(plot_scores(metric, self._names, scores, self._baseline))
 
         # Those that are the same would hide all others.
         gains = {
@@ -340,7 +338,7 @@ class _Content:
                 "chrf-gains",
                 "Sentence gains in chrF++",
                 f"chrF++ of a sentence less that of {self._names[self._baseline]}, of those that differ.",
-                names,
+                self._names,
                 gains,
                 "chrF++",
             )
@@ -378,8 +376,6 @@ class _Content:
     def _warmups(self) -> dict[str, object]:
         analyses = self._analyses
 
-        names = {idx: self._names[idx] for idx in self._translated}
-
         scored = {
             idx: translations
             for idx, translations in self._translated.items()
@@ -395,7 +391,7 @@ class _Content:
             "log-prob-gains",
             "Sentence gains in log P(y|x)",
             "log P(y|x) of a reference with the warmups drawn less that without.",
-            names,
+            self._names,
             gains,
             "nats",
         )
@@ -404,10 +400,10 @@ class _Content:
 
         if analyses:
             lexical_figures = [
-                plot_overlap(1, names, analyses),
-                plot_overlap(2, names, analyses),
-                plot_positions(names, analyses),
-                plot_lengths(names, analyses),
+                plot_overlap(1, self._names, analyses),
+                plot_overlap(2, self._names, analyses),
+                plot_positions(self._names, analyses),
+                plot_lengths(self._names, analyses),
             ]
 
         return {

@@ -195,7 +195,7 @@ def _find_limits(panel: Panel, curves: Sequence[Curves]) -> set[float]:
 
 def plot_scores(
     metric: str,
-    names: Mapping[int, str],
+    names: Sequence[str],
     scores: Mapping[int, MetricScore],
     baseline: int,
 ) -> Figure | None:
@@ -274,7 +274,7 @@ def plot_gains(
     id_: str,
     title: str,
     note: str,
-    names: Mapping[int, str],
+    names: Sequence[str],
     gains: Mapping[int, Sequence[float]],
     unit: str,
 ) -> Figure | None:
@@ -325,7 +325,7 @@ def plot_gains(
 
 
 def plot_overlap(
-    n: int, names: Mapping[int, str], analyses: Mapping[int, LexicalAnalysis]
+    n: int, names: Sequence[str], analyses: Mapping[int, LexicalAnalysis]
 ) -> Figure:
     """Plots what share of the n-grams of warmups other texts have too."""
     labels = [_LABELS.get(text, text) for text in TEXTS]
@@ -354,7 +354,7 @@ def plot_overlap(
 
 
 def plot_positions(
-    names: Mapping[int, str], analyses: Mapping[int, LexicalAnalysis]
+    names: Sequence[str], analyses: Mapping[int, LexicalAnalysis]
 ) -> Figure | None:
     """Plots where in the reference the words stand that warmups share with it."""
     shown = {idx: a for idx, a in analyses.items() if a.positions}
@@ -393,7 +393,7 @@ def plot_positions(
 
 
 def plot_lengths(
-    names: Mapping[int, str], analyses: Mapping[int, LexicalAnalysis]
+    names: Sequence[str], analyses: Mapping[int, LexicalAnalysis]
 ) -> Figure:
     """Plots how long warmups are."""
     traces = []
@@ -438,7 +438,7 @@ def plot_lengths(
 
 
 def _plot_bars(
-    idx: int, names: Mapping[int, str], x: Sequence[Any], y: Sequence[Any]
+    idx: int, names: Sequence[str], x: Sequence[Any], y: Sequence[Any]
 ) -> go.Bar:
     return go.Bar(
         x=x,
