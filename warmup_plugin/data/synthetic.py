@@ -344,22 +344,19 @@ def _target_noun_phrase(phrase: NounPhrase, topic: int) -> list[str]:
     if phrase.adjective is not None:
         words.append(phrase.adjective.target + _ADJECTIVE_ENDING[gender][plural])
 
-    if phrase.relative is not None:
-        words += _target_relative(phrase.relative, phrase, topic)
+    relative = phrase.relative
+
+    if relative is not None:
+        pronouns = _SUBJECT_RELATIVE if relative.head_is_subject else _OBJECT_RELATIVE
+
+        words.append(pronouns[gender][plural])
+
+        words += _target_noun_phrase(relative.other, relative.verb.topic)
+
+        # The finite verb is last.
+        words += _target_verb(relative, *relative.roles(phrase, topic))[::-1]
 
     return words
-
-
-def _target_relative(relative: Relative, head: NounPhrase, topic: int) -> list[str]:
-    pronouns = _SUBJECT_RELATIVE if relative.head_is_subject else _OBJECT_RELATIVE
-
-    pronoun = pronouns[head.noun.sense_for(topic).gender][head.plural]
-
-    other = _target_noun_phrase(relative.other, relative.verb.topic)
-
-    verb = _target_verb(relative, *relative.roles(head, topic))
-
-    return [pronoun] + other + verb[::-1]
 
 
 @final
