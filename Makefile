@@ -19,8 +19,9 @@ SOURCES = setup.py docs/conf.py warmup_plugin recipes scripts tests
 # `make test PYTEST_ARGS="-m 'not integration'"` leaves the slow tests out.
 PYTEST_ARGS ?=
 
-# So many processes run the tests: one a core, but each takes 1 to 2 GB.
-TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 2)
+# So many processes run the tests: one more than cores, since some wait for commands that they
+# have started, but each takes 1 to 2 GB.
+TEST_PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min(4, len(os.sched_getaffinity(0)) + 1))' 2>/dev/null || echo 2)
 
 .PHONY: help install comet public-model transformers5 test test-transformers5 kill-test fuzz demo docs lint format doctor clean distclean
 
