@@ -138,9 +138,12 @@ class TestCometMetric:
 
             first = int((tmp_path / "pid").read_text())
 
+            # Before it ends, or another would be started in its place.
+            process = workers.get(tmp_path / "python", model)._process
+
             os.kill(first, signal.SIGKILL)
 
-            workers.get(tmp_path / "python", model)._process.wait(10)
+            process.wait(60)
 
             scores.add(measure(workers))
 
