@@ -81,7 +81,7 @@ $(TRANSFORMERS5_VENV)/.installed:
 	@touch $@
 
 # A file stays in one process, which makes what its tests share only once. Without
-# reordering, the integration tests come first, which take longest.
+# reordering by xdist, the integration tests come first, which take longest (tests/conftest.py).
 PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # One thread: the models of the tests are too small to share their work.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +15,20 @@ import pytest
 from fairseq2.utils.yaml import RuamelYamlLoader
 
 from tests.tiny_runs import write_tiny_text, write_tiny_tokenizer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Puts files of many tests before those of few, behind the integration tests.
+
+    Each is run by one process, and the others wait for the one that ends last.
+    """
+    num_tests = Counter(item.path for item in items)
+
+    def rank(item: pytest.Item) -> int:
+        return -num_tests[item.path] if "unit" in item.path.parts else -len(items)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)
