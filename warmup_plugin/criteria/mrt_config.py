@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from warmup_plugin.components import ComponentSection
+from warmup_plugin.components import Checked, ComponentSection, find_too_small
 from warmup_plugin.metrics.base import SentenceMetric
 from warmup_plugin.sampling.truncation import MIN_TEMPERATURE
 
@@ -30,7 +30,7 @@ class SentenceMetricSection(ComponentSection[SentenceMetric]):
 
 
 @dataclass(kw_only=True)
-class MrtConfig(Validatable):
+class MrtConfig(Checked):
     """Configures the criterion ``mrt``."""
 
     num_samples: int = 8
@@ -69,53 +69,30 @@ class MrtConfig(Validatable):
     """See ``max_len_a``."""
 
     @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
+    def find_errors(self) -> Iterator[str]:
         if self.estimator not in ("risk", "reinforce"):
-            result.add_error(
-                f"`estimator` must be `risk` or `reinforce`, but is `{self.estimator}`."
-            )
+            yield f"`estimator` must be `risk` or `reinforce`, but is `{self.estimator}`."
 
         is_risk = self.estimator == "risk"
 
         if self.num_samples < 1:
-            result.add_error("`num_samples` must be greater than or equal to 1.")
+            yield "`num_samples` must be greater than or equal to 1."
         elif self.num_samples == 1 and not is_risk and self.baseline:
-            result.add_error(
-                "`num_samples` must be at least 2 with `baseline`, which is the mean risk of the others."
-            )
+            yield "`num_samples` must be at least 2 with `baseline`, which is the mean risk of the others."
         elif self.num_samples == 1 and is_risk and not self.with_reference:
-            result.add_error(
-                "`num_samples` must be at least 2 with the estimator `risk`, which compares samples, or `with_reference` set."
-            )
+            yield "`num_samples` must be at least 2 with the estimator `risk`, which compares samples, or `with_reference` set."
 
         if not 0.0 < self.alpha < math.inf:
-            result.add_error("`alpha` must be greater than 0.")
+            yield "`alpha` must be greater than 0."
 
         if not MIN_TEMPERATURE <= self.temperature < math.inf:
-            result.add_error(
-                f"`temperature` must be greater than or equal to {MIN_TEMPERATURE}, with which nearly all draws are the likeliest token."
-            )
+            yield f"`temperature` must be greater than or equal to {MIN_TEMPERATURE}, with which nearly all draws are the likeliest token."
 
         # Each of these would bias it.
         if not is_risk and self.temperature != 1.0:
-            result.add_error(
-                "`temperature` must be 1.0 with the estimator `reinforce`, which takes its draws for those of the model."
-            )
+            yield "`temperature` must be 1.0 with the estimator `reinforce`, which takes its draws for those of the model."
 
         if not is_risk and self.with_reference:
-            result.add_error(
-                "`with_reference` is for the estimator `risk`; `reinforce` takes its samples for draws of the model."
-            )
+            yield "`with_reference` is for the estimator `risk`; `reinforce` takes its samples for draws of the model."
 
-        if not 0.0 <= self.sft_weight < math.inf:
-            result.add_error("`sft_weight` must be greater than or equal to 0.")
-
-        if not 0.0 <= self.max_len_a < math.inf:
-            result.add_error("`max_len_a` must be greater than or equal to 0.")
-
-        if self.max_len_b < 1:
-            result.add_error("`max_len_b` must be greater than or equal to 1.")
-
-        return result
+        yield from find_too_small(self, sft_weight=0, max_len_a=0, max_len_b=1)
