@@ -65,6 +65,7 @@ from scripts.bench_common import (
     read_memory,
     reset_peak_memory,
 )
+from scripts.step_phases import profile_step
 from scripts.step_settings import SETTINGS
 from scripts.step_variants import (
     HF_SFT,
@@ -77,7 +78,6 @@ from scripts.step_variants import (
     BenchStep,
     create_step,
     predict_variant,
-    profile_step,
 )
 from warmup_plugin.criteria.base import num_target_tokens
 from warmup_plugin.errors import WarmupError

@@ -43,12 +43,11 @@ from scripts.bench_common import (
     measure_drawn_lens,
 )
 from scripts.bench_step import Measurement, list_bars
+from scripts.step_phases import PhaseTimer, profile_step
 from scripts.step_settings import SETTINGS, predict_multiple
 from scripts.step_variants import (
     WARMUP_VARIANTS,
-    PhaseTimer,
     create_step,
-    profile_step,
 )
 from tests.common import assert_close, assert_equal, device
 from warmup_plugin.criteria.base import num_target_tokens
