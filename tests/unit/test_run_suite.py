@@ -1443,6 +1443,9 @@ class TestMain:
             ("tset", False),
             ("test", True),
             ("devtest", True),
+            ("news/test", True),
+            ("news/tset", False),
+            ("v1.test", True),
             ("sacrebleu:wmt13", True),
             ({"name": "test", "data": "other"}, False),
             ({"name": "test", "data": "still_to_be_made"}, True),
@@ -1458,7 +1461,10 @@ class TestMain:
     ) -> None:
         monkeypatch.chdir(tmp_path)
 
-        for name in ("data/test.en.gz", "data/en-de/devtest.en", "other/tests.en"):
+        for name in (
+            *("data/test.en.gz", "data/en-de/devtest.en", "data/news/test.en"),
+            *("data/v1.test.en", "other/tests.en"),
+        ):
             file = tmp_path / name
 
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,9 +114,11 @@ def check_splits(grid: Grid) -> None:
             root = Path(folder).expanduser()
 
             # Directions may have folders of their own.
-            files = [*root.glob("*"), *root.glob("*/*")]
+            files = [f / split.name for f in (root, *root.glob("*/"))]
 
-            if files and not any(f.name.split(".")[0] == split.name for f in files):
+            if any(root.glob("*")) and not any(
+                f.exists() or any(f.parent.glob(f"{escape(f.name)}.*")) for f in files
+            ):
                 raise WarmupError(
                     f"`tasks[{idx}].split` names `{split.name}`, but `{root}` has no file or folder of that name; correct it."
                 )
