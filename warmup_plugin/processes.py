@@ -105,7 +105,7 @@ def run_processes(command: str, argv: Sequence[str], num_processes: int) -> int:
 
     processes: list[subprocess.Popen[bytes]] = []
 
-    with _passing_signals(processes) as interrupt:
+    with _passing_signals(processes) as passing:
         for rank in range(num_processes):
             processes.append(
                 subprocess.Popen(
@@ -115,7 +115,7 @@ def run_processes(command: str, argv: Sequence[str], num_processes: int) -> int:
                 )
             )
 
-        return _wait(processes, interrupt)
+        return _wait(processes, passing)
 
 
 def _find_port() -> int:
@@ -128,15 +128,19 @@ def _find_port() -> int:
 
 
 @final
-class _Interrupt:
-    """Remembers that this process was interrupted, whose processes may have been too."""
+class _Passing:
+    """Remembers the signal that this process received, which its processes get too."""
 
     def __init__(self) -> None:
+        self._signum: int | None = None
         self._due = math.inf
 
-    def note(self) -> None:
-        # A terminal interrupts all; a second time would disturb the end of the others.
-        self._due = time.monotonic() + _INTERRUPT_SECONDS
+    def note(self, signum: int) -> None:
+        self._signum = signum
+
+        if signum == signal.SIGINT:
+            # A terminal interrupts all; a second time would disturb the end of the others.
+            self._due = time.monotonic() + _INTERRUPT_SECONDS
 
     def is_due(self) -> bool:
         """Tells, once, that those that are still at work have to be interrupted."""
@@ -147,21 +151,26 @@ class _Interrupt:
 
         return True
 
+    def has_ended(self, process: subprocess.Popen[bytes]) -> bool:
+        """Tells whether the signal has ended a process, even if others broke off first."""
+        if self._signum is None:
+            return False
+
+        return process.returncode in (-self._signum, 128 + self._signum)
+
 
 @contextmanager
 def _passing_signals(
     processes: Sequence[subprocess.Popen[bytes]],
-) -> Iterator[_Interrupt]:
-    interrupt = _Interrupt()
+) -> Iterator[_Passing]:
+    passing = _Passing()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT:
-            interrupt.note()
+        passing.note(signum)
 
-            return
-
-        for process in processes:
-            process.send_signal(signum)
+        if signum != signal.SIGINT:
+            for process in processes:
+                process.send_signal(signum)
 
     signums = [
         signum
@@ -171,16 +180,16 @@ def _passing_signals(
     ]
 
     with handled_signals(signums, handle):
-        yield interrupt
+        yield passing
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], interrupt: _Interrupt) -> int:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], passing: _Passing) -> int:
     failure: int | None = None
 
     end = math.inf
 
     while any(process.poll() is None for process in processes):
-        if interrupt.is_due():
+        if passing.is_due():
             _end(processes, signal.SIGINT)
 
         for process in processes:
@@ -195,6 +204,11 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], interrupt: _Interrupt) -
             _end(processes, signal.SIGKILL)
 
         time.sleep(_POLL_SECONDS)
+
+    # One that hears of the end of another before the signal reaches it fails for want of
+    # that one, which is not why the command ended.
+    if (ended := next(filter(passing.has_ended, processes), None)) is not None:
+        failure = ended.returncode
 
     if failure is None:
         failure = next((p.returncode for p in processes if p.returncode), 0)

@@ -152,6 +152,51 @@ def test_signal_ends_all(run_dir: Path, signum: signal.Signals) -> None:
     assert time.monotonic() - begin < 60.0
 
 
+def test_signal_is_the_status_though_another_failed_first(tmp_path: Path) -> None:
+    # Stands for Python: the signal ends one process; the other fails for want of it and
+    # is seen to have failed before.
+    python = tmp_path / "python"
+
+    python.write_text(
+        f"""#!/bin/sh
+if [ $RANK = 0 ]; then
+    trap "exit 70" TERM
+else
+    trap "sleep 0.5; trap - TERM; kill -TERM \\$\\$" TERM
+fi
+touch {tmp_path}/started$RANK
+while true; do sleep 0.05; done
+"""
+    )
+
+    python.chmod(0o755)
+
+    code = f"""
+import sys
+
+from warmup_plugin.processes import run_processes
+
+sys.executable = {str(python)!r}
+
+sys.exit(run_processes("translate", [], 2))
+"""
+
+    process = subprocess.Popen(
+        python_command("-c", code), cwd=ROOT, env=command_environment()
+    )
+
+    end = time.monotonic() + TIMEOUT
+
+    while not all((tmp_path / f"started{rank}").exists() for rank in range(2)):
+        assert time.monotonic() < end
+
+        time.sleep(0.05)
+
+    process.terminate()
+
+    assert process.wait(timeout=TIMEOUT) == 128 + signal.SIGTERM
+
+
 def test_hangup_that_is_ignored_ends_none(run_dir: Path) -> None:
     old_handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
