@@ -14,8 +14,8 @@ from warmup_plugin.errors import WarmupError, check_least
 from warmup_plugin.evaluation.arguments import (
     add_file_arguments,
     add_scoring_arguments,
-    check_references,
     read_file_arguments,
+    read_lone_files,
     read_metric_arguments,
     read_run_arguments,
 )
@@ -28,7 +28,6 @@ from warmup_plugin.evaluation.scores import (
 from warmup_plugin.evaluation.systems import (
     System,
     name_systems,
-    read_files,
     read_hypotheses,
     read_run,
     rename_systems,
@@ -208,27 +207,16 @@ def _read_systems(args: Namespace, metrics: Sequence[str]) -> list[System]:
                 "`--sources` belongs to `--references FILE`; add it, or leave both out."
             )
 
-    places = read_file_arguments(args, files)
-
     if not run_dirs:
-        for name in ("split", "checkpoint", "data", "direction"):
-            if getattr(args, name) is not None:
-                raise WarmupError(
-                    f"`--{name}` belongs to a run directory, and none is given; leave "
-                    "it out."
-                )
-
         if args.references is None and needs_references:
             raise WarmupError(
                 f"{files[0]} is not a directory, and files need `--references FILE`; "
                 "add it, or correct the path of the run."
             )
 
-        check_references(args, metrics)
+        return read_lone_files(args, files, metrics)
 
-        return read_files(
-            files, args.references, args.sources, args.target_lang, places
-        )
+    places = read_file_arguments(args, files)
 
     by_path = {path: read_run(path, read_run_arguments(args)) for path in run_dirs}
 

@@ -13,8 +13,8 @@ from warmup_plugin.errors import WarmupError, check_least
 from warmup_plugin.evaluation.arguments import (
     add_file_arguments,
     add_scoring_arguments,
-    check_references,
     read_file_arguments,
+    read_lone_files,
     read_metric_arguments,
     read_run_arguments,
 )
@@ -28,7 +28,6 @@ from warmup_plugin.evaluation.systems import (
     System,
     name_systems,
     read_config,
-    read_files,
     read_hypotheses,
     read_run,
     read_run_texts,
@@ -117,24 +116,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.hypotheses is not None and args.run_dirs:
         systems = {None: _read_files_of_run(args)}
     elif args.hypotheses is not None:
-        for name in ("split", "checkpoint", "data", "direction"):
-            if getattr(args, name) is not None:
-                raise WarmupError(
-                    f"`--{name}` belongs to a run directory; leave it out with "
-                    "`--hypotheses`."
-                )
-
-        check_references(args, metrics)
-
-        systems = {
-            None: read_files(
-                args.hypotheses,
-                args.references,
-                args.sources,
-                args.target_lang,
-                read_file_arguments(args, args.hypotheses),
-            )
-        }
+        systems = {None: read_lone_files(args, args.hypotheses, metrics)}
     elif args.run_dirs:
         # There is no file that they could say anything of.
         read_file_arguments(args, [])

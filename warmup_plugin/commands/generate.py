@@ -7,37 +7,21 @@ import argparse
 from collections.abc import Sequence
 
 from warmup_plugin.data.text_files import read_place_arguments
-from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.options import read_options
-from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     create_generate_parser,
     read_generation,
+    run_job,
 )
 from warmup_plugin.recipes.job_options import GenerateOptions
-from warmup_plugin.terminal import get_arguments, guard
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Runs the command.
-
-    :returns: The exit status: 0, or 2 for bad input.
-    """
-    args = create_generate_parser().parse_args(argv)
-
-    arguments = get_arguments(argv)
-
-    return guard(lambda: _run(args, arguments), arguments)
+    """Runs the command and returns its exit status."""
+    return run_job("generate", create_generate_parser().parse_args(argv), argv, _run)
 
 
-def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    if wants_processes(args):
-        return run_processes("generate", argv, args.processes)
-
-    # fairseq2 takes seconds; not for `--help` and mistyped options.
-    import_fairseq2()
-
+def _run(args: argparse.Namespace) -> int:
     from warmup_plugin.recipes.jobs import generate
 
     files = [] if args.input is None else [args.input]

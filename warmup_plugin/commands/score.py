@@ -9,15 +9,9 @@ from functools import partial
 from typing import Final
 
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
-from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.options import add_option, read_options
-from warmup_plugin.processes import run_processes, wants_processes
-from warmup_plugin.recipes.arguments import (
-    FULL_LIST,
-    add_run_arguments,
-)
+from warmup_plugin.recipes.arguments import FULL_LIST, add_run_arguments, run_job
 from warmup_plugin.recipes.job_options import ScoreOptions
-from warmup_plugin.terminal import get_arguments, guard
 
 DESCRIPTION: Final = (
     "Computes log P(y|x) of given pairs: without warmup, and as the mean over warmups that "
@@ -59,25 +53,11 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Runs the command.
-
-    :returns: The exit status: 0, or 2 for bad input.
-    """
-    args = create_parser().parse_args(argv)
-
-    arguments = get_arguments(argv)
-
-    return guard(lambda: _run(args, arguments), arguments)
+    """Runs the command and returns its exit status."""
+    return run_job("score", create_parser().parse_args(argv), argv, _run)
 
 
-def _run(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    if wants_processes(args):
-        return run_processes("score", argv, args.processes)
-
-    # fairseq2 takes seconds; not for `--help`.
-    import_fairseq2()
-
+def _run(args: argparse.Namespace) -> int:
     from warmup_plugin.recipes.jobs import score
 
     files = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from warmup_plugin.data.synthetic import write_synthetic_pair
 from warmup_plugin.errors import WarmupError
@@ -28,8 +29,8 @@ def add_writing_arguments(
     parser: argparse.ArgumentParser, sizes: Mapping[str, tuple[int, str]]
 ) -> None:
     """
-    Adds what all commands take that write synthetic text; :func:`refuse_to_replace` reads
-    some of it.
+    Adds what all commands take that write synthetic text; :func:`read_writing_arguments`
+    reads it.
 
     :param sizes: The default of each number of pairs, and what these are.
     """
@@ -60,26 +61,18 @@ def add_writing_arguments(
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = refuse_to_replace(args)
-
-    write_synthetic_pair(
-        folder,
-        num_train=args.num_train,
-        num_valid=args.num_valid,
-        num_test=args.num_test,
-        seed=args.seed,
-    )
+    write_synthetic_pair(**read_writing_arguments(args))
 
     show(
-        f"{folder}: {args.num_train:,} train, {args.num_valid:,} valid and {args.num_test:,} test pairs (src, tgt)"
+        f"{args.folder}: {args.num_train:,} train, {args.num_valid:,} valid and {args.num_test:,} test pairs (src, tgt)"
     )
 
     return 0
 
 
-def refuse_to_replace(args: argparse.Namespace) -> Path:
+def read_writing_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """
-    Returns the folder to write to.
+    Returns the folder to write to, the numbers of pairs and the seed, by name.
 
     :raises WarmupError: If something is there, and `--force` is not given.
     """
@@ -90,4 +83,8 @@ def refuse_to_replace(args: argparse.Namespace) -> Path:
             f"The folder `{folder}` is not empty; name another one or replace its text with `--force`."
         )
 
-    return folder
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if name in ("folder", "seed") or name.startswith("num_")
+    }

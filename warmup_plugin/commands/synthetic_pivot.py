@@ -7,7 +7,7 @@ import argparse
 
 from warmup_plugin.commands.synthetic_pair import (
     add_writing_arguments,
-    refuse_to_replace,
+    read_writing_arguments,
 )
 from warmup_plugin.data.synthetic_pivot import write_synthetic_pivot
 from warmup_plugin.terminal import show
@@ -34,20 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = refuse_to_replace(args)
-
-    write_synthetic_pivot(
-        folder,
-        num_leg=args.num_leg,
-        num_direct=args.num_direct,
-        num_valid=args.num_valid,
-        num_test=args.num_test,
-        seed=args.seed,
-        is_lossy=args.lossy,
-    )
+    write_synthetic_pivot(**read_writing_arguments(args), is_lossy=args.lossy)
 
     show(
-        f"{folder}: {args.num_leg:,} training pairs of a-p and of p-b, {args.num_direct:,} of a-b; {args.num_valid:,} valid and {args.num_test:,} test pairs of each"
+        f"{args.folder}: {args.num_leg:,} training pairs of a-p and of p-b, {args.num_direct:,} of a-b; {args.num_valid:,} valid and {args.num_test:,} test pairs of each"
     )
 
     return 0

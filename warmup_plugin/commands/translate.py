@@ -10,17 +10,15 @@ from typing import Final
 
 from warmup_plugin.data.text_files import add_place_arguments, read_place_arguments
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.options import add_option, read_options
-from warmup_plugin.processes import run_processes, wants_processes
 from warmup_plugin.recipes.arguments import (
     FULL_LIST,
     add_generation_arguments,
     add_run_arguments,
     read_generation,
+    run_job,
 )
 from warmup_plugin.recipes.job_options import TranslateOptions
-from warmup_plugin.terminal import get_arguments
 
 DESCRIPTION: Final = (
     "Translates standard input, or files, to standard output: one line for each line, in "
@@ -78,12 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Files may stand behind options.
     args = create_parser().parse_intermixed_args(argv)
 
-    if wants_processes(args):
-        return run_processes("translate", get_arguments(argv), args.processes)
+    return run_job("translate", args, argv, _run)
 
-    # fairseq2 takes seconds; not for `--help`.
-    import_fairseq2()
 
+def _run(args: argparse.Namespace) -> int:
     from warmup_plugin.recipes.jobs import translate
 
     ctranslate2 = None

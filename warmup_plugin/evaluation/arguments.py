@@ -18,7 +18,7 @@ from warmup_plugin.data.text_files import (
     read_place_arguments,
 )
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.evaluation.systems import RunOptions
+from warmup_plugin.evaluation.systems import RunOptions, System, read_files
 from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.metrics.base import DEFAULT_METRICS
 from warmup_plugin.metrics.registry import (
@@ -187,12 +187,28 @@ def read_run_arguments(args: argparse.Namespace, **others: object) -> RunOptions
     return read_options(RunOptions, args, **{"checkpoint": checkpoint, **others})
 
 
-def check_references(args: argparse.Namespace, metrics: Sequence[str]) -> None:
+def read_lone_files(
+    args: argparse.Namespace, files: Sequence[Path], metrics: Sequence[str]
+) -> list[System]:
     """
-    Checks that files are scored against what the metrics need.
+    Reads outputs that no run is given for.
 
-    :raises WarmupError: If it is not given.
+    :raises WarmupError: If what the metrics need is not given, or what belongs to a run is.
     """
+    for name in ("split", "checkpoint", "data", "direction"):
+        if getattr(args, name) is not None:
+            raise WarmupError(
+                f"`--{name}` belongs to a run directory, and none is given; leave it out."
+            )
+
+    _check_references(args, metrics)
+
+    places = read_file_arguments(args, files)
+
+    return read_files(files, args.references, args.sources, args.target_lang, places)
+
+
+def _check_references(args: argparse.Namespace, metrics: Sequence[str]) -> None:
     if args.references is not None:
         return
 

@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
 from warmup_plugin.config_docs import FieldSource, read_fields
 from warmup_plugin.data.text_files import add_place_arguments
+from warmup_plugin.late_imports import import_fairseq2
 from warmup_plugin.options import add_option, to_option
-from warmup_plugin.processes import add_processes_argument
+from warmup_plugin.processes import (
+    add_processes_argument,
+    run_processes,
+    wants_processes,
+)
 from warmup_plugin.recipes.job_options import (
     GenerateOptions,
     GenerationJobOptions,
     JobOptions,
 )
+from warmup_plugin.terminal import get_arguments, guard
 
 FULL_LIST: Final = (
     "docs/config.md describes every key of `--config`; docs/generation.md the options."
@@ -51,6 +57,31 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
     )
+
+
+def run_job(
+    command: str,
+    args: argparse.Namespace,
+    argv: Sequence[str] | None,
+    job: Callable[[argparse.Namespace], int],
+) -> int:
+    """
+    Runs the job of a command, or the processes that are asked for, which run it.
+
+    :returns: The exit status: 0, or 2 for bad input.
+    """
+    arguments = get_arguments(argv)
+
+    def run() -> int:
+        if wants_processes(args):
+            return run_processes(command, arguments, args.processes)
+
+        # It takes seconds; not for `--help` and mistyped options.
+        import_fairseq2()
+
+        return job(args)
+
+    return guard(run, arguments)
 
 
 @cache
