@@ -84,9 +84,10 @@ $(TRANSFORMERS5_VENV)/.installed:
 # reordering by xdist, the integration tests come first, which take longest (tests/conftest.py).
 PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-# One thread: the models of the tests are too small to share their work.
+# One thread: the models of the tests are too small to share their work. Bytecode, or every
+# command that a test starts compiles all that it imports.
 test: install
-	HF_HUB_OFFLINE=1 FAIRSEQ2_EXTENSION_TRACE=1 \
+	HF_HUB_OFFLINE=1 FAIRSEQ2_EXTENSION_TRACE=1 PYTHONDONTWRITEBYTECODE= \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 

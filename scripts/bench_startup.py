@@ -121,7 +121,12 @@ def measure(command: Sequence[str], clone: Path, text: str) -> Times:
 
     :raises WarmupError: If there is none.
     """
-    env = {**os.environ, "PYTHONPATH": str(clone), "PYTHONUNBUFFERED": "1"}
+    env = {
+        **os.environ,
+        **{"PYTHONPATH": str(clone), "PYTHONUNBUFFERED": "1"},
+        # What is installed is compiled, as torch and fairseq2 are.
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
 
     begin = time.perf_counter()
 

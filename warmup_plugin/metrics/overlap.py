@@ -8,13 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
-import sacrebleu.metrics.base
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-from sacrebleu.metrics.ter import TER
 from typing_extensions import override
 
 from warmup_plugin.errors import WarmupError
@@ -34,6 +30,13 @@ from warmup_plugin.metrics.sacrebleu_doors import (
     extract_statistics,
     find_spm_file,
 )
+
+# Every command reads this file, and few of them score.
+if TYPE_CHECKING:
+    import sacrebleu.metrics.base
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics.ter import TER
 
 # All other languages are tokenised by "13a".
 _BLEU_TOKENIZERS: Final = {
@@ -61,6 +64,8 @@ def create_bleu(
 
     :raises MetricUnavailable: The tokenizer is not installed or cannot be downloaded.
     """
+    from sacrebleu.metrics.bleu import BLEU
+
     if tokenizer is None:
         tokenizer = _BLEU_TOKENIZERS.get(get_written_language(target_lang), "13a")
 
@@ -89,6 +94,8 @@ def load_bleu(what: str, tokenizer: str, *, effective_order: bool = False) -> BL
 
     :raises MetricUnavailable: It is not installed or cannot be downloaded.
     """
+    from sacrebleu.metrics.bleu import BLEU
+
     try:
         return BLEU(tokenize=tokenizer, effective_order=effective_order)
     # sacreBLEU exits where a download has trouble with certificates.
@@ -113,6 +120,8 @@ def load_bleu(what: str, tokenizer: str, *, effective_order: bool = False) -> BL
 
 def create_chrf() -> CHRF:
     """Creates chrF++: chrF with words and pairs of words."""
+    from sacrebleu.metrics.chrf import CHRF
+
     return CHRF(word_order=2)
 
 
@@ -124,6 +133,8 @@ def create_ter(target_lang: str | None) -> TER:
     into characters by Tercom's own rules (``norm:yes``, ``asian:yes`` in the
     signature).
     """
+    from sacrebleu.metrics.ter import TER
+
     has_no_spaces = get_written_language(target_lang) in ("zh", "ja")
 
     return TER(normalized=has_no_spaces, asian_support=has_no_spaces)

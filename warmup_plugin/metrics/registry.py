@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Final, final
-
-from sacrebleu.metrics.bleu import BLEU
+from typing import TYPE_CHECKING, Final, final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics import metricx, rouge
@@ -34,6 +32,9 @@ from warmup_plugin.metrics.overlap import (
     create_ter,
     load_bleu,
 )
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU
 
 # fairseq2's own takes seconds to import.
 _log = logging.getLogger(__name__)

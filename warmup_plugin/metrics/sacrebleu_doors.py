@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from sacrebleu.metrics.base import Metric, Score
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric, Score
 
 
 @contextmanager

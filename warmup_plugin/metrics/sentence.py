@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
-
-from sacrebleu.metrics.base import Metric
+from typing import TYPE_CHECKING, Any, Final
 
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.base import MetricUnavailable, References, SentenceMetric
 from warmup_plugin.metrics.overlap import create_bleu, create_chrf
 from warmup_plugin.metrics.sacrebleu_doors import read_references, score_sentence
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.base import Metric
 
 _FACTORIES: Final[dict[str, Callable[[str | None], Metric]]] = {
     "bleu": lambda target_lang: create_bleu(target_lang, effective_order=True),

@@ -349,7 +349,7 @@ class RunDir:
 
         knows_setting = isinstance(warmup, dict) and "plain_path" in warmup
 
-        return knows_setting and writes_warmups(self.load_config())
+        return knows_setting and writes_warmups(config)
 
     def load_model_metadata(self) -> tuple[str, dict[str, object]]:
         """Returns the model's family and its whole configuration."""
