@@ -30,7 +30,7 @@ help:
 	@echo "make comet        create $(COMET_VENV), in which COMET scores translations"
 	@echo "make public-model make .models/smollm2_135m of a public model (93 MB), for tests and to try"
 	@echo "make doctor       check that training can run here"
-	@echo "make demo         show a gain of warmups on small models, about 6 minutes"
+	@echo "make demo         show a gain of warmups on small models, 3 to 10 minutes"
 	@echo "make docs         build the documentation as a site, build/docs/index.html"
 	@echo "make test         run the tests"
 	@echo "make test-transformers5  read exported models with transformers 5, in $(TRANSFORMERS5_VENV)"

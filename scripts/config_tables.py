@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -140,7 +141,8 @@ def format_value(value: object) -> str:
         return "true" if value else "false"
 
     if isinstance(value, str):
-        return value or "''"
+        # A line of a table; as YAML, in quotes.
+        return json.dumps(value) if "\n" in value else value or "''"
 
     if isinstance(value, list):
         return f"[{', '.join(format_value(item) for item in value)}]"

@@ -789,6 +789,44 @@ class TestInitFrom:
 
         assert spm == (sft_run / "tokenizer.model").read_bytes()
 
+    def test_preset_only_prepares_the_model(
+        self, tmp_path: Path, text_folder: Path, sft_run: Path
+    ) -> None:
+        options = {
+            key: value
+            for key, value in tiny_options(
+                text_folder, None, criterion__name="warmup", init_from=sft_run
+            ).items()
+            if not key.startswith(("regime", "lr_scheduler"))
+        }
+
+        options["init_checkpoint"] = "last"
+
+        args = to_args(
+            *(tmp_path / "run", options, "--config-file"),
+            *("translation/from_scratch_warmup", "base/untrained"),
+        )
+
+        assert main(args) == 0
+
+        before, after = load_weights(sft_run, 4), load_weights(tmp_path / "run", 2)
+
+        assert before.keys() == after.keys()
+
+        changed = {
+            name for name in before if not torch.equal(before[name], after[name])
+        }
+
+        # One matrix for all, of which the row of the separator is another.
+        assert {before[name].shape for name in changed} == {
+            before["sdp_00.pt:final_proj.weight"].shape
+        }
+
+        for name in changed:
+            rows = (before[name] != after[name]).any(dim=1)
+
+            assert rows.sum() == 1
+
 
 class TestWarmupSettings:
     def test_run_works_when_all_of_them_are_set(

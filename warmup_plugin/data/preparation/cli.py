@@ -171,7 +171,7 @@ class PreparationParser(argparse.ArgumentParser):
             "--language-id",
             default="auto",
             metavar="HOW",
-            help="drop pairs with a side in another language: `py3langid` (about 3,600 texts a second), the path of a model of fastText such as `lid.176.bin` (much faster), `auto` for py3langid if it is installed, or `none` (default: %(default)s)",
+            help="drop pairs with a side in another language: `py3langid` (about 3,300 texts a second), the path of a model of fastText such as `lid.176.bin` (much faster), `auto` for py3langid if it is installed, or `none` (default: %(default)s)",
         )
 
         group.add_argument(
