@@ -33,7 +33,7 @@ CACHE_FOLDER: Final = ".warmup_cache"
 """The name of the folder of caches beside the data."""
 
 # Raised whenever the same text would be read, tokenised or stored in another way.
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 _RECORD: Final = "corpus.json"
 

@@ -110,6 +110,8 @@ class CorpusReader:
         self._stop_signal = stop_signal
         self._reads_prompts = reads_prompts
 
+        self._begins: dict[str, int] | None = None
+
         sections = get_sections(config)
 
         self._narrowed: dict[str, dict[str, Any]] = {
@@ -127,6 +129,10 @@ class CorpusReader:
             processes, each of which takes its share of one plan of batches.
         :raises TaskStopException: If one of the processes has received a signal.
         """
+        # In all processes: they build the model together.
+        if self._begins is None:
+            self._begins = self._find_begins()
+
         folder = self._find_cached(split, is_training)
 
         loaded = made = None if folder is None else self._load(folder, split)
@@ -321,16 +327,10 @@ class CorpusReader:
                 self._list_behind(name) if is_training else [],
             ]
 
-        seed, begins = None, {}
+        seed = None
 
-        for name in self._narrowed:
-            if not self._list_behind(name):
-                continue
-
+        if any(map(self._list_behind, self._narrowed)):
             seed = self._config.common.seed
-
-            if not self._reads_prompts:
-                begins[name] = self._find_begin(name)
 
         return {
             "directions": directions,
@@ -339,7 +339,7 @@ class CorpusReader:
             "is_training": is_training,
             "lens": [section.max_source_len, section.max_target_len],
             "seed": seed,
-            "begins": begins,
+            "begins": self._begins,
             "tokenizer": [
                 self._config.tokenizer.name,
                 self._config.tokenizer.family,
@@ -350,18 +350,26 @@ class CorpusReader:
             "versions": [version(name) for name in _TOKENIZING_PACKAGES],
         }
 
-    def _find_begin(self, name: str) -> int:
+    def _find_begins(self) -> dict[str, int]:
         """
-        Returns the token that stands between a draft and the target of a direction: the
-        one that a prepared separator is read like.
+        Finds what stands between a draft and the target in a decoder, by direction: the
+        token that a prepared separator is read like.
         """
-        codec = self._codecs[name]
+        begins = {}
 
-        # A longer prefix ends with a language, which is a separator as it is.
-        if codec.layout.prefix_len == 1 and has_tied_embeddings(self._get_model()):
-            return codec.layout.eos_idx
+        for name in self._narrowed if not self._reads_prompts else ():
+            codec = self._codecs[name]
 
-        return codec.get_begin()
+            if not self._list_behind(name):
+                continue
+
+            # A longer prefix ends with a language, which is a separator as it is.
+            if codec.layout.prefix_len == 1 and has_tied_embeddings(self._get_model()):
+                begins[name] = codec.layout.eos_idx
+            else:
+                begins[name] = codec.get_begin()
+
+        return begins
 
     def _list_behind(self, name: str) -> Sequence[str]:
         directions = self._config.dataset.directions
@@ -419,14 +427,14 @@ class CorpusReader:
         if not section.directions:
             return corpus, notes
 
-        if is_training:
-            for name in corpora:
-                behind = self._list_behind(name)
+        # Behind the sources of others as they are, not as they stand behind more of them.
+        behind = {
+            name: self._put_behind(name, corpora, others)
+            for name in (corpora if is_training else ())
+            if (others := self._list_behind(name))
+        }
 
-                if behind:
-                    corpora[name] = self._put_behind(name, corpora, behind)
-
-        return join_corpora(corpora), notes
+        return join_corpora({**corpora, **behind}), notes
 
     def _put_behind(
         self, name: str, corpora: Mapping[str, Corpus], behind: Sequence[str]
@@ -440,12 +448,14 @@ class CorpusReader:
                 corpora[name], others, max_source_len=section.max_source_len, seed=seed
             )
 
+        assert self._begins is not None
+
         return put_into_decoder(
             corpora[name],
             others,
             [self._codecs[other] for other in behind],
             prefix_len=self._codecs[name].layout.prefix_len,
-            begin_idx=self._find_begin(name),
+            begin_idx=self._begins[name],
             max_target_len=section.max_target_len,
             seed=seed,
         )

@@ -9,11 +9,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
+from fairseq2.gang import FakeGang, Gang
 
+from tests.configs import create_runner, type_config
 from tests.hub_files import NLLB_LANGS, write_nllb_tokenizer
 from tests.tiny_runs import (
     assert_same_weights,
@@ -24,7 +29,13 @@ from tests.tiny_runs import (
 )
 from warmup_plugin.data.corpus_cache import CACHE_FOLDER
 from warmup_plugin.recipes import corpora
+from warmup_plugin.recipes.common import create_direction_codecs
+from warmup_plugin.recipes.complete_config import complete_config, get_sections
+from warmup_plugin.recipes.control import StopSignal
+from warmup_plugin.recipes.corpora import CorpusReader, PatientGroup
 from warmup_plugin.recipes.train import main
+from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.tokenizers.loading import load_tokenizer
 
 MADE = "tokenising, once for all runs on this data"
 
@@ -294,3 +305,121 @@ def test_folder_that_cannot_be_made_is_named(
 
     assert f"{tmp_path}/file/cache` (Not a directory); set `dataset.cache`" in err
     assert "Traceback" not in err
+
+
+class TestBehind:
+    """Half of what an encoder reads is the source of another direction."""
+
+    @pytest.fixture
+    def get_model(self, monkeypatch: pytest.MonkeyPatch) -> Mock:
+        monkeypatch.setattr(corpora, "has_tied_embeddings", lambda model: True)
+
+        return Mock()
+
+    @staticmethod
+    def create_reader(
+        folder: Path,
+        data: Path,
+        tokenizer_file: Path,
+        directions: str,
+        get_model: Callable[[], torch.nn.Module],
+        *,
+        gang: Gang | None = None,
+        cache: str = "none",
+    ) -> CorpusReader:
+        options = tiny_options(
+            data,
+            tokenizer_file,
+            dataset__cache=cache,
+            dataset__format="plain",
+            dataset__directions=directions,
+        )
+
+        runner = create_runner()
+
+        run_dir = RunDir(folder / "run")
+
+        config = complete_config(
+            runner.resolver, run_dir, type_config(to_args(run_dir.path, options))
+        )
+
+        codecs = create_direction_codecs(
+            load_tokenizer(tokenizer_file, "warmup_spm", None),
+            get_sections(config),
+            reads_prompts=False,
+        )
+
+        return CorpusReader(
+            config,
+            codecs,
+            run_dir,
+            gang or FakeGang(torch.device("cpu")),
+            get_model,
+            StopSignal(),
+            reads_prompts=False,
+        )
+
+    def read(self, *args: Any) -> dict[str, list[tuple[list[int], list[int]]]]:
+        """Returns what encoder and decoder read, by direction."""
+        corpus = self.create_reader(*args).read("train", is_training=True)
+
+        rows: dict[str, list[tuple[list[int], list[int]]]] = {}
+
+        for idx, part in enumerate(corpus.part_indices):
+            rows.setdefault(corpus.directions[part], []).append(
+                (corpus.sources[idx].tolist(), corpus.targets[idx].tolist())
+            )
+
+        return rows
+
+    def test_what_others_have_is_taken_as_it_stands_in_their_files(
+        self, tmp_path: Path, data: Path, tokenizer_file: Path, get_model: Mock
+    ) -> None:
+        def read(directions: str) -> dict[str, list[tuple[list[int], list[int]]]]:
+            return self.read(tmp_path, data, tokenizer_file, directions, get_model)
+
+        both = read("{src-tgt: {behind: [tgt-src]}, tgt-src: {behind: [src-tgt]}}")
+
+        one = read("{src-tgt: {behind: [tgt-src]}, tgt-src: {}}")
+        other = read("{src-tgt: {}, tgt-src: {behind: [src-tgt]}}")
+
+        assert both == {"src-tgt": one["src-tgt"], "tgt-src": other["tgt-src"]}
+        assert one["src-tgt"] != other["src-tgt"]
+
+    def test_all_processes_ask_for_the_model(
+        self,
+        tmp_path: Path,
+        data: Path,
+        tokenizer_file: Path,
+        get_model: Mock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """They build it together, so that one that asks alone would wait for the others."""
+        args = (
+            *(tmp_path, data, tokenizer_file),
+            "{src-tgt: {}, tgt-src: {behind: [src-tgt]}}",
+        )
+
+        cache = tmp_path / "cache"
+
+        first = self.create_reader(*args, get_model, cache=str(cache))
+
+        first.read("train", is_training=True)
+
+        [folder] = cache.iterdir()
+
+        # What the second process hears of the first one.
+        monkeypatch.setattr(PatientGroup, "__init__", lambda self, gang: None)
+        monkeypatch.setattr(PatientGroup, "gather", lambda self, item: [folder, item])
+        monkeypatch.setattr(CorpusReader, "_stop_together", lambda self: None)
+        monkeypatch.setattr(CorpusReader, "_check_same", lambda self, corpus: None)
+
+        gang = FakeGang(torch.device("cpu"), rank=1, size=2)
+
+        second = self.create_reader(*args, get_model, gang=gang, cache=str(cache))
+
+        get_model.reset_mock()
+
+        second.read("train", is_training=True)
+
+        get_model.assert_called_once()
