@@ -280,6 +280,13 @@ class TestStreams:
 
             assert expected == sorted(expected, reverse=True)
 
+        file = tmp_path / "out.jsonl"
+
+        further = ("cometkiwi", "--warmup", "empty", "-o", file)
+
+        assert translate(warmup_run, *args, *further, stdin=b"puke\n\nta\n")[0] == 0
+        assert file.read_bytes() == out
+
         # All draws are candidates, of which as many are kept as are asked for.
         args += ["mbr-comet", "--warmup", "sample", "--num-warmups", 5]
 
