@@ -225,21 +225,22 @@ class TrainerControl:
         if trainer is None or self._stopping:
             return
 
+        signum = self._stop_signal.signum or 0
+
         # The ranks receive a signal at different times, and on several machines only
         # some may; all stop at the same step, or some would wait for the others, and
-        # with the same status.
+        # with the same status. One that comes while they agree is of the next step.
         if self._gang.size > 1:
-            signum = torch.tensor(
-                self._stop_signal.signum or 0, device=self._gang.device
-            )
+            reduced = torch.tensor(signum, device=self._gang.device)
 
-            self._gang.all_reduce(signum, ReduceOperation.MAX)
+            self._gang.all_reduce(reduced, ReduceOperation.MAX)
 
-            if signum > 0:
-                self._stop_signal.adopt(int(signum))
+            signum = int(reduced)
 
-        if self._stop_signal.signum is None:
+        if signum == 0:
             return
+
+        self._stop_signal.adopt(signum)
 
         self._stopping = True
 

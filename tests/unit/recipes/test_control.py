@@ -17,6 +17,7 @@ from fairseq2.task import TaskStopException
 from fairseq2.trainer import Trainer
 from fairseq2.validator import NOOP_VALIDATOR
 from torch import Tensor
+from typing_extensions import override
 
 from tests.common import device
 from warmup_plugin.recipes.control import (
@@ -270,6 +271,27 @@ class TestTrainerControl:
         assert trainer.stop_requested
         # What the process ends with.
         assert stop_signal.signum == signal.SIGTERM
+
+    def test_begin_step_leaves_signal_that_comes_while_ranks_agree(self) -> None:
+        stop_signal, trainer = StopSignal(), FakeTrainer()
+
+        class LateGang(SignalledGang):
+            """The ranks have told each other of no signal when this one receives it."""
+
+            @override
+            def all_reduce(self, tensor: Tensor, op: ReduceOperation) -> None:
+                stop_signal.signum = signal.SIGTERM
+
+        gang = LateGang(device, rank=0, size=2)
+
+        control = TrainerControl(stop_signal, cast(Any, gang), RunDir(Path()), 10)
+
+        control.attach(cast(Trainer, trainer), None)
+
+        control.begin_step(11)
+
+        # Or the others would wait for it.
+        assert not trainer.stop_requested
 
     def test_attach_replaces_early_stopper_if_there_is_one(self) -> None:
         trainer = FakeTrainer()

@@ -302,8 +302,8 @@ class TestStreams:
 
         assert scores == sorted(scores, reverse=True)
 
-        # Of both commands one.
-        assert (tmp_path / "starts").read_text() == "xx"
+        # Of each command one.
+        assert (tmp_path / "starts").read_text() == "xxx"
 
     def test_output_begins_as_told(
         self, warmup_run: Path, translate: Translate
