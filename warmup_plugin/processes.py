@@ -106,16 +106,20 @@ def run_processes(command: str, argv: Sequence[str], num_processes: int) -> int:
     processes: list[subprocess.Popen[bytes]] = []
 
     with _passing_signals(processes) as passing:
-        for rank in range(num_processes):
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "warmup_plugin", command, *argv],
-                    stdin=None if rank == 0 else subprocess.DEVNULL,
-                    env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        try:
+            for rank in range(num_processes):
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "warmup_plugin", command, *argv],
+                        stdin=None if rank == 0 else subprocess.DEVNULL,
+                        env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    )
                 )
-            )
 
-        return _wait(processes, passing)
+            return wait_for(processes, passing)
+        finally:
+            # Such as those that have begun where another could not.
+            _end(processes, signal.SIGTERM)
 
 
 def _find_port() -> int:
@@ -128,7 +132,7 @@ def _find_port() -> int:
 
 
 @final
-class _Passing:
+class Passing:
     """Remembers the signal that this process received, which its processes get too."""
 
     def __init__(self) -> None:
@@ -162,8 +166,8 @@ class _Passing:
 @contextmanager
 def _passing_signals(
     processes: Sequence[subprocess.Popen[bytes]],
-) -> Iterator[_Passing]:
-    passing = _Passing()
+) -> Iterator[Passing]:
+    passing = Passing()
 
     def handle(signum: int, frame: FrameType | None) -> None:
         passing.note(signum)
@@ -183,22 +187,28 @@ def _passing_signals(
         yield passing
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], passing: _Passing) -> int:
+def wait_for(processes: Sequence[subprocess.Popen[bytes]], passing: Passing) -> int:
+    """
+    Waits until all have ended; if one fails, the others are ended.
+
+    :returns: The exit status, as of :func:`run_processes`.
+    """
     failure: int | None = None
 
     end = math.inf
 
-    while any(process.poll() is None for process in processes):
+    # All of them are asked, also those behind one that goes on.
+    while None in [process.poll() for process in processes]:
         if passing.is_due():
             _end(processes, signal.SIGINT)
 
-        for process in processes:
-            status = process.returncode
+        failures = [p.returncode for p in processes if p.returncode]
 
-            if status and failure is None:
-                failure, end = status, time.monotonic() + _PATIENCE_SECONDS
+        if failures and failure is None:
+            # What a signal has ended goes before what failed for want of it.
+            failure, end = min(failures), time.monotonic() + _PATIENCE_SECONDS
 
-                _end(processes, signal.SIGTERM)
+            _end(processes, signal.SIGTERM)
 
         if time.monotonic() > end:
             _end(processes, signal.SIGKILL)
@@ -211,7 +221,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], passing: _Passing) -> in
         failure = ended.returncode
 
     if failure is None:
-        failure = next((p.returncode for p in processes if p.returncode), 0)
+        failure = min((p.returncode for p in processes if p.returncode), default=0)
 
     return 128 - failure if failure < 0 else failure
 

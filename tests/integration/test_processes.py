@@ -27,7 +27,7 @@ from tests.tiny_runs import (
 )
 from warmup_plugin.commands import score, translate
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.processes import wants_processes
+from warmup_plugin.processes import Passing, wait_for, wants_processes
 from warmup_plugin.recipes.train import main as train
 
 pytestmark = pytest.mark.integration
@@ -152,49 +152,81 @@ def test_signal_ends_all(run_dir: Path, signum: signal.Signals) -> None:
     assert time.monotonic() - begin < 60.0
 
 
-def test_signal_is_the_status_though_another_failed_first(tmp_path: Path) -> None:
-    # Stands for Python: the signal ends one process; the other fails for want of it and
-    # is seen to have failed before.
-    python = tmp_path / "python"
+class TestRunProcesses:
+    """The processes are those of a shell, which does as its rank tells it."""
 
-    python.write_text(
-        f"""#!/bin/sh
-if [ $RANK = 0 ]; then
-    trap "exit 70" TERM
-else
-    trap "sleep 0.5; trap - TERM; kill -TERM \\$\\$" TERM
-fi
-touch {tmp_path}/started$RANK
-while true; do sleep 0.05; done
-"""
-    )
+    @pytest.fixture
+    def start_shells(self, tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+        def start(*scripts: str) -> subprocess.Popen[bytes]:
+            cases = "".join(f"{n}) {script};;\n" for n, script in enumerate(scripts))
 
-    python.chmod(0o755)
+            # Stands for Python.
+            shell = tmp_path / "python"
 
-    code = f"""
+            shell.write_text(f"""#!/bin/sh
+go_on() {{
+    touch {tmp_path}/started$RANK
+    while true; do sleep 0.05; done
+}}
+case $RANK in
+{cases}esac
+""")
+
+            shell.chmod(0o755)
+
+            code = f"""
 import sys
 
 from warmup_plugin.processes import run_processes
 
-sys.executable = {str(python)!r}
+sys.executable = {str(shell)!r}
 
-sys.exit(run_processes("translate", [], 2))
+sys.exit(run_processes("translate", [], {len(scripts)}))
 """
 
-    process = subprocess.Popen(
-        python_command("-c", code), cwd=ROOT, env=command_environment()
-    )
+            return subprocess.Popen(
+                python_command("-c", code), cwd=ROOT, env=command_environment()
+            )
 
-    end = time.monotonic() + TIMEOUT
+        return start
 
-    while not all((tmp_path / f"started{rank}").exists() for rank in range(2)):
-        assert time.monotonic() < end
+    def test_signal_is_the_status_though_another_failed_first(
+        self, tmp_path: Path, start_shells: Callable[..., subprocess.Popen[bytes]]
+    ) -> None:
+        # The signal ends the second; the first fails for want of it and is seen before.
+        process = start_shells(
+            'trap "exit 70" TERM; go_on',
+            'trap "sleep 0.5; trap - TERM; kill -TERM \\$\\$" TERM; go_on',
+        )
 
-        time.sleep(0.05)
+        end = time.monotonic() + TIMEOUT
 
-    process.terminate()
+        while not all((tmp_path / f"started{rank}").exists() for rank in range(2)):
+            assert time.monotonic() < end
 
-    assert process.wait(timeout=TIMEOUT) == 128 + signal.SIGTERM
+            time.sleep(0.05)
+
+        process.terminate()
+
+        assert process.wait(timeout=TIMEOUT) == 128 + signal.SIGTERM
+
+    def test_last_one_that_fails_ends_the_first(
+        self, start_shells: Callable[..., subprocess.Popen[bytes]]
+    ) -> None:
+        begin = time.monotonic()
+
+        assert start_shells("go_on", "exit 3").wait(timeout=TIMEOUT) == 3
+
+        assert time.monotonic() - begin < TIMEOUT / 2
+
+    def test_signal_of_somebody_else_goes_before_what_failed_for_want(self) -> None:
+        # As where memory is short. Both have ended when they are looked at.
+        ended = [subprocess.Popen(["sh", "-c", s]) for s in ("exit 1", "kill -9 $$")]
+
+        for process in ended:
+            process.wait()
+
+        assert wait_for(ended, Passing()) == 128 + signal.SIGKILL
 
 
 def test_hangup_that_is_ignored_ends_none(run_dir: Path) -> None:
