@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from fairseq2.gang import Gangs
 from fairseq2.recipe.config import GeneratorSection
-from fairseq2.task import Task, TaskStopException
+from fairseq2.task import Task
 from typing_extensions import override
 
 from warmup_plugin.data.lines import Line, LineError
@@ -168,10 +168,12 @@ class LineTask(Task):
 
         error = None
 
-        if root.rank == 0:
-            if self._stop_requested:
-                raise TaskStopException()
+        if root.rank == 0 and self._stop_requested:
+            # As an error, for all ranks: what has been written is not the output.
+            kept = self._sink.describe_kept() or "what was written is not all of it."
 
+            error = f"The job was stopped before its end (SIGUSR1); {kept}"
+        elif root.rank == 0:
             try:
                 for line in islice(self._lines, self._chunk_size):
                     chunk.append(line)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -487,6 +488,46 @@ class TestFaults:
 
         # To standard output nothing is kept.
         assert "kept" not in translate(warmup_run, *args[:3])[2]
+
+    def test_stopped_job_has_not_made_its_output(
+        self,
+        tmp_path: Path,
+        warmup_run: Path,
+        translate: Translate,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        text, output = tmp_path / "in.txt", tmp_path / "out.txt"
+
+        text.write_text(TEXT)
+
+        # Of an earlier time.
+        output.write_text("ta\n")
+
+        original = Translator.__call__
+
+        def stop(self: Any, lines: Any, on_batch: Any = None) -> Any:
+            if 2 in [line.number for line in lines]:
+                signal.raise_signal(signal.SIGUSR1)
+
+            return original(self, lines, on_batch)
+
+        monkeypatch.setattr(Translator, "__call__", stop)
+
+        args: list[object] = [text, "--chunk-size", 2, "--output", output]
+
+        status, _, err = translate(warmup_run, *args)
+
+        assert status == 2
+
+        assert "ERROR: The job was stopped before its end (SIGUSR1); 4 lines" in err
+
+        assert not RunDir(warmup_run).has_made(output, "best")
+
+        monkeypatch.undo()
+
+        assert translate(warmup_run, *args)[0] == 0
+
+        assert len(output.read_text().splitlines()) == len(TEXT.splitlines())
 
     @pytest.mark.parametrize("as_json", [False, True])
     def test_broken_job_goes_on(
