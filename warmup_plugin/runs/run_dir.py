@@ -157,14 +157,24 @@ class RunDir:
                 f"`{folder}` holds no weights; restore it from a copy of the run, or choose another checkpoint."
             )
 
-    def scores(self) -> dict[int, float]:
-        """Returns the validation score of each checkpoint that has one."""
+    def scores(self, *, whole: bool = True) -> dict[int, float]:
+        """
+        Returns the validation score of each checkpoint that has one.
+
+        :param whole: If ``False``, a file that holds no number is left out, as a process
+            killed while writing leaves; the run makes up for it when it resumes.
+
+        :raises WarmupError: If there is such a file.
+        """
         scores = {}
 
         for step in self.checkpoint_steps():
             try:
                 score = self._read_score(step)
             except ValueError:
+                if not whole:
+                    continue
+
                 raise WarmupError(
                     f"`{self._score_file(step)}` does not hold a number; delete it or choose a checkpoint by its step."
                 ) from None
@@ -379,7 +389,7 @@ class RunDir:
             return True
 
         # A run may have been killed between a validation and what follows from it.
-        scores = self.scores()
+        scores = self.scores(whole=False)
         if not scores:
             return False
 

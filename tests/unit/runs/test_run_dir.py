@@ -166,6 +166,14 @@ class TestIsEarlyStopped:
         assert run_dir.is_early_stopped(1, 2)
         assert not run_dir.is_early_stopped(2, 2)
 
+    def test_call_leaves_score_that_was_cut_off_to_the_run(
+        self, run_dir: RunDir
+    ) -> None:
+        run_dir.checkpoint_dir.joinpath("scores", "step_6.txt").write_text("")
+
+        # The best is of step 4, and so is the last one that is known.
+        assert not run_dir.is_early_stopped(1, 2)
+
     def test_call_believes_record(self, run_dir: RunDir) -> None:
         run_dir.early_stop_file.write_text(json.dumps({"stopped_at": 8}))
 
