@@ -11,6 +11,7 @@ import signal
 import statistics
 import sys
 import threading
+import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -882,6 +883,30 @@ class TestRunner:
 
         assert set(calls[:2]) == {"begin a", "begin b"}
         assert calls[4:] == [f"{what} {n}" for n in "cde" for what in ("begin", "end")]
+
+    def test_commands_end_where_nobody_hears_of_them(self, tmp_path: Path) -> None:
+        a = self.make_step(tmp_path, "a", "wait")
+        b = self.make_step(tmp_path, "b")
+
+        def say(line: str) -> None:
+            # The first one has begun, and whoever read has left.
+            if "b: begins" in line:
+                while not (tmp_path / "a.waits").exists():
+                    threading.Event().wait(0.01)
+
+                raise BrokenPipeError()
+
+        runner = Runner(
+            [a, b], num_jobs=2, program=[sys.executable, "-c", _PROGRAM], say=say
+        )
+
+        begin = time.monotonic()
+
+        with pytest.raises(BrokenPipeError):
+            runner.run()
+
+        assert time.monotonic() - begin < 30
+        assert "end a" not in (tmp_path / "calls").read_text()
 
     def test_signal_is_passed_on_and_nothing_else_begins(self, tmp_path: Path) -> None:
         a, b = self.make_step(tmp_path, "a", "wait"), self.make_step(tmp_path, "b")

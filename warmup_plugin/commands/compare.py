@@ -51,8 +51,11 @@ DESCRIPTION: Final = (
 )
 
 # Of the metrics asked for, those whose sentences are worth counting; corpus metrics
-# such as BLEU say little about one sentence.
-_SENTENCE_METRICS: Final = ("chrf", "comet", "cometkiwi", "metricx", "metricx_qe")
+# such as BLEU say little about one sentence. Suites read those of models from here.
+_SENTENCE_METRICS: Final = (
+    "chrf",
+    *(name for name, entry in METRICS.items() if entry.runs_model),
+)
 
 _Comparisons = Mapping[str, Mapping[str, SentenceComparison]]
 

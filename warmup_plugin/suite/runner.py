@@ -115,16 +115,26 @@ class Runner:
         save what they have, and starts no other.
         """
         with handled_signals((signal.SIGTERM, signal.SIGINT), self._handle):
-            while True:
-                self._collect()
+            try:
+                while True:
+                    self._collect()
 
-                if self.signum is None:
-                    self._start()
+                    if self.signum is None:
+                        self._start()
 
-                if not self._running:
-                    break
+                    if not self._running:
+                        break
 
-                time.sleep(_POLL_SECONDS)
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                # Something broke, such as the pipe that it reports to.
+                for process in self._running:
+                    process.popen.terminate()
+
+                for process in self._running:
+                    process.popen.wait()
+
+                    process.log.close()
 
         return list(self._outcomes.values())
 

@@ -8,7 +8,9 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,6 +18,8 @@ from tests.unit.metrics.fake_comet import install_comet_worker, write_comet_mode
 from tests.unit.metrics.texts import make_hypotheses, make_references
 from warmup_plugin.commands import compare
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.metrics.base import Measurement, Metric, measure_mean
+from warmup_plugin.metrics.registry import METRICS
 from warmup_plugin.recipes import jobs
 from warmup_plugin.recipes.job_options import GenerateOptions
 
@@ -282,6 +286,33 @@ class TestFiles:
         assert total.split()[3:6] == ["0", "60", "0"]
 
         assert not any(line.startswith("Largest") for line in lines)
+
+    def test_sentences_of_each_model_are_there_for_suites(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def measure(
+            self: object, systems: Sequence[Sequence[str]], *args: object
+        ) -> list[list[Measurement]]:
+            return [
+                [measure_mean("bertscore", "BERTScore", [len(o) for o in outputs], "")]
+                for outputs in systems
+            ]
+
+        fake = Mock(spec=Metric, measure=partial(measure, None))
+
+        monkeypatch.setitem(
+            METRICS,
+            "bertscore",
+            replace(METRICS["bertscore"], create=lambda options: fake),
+        )
+
+        args = ["base", "good", "--references", "ref", "--metrics", "chrf,bertscore"]
+
+        assert _run([*args, *_NUMBERS, "--json", "out.json"]) == 0
+
+        sentences = json.loads(Path("out.json").read_text())["sentences"]["metrics"]
+
+        assert set(sentences) == {"chrf", "bertscore"}
 
     def test_metric_without_sentences_is_only_tested(
         self, folder: Path, capsys: pytest.CaptureFixture[str]
