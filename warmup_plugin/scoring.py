@@ -63,7 +63,7 @@ def score_candidates(
 
         past = candidates.past
 
-        if past is not None:
+        if past is not None and past.decoder.scores_any_length:
             past_lens = past.seq_lens
 
             if past.rows is not None or distinct.size(0) < past_lens.size(0):

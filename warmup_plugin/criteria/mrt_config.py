@@ -51,7 +51,7 @@ class MrtConfig(Checked):
     """If ``True``, `reinforce` subtracts from the risk of a draw the mean risk of the others, which lowers the variance and not the mean of the gradient."""
 
     with_reference: bool = False
-    """If ``True``, the reference is one more of the samples of `risk`; with warmups behind the first one that was drawn."""
+    """If ``True``, the reference is one more of the samples of `risk`; with warmups behind that of the draw with the best score."""
 
     temperature: float = 1.0
     """Divides the logits of the draws; other than 1.0 for `risk` alone, whose samples may come from anywhere."""

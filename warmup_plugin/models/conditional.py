@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 from fairseq2.nn import BatchLayout
 from torch import Tensor
@@ -111,6 +111,9 @@ class RowLosses:
 
 class RowDecoder(ABC):
     """Decodes rows one step after the other, remembering their past."""
+
+    scores_any_length: ClassVar[bool] = True
+    """Whether rows to :meth:`score` may be longer than it was started for."""
 
     @abstractmethod
     def step(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from fairseq2.nn import BatchLayout
@@ -118,6 +118,9 @@ class EnsembleModel(ConditionalModel):
 
 class _JointDecoder(RowDecoder):
     """Feeds the same tokens to several decoders, whose predictions become one."""
+
+    # It feeds them step by step.
+    scores_any_length: ClassVar[bool] = False
 
     def __init__(self, decoders: Sequence[RowDecoder]) -> None:
         self._decoders = decoders

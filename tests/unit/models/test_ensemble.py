@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
 from warmup_plugin.models.ensemble import EnsembleModel
 from warmup_plugin.models.scorable import create_conditional_model
+from warmup_plugin.sampling import draw_candidates
+from warmup_plugin.scoring import score_candidates
 
 SOURCES = [[5, 6, 7, EOS_IDX], [7, 5, EOS_IDX]]
 
@@ -100,6 +103,34 @@ class TestEnsembleModel:
             assert_close(scores.warmup_log_probs[n], torch.tensor(expected[0]))
             assert_close(scores.target_log_probs[n], torch.tensor(expected[1]))
             assert_close(again[n], torch.tensor(expected[1]))
+
+    @each_model
+    @torch.no_grad()
+    def test_warmups_that_it_has_drawn_are_scored(self, kind: str) -> None:
+        ensemble = EnsembleModel(
+            [create_conditional_model(model) for model in create_members(kind)]
+        )
+
+        source = ensemble.encode(*create_source(SOURCES))
+
+        layout = create_layout()
+
+        candidates = draw_candidates(
+            *(ensemble, source, layout, torch.full((2, 1), BOS_IDX, device=device)),
+            num_warmups=2,
+            max_warmup_len=2,
+        )
+
+        targets = torch.tensor([[BOS_IDX, 6, 5, EOS_IDX], [BOS_IDX, 7, EOS_IDX, 0]])
+
+        args = (targets.to(device), torch.tensor([4, 3], device=device))
+
+        scores, expected = (
+            score_candidates(ensemble, source, layout, c, *args).target_log_probs
+            for c in (candidates, replace(candidates, past=None))
+        )
+
+        assert_close(scores, expected)
 
     @each_model
     @pytest.mark.parametrize(
