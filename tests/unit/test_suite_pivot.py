@@ -157,6 +157,16 @@ class TestLoadGrid:
             ("systems.3.options", None, "`systems[3].options` is missing; add those"),
             (
                 "systems.3.options",
+                ["--checkpoint", 2],
+                "`systems[3].options` holds `--checkpoint`, which the suite gives",
+            ),
+            (
+                "systems.3.options",
+                ["--split=valid"],
+                "`systems[3].options` holds `--split`, which the suite gives",
+            ),
+            (
+                "systems.3.options",
                 [True],
                 "`systems[3].options[0]` must be a text or a number, but is True",
             ),

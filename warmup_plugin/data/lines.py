@@ -15,11 +15,10 @@ from typing import BinaryIO, final
 
 from warmup_plugin.data.text_files import (
     TextPlaces,
-    iter_plain,
     iter_texts,
     refuse_json,
 )
-from warmup_plugin.data.text_lines import decode_lines
+from warmup_plugin.data.text_lines import decode_lines, iter_raw_lines
 from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
 
@@ -52,17 +51,25 @@ class LineError(WarmupError):
 
 
 def iter_stream(
-    stream: BinaryIO, name: str = "standard input", *, at_once: bool = False
+    stream: BinaryIO,
+    name: str = "standard input",
+    *,
+    at_once: bool = False,
+    as_text: bool = False,
 ) -> Iterator[Line]:
     """
     Reads lines of a stream, stripped of surrounding whitespace.
 
     :param at_once: If ``True``, each line is handed on before the next one is there, so
         that it is not known whether they are JSON lines.
+    :param as_text: If ``True``, lines are read whole.
 
     :raises WarmupError: If a line is not UTF-8, or the stream holds JSON lines.
     """
-    texts: Iterator[str] = (text.strip() for text in decode_lines(stream, name))
+    texts = decode_lines(stream, name)
+
+    if not as_text:
+        texts = (text.strip() for text in texts)
 
     if not at_once:
         texts = refuse_json(
@@ -87,7 +94,12 @@ def iter_files(
     number = 0
 
     for file in files:
-        texts = iter_plain(file) if as_text else iter_texts(file, "sources", places)
+        if as_text:
+            texts = refuse_json(
+                iter_raw_lines(file), f"`{file}`", "name a file of lines of text"
+            )
+        else:
+            texts = iter_texts(file, "sources", places)
 
         for text in texts:
             # With several files the number is that of all lines together.

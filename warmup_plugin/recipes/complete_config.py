@@ -93,6 +93,11 @@ def complete_config(
 
     is_decoder_only = reads_prompts(find_family(family_name, resolver))
 
+    if is_decoder_only and config.generation.truncate:
+        raise WarmupError(
+            "`generation.truncate` is set, but what a decoder-only model reads is a prompt, which would lose its end if it were cut; leave it out."
+        )
+
     _apply_task(
         resolver,
         config,
@@ -304,6 +309,11 @@ def _apply_task(
     if config.generation.plain_weight and not config.criterion.has_warmups:
         raise WarmupError(
             "`generation.plain_weight` is set, but the run writes no warmups, so that its outputs have one way only; leave it out."
+        )
+
+    if config.generation.plain_weight and config.warmup.plain_path == "bare":
+        raise WarmupError(
+            "`generation.plain_weight` hears the output behind the empty warmup, but with `warmup.plain_path=bare` the run learns it without the separator; leave one of them out."
         )
 
     if config.generation.rank_labels and not validation.labels:

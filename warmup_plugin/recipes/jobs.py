@@ -132,6 +132,11 @@ def translate(options: TranslateOptions) -> int:
                 f"The input file `{file}` does not exist; correct it, or name none to translate standard input."
             )
 
+    if options.has_prefixes and (options.places.fields or options.places.columns):
+        raise WarmupError(
+            "`--prefixes` reads a source and what its output begins with, with a tab between them, from lines of text; leave out `--columns` and `--json-fields`."
+        )
+
     output = options.output
 
     if output is not None:

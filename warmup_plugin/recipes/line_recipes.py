@@ -130,21 +130,28 @@ def read_pairs(config: LinesConfig) -> TextPairs | None:
 
 
 def read_input(
-    config: LinesConfig, pairs: TextPairs | None, *, with_target: bool
+    config: LinesConfig,
+    pairs: TextPairs | None,
+    *,
+    with_target: bool,
+    as_text: bool = False,
 ) -> Iterator[Line]:
     """
     Reads what a job is about.
 
     :param pairs: As of :func:`read_pairs`.
     :param with_target: If ``True``, a split is read with its references.
+    :param as_text: If ``True``, lines are read whole, whatever a file is called.
     """
     if pairs is not None:
         return iter_pairs(pairs, with_target=with_target)
 
     if config.input:
-        return iter_files(config.input, get_places(config))
+        return iter_files(config.input, get_places(config), as_text=as_text)
 
-    return iter_stream(open_stdin(), at_once=config.chunk_size == 1)
+    at_once = config.chunk_size == 1
+
+    return iter_stream(open_stdin(), at_once=at_once, as_text=as_text)
 
 
 def get_places(config: LinesConfig) -> TextPlaces:

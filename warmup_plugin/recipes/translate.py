@@ -29,7 +29,7 @@ from torch.nn import Module
 from typing_extensions import override
 
 from warmup_plugin.console import calm_console
-from warmup_plugin.data.lines import Line, LineError, iter_files
+from warmup_plugin.data.lines import Line, LineError
 from warmup_plugin.data.text_pairs import TextPairs
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.generation import GenerationConfig, WarmupGenerator
@@ -353,11 +353,10 @@ class TranslationGenerateRecipe(Recipe):
 
     @staticmethod
     def _read(config: GenerateConfig, pairs: TextPairs | None) -> Iterator[Line]:
-        if config.input and config.has_prefixes:
-            # A tab is not one of TSV.
-            lines = iter_files(config.input, as_text=True)
-        else:
-            lines = read_input(config, pairs, with_target=False)
+        # The tab in front of a prefix is not one of TSV.
+        lines = read_input(
+            config, pairs, with_target=False, as_text=config.has_prefixes
+        )
 
         if config.shows_prompt:
             lines = _show_prompts(lines)

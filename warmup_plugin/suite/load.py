@@ -37,6 +37,10 @@ _USELESS: Final = {
     None: ("ensemble", "directions", "options"),
 }
 
+_OPTIONS_OF_TASK: Final = (
+    *("--split", "--data", "--checkpoint", "--direction", "--output", "-o"),
+)
+
 
 def load_grid(file: Path) -> Grid:
     """
@@ -322,6 +326,13 @@ def _check_use(system: SystemSpec, where: str) -> None:
         raise WarmupError(
             f"`{where}options` is missing; add those of `generate` by which it differs, such as `[--beam-size, 1]`, or an `ensemble`."
         )
+
+    # The task's own come behind these, and would go before them.
+    for option in map(str, system.options):
+        if (name := option.split("=")[0]) in _OPTIONS_OF_TASK:
+            raise WarmupError(
+                f"`{where}options` holds `{name}`, which the suite gives itself, by what the task says; leave it out."
+            )
 
     # A table compares systems seed by seed.
     if system.seed is not None and system.is_scored:

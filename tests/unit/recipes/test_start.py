@@ -537,6 +537,26 @@ class TestTask:
         with pytest.raises(WarmupError, match="the run writes no warmups"):
             start(tmp_path / "run", options)
 
+        # Nothing could evaluate it.
+        options |= {"criterion.name": "warmup", "warmup.plain_path": "bare"}
+
+        with pytest.raises(WarmupError, match="the run learns it without the separ"):
+            start(tmp_path / "run", options)
+
+    def test_prompts_are_not_cut(
+        self, text_folder: Path, tmp_path: Path, tokenizer_file: Path
+    ) -> None:
+        options = tiny_options(
+            text_folder,
+            tokenizer_file,
+            model__family="llama",
+            model__arch="llama_test",
+            generation__truncate="true",
+        )
+
+        with pytest.raises(WarmupError, match="which would lose its end if it were"):
+            start(tmp_path / "run", options)
+
     def test_what_is_given_stays(
         self, tmp_path: Path, text_folder: Path, tokenizer_file: Path
     ) -> None:

@@ -307,7 +307,7 @@ class TestStreams:
         assert (tmp_path / "starts").read_text() == "xxx"
 
     def test_output_begins_as_told(
-        self, warmup_run: Path, translate: Translate
+        self, tmp_path: Path, warmup_run: Path, translate: Translate
     ) -> None:
         stdin = b"puke kuse\tta\nkuse\n"
 
@@ -317,6 +317,25 @@ class TestStreams:
 
         # The tab is not part of the source.
         assert lines[1:] == translate(warmup_run, stdin=b"kuse\n")[1].split(b"\n")
+
+        # A prefix is not a source.
+        assert translate(warmup_run, "--prefixes", stdin=b"\tta\n")[1] == b"\n"
+
+        tsv, jsonl = tmp_path / "in.tsv", tmp_path / "in.jsonl"
+
+        tsv.write_bytes(stdin)
+
+        assert translate(warmup_run, "--prefixes", tsv)[1].split(b"\n") == lines
+
+        err = translate(warmup_run, "--prefixes", tsv, "--columns", 2)[2]
+
+        assert "leave out `--columns` and `--json-fields`" in err
+
+        jsonl.write_text('{"source": "ta"}\n')
+
+        err = translate(warmup_run, "--prefixes", jsonl)[2]
+
+        assert "holds JSON lines, not text; name a file of lines of text" in err
 
         out = translate(warmup_run, "--target-prefix", "momu", stdin=b"puke\n\nta\n")[1]
 
