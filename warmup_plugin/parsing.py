@@ -87,7 +87,10 @@ def parse_yaml(text: str) -> object:
         raise ValueError("it is nested too deeply") from None
     # What broken text makes of the reader is not limited to errors of YAML.
     except Exception as ex:
-        raise ValueError(" ".join(str(ex).split()) or type(ex).__name__) from None
+        # Without how to let a key stand there twice.
+        reason, *_ = " ".join(str(ex).split()).split(" To suppress this check")
+
+        raise ValueError(reason or type(ex).__name__) from None
 
     check_tree(value)
 

@@ -107,9 +107,13 @@ class TextPairsSection(TextPairsConfig, Checked):
             if direction.max_train_pairs is not None and direction.max_train_pairs < 1:
                 yield f"`directions.{name}.max_train_pairs` must be greater than or equal to 1."
 
+            others = [f"`{other}`" for other in self.directions if other != name]
+
             for other in direction.behind or ():
-                if other not in self.directions or other == name:
-                    yield f"`directions.{name}.behind` names `{other}`, which is no other direction of the run; name some of {', '.join(f'`{d}`' for d in self.directions if d != name)}."
+                if f"`{other}`" not in others:
+                    remedy = f"name some of {', '.join(others)}" if others else "add it"
+
+                    yield f"`directions.{name}.behind` names `{other}`, which is no other direction of the run; {remedy}."
 
 
 @dataclass(kw_only=True)

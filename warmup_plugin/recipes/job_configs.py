@@ -57,7 +57,7 @@ def find_score_warmups(
         why = "At this checkpoint all warmups are empty (`warmup.len_schedule`)"
 
         if not has_warmup:
-            why = f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`)"
+            why = f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`, or the direction is `plain`)"
 
         raise WarmupError(
             f"{why}; leave out `--num-warmups`, or say how long they may be with `--max-warmup-len` to see what the model makes of them."
@@ -382,7 +382,7 @@ def create_generation_options(
         and "max_warmup_len" not in options
     ):
         raise WarmupError(
-            f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
+            f"The run was trained without warmups (`criterion.name` is `{run_config['criterion']['name']}`, or the direction is `plain`), so `--warmup {options['warmup']}` has none to write; leave it out, or say how long they may be with `--max-warmup-len` to see what the model makes of it."
         )
 
     try:

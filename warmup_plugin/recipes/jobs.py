@@ -259,6 +259,11 @@ def _add_members(
                 f"The run in `{path}` has {difference} than that in `{options.run_dir}`, so that they cannot write together; name runs that differ in their weights alone."
             )
 
+        if is_plain and config["labels"]:
+            raise WarmupError(
+                f"Labels are ranked by runs of one kind, but the run in `{path}` was trained without warmups, that in `{options.run_dir}` with them; leave it out."
+            )
+
         if is_plain and not plain_weight:
             raise WarmupError(
                 f"The run in `{path}` was trained without warmups, that in `{options.run_dir}` with them; say with `--plain-weight`, such as 0.3, how much it counts in what follows a warmup."

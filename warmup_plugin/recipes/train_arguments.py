@@ -12,10 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, final
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from warmup_plugin.options import add_option, read_options
+from warmup_plugin.parsing import parse_yaml
 from warmup_plugin.presets import describe_preset, find_preset, list_presets
 
 _USAGE: Final = (
@@ -194,10 +192,10 @@ def _check_pair(parser: argparse.ArgumentParser, pair: str) -> None:
         )
 
     try:
-        YAML(typ="safe", pure=True).load(value)
-    except (YAMLError, ValueError, RecursionError):
+        parse_yaml(value)
+    except ValueError as ex:
         parser.error(
-            f"The value of `{key}` behind `--config` is no YAML; put it in quotes."
+            f"The value of `{key}` behind `--config` is no YAML ({ex}); correct it, or put it in quotes."
         )
 
 

@@ -92,7 +92,11 @@ class TestReadTrainArguments:
             (["--config", "a=b", "OUT"], "`OUT` behind `--config` is no KEY=VALUE;"),
             (
                 ["OUT", "--config", "a=["],
-                "The value of `a` behind `--config` is no YAML;",
+                "The value of `a` behind `--config` is no YAML (while parsing a flow",
+            ),
+            (
+                ["OUT", "--config", "a={b: 1, b: 2}"],
+                "(line: 1)); correct it, or put it in quotes.",
             ),
             (["OUT", "--checkpoint-dir", "x"], "`--checkpoint-dir` is not supported"),
             (["OUT", "--nope"], "unrecognized arguments: --nope"),
