@@ -1390,6 +1390,10 @@ class TestDirections:
                 {"dataset.directions": "{src-tgt: {behind: [tgt-src]}, a-b: {}}"},
                 "`dataset.directions.src-tgt.behind` names `tgt-src`, which is no other direction of the run; name some of `a-b`",
             ),
+            (
+                {"dataset.directions": "{src-tgt: {behind: [src-tgt]}}"},
+                "which is no other direction of the run; add it",
+            ),
         ],
     )
     def test_bad_section_is_refused(

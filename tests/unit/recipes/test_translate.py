@@ -26,6 +26,7 @@ from warmup_plugin.interop.checkpoints import load_weights, write_weights
 from warmup_plugin.models import int8
 from warmup_plugin.recipes.translate import describe_members
 from warmup_plugin.runs.run_dir import RunDir
+from warmup_plugin.runs.yaml_files import dump_yaml
 
 Translate: TypeAlias = Callable[..., tuple[int, bytes, str]]
 
@@ -882,6 +883,23 @@ class TestEnsemble:
         )
 
         assert status == 2 and message in err and err.count("error") == 1
+
+    def test_labels_are_ranked_by_runs_of_one_kind(
+        self, tmp_path: Path, sft_run: Path, warmup_run: Path, translate: Translate
+    ) -> None:
+        other = shutil.copytree(warmup_run, tmp_path / "other")
+
+        config: dict[str, Any] = RunDir(other).load_config()
+
+        config["validation"]["labels"] = ["ta", "momu"]
+
+        (other / "run.yaml").write_text(dump_yaml(config), "utf-8")
+
+        status, _, err = translate(
+            other, "--rank-labels", "--ensemble", sft_run, stdin=b"ta"
+        )
+
+        assert status == 2 and "Labels are ranked by runs of one kind" in err
 
     def test_warmups_of_another_kind_are_refused(
         self, tmp_path: Path, sft_run: Path, warmup_run: Path, translate: Translate
