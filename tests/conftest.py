@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import pytest
 from fairseq2.utils.yaml import RuamelYamlLoader
@@ -17,16 +17,32 @@ from fairseq2.utils.yaml import RuamelYamlLoader
 from tests.tiny_runs import write_tiny_text, write_tiny_tokenizer
 
 
+_LONG_FOLDERS: Final = ("interop", "recipes")
+
+_LONG_FILES: Final = (
+    *("test_bench", "test_doctor", "test_enumeration", "test_run_suite"),
+    *("test_storage", "test_suite_directions", "test_warm_python"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
-    Puts files of many tests before those of few, behind the integration tests.
+    Puts files that take long before others: integration tests, then units that train or
+    start commands, then files of many tests before those of few.
 
     Each is run by one process, and the others wait for the one that ends last.
     """
     num_tests = Counter(item.path for item in items)
 
-    def rank(item: pytest.Item) -> int:
-        return -num_tests[item.path] if "unit" in item.path.parts else -len(items)
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        path = item.path
+
+        if "unit" not in path.parts:
+            return 0, 0
+
+        is_long = path.parent.name in _LONG_FOLDERS or path.stem in _LONG_FILES
+
+        return 1 if is_long else 2, -num_tests[path]
 
     items.sort(key=rank)
 

@@ -75,8 +75,22 @@ def parse_yaml(text: str) -> object:
     """
     Parses a YAML document.
 
-    :raises ValueError: If it is none, is too large, or is nested too deeply or in itself;
-        with the reason in one line.
+    :raises ValueError: As of :func:`parse_yaml_leniently`, and if it is nested in itself or
+        holds what no text holds.
+    """
+    value = parse_yaml_leniently(text)
+
+    check_tree(value)
+
+    return value
+
+
+def parse_yaml_leniently(text: str) -> object:
+    """
+    Parses a YAML document, of which nothing but the syntax is checked.
+
+    :raises ValueError: If it is none, is too large or is nested too deeply; with the reason
+        in one line.
     """
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
@@ -91,8 +105,6 @@ def parse_yaml(text: str) -> object:
         reason, *_ = " ".join(str(ex).split()).split(" To suppress this check")
 
         raise ValueError(reason or type(ex).__name__) from None
-
-    check_tree(value)
 
     return value
 

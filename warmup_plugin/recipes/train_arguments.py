@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, final
 
 from warmup_plugin.options import add_option, read_options
-from warmup_plugin.parsing import parse_yaml
+from warmup_plugin.parsing import parse_yaml_leniently
 from warmup_plugin.presets import describe_preset, find_preset, list_presets
 
 _USAGE: Final = (
@@ -192,7 +192,7 @@ def _check_pair(parser: argparse.ArgumentParser, pair: str) -> None:
         )
 
     try:
-        parse_yaml(value)
+        parse_yaml_leniently(value)
     except ValueError as ex:
         parser.error(
             f"The value of `{key}` behind `--config` is no YAML ({ex}); correct it, or put it in quotes."

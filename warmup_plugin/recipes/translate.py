@@ -394,7 +394,11 @@ class TranslationGenerateRecipe(Recipe):
             num_text_outputs=config.num_text_outputs,
             # Without it as in earlier versions, whose jobs go on.
             **({} if config.ctranslate2 is None else {"backend": "ctranslate2"}),
-            **({"rerank": dataclasses.asdict(config.rerank)} if config.rerank.by else {}),
+            **(
+                {"rerank": dataclasses.asdict(config.rerank)}
+                if config.rerank.by
+                else {}
+            ),
             **describe_members("ensemble", config.ensemble),
             **describe_members("plain_ensemble", config.plain_ensemble),
             **generation,

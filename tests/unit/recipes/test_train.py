@@ -179,7 +179,7 @@ class TestBadInput:
         [
             (
                 None,
-                "is neither a file nor a preset; the presets are base/finetune, base/lora, directions/",
+                "is neither a file nor a preset; the presets are base/finetune, base/lora, base/untrained, ",
             ),
             ("a: [", "cannot be read as YAML (while parsing a flow node"),
             ("- 1", "must hold a mapping, but holds a list; write `key: value`"),
