@@ -21,7 +21,7 @@ from warmup_plugin.layout import DecoderRows, ExcludedTokens, join_rows
 from warmup_plugin.models.conditional import ConditionalModel, EncodedSource
 from warmup_plugin.sampling.candidates import Candidates
 from warmup_plugin.sampling.draw import draw_line_candidates
-from warmup_plugin.tokenizers.codec import TextCodec
+from warmup_plugin.tokenizers.codec import TextCodec, encode_labels
 
 
 @final
@@ -83,16 +83,7 @@ class LabelRanker:
         self._seed = seed
         self._truncate = truncate
 
-        # y and EOS
-        self._label_tokens = [codec.encode_target(label) for label in labels]
-
-        for idx, tokens in enumerate(self._label_tokens):
-            first = self._label_tokens.index(tokens)
-
-            if first != idx:
-                raise WarmupError(
-                    f"The labels `{labels[first]}` and `{labels[idx]}` are the same tokens, so that neither is likelier; leave one out."
-                )
+        self._label_tokens = encode_labels(codec, labels)
 
         num_rows = len(labels) * max(1, num_warmups)
 

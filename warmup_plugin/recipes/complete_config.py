@@ -41,6 +41,7 @@ from warmup_plugin.recipes.train_config import SCORE_OF_TASK, TrainConfig
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.runs.tokenizer_files import is_same_tokenizer
 from warmup_plugin.tasks import TaskContext, TaskSettings
+from warmup_plugin.tokenizers.codec import encode_labels
 from warmup_plugin.tokenizers.hugging_face import (
     HUGGING_FACE_FAMILY,
     get_prompt_end,
@@ -107,10 +108,14 @@ def complete_config(
     )
 
     if tokenizer is not None:
-        # Before anything is written: it may lack the separator or a language.
-        create_direction_codecs(
+        # Before anything is written: it may lack the separator, a language or labels.
+        codecs = create_direction_codecs(
             tokenizer, get_sections(config), reads_prompts=is_decoder_only
         )
+
+        if config.generation.rank_labels:
+            for codec in codecs.values():
+                encode_labels(codec, config.validation.labels or ())
 
     if config.criterion.has_warmups and not is_decoder_only:
         for name, direction in (config.dataset.directions or {}).items():

@@ -497,3 +497,22 @@ def decode_tokens(decoder: TokenDecoder, tokens: Sequence[int]) -> str:
 
     # On the CPU whatever the default device of the recipe is.
     return decoder(torch.tensor(list(tokens), dtype=torch.int64, device="cpu"))
+
+
+def encode_labels(codec: TextCodec, labels: Sequence[str]) -> list[list[int]]:
+    """
+    Returns the tokens of each label, with EOS.
+
+    :raises WarmupError: If two of them are the same, as where a tokenizer knows neither.
+    """
+    label_tokens = [codec.encode_target(label) for label in labels]
+
+    for idx, tokens in enumerate(label_tokens):
+        first = label_tokens.index(tokens)
+
+        if first != idx:
+            raise WarmupError(
+                f"The labels `{labels[first]}` and `{labels[idx]}` are the same tokens of this tokenizer, so that neither is likelier; leave one out, or name a tokenizer that knows them."
+            )
+
+    return label_tokens

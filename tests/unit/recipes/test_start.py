@@ -525,6 +525,16 @@ class TestTask:
         with pytest.raises(WarmupError, match="there are no labels to rank; set"):
             start(tmp_path / "run", options)
 
+        # The tokenizer knows none of these letters.
+        options |= {
+            "task.name": "multiple_choice",
+            "task.config": "{rank_options: true, labels: [Ж, Щ]}",
+            "generation.rank_labels": "null",
+        }
+
+        with pytest.raises(WarmupError, match="`Ж` and `Щ` are the same tokens of"):
+            start(tmp_path / "run", options)
+
         assert not (tmp_path / "run").exists()
 
     def test_plain_way_is_no_other_one_without_warmups(
