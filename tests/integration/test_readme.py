@@ -308,7 +308,7 @@ class TestTutorials:
         for line in block.splitlines():
             run_here(monkeypatch, line, rise)
 
-        assert (tmp_path / "runs" / "small_warmup" / "checkpoints").is_dir()
+        assert (tmp_path / "runs" / "warmup" / "checkpoints").is_dir()
 
 
 def list_make_targets(page: Path) -> set[str]:

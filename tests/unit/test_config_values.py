@@ -112,6 +112,6 @@ class TestRegistration:
 
         assert loader.load(StringIO("a: 1\n---\nb: 2\n")) == [{"a": 1}, {"b": 2}]
 
-        for text in ("a: &a [*a]", "[" * 3000, "2001-13-45"):
+        for text in ("a: &a [*a]", "[" * 500, "2001-13-45"):
             with pytest.raises(YAMLError):
                 loader.load(StringIO(text))

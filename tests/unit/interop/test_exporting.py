@@ -13,9 +13,11 @@ import ctranslate2
 import numpy as np
 import pytest
 import torch
+from fairseq2.models.hg import HuggingFaceConverter
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.common import assert_close
+from tests.configs import create_runner
 from tests.hub_files import (
     LLAMA_ROPE_SCALING,
     NLLB_LANGS,
@@ -34,6 +36,8 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.interop.exporting import export_run
 from warmup_plugin.interop.hub_tokenizer import write_hub_tokenizer
 from warmup_plugin.interop.importing import import_model
+from warmup_plugin.models.hugging_face.nllb import NllbHuggingFaceFormat
+from warmup_plugin.models.t5.interop import T5HuggingFaceFormat
 from warmup_plugin.recipes.train import main
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.tokenizers.spm import load_warmup_spm
@@ -355,17 +359,14 @@ class TestFromScratch:
 
 
 class TestFairseq2:
-    @pytest.mark.parametrize("kind", ["t5", "nllb"])
-    def test_its_own_export_works(
-        self, tmp_path: Path, text_folder: Path, kind: str
-    ) -> None:
+    def test_its_own_export_works(self, tmp_path: Path, text_folder: Path) -> None:
         texts = (text_folder / "train.tgt").read_text().splitlines()
 
-        WRITE_MODEL[kind](tmp_path / "hub", texts)
+        WRITE_MODEL["t5"](tmp_path / "hub", texts)
 
         import_model(str(tmp_path / "hub"), tmp_path / "imported")
 
-        case = Case(kind, tmp_path / "hub", tmp_path / "imported", text_folder)
+        case = Case("t5", tmp_path / "hub", tmp_path / "imported", text_folder)
 
         run = case.train(tmp_path / "run", regime__export_hugging_face="true")
 
@@ -381,6 +382,15 @@ class TestFairseq2:
 
         for name in expected:
             assert torch.equal(theirs[name], expected[name]), name
+
+    @pytest.mark.parametrize(
+        ("family", "kls"),
+        [("t5", T5HuggingFaceFormat), ("nllb", NllbHuggingFaceFormat)],
+    )
+    def test_it_converts_as_we_do(self, family: str, kls: type[object]) -> None:
+        converter = create_runner().resolver.resolve(HuggingFaceConverter, key=family)
+
+        assert isinstance(converter, kls)
 
 
 class TestErrors:
