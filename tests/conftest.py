@@ -16,7 +16,6 @@ from fairseq2.utils.yaml import RuamelYamlLoader
 
 from tests.tiny_runs import write_tiny_text, write_tiny_tokenizer
 
-
 _LONG_FOLDERS: Final = ("interop", "recipes")
 
 _LONG_FILES: Final = (

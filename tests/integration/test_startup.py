@@ -19,7 +19,13 @@ pytestmark = pytest.mark.integration
 # with it sympy and triton.
 LATE = {
     *("transformers", "wandb", "sklearn", "scipy", "pandas", "matplotlib", "s3fs"),
-    *("sacrebleu", "aiohttp", "jinja2", "torch.utils.tensorboard", "huggingface_hub.file_download"),
+    *(
+        "sacrebleu",
+        "aiohttp",
+        "jinja2",
+        "torch.utils.tensorboard",
+        "huggingface_hub.file_download",
+    ),
 }
 
 COMPILER = {"torch._dynamo", "sympy", "triton"}
