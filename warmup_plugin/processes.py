@@ -136,11 +136,11 @@ class Passing:
     """Remembers the signal that this process received, which its processes get too."""
 
     def __init__(self) -> None:
-        self._signum: int | None = None
+        self.signum: int | None = None
         self._due = math.inf
 
     def note(self, signum: int) -> None:
-        self._signum = signum
+        self.signum = signum
 
         if signum == signal.SIGINT:
             # A terminal interrupts all; a second time would disturb the end of the others.
@@ -157,10 +157,10 @@ class Passing:
 
     def has_ended(self, process: subprocess.Popen[bytes]) -> bool:
         """Tells whether the signal has ended a process, even if others broke off first."""
-        if self._signum is None:
+        if self.signum is None:
             return False
 
-        return process.returncode in (-self._signum, 128 + self._signum)
+        return process.returncode in (-self.signum, 128 + self.signum)
 
 
 @contextmanager
@@ -197,6 +197,10 @@ def wait_for(processes: Sequence[subprocess.Popen[bytes]], passing: Passing) -> 
 
     end = math.inf
 
+    # It may have come while they were being started.
+    if passing.signum is not None and passing.signum != signal.SIGINT:
+        _end(processes, passing.signum)
+
     # All of them are asked, also those behind one that goes on.
     while None in [process.poll() for process in processes]:
         if passing.is_due():
@@ -226,7 +230,7 @@ def wait_for(processes: Sequence[subprocess.Popen[bytes]], passing: Passing) -> 
     return 128 - failure if failure < 0 else failure
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]], signum: signal.Signals) -> None:
+def _end(processes: Sequence[subprocess.Popen[bytes]], signum: int) -> None:
     for process in processes:
         if process.poll() is None:
             process.send_signal(signum)

@@ -219,6 +219,17 @@ sys.exit(run_processes("translate", [], {len(scripts)}))
 
         assert time.monotonic() - begin < TIMEOUT / 2
 
+    def test_signal_that_came_while_they_started_reaches_all(self) -> None:
+        passing = Passing()
+
+        passing.note(signal.SIGTERM)
+
+        begin = time.monotonic()
+
+        assert wait_for([subprocess.Popen(["sleep", "300"])], passing) == 143
+
+        assert time.monotonic() - begin < 150
+
     def test_signal_of_somebody_else_goes_before_what_failed_for_want(self) -> None:
         # As where memory is short. Both have ended when they are looked at.
         ended = [subprocess.Popen(["sh", "-c", s]) for s in ("exit 1", "kill -9 $$")]
