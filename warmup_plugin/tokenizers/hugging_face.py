@@ -208,10 +208,10 @@ def load_hugging_face_tokenizer(
     folder = path if path.is_dir() else path.parent
 
     if not folder.joinpath("tokenizer.json").is_file():
-        what = "" if path == folder else f"of `{path}` "
+        what = "" if path == folder else f" of `{path}`"
 
         raise WarmupError(
-            f"The folder {what}`{folder}` has no `tokenizer.json`; name the folder of a Hugging Face tokenizer, or save a fast tokenizer there with its `save_pretrained()`."
+            f"The folder `{folder}`{what} has no `tokenizer.json`; name the folder of a Hugging Face tokenizer, or save a fast tokenizer there with its `save_pretrained()`."
         )
 
     # A second, and only decoder-only models need it.
