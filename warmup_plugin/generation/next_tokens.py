@@ -108,8 +108,6 @@ class TokenRanking:
 
         self._min_limit = int(space.limits.min())
 
-        self._scratch: Tensor | None = None
-
     def __call__(
         self, logits: Tensor, state: Beams, active: Tensor, step_nr: int
     ) -> tuple[Tensor, Tensor]:
@@ -256,7 +254,7 @@ class TokenRanking:
             )
 
         if num_in_target == in_target.numel():
-            norms = self._sum(logits)
+            norms = _sum(logits)
 
             logits.index_fill_(1, self._banned_in_target, -torch.inf)
 
@@ -265,9 +263,9 @@ class TokenRanking:
         if num_in_target == 0:
             logits.index_fill_(1, self._banned_in_warmup, -torch.inf)
 
-            return self._sum(logits)
+            return _sum(logits)
 
-        target_norms = self._sum(logits)
+        target_norms = _sum(logits)
 
         logits.index_fill_(1, self._always_banned, -torch.inf)
 
@@ -280,44 +278,33 @@ class TokenRanking:
 
             logits[:, only] = few.masked_fill(rows.unsqueeze(1), -torch.inf)
 
-        return torch.where(in_target, target_norms, self._sum(logits))
+        return torch.where(in_target, target_norms, _sum(logits))
 
-    def _sum(self, logits: Tensor) -> Tensor:
-        """
-        Computes ``logsumexp``.
 
-        Some rows at a time, in memory that is used again, so that a CPU finds in its cache
-        what it has just written.
-        """
-        num_rows, num_logits = logits.shape
+def _sum(logits: Tensor) -> Tensor:
+    """
+    Computes ``logsumexp``.
 
-        size = num_rows
+    Some rows at a time, so that a CPU finds in its cache what it has just written; its
+    ``log_softmax`` takes half the time of an exponential and a sum.
 
-        if logits.device.type == "cpu":
-            size = min(size, max(1, _NUM_CACHED_LOGITS // num_logits))
+    :param logits: *Shape:* :math:`(B,V)`.
 
-        if self._scratch is None or self._scratch.size(0) < size:
-            self._scratch = logits.new_empty((size, num_logits))
+    :returns: *Shape:* :math:`(B)`.
+    """
+    num_rows, num_logits = logits.shape
 
-        sums, maxima = logits.new_empty((2, num_rows, 1))
+    size = num_rows
 
-        for begin in range(0, num_rows, size):
-            part = logits[begin : begin + size]
+    if logits.device.type == "cpu":
+        size = max(1, _NUM_CACHED_LOGITS // num_logits)
 
-            # (size, 1)
-            part_maxima = maxima[begin : begin + size]
+    norms = [
+        part.amax(dim=1) - part.log_softmax(dim=1).amax(dim=1)
+        for part in logits.split(size)
+    ]
 
-            torch.amax(part, 1, keepdim=True, out=part_maxima)
-
-            scratch = self._scratch[: part.size(0)]
-
-            exps = torch.sub(part, part_maxima, out=scratch).exp_()
-
-            torch.sum(exps, 1, keepdim=True, out=sums[begin : begin + size])
-
-        norms: Tensor = sums.log_().add_(maxima)
-
-        return norms.squeeze(1)
+    return torch.cat(norms)
 
 
 def _ban_repeated_ngrams(

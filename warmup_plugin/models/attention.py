@@ -49,6 +49,11 @@ SelfAttention: TypeAlias = Callable[["RowAttention", Tensor, Tensor, Tensor], Te
 :math:`(T,H,D)` each, to *Shape:* :math:`(T,H,D)`."""
 
 
+_MAX_STEP_QUERIES: Final = 8
+_MAX_STEP_KEYS: Final = 256
+"""Up to which size a step of decoding is computed otherwise on a CPU, as measured."""
+
+
 @final
 class RowLayout(BatchLayout):  # type: ignore[misc]
     """
@@ -205,17 +210,57 @@ def attend(
         k = repeat_interleave(k, dim=-2, repeat=module.num_query_groups)
         v = repeat_interleave(v, dim=-2, repeat=module.num_query_groups)
 
-    attns = scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        dropout_p=module.sdpa.dropout_p if module.training else 0.0,  # type: ignore[arg-type]
-        is_causal=is_causal,
-        scale=getattr(module.sdpa, "scale", None),
-    )
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    scale = getattr(module.sdpa, "scale", None)
+
+    if _is_step(q, k) and not is_causal and not module.training:
+        attns = _attend_step(q, k, v, mask, scale)
+    else:
+        attns = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=module.sdpa.dropout_p if module.training else 0.0,  # type: ignore[arg-type]
+            is_causal=is_causal,
+            scale=scale,
+        )
 
     return attns.transpose(1, 2)
+
+
+def _is_step(q: Tensor, k: Tensor) -> bool:
+    return (
+        q.size(2) <= _MAX_STEP_QUERIES
+        and k.size(2) <= _MAX_STEP_KEYS
+        and q.device.type == "cpu"
+        and not torch.is_grad_enabled()
+    )
+
+
+def _attend_step(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """
+    Computes the attention of a step of decoding as three products.
+
+    PyTorch's fused kernel for CPUs cuts queries into blocks, and takes twice as long where
+    a block holds one.
+    """
+    if scale is None:
+        scale = q.size(-1) ** -0.5
+
+    # (G, H, Q, L)
+    logits = torch.matmul(q * scale, k.transpose(-1, -2))
+
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            logits = logits.masked_fill_(~mask, -torch.inf)
+        else:
+            logits += mask
+
+    return torch.matmul(logits.softmax(dim=-1), v)
 
 
 def _add_position_bias(
@@ -569,7 +614,13 @@ class SourceAttention:
         # (G, S_src)
         mask = memory.mask(sources)
 
-        self._mask = None if mask is None else mask[:, None, None, :]
+        self._mask: Tensor | None = None
+
+        if mask is not None:
+            # As numbers, which each layer would make of it.
+            numbers = torch.zeros_like(mask, dtype=torch.get_default_dtype())
+
+            self._mask = numbers.masked_fill_(~mask, -torch.inf)[:, None, None, :]
 
     def __call__(
         self, module: RowAttention, q: Tensor, keys: Tensor, keys_layout: BatchLayout

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Sequence
+from typing import Final, final
 
+import torch
 from fairseq2.models.transformer import TransformerModel
 from fairseq2.nn import BatchLayout
 from torch import Tensor
+from torch.nn.functional import pad
 from typing_extensions import override
 
 from warmup_plugin.models.attention import (
@@ -24,6 +27,9 @@ from warmup_plugin.models.flat_rows import FlatRows
 from warmup_plugin.models.row_model import RowModel
 from warmup_plugin.models.rows import Folding, SourceMemory
 
+_NUM_ENCODED_TOKENS: Final = 512
+"""How many tokens a CPU encodes at a time."""
+
 
 @final
 class TransformerConditional(RowModel):
@@ -35,11 +41,45 @@ class TransformerConditional(RowModel):
 
     @override
     def encode(self, source_seqs: Tensor, source_layout: BatchLayout) -> EncodedSource:
-        seqs, layout = self._model.encoder_frontend(source_seqs, source_layout)
+        seqs, layout = self._encode(source_seqs, source_layout)
 
         memory = SourceMemory(layout.seq_lens, seqs.size(1), seqs.device)
 
-        return EncodedSource(self._model.encoder(seqs, layout), layout, memory)
+        return EncodedSource(seqs, layout, memory)
+
+    def _encode(
+        self, source_seqs: Tensor, source_layout: BatchLayout
+    ) -> tuple[Tensor, BatchLayout]:
+        model = self._model
+
+        learns = torch.is_grad_enabled() or model.training
+
+        if learns or source_seqs.device.type != "cpu" or source_layout.packed:
+            seqs, layout = model.encoder_frontend(source_seqs, source_layout)
+
+            return model.encoder(seqs, layout), layout
+
+        order, encoded = [], []
+
+        # A GPU is fastest with all at once; a CPU without padding, and with so few tokens
+        # that each layer finds in its cache what the one before has left there.
+        for part in _cut_sources(source_layout.seq_lens):
+            seq_lens = [source_layout.seq_lens[n] for n in part]
+
+            seqs = source_seqs[part, : max(seq_lens)]
+
+            seqs, layout = model.encoder_frontend(seqs, BatchLayout.of(seqs, seq_lens))
+
+            seqs = model.encoder(seqs, layout)
+
+            order += part
+
+            encoded.append(pad(seqs, (0, 0, 0, source_seqs.size(1) - seqs.size(1))))
+
+        # Back to where they stood.
+        inverse = torch.tensor(order).argsort()
+
+        return torch.cat(encoded).index_select(0, inverse), source_layout
 
     @override
     def decode(
@@ -104,3 +144,21 @@ class TransformerConditional(RowModel):
     @override
     def get_max_target_len(self, source_len: int) -> int:
         return self._model.max_target_seq_len
+
+
+def _cut_sources(seq_lens: Sequence[int]) -> list[list[int]]:
+    """Cuts sources into parts of similar lengths, none with far more tokens than
+    :data:`_NUM_ENCODED_TOKENS`."""
+    order = sorted(range(len(seq_lens)), key=lambda n: -seq_lens[n])
+
+    parts: list[list[int]] = [[]]
+
+    for n in order:
+        part = parts[-1]
+
+        if part and len(part) * seq_lens[part[0]] >= _NUM_ENCODED_TOKENS:
+            parts.append(part := [])
+
+        part.append(n)
+
+    return parts

@@ -19,6 +19,7 @@ from warmup_plugin.console import claimed_stdout, make_private_log, quiet_log
 from warmup_plugin.data.directions import list_directions
 from warmup_plugin.data.lines import is_terminal
 from warmup_plugin.errors import WarmupError, check_least
+from warmup_plugin.heap import keep_freed_memory
 from warmup_plugin.options import to_option
 from warmup_plugin.recipes.checks import read_run_config
 from warmup_plugin.recipes.common import get_codec_options, get_rank
@@ -491,6 +492,8 @@ def _run_job(
 
     :returns: The exit status.
     """
+    keep_freed_memory()
+
     run_dir = RunDir(options.run_dir)
 
     # Before a training that goes on has another best checkpoint.

@@ -44,6 +44,7 @@ from warmup_plugin.models.attention import (
     SteppedRows,
     WholeRows,
     adapt_attention,
+    attend,
 )
 from warmup_plugin.models.rows import Folding, RowCache, SourceMemory
 
@@ -626,6 +627,70 @@ UNKNOWN: dict[str, Callable[[], SDPA]] = {
     "SoftCappedSDPA": lambda: SoftCappedSDPA(CausalAttentionBias()),
     "UnknownSDPA": UnknownSDPA,
 }
+
+
+def create_mask(name: str) -> Tensor | None:
+    """Creates what a batch of three, in two of whose groups something is hidden, sees of
+    seven keys."""
+    if name == "none":
+        return None
+
+    seen = torch.ones((3, 1, 1, 7), dtype=torch.bool, device=device)
+
+    seen[1, :, :, 5:] = False
+    seen[2, :, :, 1:] = False
+
+    if name == "bool":
+        return seen
+
+    numbers = torch.linspace(-1.0, 1.0, 7, device=device)
+
+    return numbers.expand(3, 4, 1, 7).masked_fill(~seen, -torch.inf)
+
+
+class TestAttend:
+    # A step of decoding is computed otherwise on a CPU, where there is no gradient.
+    @pytest.mark.parametrize("mask", ["none", "bool", "numbers"])
+    @pytest.mark.parametrize("num_queries", [1, 3])
+    @pytest.mark.parametrize("scale", [None, 1.0])
+    def test_step_equals_training(
+        self,
+        mask: str,
+        num_queries: int,
+        scale: float | None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        attn = create_attention()
+
+        adapt_attention(ModuleDict({"attn": attn}))
+
+        assert isinstance(attn, RowAttention)
+
+        # As T5's, which has no scale.
+        if scale is not None:
+            setattr(attn.sdpa, "scale", scale)
+
+        generator = torch.Generator(device).manual_seed(2)
+
+        q, k, v = (
+            torch.randn((3, n, num_heads, 6), generator=generator, device=device)
+            for n, num_heads in ((num_queries, 4), (7, 2), (7, 2))
+        )
+
+        expected = attend(attn, q, k, v, mask=create_mask(mask))
+
+        def reject(*args: object, **kwargs: object) -> Tensor:
+            raise AssertionError()
+
+        if device.type == "cpu":
+            monkeypatch.setattr(
+                "warmup_plugin.models.attention.scaled_dot_product_attention", reject
+            )
+
+        with torch.no_grad():
+            actual = attend(attn, q, k, v, mask=create_mask(mask))
+
+        assert_close(actual, expected)
 
 
 class TestAdaptAttention:

@@ -18,6 +18,7 @@ from torch.nn import Linear, Module
 from tests.common import (
     BOS_IDX,
     CREATE_MODEL,
+    EOS_IDX,
     PAD_IDX,
     SEPARATOR_IDX,
     VOCAB_SIZE,
@@ -432,6 +433,35 @@ class TestEncodedSource:
 
         for calls in projections:
             assert count_tokens(calls) == [seqs.numel()]
+
+    def test_source_is_encoded_without_padding_on_a_cpu(self) -> None:
+        if device.type != "cpu":
+            pytest.skip("A GPU encodes all sources at once.")
+
+        model = create_tiny_model(num_layers=2).eval()
+
+        wrapper = create_conditional_model(model)
+
+        # Not sorted, and so many that several parts are worth their start.
+        sources = [[5 + n % 3] * (3 + 7 * n % 40) + [EOS_IDX] for n in range(120)]
+
+        expected = wrapper.encode(*create_source(sources))
+
+        with torch.no_grad(), spy(model.encoder) as calls:
+            actual = wrapper.encode(*create_source(sources))
+
+        num_tokens = sum(map(len, sources))
+
+        # All at once it would be 1.8 times as many.
+        assert num_tokens <= sum(count_tokens(calls)) < 1.2 * num_tokens
+
+        assert actual.layout.seq_lens == expected.layout.seq_lens
+
+        for n, source in enumerate(sources):
+            assert_close(actual.seqs[n, : len(source)], expected.seqs[n, : len(source)])
+
+            # What stands behind is finite, and hidden.
+            assert actual.seqs[n, len(source) :].isfinite().all()
 
     @torch.no_grad()
     def test_prompt_is_read_once(self) -> None:
