@@ -15,6 +15,7 @@ import pytest
 from fairseq2.utils.yaml import RuamelYamlLoader
 
 from tests.tiny_runs import write_tiny_text, write_tiny_tokenizer
+from warmup_plugin.late_imports import import_fairseq2
 
 _LONG_FOLDERS: Final = ("interop", "recipes")
 
@@ -22,6 +23,11 @@ _LONG_FILES: Final = (
     *("test_bench", "test_doctor", "test_enumeration", "test_run_suite"),
     *("test_storage", "test_suite_directions", "test_warm_python"),
 )
+
+
+def pytest_configure() -> None:
+    """Imports fairseq2 as commands do, without what hardly any test uses."""
+    import_fairseq2()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
