@@ -15,7 +15,11 @@ import pytest
 from fairseq2.utils.yaml import RuamelYamlLoader
 
 from tests.tiny_runs import write_tiny_text, write_tiny_tokenizer
+from warmup_plugin import parsing
 from warmup_plugin.late_imports import import_fairseq2
+
+# As commands do, without what hardly any test uses.
+import_fairseq2()
 
 _LONG_FOLDERS: Final = ("interop", "recipes")
 
@@ -23,11 +27,6 @@ _LONG_FILES: Final = (
     *("test_bench", "test_doctor", "test_enumeration", "test_run_suite"),
     *("test_storage", "test_suite_directions", "test_warm_python"),
 )
-
-
-def pytest_configure() -> None:
-    """Imports fairseq2 as commands do, without what hardly any test uses."""
-    import_fairseq2()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -86,14 +85,16 @@ def frozen_heap() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def yaml_parsed_once() -> Iterator[None]:
     """
-    Lets fairseq2 parse a text only once.
+    Lets a text be parsed only once.
 
-    It reads the configuration of a run twenty times when it starts, which takes it a
-    third of the time of the many short runs of the tests.
+    fairseq2 reads the configuration of a run twenty times when it starts, and we read it again
+    with each command, which takes a third of the time of the many short runs of the tests.
     """
-    load = RuamelYamlLoader.load
+    load, parse = RuamelYamlLoader.load, parsing.parse_yaml_leniently
 
     parsed: dict[str, list[object]] = {}
+
+    values: dict[str, object] = {}
 
     def load_once(self: RuamelYamlLoader, input_: Path | IO[str]) -> list[object]:
         if isinstance(input_, Path):
@@ -109,8 +110,15 @@ def yaml_parsed_once() -> Iterator[None]:
         # What was read is changed by merging.
         return deepcopy(parsed[text])
 
+    def parse_once(text: str) -> object:
+        if text not in values:
+            values[text] = parse(text)
+
+        return deepcopy(values[text])
+
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(RuamelYamlLoader, "load", load_once)
+        monkeypatch.setattr(parsing, "parse_yaml_leniently", parse_once)
 
         yield
 

@@ -345,6 +345,29 @@ def handled_errors(
     return _handle_errors(resolver, no_exit_on_error)
 
 
+@contextmanager
+def taken_for_valid(config: object) -> Iterator[None]:
+    """
+    Lets fairseq2 take the config of a recipe for valid.
+
+    It checks all of it each time that something asks for it, twenty times a start.
+    """
+    from fairseq2.utils.validation import StandardObjectValidator
+
+    validate = StandardObjectValidator.validate
+
+    def validate_others(self: StandardObjectValidator, obj: object) -> None:
+        if obj is not config:
+            validate(self, obj)
+
+    setattr(StandardObjectValidator, "validate", validate_others)
+
+    try:
+        yield
+    finally:
+        setattr(StandardObjectValidator, "validate", validate)
+
+
 def broadcast_under_fsdp(
     container: DependencyContainer, is_wanted: Callable[[DependencyResolver], bool]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +18,16 @@ from fairseq2.file_system import NativeLocalFileSystem
 from fairseq2.gang import create_fake_gangs
 from fairseq2.io import TensorFileDumper, TensorFileLoader
 from fairseq2.nn import BatchLayout
+from fairseq2.recipe.config import RegimeSection
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.trainer import Trainer
+from fairseq2.utils.validation import StandardObjectValidator, ValidationResult
 from torch import Tensor
 from torch.nn import Linear
 
 from tests.common import assert_equal, device
 from tests.doors import Doors
+from tests.tiny_runs import tiny_options, to_args
 from warmup_plugin.fairseq2_doors import (
     CHECKPOINT_PARTS,
     MODEL_FILE,
@@ -34,8 +38,10 @@ from warmup_plugin.fairseq2_doors import (
     get_score_file,
     get_step_folder,
     parse_step_folder,
+    taken_for_valid,
 )
 from warmup_plugin.models.t5 import T5Config
+from warmup_plugin.recipes.train import main
 
 _CONTAINER: Final = "fairseq2.runtime.dependency:DependencyContainer"
 _TRAINER: Final = "fairseq2.trainer:Trainer"
@@ -67,6 +73,9 @@ DOORS: Final = Doors(
         "keep_s3_out": ["fairseq2.file_system:filesystem/1"],
         "take_provider": [f"{_CONTAINER}._registrations"],
         "remove_provider": [f"{_CONTAINER}._registrations", f"{_CONTAINER}._keys"],
+        "taken_for_valid": [
+            "fairseq2.utils.validation:StandardObjectValidator.validate/2"
+        ],
         "broadcast_under_fsdp": [
             "fairseq2.nn.fsdp:to_fsdp/3",
             "fairseq2.recipe.internal.data_parallel:_DataParallelModelWrapper",
@@ -227,6 +236,59 @@ class TestTrainer:
         names = Trainer._run_post_step.__code__.co_names
 
         assert {"_max_num_steps", "_stop_requested"} <= set(names)
+
+
+@dataclass
+class CheckedConfig:
+    num_checks: int = 0
+
+    def validate(self) -> ValidationResult:
+        self.num_checks += 1
+
+        return ValidationResult()
+
+
+class TestTakenForValid:
+    def test_config_alone_is_taken(self) -> None:
+        config, other = CheckedConfig(), CheckedConfig()
+
+        validator = StandardObjectValidator()
+
+        with taken_for_valid(config):
+            validator.validate(config)
+            validator.validate(other)
+
+        assert (config.num_checks, other.num_checks) == (0, 1)
+
+        validator.validate(config)
+
+        assert config.num_checks == 1
+
+    def test_training_checks_its_config_once(
+        self,
+        tmp_path: Path,
+        text_folder: Path,
+        tokenizer_file: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        num_checks = 0
+
+        validate = RegimeSection.validate
+
+        def count(self: RegimeSection) -> ValidationResult:
+            nonlocal num_checks
+
+            num_checks += 1
+
+            return validate(self)
+
+        monkeypatch.setattr(RegimeSection, "validate", count)
+
+        options = tiny_options(text_folder, tokenizer_file, regime__num_steps=1)
+
+        assert main(to_args(tmp_path / "run", options)) == 0
+
+        assert num_checks == 1
 
 
 class TestModels:

@@ -58,6 +58,7 @@ from warmup_plugin.fairseq2_doors import (
     create_recipe_resolver,
     handled_errors,
     structure_recipe_config,
+    taken_for_valid,
 )
 
 ConfigT = TypeVar("ConfigT")
@@ -160,7 +161,12 @@ class RecipeRunner(Generic[ConfigT]):
         old_raise, logging.raiseExceptions = logging.raiseExceptions, False
 
         try:
-            with hide_start_warning(), handled_errors(self.resolver, no_exit_on_error):
+            with (
+                hide_start_warning(),
+                handled_errors(self.resolver, no_exit_on_error),
+                # It was checked when it was structured.
+                taken_for_valid(config),
+            ):
                 # Closed by `2>&-`, it is no terminal either.
                 run(self._recipe, config, out, no_rich=no_rich or not os.isatty(2))
         except SystemExit as ex:
