@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -28,7 +27,7 @@ from tests.hub_files import (
     write_nllb_tokenizer,
     write_t5_tokenizer,
 )
-from tests.tiny_runs import python_command, tiny_options, to_args
+from tests.tiny_runs import tiny_options, to_args
 from tests.unit.interop.conftest import Case
 from tests.unit.interop.hub import Hub, RemoteHub
 from warmup_plugin.__main__ import main as plugin_main
@@ -360,12 +359,7 @@ class TestFromScratch:
 
 
 class TestFairseq2:
-    def test_its_own_export_works(
-        self, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # It starts a command, which need not import everything anew.
-        monkeypatch.setattr(sys, "executable", python_command()[0])
-
+    def test_its_own_export_works(self, tmp_path: Path, text_folder: Path) -> None:
         texts = (text_folder / "train.tgt").read_text().splitlines()
 
         WRITE_MODEL["t5"](tmp_path / "hub", texts)
