@@ -16,7 +16,6 @@ from fairseq2.utils.gc import StandardGarbageCollector
 from fairseq2.utils.yaml import RuamelYamlLoader
 
 from tests.tiny_runs import write_tiny_text, write_tiny_tokenizer
-from warmup_plugin import parsing
 from warmup_plugin.late_imports import import_fairseq2
 
 # As commands do, without what hardly any test uses.
@@ -102,16 +101,14 @@ def garbage_left_for_later() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def yaml_parsed_once() -> Iterator[None]:
     """
-    Lets a text be parsed only once.
+    Lets fairseq2 parse a text only once.
 
-    fairseq2 reads the configuration of a run twenty times when it starts, and we read it again
-    with each command, which takes a third of the time of the many short runs of the tests.
+    It reads the configuration of a run twenty times when it starts, which takes it a
+    third of the time of the many short runs of the tests.
     """
-    load, parse = RuamelYamlLoader.load, parsing.parse_yaml_leniently
+    load = RuamelYamlLoader.load
 
     parsed: dict[str, list[object]] = {}
-
-    values: dict[str, object] = {}
 
     def load_once(self: RuamelYamlLoader, input_: Path | IO[str]) -> list[object]:
         if isinstance(input_, Path):
@@ -127,15 +124,8 @@ def yaml_parsed_once() -> Iterator[None]:
         # What was read is changed by merging.
         return deepcopy(parsed[text])
 
-    def parse_once(text: str) -> object:
-        if text not in values:
-            values[text] = parse(text)
-
-        return deepcopy(values[text])
-
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(RuamelYamlLoader, "load", load_once)
-        monkeypatch.setattr(parsing, "parse_yaml_leniently", parse_once)
 
         yield
 

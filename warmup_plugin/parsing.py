@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,7 +98,8 @@ def parse_yaml_leniently(text: str) -> object:
         raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
 
     try:
-        value: object = YAML(typ="safe", pure=True).load(text)
+        # What is returned is often changed.
+        value = deepcopy(_load_yaml(text))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     # What broken text makes of the reader is not limited to errors of YAML.
@@ -105,6 +108,14 @@ def parse_yaml_leniently(text: str) -> object:
         reason, *_ = " ".join(str(ex).split()).split(" To suppress this check")
 
         raise ValueError(reason or type(ex).__name__) from None
+
+    return value
+
+
+# A command reads the config of its run more than once, a fortieth of its start each time.
+@lru_cache(maxsize=8)
+def _load_yaml(text: str) -> object:
+    value: object = YAML(typ="safe", pure=True).load(text)
 
     return value
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from warmup_plugin.parsing import (
     check_tree,
@@ -45,6 +46,24 @@ class TestParseJson:
 
 
 class TestParseYaml:
+    def test_text_is_read_once_and_its_values_are_nobody_elses(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = "nothing: [else, is, so]"
+
+        first = parse_yaml(text)
+
+        assert isinstance(first, dict)
+
+        first["nothing"].append("changed")
+
+        def load(self: YAML, stream: object) -> object:
+            raise AssertionError()
+
+        monkeypatch.setattr(YAML, "load", load)
+
+        assert parse_yaml(text) == {"nothing": ["else", "is", "so"]}
+
     def test_call_returns_value(self) -> None:
         assert parse_yaml("a: &x [1, 2]\nb: *x\n") == {"a": [1, 2], "b": [1, 2]}
 
