@@ -31,7 +31,6 @@ from torch import Tensor
 
 import warmup_plugin
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.heap import keep_freed_memory
 from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.t5 import T5Config, create_t5_model
 
@@ -548,8 +547,6 @@ def prepare_device(args: argparse.Namespace) -> torch.device:
         )
 
     torch.set_num_threads(args.threads)
-
-    keep_freed_memory()
 
     return torch.device(args.device)
 

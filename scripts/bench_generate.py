@@ -65,6 +65,7 @@ from scripts.generation_systems import (
 from scripts.step_settings import SETTINGS
 from warmup_plugin.data.batching import sorted_batches
 from warmup_plugin.errors import WarmupError
+from warmup_plugin.heap import keep_freed_memory
 
 
 def measure_memory(step: Callable[[], object]) -> float | None:
@@ -85,6 +86,9 @@ def measure_memory(step: Callable[[], object]) -> float | None:
 
 def run(args: argparse.Namespace) -> None:
     device = prepare_device(args)
+
+    # As `translate` does; the others have it too.
+    keep_freed_memory()
 
     names = parse_names("--systems", args.systems, [*PLAIN_SYSTEMS, *WARMUP_SYSTEMS])
 

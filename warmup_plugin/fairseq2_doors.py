@@ -346,9 +346,9 @@ def handled_errors(
 
 
 @contextmanager
-def taken_for_valid(config: object) -> Iterator[None]:
+def checked_once(config: object) -> Iterator[None]:
     """
-    Lets fairseq2 take the config of a recipe for valid.
+    Lets fairseq2 check the config of a recipe once.
 
     It checks all of it each time that something asks for it, twenty times a start.
     """
@@ -356,11 +356,19 @@ def taken_for_valid(config: object) -> Iterator[None]:
 
     validate = StandardObjectValidator.validate
 
-    def validate_others(self: StandardObjectValidator, obj: object) -> None:
+    is_valid = False
+
+    def validate_once(self: StandardObjectValidator, obj: object) -> None:
+        nonlocal is_valid
+
         if obj is not config:
             validate(self, obj)
+        elif not is_valid:
+            validate(self, obj)
 
-    setattr(StandardObjectValidator, "validate", validate_others)
+            is_valid = True
+
+    setattr(StandardObjectValidator, "validate", validate_once)
 
     try:
         yield

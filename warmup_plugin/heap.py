@@ -20,13 +20,14 @@ _TRIM_THRESHOLD: Final = 2**30
 
 def keep_freed_memory() -> bool:
     """
-    Lets this process keep what it has freed, up to a GiB, for what it allocates next.
+    Lets this process keep what it has freed at the end of its heap, up to a GiB, for what
+    it allocates next.
 
     A search makes and drops the same few megabytes at each step. By default glibc gives
     them back to the kernel, which clears every page of them anew: on a CPU that costs
     up to a third of the largest projection.
 
-    :returns: ``False`` where the C library is not glibc, and nothing changes.
+    :returns: ``False`` where there is no glibc, and nothing changes.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

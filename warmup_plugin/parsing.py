@@ -18,6 +18,8 @@ from ruamel.yaml import YAML
 MAX_YAML_BYTES: Final = 1 << 24
 """The size of the largest YAML file that is read."""
 
+_MAX_KEPT_YAML: Final = 1 << 16
+
 _MAX_DEPTH: Final = 100
 
 _MAX_NODES: Final = 200_000
@@ -98,8 +100,10 @@ def parse_yaml_leniently(text: str) -> object:
         raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
 
     try:
-        # What is returned is often changed.
-        value = deepcopy(_load_yaml(text))
+        # Nothing large is kept, and what is returned is often changed.
+        load = _load_yaml if len(text) > _MAX_KEPT_YAML else _load_yaml_once
+
+        value = deepcopy(load(text))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     # What broken text makes of the reader is not limited to errors of YAML.
@@ -112,12 +116,14 @@ def parse_yaml_leniently(text: str) -> object:
     return value
 
 
-# A command reads the config of its run more than once, a fortieth of its start each time.
-@lru_cache(maxsize=8)
 def _load_yaml(text: str) -> object:
     value: object = YAML(typ="safe", pure=True).load(text)
 
     return value
+
+
+# A command reads the config of its run more than once, a hundredth of its start each time.
+_load_yaml_once = lru_cache(maxsize=8)(_load_yaml)
 
 
 def read_yaml(file: Path) -> object:

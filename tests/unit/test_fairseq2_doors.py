@@ -33,12 +33,12 @@ from warmup_plugin.fairseq2_doors import (
     MODEL_FILE,
     MODEL_METADATA_FILE,
     change_class,
+    checked_once,
     fill_batch_layout,
     find_safe_global,
     get_score_file,
     get_step_folder,
     parse_step_folder,
-    taken_for_valid,
 )
 from warmup_plugin.models.t5 import T5Config
 from warmup_plugin.recipes.train import main
@@ -73,7 +73,7 @@ DOORS: Final = Doors(
         "keep_s3_out": ["fairseq2.file_system:filesystem/1"],
         "take_provider": [f"{_CONTAINER}._registrations"],
         "remove_provider": [f"{_CONTAINER}._registrations", f"{_CONTAINER}._keys"],
-        "taken_for_valid": [
+        "checked_once": [
             "fairseq2.utils.validation:StandardObjectValidator.validate/2"
         ],
         "broadcast_under_fsdp": [
@@ -248,21 +248,22 @@ class CheckedConfig:
         return ValidationResult()
 
 
-class TestTakenForValid:
-    def test_config_alone_is_taken(self) -> None:
+class TestCheckedOnce:
+    def test_others_are_checked_each_time(self) -> None:
         config, other = CheckedConfig(), CheckedConfig()
 
         validator = StandardObjectValidator()
 
-        with taken_for_valid(config):
-            validator.validate(config)
-            validator.validate(other)
+        with checked_once(config):
+            for _ in range(3):
+                validator.validate(config)
+                validator.validate(other)
 
-        assert (config.num_checks, other.num_checks) == (0, 1)
+        assert (config.num_checks, other.num_checks) == (1, 3)
 
         validator.validate(config)
 
-        assert config.num_checks == 1
+        assert config.num_checks == 2
 
     def test_training_checks_its_config_once(
         self,
@@ -288,7 +289,8 @@ class TestTakenForValid:
 
         assert main(to_args(tmp_path / "run", options)) == 0
 
-        assert num_checks == 1
+        # When it is structured, and when it is complete.
+        assert num_checks == 2
 
 
 class TestModels:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -56,10 +57,11 @@ def count_faults(name: str) -> int:
 
 class TestKeepFreedMemory:
     def test_call_works(self) -> None:
-        if not sys.platform.startswith("linux"):
-            pytest.skip("glibc is Linux's.")
+        if platform.libc_ver()[0] != "glibc":
+            pytest.skip("There is no glibc.")
 
-        assert count_faults("kept") < 1000 < count_faults("given back")
+        # How many there are depends on the size of a page.
+        assert 10 * count_faults("kept") < count_faults("given back")
 
     def test_call_says_so_when_there_is_no_glibc(
         self, monkeypatch: pytest.MonkeyPatch

@@ -236,6 +236,9 @@ def _is_step(q: Tensor, k: Tensor) -> bool:
         and k.size(2) <= _MAX_STEP_KEYS
         and q.device.type == "cpu"
         and not torch.is_grad_enabled()
+        # In 16 bits the logits would be rounded, which the fused kernel keeps in 32.
+        and q.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
     )
 
 

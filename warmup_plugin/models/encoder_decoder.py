@@ -59,7 +59,9 @@ class TransformerConditional(RowModel):
 
             return model.encoder(seqs, layout), layout
 
-        order, encoded = [], []
+        order: list[int] = []
+        encoded: list[Tensor] = []
+        lens: list[int] = []
 
         # A GPU is fastest with all at once; a CPU without padding, and with so few tokens
         # that each layer finds in its cache what the one before has left there.
@@ -70,16 +72,25 @@ class TransformerConditional(RowModel):
 
             seqs, layout = model.encoder_frontend(seqs, BatchLayout.of(seqs, seq_lens))
 
-            seqs = model.encoder(seqs, layout)
-
             order += part
 
-            encoded.append(pad(seqs, (0, 0, 0, source_seqs.size(1) - seqs.size(1))))
+            encoded.append(model.encoder(seqs, layout))
+
+            # A frontend may shorten what it reads.
+            lens += layout.seq_lens
+
+        width = max(seqs.size(1) for seqs in encoded)
+
+        seqs = torch.cat(
+            [pad(seqs, (0, 0, 0, width - seqs.size(1))) for seqs in encoded]
+        )
 
         # Back to where they stood.
         inverse = torch.tensor(order).argsort()
 
-        return torch.cat(encoded).index_select(0, inverse), source_layout
+        seqs = seqs.index_select(0, inverse)
+
+        return seqs, BatchLayout.of(seqs, [lens[n] for n in inverse.tolist()])
 
     @override
     def decode(
@@ -147,8 +158,8 @@ class TransformerConditional(RowModel):
 
 
 def _cut_sources(seq_lens: Sequence[int]) -> list[list[int]]:
-    """Cuts sources into parts of similar lengths, none with far more tokens than
-    :data:`_NUM_ENCODED_TOKENS`."""
+    """Cuts sources into parts of similar lengths, each with as few sources as have
+    :data:`_NUM_ENCODED_TOKENS` tokens together."""
     order = sorted(range(len(seq_lens)), key=lambda n: -seq_lens[n])
 
     parts: list[list[int]] = [[]]

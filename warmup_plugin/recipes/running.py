@@ -55,10 +55,10 @@ from warmup_plugin.console import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fairseq2_doors import (
+    checked_once,
     create_recipe_resolver,
     handled_errors,
     structure_recipe_config,
-    taken_for_valid,
 )
 
 ConfigT = TypeVar("ConfigT")
@@ -164,8 +164,7 @@ class RecipeRunner(Generic[ConfigT]):
             with (
                 hide_start_warning(),
                 handled_errors(self.resolver, no_exit_on_error),
-                # It was checked when it was structured.
-                taken_for_valid(config),
+                checked_once(config),
             ):
                 # Closed by `2>&-`, it is no terminal either.
                 run(self._recipe, config, out, no_rich=no_rich or not os.isatty(2))

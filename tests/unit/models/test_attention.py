@@ -692,6 +692,25 @@ class TestAttend:
 
         assert_close(actual, expected)
 
+    def test_step_in_16_bits_is_as_exact_as_training(self) -> None:
+        attn = create_attention()
+
+        adapt_attention(ModuleDict({"attn": attn}))
+
+        assert isinstance(attn, RowAttention)
+
+        generator = torch.Generator(device).manual_seed(2)
+
+        q, k, v = (
+            torch.randn((3, n, h, 6), generator=generator, device=device).bfloat16()
+            for n, h in ((1, 4), (7, 2), (7, 2))
+        )
+
+        expected = attend(attn, q, k, v)
+
+        with torch.no_grad():
+            assert_equal(attend(attn, q, k, v), expected)
+
 
 class TestAdaptAttention:
     @pytest.mark.parametrize("name", UNKNOWN)

@@ -463,6 +463,39 @@ class TestEncodedSource:
             # What stands behind is finite, and hidden.
             assert actual.seqs[n, len(source) :].isfinite().all()
 
+    def test_frontend_may_shorten_sources(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = create_tiny_model(num_layers=2).eval()
+
+        read = model.encoder_frontend.forward
+
+        def read_half(
+            seqs: Tensor, layout: BatchLayout, **kwargs: Any
+        ) -> tuple[Tensor, BatchLayout]:
+            seqs, layout = read(seqs, layout, **kwargs)
+
+            seqs = seqs[:, ::2]
+
+            return seqs, BatchLayout.of(seqs, [(n + 1) // 2 for n in layout.seq_lens])
+
+        monkeypatch.setattr(model.encoder_frontend, "forward", read_half)
+
+        wrapper = create_conditional_model(model)
+
+        sources = [[5 + n % 3] * (3 + 7 * n % 40) + [EOS_IDX] for n in range(60)]
+
+        expected = wrapper.encode(*create_source(sources))
+
+        with torch.no_grad():
+            actual = wrapper.encode(*create_source(sources))
+
+        assert actual.layout.seq_lens == expected.layout.seq_lens
+        assert actual.memory.width == expected.memory.width
+
+        for n, seq_len in enumerate(expected.layout.seq_lens):
+            assert_close(actual.seqs[n, :seq_len], expected.seqs[n, :seq_len])
+
     @torch.no_grad()
     def test_prompt_is_read_once(self) -> None:
         model = create_tiny_lm(num_layers=2)
