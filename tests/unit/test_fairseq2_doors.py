@@ -265,7 +265,7 @@ class TestCheckedOnce:
 
         assert config.num_checks == 2
 
-    def test_training_checks_its_config_once(
+    def test_training_checks_its_config_as_read_and_as_completed(
         self,
         tmp_path: Path,
         text_folder: Path,

@@ -246,7 +246,7 @@ def _attend_step(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """
-    Computes the attention of a step of decoding as three products.
+    Computes the attention of a step of decoding as two products.
 
     PyTorch's fused kernel for CPUs cuts queries into blocks, and takes twice as long where
     a block holds one.
