@@ -53,6 +53,7 @@ from scripts.enumerable import (
 )
 from scripts.estimators import (
     ESTIMATORS,
+    IN_BF16,
     KEEP_ESTIMATORS,
     KEEPS,
     ON_POLICY,
@@ -351,7 +352,14 @@ def check_model(model_name: str, num_trials: int, seed: int) -> Report:
             nums_warmups.remove(1)
 
         for num_warmups in nums_warmups:
-            draws = draw(problem, enumeration, sampler, num_trials, num_warmups)
+            draws = draw(
+                problem,
+                enumeration,
+                sampler,
+                num_trials,
+                num_warmups,
+                in_bf16=proposal in IN_BF16,
+            )
 
             if num_warmups == NUMS_WARMUPS[-1]:
                 samplers.append(check_sampler(proposal, enumeration, draws))

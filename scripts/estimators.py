@@ -37,12 +37,14 @@ from warmup_plugin.sampling.samplers import (
     StochasticBeamSampler,
 )
 from warmup_plugin.scoring import (
+    CandidateScores,
     KeptCandidates,
     differentiate_objective,
     keep_all,
     keep_mass,
     keep_resampled,
     keep_top,
+    score_candidates,
 )
 
 _TEMPERATURE: Final = 3.0
@@ -204,10 +206,15 @@ PROPOSALS: Final[Mapping[str, WarmupSampler]] = {
     "stochastic beam": StochasticBeamSampler(),
     "with empty": _create_independent(1.0, with_empty=True),
     "with empty, temperature 1.5": _create_independent(1.5, with_empty=True),
+    "in bf16": _create_independent(1.0),
 }
 
 WITH_EMPTY: Final = ("with empty", "with empty, temperature 1.5")
 """The proposals whose first candidate is the empty warmup, enumerated."""
+
+IN_BF16: Final = ("in bf16",)
+"""The proposals that draw and weigh in bf16; the gradients of what is drawn, and the claims,
+stay as they are."""
 
 
 def is_distinct(sampler: WarmupSampler) -> bool:
@@ -266,6 +273,9 @@ class Draws:
     idx: Tensor
     """Their numbers in the enumeration. *Shape:* :math:`(N,K)`."""
 
+    scores: CandidateScores | None = None
+    """a and b as they are weighed; ``None`` for those of the enumeration."""
+
 
 def draw(
     problem: Problem,
@@ -273,23 +283,37 @@ def draw(
     sampler: WarmupSampler,
     num_trials: int,
     num_warmups: int,
+    *,
+    in_bf16: bool = False,
 ) -> Draws:
     """Draws K warmups in each of N trials, each of which is a source of one batch."""
-    target_seqs, _ = problem.repeat_target(num_trials)
+    target_seqs, target_seq_lens = problem.repeat_target(num_trials)
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
         source = problem.model.encode(*problem.repeat_source(num_trials))
 
-    candidates = sampler(
-        problem.model,
-        source,
-        problem.layout,
-        target_seqs[:, : problem.layout.prefix_len],
-        num_warmups=num_warmups,
-        max_warmup_len=problem.max_warmup_len,
-    )
+        candidates = sampler(
+            problem.model,
+            source,
+            problem.layout,
+            target_seqs[:, : problem.layout.prefix_len],
+            num_warmups=num_warmups,
+            max_warmup_len=problem.max_warmup_len,
+        )
 
-    return Draws(candidates, enumeration.find(candidates))
+        scores = None
+
+        if in_bf16:
+            scores = score_candidates(
+                problem.model,
+                source,
+                problem.layout,
+                candidates,
+                target_seqs,
+                target_seq_lens,
+            )
+
+    return Draws(candidates, enumeration.find(candidates), scores)
 
 
 @final
@@ -314,10 +338,14 @@ def run_trials(
     """Computes the loss of each trial and its gradient as a sum over all warmups."""
     num_trials, num_warmups = draws.idx.shape
 
+    scores = draws.scores or CandidateScores(
+        enumeration.warmup_log_probs[draws.idx], enumeration.target_log_probs[draws.idx]
+    )
+
     losses, warmup_coefs, target_coefs = differentiate_objective(
         objective,
-        enumeration.warmup_log_probs[draws.idx],
-        enumeration.target_log_probs[draws.idx],
+        scores.warmup_log_probs.double(),
+        scores.target_log_probs.double(),
         draws.candidates.proposal_log_probs.double(),
     )
 

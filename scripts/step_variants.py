@@ -78,10 +78,16 @@ class WarmupVariant:
 
     share_encoder: bool = False
 
+    draw_in_bf16: bool = False
+
 
 WARMUP_VARIANTS: Final = {
     "marginal-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1)),
     "shared-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1), share_encoder=True),
+    "bf16-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1), draw_in_bf16=True),
+    "shared-bf16-1": WarmupVariant(
+        marginal_loss, 1, KeepSection(num=1), share_encoder=True, draw_in_bf16=True
+    ),
     "marginal-2": WarmupVariant(marginal_loss, 2, KeepSection(num=2)),
     "marginal-all": WarmupVariant(marginal_loss, None, KeepSection(name="all")),
     "elbo-1": WarmupVariant(elbo_loss, 1, KeepSection(num=1)),
@@ -353,6 +359,7 @@ def _create_criterion(
                 max_warmup_len=setting.warmup_len,
                 keep=variant.keep,
                 share_encoder=variant.share_encoder,
+                draw_in_bf16=variant.draw_in_bf16,
             ),
             objective=variant.objective,
             sampler=variant.sampler,

@@ -13,7 +13,14 @@ import pytest
 from scripts.check_estimators import KEEP_NUMS_WARMUPS, NUMS_WARMUPS, main
 from scripts.check_risk import NUMS_SAMPLES, RISK_ESTIMATORS, is_defined
 from scripts.enumerable import PROBLEMS
-from scripts.estimators import ESTIMATORS, KEEP_ESTIMATORS, KEEPS, PROPOSALS, WITH_EMPTY
+from scripts.estimators import (
+    ESTIMATORS,
+    IN_BF16,
+    KEEP_ESTIMATORS,
+    KEEPS,
+    PROPOSALS,
+    WITH_EMPTY,
+)
 
 # All warmups of at most three of four words.
 NUM_WARMUPS = 1 + 4 + 16 + 64
@@ -97,7 +104,11 @@ class TestMain:
             assert [check["proposal"] for check in report["samplers"]] == [*PROPOSALS]
 
             for check in report["samplers"]:
-                assert check["log_prob_error"] < 1e-5
+                if check["proposal"] in IN_BF16:
+                    assert 1e-4 < check["log_prob_error"] < 0.3
+                else:
+                    assert check["log_prob_error"] < 1e-5
+
                 assert check["frequency_error"] < 4.5
 
             assert report["backward_error"] < 1e-4

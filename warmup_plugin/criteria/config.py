@@ -171,6 +171,9 @@ class WarmupSection(Checked):
     kl_weight: float = 0.0
     """The weight of KL(P(c|x) || P_ref(c|x)), in nats, which holds the warmups near those of the frozen `reference_model`."""
 
+    draw_in_bf16: bool = False
+    """If ``True``, training draws and weighs warmups in bf16 (`autocast`), and learns in the precision that it has; validations are not changed. Faster where the device has bf16 in hardware and training is in fp32. The proposal probabilities are those of what was drawn, the weights rounded as bf16 rounds."""
+
     share_encoder: bool = False
     """If ``True``, the encoder reads a source once a step, with dropout and gradient, and what it writes serves to draw, to weigh and to learn; if ``False``, once without dropout, to draw and to weigh, and once more to learn. The longer the sources, the more is saved. Without dropout in the encoder the gradient is the same. With encoder-decoder models, not under `fsdp`."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Final, cast, final
 
@@ -108,7 +109,11 @@ class WarmupCriterion(Criterion):
         # Under FSDP the parameters are gathered for the whole time: ranks whose warmups
         # differ in length would gather at different times and wait for each other.
         with get_data_parallel_facade(dp_model).summon_full_parameters():
-            with evaluation_mode(context.model.module), record_function("warmup::look"):
+            with (
+                evaluation_mode(context.model.module),
+                record_function("warmup::look"),
+                self._look_precision(),
+            ):
                 if warmed_idx.size(0) > 0:
                     look = self._find_candidates(
                         pairs.select(warmed_idx),
@@ -174,6 +179,13 @@ class WarmupCriterion(Criterion):
             )
 
         return loss
+
+    def _look_precision(self) -> AbstractContextManager[object]:
+        """Sets the precision of what has no gradient."""
+        if not self._config.draw_in_bf16:
+            return nullcontext()
+
+        return torch.autocast(self._context.gangs.device.type, dtype=torch.bfloat16)
 
     def _divide_paths(self, batch: Seq2SeqBatch) -> tuple[Tensor, Tensor]:
         """
