@@ -99,9 +99,7 @@ class TestDrawInBf16:
 
         assert drawn[1].proposal_log_probs.dtype == torch.float32
 
-        assert not torch.equal(
-            drawn[0].proposal_log_probs, drawn[1].proposal_log_probs
-        )
+        assert not torch.equal(drawn[0].proposal_log_probs, drawn[1].proposal_log_probs)
 
     @each_keep
     def test_gradient_is_that_of_rows_in_full_precision(
