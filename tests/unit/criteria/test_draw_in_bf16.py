@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,13 +38,15 @@ def record_precisions(model: Model) -> list[tuple[bool, bool]]:
 
         seen.append((torch.is_grad_enabled(), is_bf16))
 
-    model.decoder.layers[0].ffn.inner_proj.register_forward_hook(record)
+    proj = model.get_submodule("decoder.layers.0.ffn.inner_proj")
+
+    proj.register_forward_hook(record)
 
     return seen
 
 
 def create_bf16_criterion(
-    model: Model, sampler: SpiedSampler, **kwargs: object
+    model: Model, sampler: SpiedSampler, **kwargs: Any
 ) -> Criterion:
     return create_criterion(
         model, sampler=sampler, max_warmup_len=3, draw_in_bf16=True, **kwargs
