@@ -4,10 +4,10 @@
 """
 Puts off what fairseq2 imports as it starts and hardly any command ever uses.
 
-Its recipes import transformers, with all that comes with it, wandb and torch's compiler,
-more than half of the seconds in which a command starts, for names that are of use only
-with a Hugging Face tokenizer, where a run is logged to Weights & Biases, or where a model
-is compiled.
+Its recipes import transformers, with all that comes with it, wandb, torch's compiler, FSDP
+and metrics of classification, more than half of the seconds in which a command starts, for
+names that are of use only with a Hugging Face tokenizer, where a run is logged to Weights &
+Biases, where a model is compiled or divided, or not at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,25 @@ from warmup_plugin.fairseq2_doors import (
 # The modules whose names fairseq2 imports.
 _MODULES: Final = (
     "huggingface_hub._snapshot_download",
+    "torch.distributed._shard",
+    "torch.distributed._shard.sharded_tensor",
+    "torch.distributed.fsdp",
+    "torch.distributed.fsdp.api",
+    "torch.distributed.fsdp.sharded_grad_scaler",
+    "torch.distributed.tensor",
     "torch.utils.tensorboard",
+    "torcheval.metrics.audio",
+    "torcheval.metrics.classification",
+    "torcheval.metrics.functional.classification",
+    "torcheval.metrics.functional.image",
+    "torcheval.metrics.functional.ranking",
+    "torcheval.metrics.functional.regression",
+    "torcheval.metrics.functional.text",
+    "torcheval.metrics.image",
+    "torcheval.metrics.ranking",
+    "torcheval.metrics.regression",
+    "torcheval.metrics.text",
+    "torcheval.metrics.window",
     "transformers",
     "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
     "wandb",

@@ -15,8 +15,8 @@ from warmup_plugin.data.train_tokenizer import train_tokenizer
 
 pytestmark = pytest.mark.integration
 
-# Each of them takes a tenth of a second to two. torch's optimizers import its compiler, and
-# with it sympy and triton.
+# Each of them takes a twentieth of a second to two. torch's optimizers import its compiler,
+# and with it sympy, triton and FSDP.
 LATE = {
     *("transformers", "wandb", "sklearn", "scipy", "pandas", "matplotlib", "s3fs"),
     *(
@@ -24,11 +24,16 @@ LATE = {
         "aiohttp",
         "jinja2",
         "torch.utils.tensorboard",
+        "torcheval.metrics.classification",
+        "torcheval.metrics.functional.classification",
         "huggingface_hub.file_download",
     ),
 }
 
-COMPILER = {"torch._dynamo", "sympy", "triton"}
+COMPILER = {
+    *("torch._dynamo", "sympy", "triton"),
+    *("torch.distributed.fsdp", "torch.distributed.tensor"),
+}
 
 _JOBS = """\
 import json
