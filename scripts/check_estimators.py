@@ -88,6 +88,8 @@ _NOT_WITH_EMPTY: Final = ("elbo", "joint")
 
 KEEP_NUMS_WARMUPS: Final = (4, 16)
 
+KEEP_PROPOSALS: Final = (ON_POLICY, *IN_BF16)
+
 
 @final
 @dataclass(frozen=True)
@@ -307,7 +309,7 @@ class Report:
     """Of every objective, proposal and K; all candidates are kept."""
 
     keep_rows: Sequence[Row]
-    """Of every way to keep candidates, on policy."""
+    """Of every way to keep candidates, on policy and drawn in bf16."""
 
     risks: Sequence[RiskReport]
     """Of minimum risk training, without warmups and with them."""
@@ -373,7 +375,7 @@ def check_model(model_name: str, num_trials: int, seed: int) -> Report:
 
                 rows.append(measure_row(name, proposal, draws, "all"))
 
-            if proposal == ON_POLICY and num_warmups in KEEP_NUMS_WARMUPS:
+            if proposal in KEEP_PROPOSALS and num_warmups in KEEP_NUMS_WARMUPS:
                 keep_rows += [
                     measure_row(name, proposal, draws, keep)
                     for name in KEEP_ESTIMATORS
@@ -468,6 +470,7 @@ def _format_keep_rows(rows: Sequence[Row]) -> str:
     lines = [
         [
             row.objective,
+            row.proposal,
             str(row.num_warmups),
             row.keep,
             f"{row.num_rows:.2f}",
@@ -478,7 +481,10 @@ def _format_keep_rows(rows: Sequence[Row]) -> str:
     ]
 
     return format_table(
-        ["on policy", "K", "keep", "rows", "bias of gradient (noise), %", "variance"],
+        [
+            *("objective", "proposal", "K", "keep", "rows"),
+            *("bias of gradient (noise), %", "variance"),
+        ],
         lines,
     )
 

@@ -6,11 +6,17 @@ from __future__ import annotations
 import io
 import json
 from contextlib import redirect_stdout
+from itertools import product
 from typing import Any
 
 import pytest
 
-from scripts.check_estimators import KEEP_NUMS_WARMUPS, NUMS_WARMUPS, main
+from scripts.check_estimators import (
+    KEEP_NUMS_WARMUPS,
+    KEEP_PROPOSALS,
+    NUMS_WARMUPS,
+    main,
+)
 from scripts.check_risk import NUMS_SAMPLES, RISK_ESTIMATORS, is_defined
 from scripts.enumerable import PROBLEMS
 from scripts.estimators import (
@@ -63,8 +69,9 @@ class TestMain:
         }
 
         expected_keeps = {
-            (name, num_warmups, keep)
+            (name, proposal, num_warmups, keep)
             for name in KEEP_ESTIMATORS
+            for proposal in KEEP_PROPOSALS
             for num_warmups in KEEP_NUMS_WARMUPS
             for keep in KEEPS
         }
@@ -85,21 +92,24 @@ class TestMain:
                 assert row["grad_bias"] < 1e-6
 
             keep_rows = {
-                (row["objective"], row["num_warmups"], row["keep"]): row
+                (
+                    *(row["objective"], row["proposal"]),
+                    *(row["num_warmups"], row["keep"]),
+                ): row
                 for row in report["keep_rows"]
             }
 
             assert keep_rows.keys() == expected_keeps
 
             # The same draws as in the other table.
-            for name in KEEP_ESTIMATORS:
-                row = keep_rows[name, 16, "all"]
+            for name, proposal in product(KEEP_ESTIMATORS, KEEP_PROPOSALS):
+                row = keep_rows[name, proposal, 16, "all"]
 
-                assert row == rows[name, "on policy", 16]
+                assert row == rows[name, proposal, 16]
 
-                assert (
-                    row["grad_variance"] < keep_rows[name, 16, "top 1"]["grad_variance"]
-                )
+                top = keep_rows[name, proposal, 16, "top 1"]
+
+                assert row["grad_variance"] < top["grad_variance"]
 
             assert [check["proposal"] for check in report["samplers"]] == [*PROPOSALS]
 
