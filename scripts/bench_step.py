@@ -12,8 +12,9 @@ steps that are compared alternate in one process. ``fairseq2-sft`` is fairseq2's
 forward, which ``sft`` replaces; ``plain`` and ``hf-warmup`` are what
 one writes who repeats each source K times and differentiates the marginal through all
 candidates, on fairseq2's and on transformers' forward. ``shared-1`` calls the encoder
-once a step (``warmup.share_encoder``). ``bf16-1`` draws and weighs in bf16
-(``warmup.draw_in_bf16``), of which the prediction knows nothing, ``shared-bf16-1`` does both. ``mrt`` draws K outputs,
+once a step (``warmup.share_encoder``). ``bf16-1`` and
+``bf16-2`` draw and weigh in bf16 (``warmup.draw_in_bf16``), of which the prediction knows
+nothing; ``shared-bf16-1`` does both. ``mrt`` draws K outputs,
 which end at the length of the source, and scores them by chrF++. ``joint-1`` draws by a beam of
 K + 1, which the prediction does not count. ``lora-sft`` and ``lora-marginal-1``, which have
 to be asked for, train an adapter of rank 16 on all projections; the JSON says how many

@@ -85,6 +85,7 @@ WARMUP_VARIANTS: Final = {
     "marginal-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1)),
     "shared-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1), share_encoder=True),
     "bf16-1": WarmupVariant(marginal_loss, 1, KeepSection(num=1), draw_in_bf16=True),
+    "bf16-2": WarmupVariant(marginal_loss, 2, KeepSection(num=2), draw_in_bf16=True),
     "shared-bf16-1": WarmupVariant(
         marginal_loss, 1, KeepSection(num=1), share_encoder=True, draw_in_bf16=True
     ),
