@@ -12,13 +12,12 @@ steps that are compared alternate in one process. ``fairseq2-sft`` is fairseq2's
 forward, which ``sft`` replaces; ``plain`` and ``hf-warmup`` are what
 one writes who repeats each source K times and differentiates the marginal through all
 candidates, on fairseq2's and on transformers' forward. ``shared-1`` calls the encoder
-once a step (``warmup.share_encoder``). ``bf16-1`` and
-``bf16-2`` draw and weigh in bf16 (``warmup.draw_in_bf16``), of which the prediction knows
-nothing; ``shared-bf16-1`` does both. ``mrt`` draws K outputs,
-which end at the length of the source, and scores them by chrF++. ``joint-1`` draws by a beam of
-K + 1, which the prediction does not count. ``lora-sft`` and ``lora-marginal-1``, which have
-to be asked for, train an adapter of rank 16 on all projections; the JSON says how many
-parameters each step trains. ::
+once a step (``warmup.share_encoder``); ``bf16-1`` and ``bf16-2`` draw and weigh in bf16
+(``warmup.draw_in_bf16``), of which the prediction knows nothing; ``shared-bf16-1`` does
+both. ``mrt`` draws K outputs, which end at the length of the source, and scores them by
+chrF++. ``joint-1`` draws by a beam of K + 1, which the prediction does not count.
+``lora-sft`` and ``lora-marginal-1``, which have to be asked for, train an adapter of rank
+16 on all projections; the JSON says how many parameters each step trains. ::
 
     python scripts/bench_step.py
     python scripts/bench_step.py --settings mt5-vocab --memory --rounds 1 --variants sft,marginal-1,marginal-all
