@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import final
 
@@ -65,8 +65,9 @@ class CriterionContext:
     decode: Callable[[Sequence[int]], str] | None = None
     """Turns the tokens of an output into text, for what scores texts."""
 
-    num_template_tokens: int = 0
-    """See :class:`~warmup_plugin.WarmupGenerator`."""
+    num_template_tokens: Mapping[str, int] = field(default_factory=dict)
+    """See :class:`~warmup_plugin.WarmupGenerator`; by the names of the directions, the only
+    one where batches name none."""
 
 
 @final

@@ -216,7 +216,9 @@ class MrtCriterion(Criterion):
             )
 
         with self._draw_time, record_function("mrt::draw"):
-            outputs = self._sample(pairs, example["indices"], step_nr)
+            outputs = self._sample(
+                pairs, example["indices"], step_nr, example.get("directions")
+            )
 
         if config.with_reference:
             outputs = self._add_references(pairs, outputs)

@@ -65,10 +65,15 @@ class OutputSampler:
 
     @torch.no_grad()
     def __call__(
-        self, pairs: Pairs, line_numbers: Sequence[int], step_nr: int
+        self,
+        pairs: Pairs,
+        line_numbers: Sequence[int],
+        step_nr: int,
+        directions: Sequence[str] | None = None,
     ) -> list[Output]:
         """
         :param line_numbers: The number of each pair in its text.
+        :param directions: The direction of each pair, if there are several.
 
         :returns: The distinct outputs, those of a source one after the other.
 
@@ -83,12 +88,20 @@ class OutputSampler:
             context.model,
             context.layout,
             replace(config, seed=seed),
-            num_template_tokens=context.num_template_tokens,
         )
 
         num_sources = len(pairs.source_seq_lens)
 
-        limits = generator.get_limits(pairs.source_seq_lens, [()] * num_sources)
+        counts = context.num_template_tokens
+
+        if directions is None:
+            num_template_tokens = [next(iter(counts.values()), 0)] * num_sources
+        else:
+            num_template_tokens = [counts[name] for name in directions]
+
+        limits = generator.get_limits(
+            pairs.source_seq_lens, [()] * num_sources, num_template_tokens
+        )
 
         num_before = context.layout.prefix_len
 
@@ -111,6 +124,7 @@ class OutputSampler:
                 group.source_seq_lens,
                 group.target_seqs[:, : context.layout.prefix_len],
                 line_numbers=line_numbers[begin:end],
+                num_template_tokens=num_template_tokens[begin:end],
             )
 
             for source, drawn in enumerate(hypotheses, begin):

@@ -8,7 +8,7 @@ sections ``criterion`` and ``warmup``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Final, TypeVar
 
 import torch
@@ -37,14 +37,14 @@ def setup_model(
     context: RecipeContext,
     model: Module,
     *,
-    codecs: Sequence[TextCodec] | None = None,
+    codecs: Mapping[str, TextCodec] | None = None,
     on_prepared: Callable[[Sequence[PreparedRow]], None] | None = None,
 ) -> Module:
     """
     Makes a model ready for the criterion of a recipe: what ``Recipe.setup_model()``
     returns.
 
-    :param codecs: What encodes each of several directions; ``None`` for what the recipe
+    :param codecs: What encodes each of several directions, by name; ``None`` for what the recipe
         has registered as its :class:`TextCodec`, else what fits its tokenizer.
     :param on_prepared: If given, the model has the weights that training starts from,
         also where it resumes, and this is told which rows of them were prepared.
@@ -67,11 +67,11 @@ def setup_model(
         if section.create(context.resolver).writes_warmups:
             is_decoder_only = isinstance(model, TransformerLM)
 
-            codecs = codecs or [
-                find_codec(context.resolver, reads_prompts=is_decoder_only)
-            ]
+            codecs = codecs or {
+                "": find_codec(context.resolver, reads_prompts=is_decoder_only)
+            }
 
-            rows = _prepare_separator(model, codecs, warmup.separator_init)
+            rows = _prepare_separator(model, [*codecs.values()], warmup.separator_init)
 
     if on_prepared is not None:
         on_prepared(rows)
@@ -112,7 +112,7 @@ def find_trainer_errors(
 def create_criterion(
     context: RecipeContext,
     *,
-    codecs: Sequence[TextCodec] | None = None,
+    codecs: Mapping[str, TextCodec] | None = None,
     plain_directions: Set[str] = frozenset(),
 ) -> Criterion:
     """
@@ -131,9 +131,13 @@ def create_criterion(
 
     model = create_conditional_model(context.get_model())
 
-    codecs = codecs or [find_codec(context.resolver, reads_prompts=model.reads_prompts)]
+    codecs = codecs or {
+        "": find_codec(context.resolver, reads_prompts=model.reads_prompts)
+    }
 
-    layout = codecs[0].layout
+    codec = next(iter(codecs.values()))
+
+    layout = codec.layout
 
     if model.num_logits < layout.vocab_size:
         raise WarmupError(
@@ -151,7 +155,7 @@ def create_criterion(
         if has_adapter(model.module) and not _has_reference_section(context):
             reference = model
         else:
-            reference = _create_reference(context, codecs, layout)
+            reference = _create_reference(context, [*codecs.values()], layout)
 
     return factory.create(
         CriterionContext(
@@ -168,8 +172,10 @@ def create_criterion(
             publish_every_n_steps=resolver.resolve(
                 RegimeSection
             ).publish_metrics_every_n_steps,
-            decode=codecs[0].decode,
-            num_template_tokens=codecs[0].num_template_tokens,
+            decode=codec.decode,
+            num_template_tokens={
+                name: codec.num_template_tokens for name, codec in codecs.items()
+            },
         )
     )
 

@@ -130,15 +130,18 @@ class WarmupGenerator:
         return self._layout.room(max_row_len, max_warmup_len)
 
     def get_limits(
-        self, source_seq_lens: Sequence[int], forced: Sequence[Sequence[int]]
+        self,
+        source_seq_lens: Sequence[int],
+        forced: Sequence[Sequence[int]],
+        num_template_tokens: Sequence[int] | None = None,
     ) -> list[int]:
         """
         Returns the most tokens of the output of each source, EOS not counted.
 
+        :param num_template_tokens: As of :meth:`__call__`.
+
         :raises WarmupError: As of :meth:`__call__`.
         """
-        num_template_tokens = [self._num_template_tokens] * len(source_seq_lens)
-
         space = self._create_space(
             source_seq_lens, torch.device("cpu"), forced, num_template_tokens
         )
@@ -222,9 +225,6 @@ class WarmupGenerator:
         line_numbers: Sequence[int] | None,
         num_template_tokens: Sequence[int] | None = None,
     ) -> _Run:
-        if num_template_tokens is None:
-            num_template_tokens = [self._num_template_tokens] * len(source_seq_lens)
-
         space = self._create_space(
             source_seq_lens, prefixes.device, forced, num_template_tokens
         )
@@ -296,11 +296,14 @@ class WarmupGenerator:
         source_seq_lens: Sequence[int],
         device: torch.device,
         forced: Sequence[Sequence[int]] | None,
-        num_template_tokens: Sequence[int],
+        num_template_tokens: Sequence[int] | None,
     ) -> SearchSpace:
         config = self._config
 
         max_warmup_len = config.max_warmup_len if self.has_warmup else None
+
+        if num_template_tokens is None:
+            num_template_tokens = [self._num_template_tokens] * len(source_seq_lens)
 
         rooms = [self.get_room(n) for n in source_seq_lens]
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fairseq2.models.utils.checkpoint import set_model_state
@@ -68,7 +68,7 @@ def setup_lora_model(
     context: RecipeContext,
     model: Module,
     config: TrainConfig,
-    codecs: Sequence[TextCodec],
+    codecs: Mapping[str, TextCodec],
 ) -> Module:
     """
     Does what :func:`~warmup_plugin.criteria.setup.setup_model` does, and adds an adapter.

@@ -149,7 +149,7 @@ class TranslationTrainRecipe(Recipe):
 
         criterion = create_criterion(
             context,
-            codecs=list(codecs.values()),
+            codecs=codecs,
             plain_directions={
                 name
                 for name, direction in (config.dataset.directions or {}).items()
@@ -310,7 +310,7 @@ class TranslationTrainRecipe(Recipe):
     ) -> Module:
         config = context.get_config_as(TrainConfig)
 
-        codecs = list(self._create_codecs(context, config).values())
+        codecs = self._create_codecs(context, config)
 
         if config.lora.rank is not None:
             return setup_lora_model(context, model, config, codecs)

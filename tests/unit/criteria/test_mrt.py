@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -103,10 +103,12 @@ def create_mrt(
     warmup: dict[str, Any] | None = None,
     plain_directions: Sequence[str] = (),
     decode: Any = CODEC.decode,
+    num_template_tokens: Mapping[str, int] | None = None,
     **kwargs: Any,
 ) -> Criterion:
     """
     :param warmup: Fields of ``WarmupSection``.
+    :param num_template_tokens: That of each direction.
     :param kwargs: The fields of ``MrtConfig``.
     """
     max_warmup_len, max_len = MAX_LENS[kwargs.get("with_warmups", False)]
@@ -118,7 +120,12 @@ def create_mrt(
     return create_criterion(
         model,
         lambda context: create_mrt_criterion(
-            replace(context, decode=decode), config, metric, seed=3
+            replace(
+                context, decode=decode, num_template_tokens=num_template_tokens or {}
+            ),
+            config,
+            metric,
+            seed=3,
         ),
         plain_directions=plain_directions,
         max_warmup_len=max_warmup_len or 8,
@@ -368,6 +375,53 @@ class TestMrtCriterion:
 
         for other in (draw([7], 7), draw([5], 8)):
             assert not torch.equal(other[0], second)
+
+    @pytest.mark.parametrize(
+        "num_template_tokens,directions,limits",
+        [
+            ({}, None, [4, 4]),
+            ({"a-b": 1}, None, [3, 3]),
+            ({"a-b": 1, "b-a": 3}, ["b-a", "a-b"], [1, 3]),
+        ],
+    )
+    def test_prompt_of_each_direction_counts_in_its_length(
+        self,
+        num_template_tokens: dict[str, int],
+        directions: list[str] | None,
+        limits: list[int],
+    ) -> None:
+        model = create_plain_model("transformer")
+
+        criterion = create_mrt(
+            model,
+            num_template_tokens=num_template_tokens,
+            num_samples=32,
+            max_len_a=1.0,
+            max_len_b=1,
+        )
+
+        kwargs: dict[str, Any] = (
+            {} if directions is None else {"directions": directions}
+        )
+
+        # Three words each, and one more token.
+        batch = create_text_batch(
+            [[5, 6, 7, EOS_IDX], [6, 6, 7, EOS_IDX]],
+            **kwargs,
+        )
+
+        with record_passes(model) as passes:
+            compute_grads(model, criterion, batch)
+
+        rows = passes[0]["rows"]
+
+        longest = [0, 0]
+
+        for source, seq_len in zip(rows.source_idx.tolist(), rows.seq_lens):
+            # BOS and EOS are not counted.
+            longest[source] = max(longest[source], seq_len - 2)
+
+        assert longest == limits
 
     def test_dropout_does_not_enter_draws(self) -> None:
         texts: list[list[str]] = []
