@@ -24,7 +24,7 @@ from warmup_plugin.criteria.base import (
 )
 from warmup_plugin.gathering import gather_objects
 from warmup_plugin.generation import WarmupGenerator
-from warmup_plugin.metrics.base import DEFAULT_METRICS
+from warmup_plugin.metrics.base import DEFAULT_METRICS, References
 from warmup_plugin.metrics.registry import MetricOptions
 from warmup_plugin.metrics.translation import (
     check_validation_metrics,
@@ -70,6 +70,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         metrics: Sequence[str] = DEFAULT_METRICS,
         options: MetricOptions = MetricOptions(),
         directions: Mapping[str, ValidDirection] | None = None,
+        references: References = (),
     ) -> None:
         """
         :param create_generator: Creates what decodes with warmups of at most so many
@@ -82,8 +83,10 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
             process that scores, that of rank 0.
         :param directions: The directions of a run with several, by name; the batches
             say of which they are. Then ``options.target_lang`` is not used.
+        :param references: Those of all sentences, to be checked before training.
 
-        :raises WarmupError: What a metric needs is not installed.
+        :raises WarmupError: What a metric needs is not installed, or it cannot score by
+            one of the references.
         """
         # The first validation may come hours after the start.
         self._options = {"": options}
@@ -95,7 +98,7 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
             }
 
         for direction_options in self._options.values():
-            check_validation_metrics(metrics, direction_options)
+            check_validation_metrics(metrics, direction_options, references)
 
         self._name = name
         self._criterion = criterion

@@ -256,6 +256,13 @@ class Metric(ABC):
         :raises MetricUnavailable: An optional part is missing.
         """
 
+    def check_references(self, references: References) -> None:
+        """
+        Checks that references are of the kind that is scored by.
+
+        :raises WarmupError: If one of them is not.
+        """
+
     @abstractmethod
     def measure(
         self,

@@ -114,12 +114,23 @@ class _LabelMetric(SystemwiseMetric):
         if len(labels) < 2 or not all(labels) or len(set(labels)) < len(labels):
             raise WarmupError(
                 "The labels must be two or more, each given once and none empty, but "
-                f"are {labels}; correct `--labels`."
+                f"are {labels}; correct `--labels`, in training `validation.labels`."
             )
 
         self._labels = labels
 
         self._signature = f"labels:{','.join(labels)}|answer:leading|invalid:wrong"
+
+    @override
+    def check_references(self, references: References) -> None:
+        for line_nr, texts in enumerate(references, start=1):
+            for label in map(str.strip, texts):
+                if label not in self._labels:
+                    raise WarmupError(
+                        f"Reference {line_nr} is `{label}`, which is none of the labels "
+                        f"{', '.join(self._labels)}; correct the reference or "
+                        "`--labels`, in training `validation.labels`."
+                    )
 
     def _read_answers(
         self, hypotheses: Sequence[str], references: References
@@ -128,15 +139,9 @@ class _LabelMetric(SystemwiseMetric):
         Returns the gold labels of each question, answers, and what is to be known of
         invalid ones.
         """
-        gold = [[text.strip() for text in texts] for texts in references]
+        self.check_references(references)
 
-        for line_nr, labels in enumerate(gold, start=1):
-            for label in labels:
-                if label not in self._labels:
-                    raise WarmupError(
-                        f"Reference {line_nr} is `{label}`, which is none of the labels "
-                        f"{', '.join(self._labels)}; correct the reference or `--labels`."
-                    )
+        gold = [[text.strip() for text in texts] for texts in references]
 
         read = [read_label(line, self._labels) for line in hypotheses]
 

@@ -199,7 +199,7 @@ def _check_labels(options: MetricOptions) -> Sequence[str]:
     if not options.labels:
         raise WarmupError(
             "The metrics `accuracy` and `macro_f1` need all labels; add them, for "
-            "example `--labels A,B,C,D`."
+            "example `--labels A,B,C,D`, in training `validation.labels=[A,B,C,D]`."
         )
 
     return options.labels

@@ -173,23 +173,31 @@ def score_translations(
 
 
 def check_validation_metrics(
-    metrics: Sequence[str], options: MetricOptions = _NO_OPTIONS
+    metrics: Sequence[str],
+    options: MetricOptions = _NO_OPTIONS,
+    references: References = (),
 ) -> None:
     """
     Checks that a validation will be able to score.
 
     What ``options.comet_workers`` keeps is started.
 
-    :raises WarmupError: A metric is unknown, lacks an optional part or an option, or
-        is too slow for validations.
+    :param references: Those of the sentences that will be scored.
+
+    :raises WarmupError: A metric is unknown, lacks an optional part or an option, cannot
+        score by one of the references, or is too slow for validations.
     """
     check_metric_names(metrics, in_validation=True)
 
     for name in metrics:
         try:
-            METRICS[name].create(options).start()
+            metric = METRICS[name].create(options)
+
+            metric.start()
         except MetricUnavailable as ex:
             raise WarmupError(str(ex)) from None
+
+        metric.check_references(references)
 
 
 def _measure(

@@ -40,6 +40,20 @@ def find_family(
     return family
 
 
+def check_arch(family: ModelFamily, arch: str) -> None:
+    """
+    Checks that a model family has an architecture of that name.
+
+    :raises WarmupError: If it has not.
+    """
+    if family.maybe_get_arch_config(arch) is None:
+        known = ", ".join(f"`{name}`" for name in sorted(family.get_archs()))
+
+        raise WarmupError(
+            f"`model.arch` is `{arch}`, which is not a known architecture of `{family.name}`; use one of {known}."
+        )
+
+
 def reads_prompts(family: ModelFamily) -> bool:
     """Tells whether the models of a family are decoder-only."""
     return issubclass(family.kls, TransformerLM)

@@ -107,6 +107,9 @@ class TextPairsSection(TextPairsConfig, Checked):
             if direction.max_train_pairs is not None and direction.max_train_pairs < 1:
                 yield f"`directions.{name}.max_train_pairs` must be greater than or equal to 1."
 
+            if direction.prompt is not None and direction.prompt.count("{source}") != 1:
+                yield f"`directions.{name}.prompt` is {direction.prompt!r}, but a template must hold `{{source}}` once; add it where the source belongs."
+
             others = [f"`{other}`" for other in self.directions if other != name]
 
             for other in direction.behind or ():

@@ -28,7 +28,7 @@ from warmup_plugin.data.directions import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import METRICS
-from warmup_plugin.models.families import find_family, reads_prompts
+from warmup_plugin.models.families import check_arch, find_family, reads_prompts
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
 from warmup_plugin.recipes.checks import check_model, read_run_config
 from warmup_plugin.recipes.common import (
@@ -92,7 +92,12 @@ def complete_config(
 
     family_name = find_family_name(config.model.name, config.model.family, resolver)
 
-    is_decoder_only = reads_prompts(find_family(family_name, resolver))
+    family = find_family(family_name, resolver)
+
+    if config.model.name is None and config.model.arch is not None:
+        check_arch(family, config.model.arch)
+
+    is_decoder_only = reads_prompts(family)
 
     if is_decoder_only and config.generation.truncate:
         raise WarmupError(

@@ -234,6 +234,7 @@ class TranslationTrainRecipe(Recipe):
                 comet_workers=self._comet_workers if is_first_rank else None,
             ),
             directions=directions,
+            references=list(map(valid_corpus.references, range(len(valid_corpus)))),
         )
 
         train_reader = TextPairReader(

@@ -340,6 +340,25 @@ class TestTranslationValidUnit:
         with pytest.raises(WarmupError, match=r"language ja .*'sacrebleu\[ja\]'"):
             create_unit(FakeCriterion(), target_lang="ja")
 
+    def test_init_raises_error_when_reference_is_no_label(self) -> None:
+        def create(references: Sequence[Sequence[str]]) -> None:
+            TranslationValidUnit(
+                "dev",
+                FakeCriterion(),
+                lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
+                FakeCodec(create_layout(), "<sep>"),
+                create_gangs(),
+                num_shown=0,
+                metrics=["accuracy"],
+                options=MetricOptions(labels=["A", "B"]),
+                references=references,
+            )
+
+        create([["A"], [" B"]])
+
+        with pytest.raises(WarmupError, match="^Reference 2 is `C`, which is none"):
+            create([["A"], ["C"]])
+
     def test_unit_has_name(self) -> None:
         assert create_unit(FakeCriterion()).name == "dev"
 

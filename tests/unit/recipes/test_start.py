@@ -1296,7 +1296,7 @@ class TestDirections:
             ),
             (
                 {"dataset.directions": "{src-tgt: {prompt: x}, tgt-src: {}}"},
-                "must hold `{source}` once",
+                "`dataset.directions.src-tgt.prompt` is 'x', but a template must hold `{source}` once",
             ),
         ],
     )

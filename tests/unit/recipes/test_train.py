@@ -83,7 +83,10 @@ class TestBadInput:
                 {"criterion.name": "warmup", "warmup.kl_weight": 0.1},
                 "`warmup.kl_weight` is set, but there is no model to hold",
             ),
-            ({"model.arch": "nope"}, "nope is not a known nllb model architecture."),
+            (
+                {"model.arch": "nope"},
+                "`model.arch` is `nope`, which is not a known architecture of `nllb`; use one of `dense_1b`,",
+            ),
             ({"model.family": "nope"}, "`nope`, which is not a known model family"),
             ({"model.name": "nope"}, "`model.name` is `nope`, which no asset card"),
             (
@@ -133,6 +136,14 @@ class TestBadInput:
                 "`regime.score_metric` is `ter`, which `validation.metrics` does not",
             ),
             ({"validation.metrics": "[nope]"}, "nope"),
+            (
+                {"validation.metrics": "[accuracy]", "validation.labels": "[a, b]"},
+                "which is none of the labels a, b; correct the reference or `--labels`, in training `validation.labels`",
+            ),
+            (
+                {"validation.metrics": "[accuracy]", "validation.labels": "[a]"},
+                "`--labels`, in training `validation.labels`",
+            ),
             (
                 {"validation.comet_model": "a/b"},
                 "`validation.comet_model` is `a/b`, but `metrics` has no `comet`",
