@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -43,6 +43,11 @@ REGISTRATIONS: Final = (
 COMET_PYTHON_VARIABLE: Final = "WARMUP_COMET_PYTHON"
 
 _GIB: Final = 1024**3
+
+_CPU_INFO: Final = Path("/proc/cpuinfo")
+
+# Those of Intel and AMD, and that of ARM.
+_BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 _REINSTALL: Final = "run `make install` in the clone or install the wheel again"
 
@@ -447,12 +452,20 @@ def _extension_trace() -> Iterator[None]:
 def _describe_cpu() -> str:
     num_cores = count_cores()
 
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-    except (ValueError, OSError):
-        return f"{num_cores} core(s)"
+    detail = f"{num_cores} core(s)"
 
-    return f"{num_cores} core(s), {memory:.0f} GiB memory"
+    with suppress(ValueError, OSError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+
+        detail += f", {memory:.0f} GiB memory"
+
+    # Linux alone says so.
+    with suppress(OSError):
+        flags = _CPU_INFO.read_text().split()
+
+        detail += ", bf16" if _BF16_FLAGS.intersection(flags) else ", no bf16"
+
+    return detail
 
 
 def _describe(ex: Exception) -> str:

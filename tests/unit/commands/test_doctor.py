@@ -283,6 +283,33 @@ class TestChecks:
         assert (cpu.status, gpu.status) == ("ok", "note")
         assert "core(s)" in cpu.detail
 
+    @pytest.mark.parametrize(
+        "info,end",
+        [
+            ("flags\t: avx2 avx512f avx512_bf16", "GiB memory, bf16"),
+            ("Features : asimd bf16", "GiB memory, bf16"),
+            ("flags : avx2 avx512f", "GiB memory, no bf16"),
+            (None, "GiB memory"),
+        ],
+    )
+    def test_check_devices_tells_whether_cpu_computes_in_bf16(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        info: str | None,
+        end: str,
+    ) -> None:
+        path = tmp_path / "cpuinfo"
+
+        if info is not None:
+            path.write_text(info)
+
+        monkeypatch.setattr(doctor, "_CPU_INFO", path)
+
+        cpu = next(doctor.check_devices())
+
+        assert cpu.detail.endswith(end)
+
     def test_check_optional_packages_are_never_problems(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
