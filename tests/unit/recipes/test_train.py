@@ -741,9 +741,7 @@ class TestResume:
         config = (copied_run / "run.yaml").read_text()
 
         # Nothing is left where the run was made.
-        match = next(line for line in config.splitlines() if "tokenizer.model" in line)
-
-        old_file = match.split(": ")[1]
+        [old_file] = re.findall(r"\S+tokenizer\.model", config)
 
         (copied_run / "run.yaml").write_text(config.replace(old_file, "/nope"))
 
