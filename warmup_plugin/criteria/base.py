@@ -66,8 +66,8 @@ class CriterionContext:
     """Turns the tokens of an output into text, for what scores texts."""
 
     num_template_tokens: Mapping[str, int] = field(default_factory=dict)
-    """See :class:`~warmup_plugin.WarmupGenerator`; by the names of the directions, the only
-    one where batches name none."""
+    """See :class:`~warmup_plugin.WarmupGenerator`; by the names of the directions. The first
+    is that of batches which name none, or others."""
 
 
 @final

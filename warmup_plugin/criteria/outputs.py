@@ -94,10 +94,11 @@ class OutputSampler:
 
         counts = context.num_template_tokens
 
-        if directions is None:
-            num_template_tokens = [next(iter(counts.values()), 0)] * num_sources
-        else:
-            num_template_tokens = [counts[name] for name in directions]
+        first = next(iter(counts.values()), 0)
+
+        num_template_tokens = [
+            counts.get(name, first) for name in directions or [""] * num_sources
+        ]
 
         limits = generator.get_limits(
             pairs.source_seq_lens, [()] * num_sources, num_template_tokens

@@ -44,8 +44,9 @@ def setup_model(
     Makes a model ready for the criterion of a recipe: what ``Recipe.setup_model()``
     returns.
 
-    :param codecs: What encodes each of several directions, by name; ``None`` for what the recipe
-        has registered as its :class:`TextCodec`, else what fits its tokenizer.
+    :param codecs: What encodes each of several directions, by name; ``None`` for what
+        the recipe has registered as its :class:`TextCodec`, else what fits its
+        tokenizer.
     :param on_prepared: If given, the model has the weights that training starts from,
         also where it resumes, and this is told which rows of them were prepared.
 

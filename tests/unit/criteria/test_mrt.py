@@ -382,6 +382,7 @@ class TestMrtCriterion:
             ({}, None, [4, 4]),
             ({"a-b": 1}, None, [3, 3]),
             ({"a-b": 1, "b-a": 3}, ["b-a", "a-b"], [1, 3]),
+            ({"": 1}, ["b-a", "a-b"], [3, 3]),
         ],
     )
     def test_prompt_of_each_direction_counts_in_its_length(
