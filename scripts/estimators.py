@@ -286,7 +286,11 @@ def draw(
     *,
     in_bf16: bool = False,
 ) -> Draws:
-    """Draws K warmups in each of N trials, each of which is a source of one batch."""
+    """
+    Draws K warmups in each of N trials, each of which is a source of one batch.
+
+    :param in_bf16: If ``True``, draws them in bf16, and weighs them so as well.
+    """
     target_seqs, target_seq_lens = problem.repeat_target(num_trials)
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):

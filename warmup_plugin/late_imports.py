@@ -58,6 +58,10 @@ _MODULES: Final = (
 )
 
 
+# Packages of others that take names of late modules, for whoever imports them from there.
+_PACKAGES: Final = ("torcheval.metrics", "torcheval.metrics.functional")
+
+
 def import_fairseq2() -> None:
     """
     Imports fairseq2's recipes, and what we add to them, without the modules above.
@@ -109,6 +113,37 @@ def _late_modules() -> Iterator[None]:
         for name in late:
             # From now on, it is the module itself that is imported.
             del sys.modules[name]
+
+        for name in _PACKAGES:
+            if name in sys.modules:
+                _take_names_out(sys.modules[name])
+
+
+def _take_names_out(package: ModuleType) -> None:
+    """Lets a package have the names of late modules when it is asked for them."""
+    late = {
+        name: value
+        for name, value in vars(package).items()
+        if isinstance(value, _LateClass)
+    }
+
+    for name in late:
+        delattr(package, name)
+
+    def get(name: str) -> Any:
+        if name not in late:
+            raise AttributeError(
+                f"module {package.__name__!r} has no attribute {name!r}"
+            )
+
+        value = _load(late[name]._module, name)
+
+        setattr(package, name, value)
+
+        return value
+
+    if late:
+        setattr(package, "__getattr__", get)
 
 
 def _load(module: str, name: str) -> Any:

@@ -106,6 +106,44 @@ class TestLateModules:
             assert sys.modules["late_one"] is module
 
 
+class TestPackages:
+    def test_names_are_those_of_the_module(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "late_package").mkdir()
+
+        (tmp_path / "late_package" / "__init__.py").write_text(
+            "from late_package.part import Shape, double\n\nclass Own: pass\n"
+        )
+
+        (tmp_path / "late_package" / "part.py").write_text(_LATE)
+
+        monkeypatch.syspath_prepend(tmp_path)
+
+        monkeypatch.setattr(late_imports, "_MODULES", ("late_package.part",))
+        monkeypatch.setattr(late_imports, "_PACKAGES", ("late_package", "nope"))
+
+        with _late_modules():
+            package = import_module("late_package")
+
+        try:
+            assert "late_package.part" not in sys.modules
+
+            assert {"Own"} == {name for name in vars(package) if name[0].isupper()}
+
+            part = import_module("late_package.part")
+
+            assert package.Shape is part.Shape
+            assert vars(package)["Shape"] is part.Shape
+            assert package.double is part.double
+
+            with pytest.raises(AttributeError, match="'late_package' has no .* 'x'"):
+                package.x
+        finally:
+            for name in ("late_package", "late_package.part"):
+                sys.modules.pop(name, None)
+
+
 def test_nothing_is_an_instance_before_the_import(user: Any) -> None:
     assert not user.is_shape(3)
 

@@ -40,18 +40,22 @@ def find_family(
     return family
 
 
-def check_arch(family: ModelFamily, arch: str) -> None:
+def get_arch_config(family: ModelFamily, arch: str) -> object:
     """
-    Checks that a model family has an architecture of that name.
+    Returns the config of an architecture.
 
-    :raises WarmupError: If it has not.
+    :raises WarmupError: If the family has none of that name.
     """
-    if family.maybe_get_arch_config(arch) is None:
+    config = family.maybe_get_arch_config(arch)
+
+    if config is None:
         known = ", ".join(f"`{name}`" for name in sorted(family.get_archs()))
 
         raise WarmupError(
             f"`model.arch` is `{arch}`, which is not a known architecture of `{family.name}`; use one of {known}."
         )
+
+    return config
 
 
 def reads_prompts(family: ModelFamily) -> bool:

@@ -28,7 +28,11 @@ from warmup_plugin.data.directions import (
 )
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.metrics.registry import METRICS
-from warmup_plugin.models.families import check_arch, find_family, reads_prompts
+from warmup_plugin.models.families import (
+    find_family,
+    get_arch_config,
+    reads_prompts,
+)
 from warmup_plugin.models.t5.tokenizer import T5_TOKENIZER_FAMILY
 from warmup_plugin.recipes.checks import check_model, read_run_config
 from warmup_plugin.recipes.common import (
@@ -92,12 +96,7 @@ def complete_config(
 
     family_name = find_family_name(config.model.name, config.model.family, resolver)
 
-    family = find_family(family_name, resolver)
-
-    if config.model.name is None and config.model.arch is not None:
-        check_arch(family, config.model.arch)
-
-    is_decoder_only = reads_prompts(family)
+    is_decoder_only = reads_prompts(find_family(family_name, resolver))
 
     if is_decoder_only and config.generation.truncate:
         raise WarmupError(
@@ -226,11 +225,7 @@ def _check_model(section: ModelSection) -> None:
     if section.arch is None:
         config = cast(Any, family.config_kls)()
     else:
-        config = family.maybe_get_arch_config(section.arch)
-
-    # fairseq2 says which there are.
-    if config is None:
-        return
+        config = get_arch_config(family, section.arch)
 
     converter = create_value_converter()
 
