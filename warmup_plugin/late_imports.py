@@ -121,8 +121,9 @@ def _late_modules() -> Iterator[None]:
 
 def _take_names_out(package: ModuleType) -> None:
     """Lets a package have the names of late modules when it is asked for them."""
-    late = {
-        name: value
+    # The modules by the names.
+    late: dict[str, str] = {
+        name: vars(value)["_module"]
         for name, value in vars(package).items()
         if isinstance(value, _LateClass)
     }
@@ -136,7 +137,7 @@ def _take_names_out(package: ModuleType) -> None:
                 f"module {package.__name__!r} has no attribute {name!r}"
             )
 
-        value = _load(late[name]._module, name)
+        value = _load(late[name], name)
 
         setattr(package, name, value)
 

@@ -100,6 +100,9 @@ class TranslationValidUnit(EvalUnit[Seq2SeqBatch]):
         for direction_options in self._options.values():
             check_validation_metrics(metrics, direction_options, references)
 
+            # Those of all directions.
+            references = ()
+
         self._name = name
         self._criterion = criterion
         self._create_generator = cache(create_generator)

@@ -38,7 +38,12 @@ from warmup_plugin.layout import DecoderLayout
 from warmup_plugin.models.conditional import ConditionalModel
 from warmup_plugin.models.families import find_family, reads_prompts
 from warmup_plugin.models.traits import find_float16_fault
-from warmup_plugin.tokenizers.codec import CodecOptions, TextCodec, create_codec
+from warmup_plugin.tokenizers.codec import (
+    CodecOptions,
+    TextCodec,
+    create_codec,
+    find_template_error,
+)
 
 
 @dataclass(kw_only=True)
@@ -107,8 +112,13 @@ class TextPairsSection(TextPairsConfig, Checked):
             if direction.max_train_pairs is not None and direction.max_train_pairs < 1:
                 yield f"`directions.{name}.max_train_pairs` must be greater than or equal to 1."
 
-            if direction.prompt is not None and direction.prompt.count("{source}") != 1:
-                yield f"`directions.{name}.prompt` is {direction.prompt!r}, but a template must hold `{{source}}` once; add it where the source belongs."
+            if direction.prompt is not None:
+                error = find_template_error(
+                    f"directions.{name}.prompt", direction.prompt
+                )
+
+                if error is not None:
+                    yield error
 
             others = [f"`{other}`" for other in self.directions if other != name]
 

@@ -248,13 +248,25 @@ def adapt_tokenizer(tokenizer: Tokenizer) -> WarmupTokenizer:
     return adapted
 
 
+def find_template_error(key: str, template: str) -> str | None:
+    """
+    Says what is wrong with a prompt; ``None`` for nothing.
+
+    :param key: What it is the value of.
+    """
+    if template.count("{source}") == 1:
+        return None
+
+    return f"`{key}` is {template!r}, but a template must hold `{{source}}` once; add it where the source belongs."
+
+
 def _complete_template(options: CodecOptions, default: str) -> str:
     template = default if options.prompt is None else options.prompt
 
-    if template.count("{source}") != 1:
-        raise WarmupError(
-            f"`dataset.prompt` is {template!r}, but a template must hold `{{source}}` once; add it where the source belongs."
-        )
+    error = find_template_error("dataset.prompt", template)
+
+    if error is not None:
+        raise WarmupError(error)
 
     for name, lang in (
         ("{source_lang}", options.source_lang),
