@@ -128,8 +128,10 @@ def create_unit(
     *,
     num_shown: int = 2,
     rank: int = 0,
-    target_lang: str = "de",
+    options: MetricOptions = MetricOptions(target_lang="de"),
+    **kwargs: Any,
 ) -> TranslationValidUnit:
+    """:param kwargs: The other parameters of the unit."""
     return TranslationValidUnit(
         "dev",
         criterion,
@@ -137,7 +139,8 @@ def create_unit(
         FakeCodec(create_layout(), "<sep>"),
         create_gangs(rank),
         num_shown=num_shown,
-        options=MetricOptions(target_lang=target_lang),
+        options=options,
+        **kwargs,
     )
 
 
@@ -338,17 +341,12 @@ class TestTranslationValidUnit:
         )
 
         with pytest.raises(WarmupError, match=r"language ja .*'sacrebleu\[ja\]'"):
-            create_unit(FakeCriterion(), target_lang="ja")
+            create_unit(FakeCriterion(), options=MetricOptions(target_lang="ja"))
 
     def test_init_raises_error_when_reference_is_no_label(self) -> None:
         def create(references: Sequence[Sequence[str]]) -> None:
-            TranslationValidUnit(
-                "dev",
+            create_unit(
                 FakeCriterion(),
-                lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
-                FakeCodec(create_layout(), "<sep>"),
-                create_gangs(),
-                num_shown=0,
                 metrics=["accuracy"],
                 options=MetricOptions(labels=["A", "B"]),
                 references=references,
@@ -370,16 +368,7 @@ def test_gather_objects_of_one_process_needs_no_network() -> None:
 
 
 def test_unit_scores_by_given_metrics(messages: list[str]) -> None:
-    unit = TranslationValidUnit(
-        "dev",
-        FakeCriterion(),
-        lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
-        FakeCodec(create_layout(), "<sep>"),
-        create_gangs(),
-        num_shown=0,
-        metrics=["ter", "rouge"],
-        options=MetricOptions(target_lang="de"),
-    )
+    unit = create_unit(FakeCriterion(), num_shown=0, metrics=["ter", "rouge"])
 
     values, _ = run(unit)
 
@@ -398,15 +387,8 @@ def test_unit_asks_one_worker_of_comet_in_all_validations(
             comet_model=write_comet_model(tmp_path), comet_workers=workers
         )
 
-        unit = TranslationValidUnit(
-            "dev",
-            FakeCriterion(),
-            lambda max_warmup_len: cast(WarmupGenerator, FakeGenerator()),
-            FakeCodec(create_layout(), "<sep>"),
-            create_gangs(),
-            num_shown=0,
-            metrics=["comet"],
-            options=options,
+        unit = create_unit(
+            FakeCriterion(), num_shown=0, metrics=["comet"], options=options
         )
 
         # Not only at the first validation, which may be hours away.
