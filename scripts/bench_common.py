@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -39,6 +40,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX, SEPARATOR_IDX, FIRST_WORD_IDX = range(6)
 
 _CLOCKS: Final = {"wall": time.perf_counter, "cpu": time.process_time}
+
+# Whose versions are told where they are installed.
+_PEERS: Final = ("transformers", "ctranslate2")
 
 # The first calls allocate and import what the others find.
 _NUM_DROPPED: Final = 1
@@ -336,6 +340,54 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def measure_step(
+    step: Callable[[], object],
+    device: torch.device,
+    seed: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Returns the time in seconds of a step, until the device has done its part."""
+    torch.manual_seed(seed)
+
+    synchronize(device)
+
+    begin = clock()
+
+    step()
+
+    synchronize(device)
+
+    return clock() - begin
+
+
+def take_turns(
+    names: Iterable[str], num_rounds: int, measure: Callable[[str, int], float]
+) -> dict[str, list[float]]:
+    """
+    Measures in turn, A B C A B C …, so that a change of the machine's speed meets all.
+
+    :param measure: Given a name and the number of the round, returns a time.
+
+    :returns: The times of each name, those of the first round dropped.
+    """
+    times: dict[str, list[float]] = {name: [] for name in names}
+
+    for round_nr in range(_NUM_DROPPED + num_rounds):
+        for name in times:
+            print(
+                f"round {round_nr}/{num_rounds}: {name}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+            seconds = measure(name, round_nr)
+
+            if round_nr >= _NUM_DROPPED:
+                times[name].append(seconds)
+
+    return times
+
+
 def measure_alternating(
     steps: Mapping[str, Callable[[], object]],
     device: torch.device,
@@ -345,40 +397,18 @@ def measure_alternating(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """
-    Measures steps in turn, A B C A B C …, so that a change of the machine's speed
-    meets all of them.
+    Measures the steps of one process in turn, see :func:`take_turns`.
 
     :param between: Called before each step; its time does not count.
     :param clock: Tells the time in seconds.
-
-    :returns: The times in seconds of each step, those of the first round dropped.
     """
-    times: dict[str, list[float]] = {name: [] for name in steps}
 
-    for round_nr in range(_NUM_DROPPED + num_rounds):
-        for name, step in steps.items():
-            print(
-                f"round {round_nr}/{num_rounds}: {name}",
-                file=sys.stderr,
-                flush=True,
-            )
+    def measure(name: str, round_nr: int) -> float:
+        between()
 
-            between()
+        return measure_step(steps[name], device, round_nr, clock)
 
-            torch.manual_seed(round_nr)
-
-            synchronize(device)
-
-            begin = clock()
-
-            step()
-
-            synchronize(device)
-
-            if round_nr >= _NUM_DROPPED:
-                times[name].append(clock() - begin)
-
-    return times
+    return take_turns(steps, num_rounds, measure)
 
 
 def format_range(values: Sequence[float], *, digits: int) -> str:
@@ -422,10 +452,11 @@ def describe_environment(args: argparse.Namespace) -> dict[str, object]:
         "warmup_plugin": warmup_plugin.__version__,
     }
 
-    transformers = sys.modules.get("transformers")
-
-    if transformers is not None:
-        versions["transformers"] = transformers.__version__
+    for name in _PEERS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            pass
 
     return {
         "commit": _find_commit(),
@@ -502,6 +533,11 @@ def parse_positive_int(text: str) -> int:
         raise argparse.ArgumentTypeError(f"must be a positive integer, but is {text}")
 
     return value
+
+
+def parse_positive_ints(text: str) -> list[int]:
+    """Parses an argument of several counts, divided by commas."""
+    return [parse_positive_int(part) for part in text.split(",")]
 
 
 def parse_names(option: str, text: str, known: Sequence[str]) -> list[str]:

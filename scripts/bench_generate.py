@@ -4,7 +4,8 @@
 """
 How fast are outputs found, against transformers and CTranslate2 with the same weights?
 
-In turn in one process, the same sources in the same batches, encoding included:
+In turn, each in a process of its own, the same sources in the same batches, encoding
+included:
 
 - ``transformers``: ``generate()``, to which the others are compared;
 - ``ours``: the generator ``warmup`` without warmups;
@@ -26,15 +27,12 @@ beyond the model while all sources are generated once (Linux only). ::
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-
-import numpy as np
-import torch
 
 if not __package__:
     # Started as a file: the folder of the package is not on the path then.
@@ -42,76 +40,70 @@ if not __package__:
 
 from scripts.bench_common import (
     BenchParser,
+    Setting,
     describe_environment,
     format_range,
     format_table,
     get_clock,
-    measure_alternating,
     parse_names,
+    parse_positive_ints,
     prepare_device,
-    read_memory,
-    reset_peak_memory,
+    take_turns,
 )
 from scripts.generation_systems import (
     BASE,
     INT8_SYSTEMS,
     PLAIN_SYSTEMS,
     WARMUP_SYSTEMS,
-    Job,
-    create_random_job,
-    create_system,
-    load_run_job,
 )
 from scripts.step_settings import SETTINGS
-from warmup_plugin.data.batching import sorted_batches
+from scripts.system_process import SystemProcess, Work
 from warmup_plugin.errors import WarmupError
-from warmup_plugin.heap import keep_freed_memory
-
-
-def measure_memory(step: Callable[[], object]) -> float | None:
-    """Measures by how much a step raises the peak of the process's memory, in MiB;
-    ``None`` where the kernel does not tell."""
-    try:
-        # What other systems have left behind is not there to be used.
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-        before = reset_peak_memory()
-    except (OSError, WarmupError):
-        return None
-
-    step()
-
-    return (read_memory("VmHWM") - before) / 2**20
 
 
 def run(args: argparse.Namespace) -> None:
     device = prepare_device(args)
-
-    # As `translate` does; the others have it too.
-    keep_freed_memory()
 
     names = parse_names("--systems", args.systems, [*PLAIN_SYSTEMS, *WARMUP_SYSTEMS])
 
     if BASE not in names:
         raise WarmupError(f"`--systems` must hold `{BASE}`, to which all are compared.")
 
-    jobs = []
+    subjects: list[Setting | Path]
 
     if args.run is not None:
-        jobs.append(load_run_job(args.run, args.sentences))
+        subjects = [args.run]
     else:
-        for setting_name in parse_names("--settings", args.settings, list(SETTINGS)):
-            jobs.append(create_random_job(SETTINGS[setting_name], args.sentences))
+        subjects = [
+            SETTINGS[name]
+            for name in parse_names("--settings", args.settings, list(SETTINGS))
+        ]
 
-    report: dict[str, object] = {"environment": describe_environment(args)}
+    measurements = []
 
-    measurements: list[object] = []
+    with ExitStack() as stack:
+        systems = {
+            name: stack.enter_context(
+                SystemProcess(name, device, args.threads, get_clock(args))
+            )
+            for name in names
+        }
 
-    for job in jobs:
-        for beam in map(int, args.beams.split(",")):
-            measurements.append(_measure_job(job, beam, names, device, args))
+        for subject in subjects:
+            for beam_size in args.beams:
+                work = Work(
+                    subject=subject,
+                    num_sentences=args.sentences,
+                    beam_size=beam_size,
+                    max_num_tokens=args.max_num_tokens,
+                )
 
-    report["measurements"] = measurements
+                measurements.append(_measure_work(work, systems, args))
+
+    report = {
+        "environment": describe_environment(args),
+        "measurements": measurements,
+    }
 
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -119,62 +111,40 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps({"benchmark": "generate", **report}))
 
 
-def _measure_job(
-    job: Job,
-    beam: int,
-    names: Sequence[str],
-    device: torch.device,
-    args: argparse.Namespace,
+def _measure_work(
+    work: Work, systems: Mapping[str, SystemProcess], args: argparse.Namespace
 ) -> dict[str, object]:
-    lens = np.array([len(seq) for seq in job.sources])
+    for system in systems.values():
+        title, num_sentences, num_batches = system.prepare(work)
 
-    plan = [rows.tolist() for rows in sorted_batches(lens, args.max_num_tokens // beam)]
-
-    systems = {
-        name: create_system(name, job, device, beam, args.threads) for name in names
-    }
-
-    outputs: dict[str, dict[int, list[int]]] = {name: {} for name in names}
-
-    def make_step(name: str) -> Callable[[], None]:
-        def step() -> None:
-            for rows in plan:
-                batch = [job.sources[row] for row in rows]
-
-                outputs[name].update(zip(rows, systems[name](batch)))
-
-        return step
-
-    steps = {name: make_step(name) for name in names}
-
-    times = measure_alternating(
-        steps, device, num_rounds=args.rounds, clock=get_clock(args)
+    times = take_turns(
+        systems, args.rounds, lambda name, round_nr: systems[name].measure(round_nr)
     )
 
-    memory = {name: measure_memory(step) for name, step in steps.items()}
+    base_outputs = systems[BASE].get_outputs()
 
     rows, results = [], []
 
-    for name in names:
+    for name, system in systems.items():
         seconds = statistics.median(times[name])
 
         # Each is compared with its neighbour of the same round.
         ratios = [base / own for base, own in zip(times[BASE], times[name])]
 
-        num_tokens = sum(len(output) + 1 for output in outputs[name].values())
+        outputs = system.get_outputs()
 
-        num_equal = sum(
-            output == outputs[BASE][row] for row, output in outputs[name].items()
-        )
+        num_tokens = sum(len(output) + 1 for output in outputs.values())
+
+        num_equal = sum(output == base_outputs[row] for row, output in outputs.items())
 
         is_plain = name in PLAIN_SYSTEMS
 
-        mib = memory[name]
+        mib = system.measure_memory()
 
         results.append(
             {
                 "system": name,
-                "beam": beam,
+                "beam": work.beam_size,
                 "seconds": times[name],
                 "speedup": ratios,
                 "num_tokens": num_tokens,
@@ -186,17 +156,17 @@ def _measure_job(
         rows.append(
             [
                 name,
-                f"{len(job.sources) / seconds:.0f}",
+                f"{num_sentences / seconds:.0f}",
                 f"{num_tokens / seconds:.0f}",
                 f"{statistics.median(ratios):.2f}",
                 format_range(ratios, digits=2),
-                f"{100 * num_equal / len(job.sources):.1f}%" if is_plain else "-",
+                f"{100 * num_equal / num_sentences:.1f}%" if is_plain else "-",
                 "-" if mib is None else f"{mib:.0f}",
             ]
         )
 
     print(
-        f"{job.name}\nbeam {beam}, {len(job.sources)} sentences in {len(plan)} batches, {args.threads} thread(s)\n"
+        f"{title}\nbeam {work.beam_size}, {num_sentences} sentences in {num_batches} batches, {args.threads} thread(s)\n"
     )
 
     print(
@@ -207,7 +177,7 @@ def _measure_job(
 
     print(flush=True)
 
-    return {"job": job.name, "beam": beam, "systems": results}
+    return {"job": title, "beam": work.beam_size, "systems": results}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -243,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser.add_argument(
         "--beams",
+        type=parse_positive_ints,
         default="1,5",
         metavar="SIZES",
         help="beam sizes, divided by commas (default: %(default)s)",

@@ -91,6 +91,7 @@ def predict_multiple(
     setting: Setting,
     num_kept: int | None,
     *,
+    weighs: bool = True,
     source_repeated: bool = False,
     shares_encoder: bool = False,
     checkpoints_activations: bool = False,
@@ -104,7 +105,10 @@ def predict_multiple(
     A warmup is counted with its separator. Backward costs two forwards. Attention weights, softmax and drawing are not counted.
 
     :param num_kept: The candidates a source in the differentiable pass; ``None`` for
-        all, which need not be weighed first.
+        all.
+    :param weighs: ``False`` if they are not weighed first. Ours are, all of them too:
+        the weights must be known when a chunk of logits is differentiated, or all chunks
+        would stay in memory.
     :param source_repeated: ``True`` if each candidate has its source encoded.
     :param shares_encoder: ``True`` if the encoder is called once; keys and values of the
         decoder are computed twice all the same.
@@ -139,9 +143,12 @@ def predict_multiple(
     if shares_encoder:
         step -= setting.source_len * num_layers * 12 * squared
 
+    if weighs:
+        step += num_warmups * target
+
     if num_kept is None:
-        step += grad * num_warmups * (warmup + target)
-    else:
-        step += num_warmups * target + grad * num_kept * (warmup + target)
+        num_kept = num_warmups
+
+    step += grad * num_kept * (warmup + target)
 
     return step / sft

@@ -142,7 +142,7 @@ def predict_variant(
         return predict(variant.num_kept, shares_encoder=variant.share_encoder)
 
     if name in (PLAIN, HF_WARMUP):
-        return predict(None, source_repeated=True)
+        return predict(None, weighs=False, source_repeated=True)
 
     return None
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -26,6 +27,7 @@ from scripts import (
     bench_startup,
     bench_step,
     generation_systems,
+    system_process,
 )
 from scripts.bench_common import (
     BOS_IDX,
@@ -120,13 +122,27 @@ class TestPredictMultiple:
         multiples = [
             predict_multiple(setting, 1),
             predict_multiple(setting, 2),
-            predict_multiple(setting, None),
-            predict_multiple(setting, None, source_repeated=True),
+            predict_multiple(setting, None, weighs=False),
+            predict_multiple(setting, None, weighs=False, source_repeated=True),
         ]
 
         expected = [keep_1, keep_2, keep_all, repeated]
 
         assert [round(multiple, 2) for multiple in multiples] == expected
+
+    def test_weighing_is_forward_over_targets(self) -> None:
+        setting = SETTINGS["captions"]
+
+        # By hand: 2 layers of 14 · 128², and 6,000 · 128 for what is written.
+        token = 2 * 14 * 128**2 + 6000 * 128
+
+        sft = 3 * 17 * (2 * 14 * 128**2 + token)
+
+        weighing = predict_multiple(setting, None) - predict_multiple(
+            setting, None, weighs=False
+        )
+
+        assert weighing == pytest.approx(4 * 17 * token / sft)
 
     def test_shared_encoder_is_called_once(self) -> None:
         setting = SETTINGS["summarization"]
@@ -649,7 +665,7 @@ class TestBenchGenerate:
 
     def test_memory_of_step_is_what_it_takes(self) -> None:
         # 64 MiB
-        mib = bench_generate.measure_memory(lambda: torch.ones(2**24))
+        mib = system_process.measure_memory(lambda: torch.ones(2**24))
 
         if mib is None:
             pytest.skip("this kernel does not tell the peak of a process")
@@ -661,14 +677,37 @@ class TestBenchGenerate:
     ) -> None:
         monkeypatch.setitem(SETTINGS, "tiny", TINY)
 
-        args = ["--settings", "tiny", "--sentences", "4", "--rounds", "1", "--beams"]
+        args = ["--settings", "tiny", "--sentences", "4", "--rounds", "1"]
 
-        assert bench_generate.main([*args, "1,2"]) == 0
+        args += ["--systems", "transformers,ours,single", "--beams", "1,2"]
 
-        out = capsys.readouterr().out
+        assert bench_generate.main(args) == 0
 
-        assert out.count("transformers ") == 2
-        assert out.count("greedy-then-beam ") == 2
+        record = json.loads(capsys.readouterr().out.splitlines()[-1])
+
+        assert [m["beam"] for m in record["measurements"]] == [1, 2]
+
+        for measurement in record["measurements"]:
+            systems = {system["system"]: system for system in measurement["systems"]}
+
+            assert [*systems] == ["transformers", "ours", "single"]
+
+            # Of all of them, as long as the setting says.
+            assert systems["ours"]["num_tokens"] == 4 * TINY.target_len
+
+            assert all(len(system["seconds"]) == 1 for system in systems.values())
+
+            if measurement["beam"] == 1:
+                # Beams of a random model are close to each other.
+                assert systems["ours"]["num_equal"] == 4
+
+    def test_process_that_dies_is_one_sentence(self) -> None:
+        with system_process.SystemProcess("ours", device, 1, time.monotonic) as system:
+            # As the kernel kills what takes too much memory.
+            system._executor.submit(signal.raise_signal, signal.SIGKILL)
+
+            with pytest.raises(WarmupError, match="process of `ours` has died"):
+                system.get_outputs()
 
     def test_unknown_system_is_one_sentence(
         self, capsys: pytest.CaptureFixture[str]
@@ -676,6 +715,14 @@ class TestBenchGenerate:
         assert bench_generate.main(["--systems", "nope"]) == 2
 
         assert "`--systems` names `nope`" in capsys.readouterr().err
+
+    def test_beam_that_is_no_number_is_one_sentence(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            bench_generate.main(["--beams", "1,x"])
+
+        assert "--beams: must be a positive integer" in capsys.readouterr().err
 
 
 class TestStartup:

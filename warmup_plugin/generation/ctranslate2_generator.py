@@ -26,7 +26,8 @@ TOKENS_FILE: Final = "tokens.json"
 # What the library has as well, and what stays as it is.
 _KNOWN_OPTIONS: Final = (
     *("warmup", "max_warmup_len", "beam_size", "num_best", "length_penalty"),
-    *("max_len_a", "max_len_b", "early_stopping", "ban_unk", "seed"),
+    *("max_len_a", "max_len_b", "min_len_a", "min_len_b"),
+    *("early_stopping", "ban_unk", "seed"),
 )
 
 
@@ -186,6 +187,8 @@ class CTranslate2Generator:
 
         limits = self._generator.get_limits(source_seq_lens, forced)
 
+        min_lens = self._generator.get_min_lens(source_seq_lens, forced)
+
         sources = [
             self._to_names(seq[:length])
             for seq, length in zip(source_seqs.tolist(), source_seq_lens)
@@ -220,6 +223,7 @@ class CTranslate2Generator:
             sources,
             begun,
             [limit - len(seq) for limit, seq in zip(limits, forced)],
+            min_lens=[max(n - len(seq), 0) for n, seq in zip(min_lens, forced)],
             end_idx=self._layout.eos_idx,
             banned=self._banned_in_target,
             beam_size=config.beam_size,
@@ -240,6 +244,7 @@ class CTranslate2Generator:
         *,
         end_idx: int,
         banned: list[list[str]],
+        min_lens: Sequence[int] | None = None,
         beam_size: int = 1,
         **options: Any,
     ) -> list[list[list[int]]]:
@@ -248,15 +253,19 @@ class CTranslate2Generator:
 
         :param limits: The most tokens to write for each source.
         :param end_idx: The token that ends what is written, which it does not hold.
+        :param min_lens: The fewest tokens to write for each source.
 
         :returns: Of each source as many sequences as are asked for, best first.
         """
 
-        def write(rows: Sequence[int], limit: int) -> list[list[list[int]]]:
+        def write(
+            rows: Sequence[int], limit: int, min_len: int
+        ) -> list[list[list[int]]]:
             found = self._call_engine(
                 [sources[row] for row in rows],
                 [begun[row] for row in rows],
                 limit,
+                min_len,
                 end_token=self._names[end_idx],
                 suppress_sequences=banned,
                 beam_size=beam_size,
@@ -268,23 +277,32 @@ class CTranslate2Generator:
                 for group in found
             ]
 
-        rows = [row for row in range(len(sources)) if limits[row] > 0]
+        # The library knows one minimum for all, and counts what is begun.
+        parts: dict[tuple[int, int], list[int]] = {}
+
+        for row, limit in enumerate(limits):
+            if limit > 0:
+                min_len = 0 if min_lens is None else min_lens[row]
+
+                key = (min_len, len(begun[row]) if min_len > 0 else 0)
+
+                parts.setdefault(key, []).append(row)
 
         found: list[list[list[int]]] = [[[]] for _ in sources]
 
-        if not rows:
-            return found
+        for (min_len, _), rows in parts.items():
+            groups = write(rows, max(limits[row] for row in rows), min_len)
 
-        for row, group in zip(rows, write(rows, max(limits[row] for row in rows))):
-            if max(map(len, group)) > limits[row]:
-                # The limit is that of the longest: by greedy search the rest is cut off,
-                # by beams it would have been another search.
-                if beam_size == 1:
-                    group = [seq[: limits[row]] for seq in group]
-                else:
-                    [group] = write([row], limits[row])
+            for row, group in zip(rows, groups):
+                if max(map(len, group)) > limits[row]:
+                    # The limit is that of the longest: by greedy search the rest is cut
+                    # off, by beams it would have been another search.
+                    if beam_size == 1:
+                        group = [seq[: limits[row]] for seq in group]
+                    else:
+                        [group] = write([row], limits[row], min_len)
 
-            found[row] = group
+                found[row] = group
 
         return found
 
@@ -293,6 +311,7 @@ class CTranslate2Generator:
         sources: list[list[str]],
         begun: list[list[str]],
         limit: int,
+        min_len: int,
         **options: Any,
     ) -> list[list[list[str]]]:
         """Returns what is written behind ``begun``, EOS or another end left out."""
@@ -301,7 +320,7 @@ class CTranslate2Generator:
                 [source + head for source, head in zip(sources, begun)],
                 include_prompt_in_result=False,
                 max_length=limit,
-                min_length=0,
+                min_length=min_len,
                 **options,
             )
 
@@ -316,7 +335,7 @@ class CTranslate2Generator:
             # It cuts sources otherwise, and counts what is given.
             max_input_length=0,
             max_decoding_length=limit + max(map(len, heads)),
-            min_decoding_length=0,
+            min_decoding_length=min_len + len(heads[0]) if min_len > 0 else 0,
             **options,
         )
 

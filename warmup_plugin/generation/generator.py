@@ -150,6 +150,20 @@ class WarmupGenerator:
 
         return limits
 
+    def get_min_lens(
+        self, source_seq_lens: Sequence[int], forced: Sequence[Sequence[int]]
+    ) -> list[int]:
+        """
+        Returns the fewest tokens of the output of each source, EOS not counted.
+
+        :raises WarmupError: As of :meth:`__call__`.
+        """
+        space = self._create_space(source_seq_lens, torch.device("cpu"), forced, None)
+
+        min_lens: list[int] = space.min_lens.tolist()
+
+        return min_lens
+
     @torch.no_grad()
     def __call__(
         self,

@@ -62,6 +62,8 @@ class MultipleChoiceTask(TextTask):
             score_metric="accuracy",
             generation={
                 **limit_to_targets(context),
+                # No label is empty.
+                "min_len_b": 1,
                 "rank_labels": self._config.rank_options,
             },
         )

@@ -28,7 +28,7 @@ class TestCheckOptions:
             {"warmup": "none"},
             {"warmup": "empty", "beam_size": 3, "num_best": 2},
             {"warmup": "greedy_then_beam", "length_penalty": 0.6},
-            {"warmup": "single", "beam_size": 1, "max_len_a": 2.0},
+            {"warmup": "single", "beam_size": 1, "max_len_a": 2.0, "min_len_b": 1},
         ],
     )
     def test_search_is_known(self, options: dict[str, Any]) -> None:
@@ -41,7 +41,6 @@ class TestCheckOptions:
             ({"warmup": "beam_then_beam"}, "take `--warmup greedy-then-beam`, or"),
             ({"warmup": "sample"}, "`--warmup sample` is not for"),
             ({"warmup": "none", "sampling": True}, "`--sampling` is not for"),
-            ({"warmup": "none", "min_len_b": 2}, "`--min-len-b` is not for"),
             (
                 {"warmup": "greedy_then_beam", "plain_weight": 0.3},
                 "leave one of them out, or say `--plain-weight 0.0` if the run sets it.",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -441,3 +442,53 @@ class TestBackend:
         assert len(output.splitlines()) == 2 * len(lines)
 
         assert folder.stat().st_ino == inode
+
+    def test_output_has_its_fewest_tokens(
+        self, case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = shutil.copytree(case.text_folder, tmp_path / "text")
+
+        # Who has learned these ends at once.
+        for file in folder.glob("*.tgt"):
+            num_lines = len(file.read_text(encoding="utf-8").splitlines())
+
+            file.write_text("ta\n" * num_lines, encoding="utf-8")
+
+        run_dir = replace(case, text_folder=folder).train(
+            tmp_path / "run",
+            criterion__name="warmup",
+            warmup__max_warmup_len=MAX_WARMUP_LEN,
+            optimizer__config__lr=0.01,
+            regime__num_steps=30,
+            regime__validate_every_n_steps=30,
+            regime__checkpoint_every_n_steps=30,
+        )
+
+        text = tmp_path / "in.txt"
+
+        text.write_text("".join(f"{line}\n" for line in SOURCES), encoding="utf-8")
+
+        def translate(backend: str, *args: str) -> list[tuple[str, str]]:
+            options = ["--backend", backend, "--checkpoint", "last", "--jsonl"]
+
+            options += ["--no-rich", "--warmup", "greedy-then-beam"]
+
+            options += ["--beam-size", "1", *args]
+
+            status = run_command(["translate", str(run_dir), str(text), *options])
+
+            out, err = capfd.readouterr()
+
+            assert status == 0, err
+
+            records = [json.loads(line) for line in out.splitlines()]
+
+            return [(record["warmup"], record["output"]) for record in records]
+
+        short, long = (
+            translate("ctranslate2", *args) for args in ([], ["--min-len-b", "7"])
+        )
+
+        assert translate("fairseq2", "--min-len-b", "7") == long
+
+        assert all(len(a[1]) < len(b[1]) for a, b in zip(short, long))

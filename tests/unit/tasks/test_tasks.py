@@ -63,6 +63,11 @@ class TestTextTask:
 
         assert settings.score_metric in scores
 
+    def test_label_is_never_empty(self) -> None:
+        settings = MultipleChoiceTask(MultipleChoiceConfig()).get_settings(SCRATCH)
+
+        assert settings.generation["min_len_b"] == 1
+
     @pytest.mark.parametrize("task", _TASKS)
     def test_prompt_depends_on_kind_of_model(self, task: TextTask) -> None:
         t5, llama = (task.get_settings(c).prompt for c in (T5, LLAMA))
