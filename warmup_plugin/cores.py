@@ -1,17 +1,22 @@
 # Copyright (c) warmup_plugin contributors
 # SPDX-License-Identifier: MIT
 
-"""How many cores a process may use, which a container may limit."""
+"""How many cores a process may use, which a container may limit, and others use too."""
 
 from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, final
 
 _ROOT: Final = Path("/")
+
+_MIN_WATCH_TIME: Final = 0.2
+"""In seconds."""
 
 
 def count_cores(root: Path = _ROOT) -> int:
@@ -101,3 +106,92 @@ def _read_quota(folder: Path) -> float | None:
         return None
 
     return quota / period if quota > 0 and period > 0 else None
+
+
+@final
+class CoreWatch:
+    """
+    Watches how busy other processes keep the cores of this one.
+
+    Threads that compute together wait for each other at every operation. One that has to
+    share its core lets all others wait for as long as the kernel lets somebody else run,
+    which is longer than most operations by far.
+    """
+
+    def __init__(self, root: Path = _ROOT) -> None:
+        """
+        :param root: As of :func:`count_cores`.
+        """
+        self._root = root
+        self._last = self._measure()
+
+    def count_free(self) -> int:
+        """
+        Counts the cores that others have left since the last call, or since the beginning;
+        at least 1.
+
+        Who runs with a lower priority (``nice``) leaves its core to us. Where the kernel
+        does not tell, all cores are free.
+        """
+        num_cores = count_cores(self._root)
+
+        last = self._last
+
+        if last is not None:
+            # The kernel counts in hundredths of a second.
+            time.sleep(max(0.0, _MIN_WATCH_TIME - (time.monotonic() - last.time)))
+
+        self._last = self._measure()
+
+        if last is None or self._last is None:
+            return num_cores
+
+        elapsed = self._last.time - last.time
+
+        others = self._last.busy - last.busy - (self._last.own - last.own)
+
+        # Of those that this process may use; a quota may allow it fewer.
+        num_free = self._last.num_cores - round(others / elapsed)
+
+        return max(1, min(num_cores, num_free))
+
+    def _measure(self) -> _Load | None:
+        own = time.process_time()
+
+        try:
+            lines = (self._root / "proc/stat").read_text(encoding="utf-8").splitlines()
+
+            cpus = {f"cpu{idx}" for idx in os.sched_getaffinity(0)}
+
+            ticks = os.sysconf("SC_CLK_TCK")
+
+            counts = [
+                [int(value) for value in values]
+                for name, *values in map(str.split, lines)
+                if name in cpus
+            ]
+        except (OSError, ValueError, AttributeError):
+            return None
+
+        # A container may name them otherwise.
+        if not counts:
+            return None
+
+        # Of `user nice system idle iowait irq softirq …`.
+        busy = sum(sum(count[i] for i in (0, 2, 5, 6)) for count in counts)
+
+        return _Load(time.monotonic(), busy / ticks, own, len(counts))
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Holds what the kernel has counted, in seconds."""
+
+    time: float
+
+    busy: float
+    """Of all processes."""
+
+    own: float
+
+    num_cores: int

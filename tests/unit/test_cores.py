@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from warmup_plugin.cores import count_cores, find_cpu_quota
+from warmup_plugin.cores import CoreWatch, count_cores, find_cpu_quota
 
 V1 = "9:name=systemd:/\n8:pids:/\n4:cpu,cpuacct:{}\n3:cpuset:/\n0::/\n"
 
@@ -134,3 +135,104 @@ class TestCountCores:
         }
 
         assert count_cores(write(tmp_path, files)) == 3
+
+
+class TestCoreWatch:
+    """Four of eight cores are ours; a second passes from one look to the next."""
+
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 4, 5})
+
+        times = iter(range(100))
+
+        now = [0.0]
+
+        def measure_own() -> float:
+            now[0] = float(next(times))
+
+            # Half a core.
+            return 0.5 * now[0]
+
+        monkeypatch.setattr(time, "process_time", measure_own)
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+
+        self.hundred = os.sysconf("SC_CLK_TCK")
+
+    def write_load(self, root: Path, **loads: list[float]) -> Path:
+        """Writes how long each core was busy, and with what: `user nice system idle …`."""
+        lines = ["cpu  9 9 9 9 9 9 9 9 0 0"]
+
+        for name, load in loads.items():
+            values = [*load, 0, 0, 0, 0, 0, 0, 0, 0][:8]
+
+            lines.append(
+                f"{name} " + " ".join(str(int(self.hundred * x)) for x in values)
+            )
+
+        return write(root, {"proc/stat": "\n".join([*lines, "intr 5 6", "ctxt 3"])})
+
+    @pytest.mark.parametrize(
+        "loads,expected",
+        [
+            # Nobody but us.
+            ({"cpu2": [0.5]}, 4),
+            # One that computes, and one that has little to do.
+            ({"cpu2": [0.5], "cpu3": [0.9, 0, 0.1], "cpu4": [0.3]}, 3),
+            ({"cpu2": [1.0], "cpu3": [1.0], "cpu4": [0.5], "cpu5": [0, 0, 1.0]}, 1),
+            # All of ours; something is left.
+            ({name: [1.0] for name in ("cpu2", "cpu3", "cpu4", "cpu5")}, 1),
+            # With low priority, idle, or waiting for a disk.
+            ({"cpu2": [0.5], "cpu3": [0, 1.0], "cpu4": [0, 0, 0, 1.0, 1.0]}, 4),
+            # On cores that are not ours.
+            ({"cpu2": [0.5], "cpu6": [1.0], "cpu7": [1.0]}, 4),
+        ],
+    )
+    def test_cores_of_others_are_not_free(
+        self, tmp_path: Path, loads: dict[str, list[float]], expected: int
+    ) -> None:
+        names = [f"cpu{idx}" for idx in range(8)]
+
+        watch = CoreWatch(self.write_load(tmp_path, **{name: [0.0] for name in names}))
+
+        self.write_load(tmp_path, **{name: loads.get(name, [0.0]) for name in names})
+
+        assert watch.count_free() == expected
+
+    def test_call_looks_at_time_since_last_one(self, tmp_path: Path) -> None:
+        watch = CoreWatch(self.write_load(tmp_path, cpu2=[0.0], cpu3=[0.0]))
+
+        self.write_load(tmp_path, cpu2=[0.5], cpu3=[1.0])
+
+        assert watch.count_free() == 1
+
+        self.write_load(tmp_path, cpu2=[1.0], cpu3=[1.0])
+
+        assert watch.count_free() == 2
+
+    def test_quota_is_less_than_what_is_free(self, tmp_path: Path) -> None:
+        files = {
+            "proc/self/cgroup": "0::/\n",
+            "sys/fs/cgroup/cpu.max": "200000 100000\n",
+        }
+
+        write(tmp_path, files)
+
+        names = ["cpu2", "cpu3", "cpu4", "cpu5"]
+
+        watch = CoreWatch(self.write_load(tmp_path, **{name: [0.0] for name in names}))
+
+        # Of the two cores' time nothing is taken by who keeps one of four busy.
+        self.write_load(tmp_path, cpu2=[0.5], cpu3=[1.0], cpu4=[0.0], cpu5=[0.0])
+
+        assert watch.count_free() == 2
+
+    @pytest.mark.parametrize("content", [None, "", "cpu  1 2\n", "cpu2 x\n"])
+    def test_kernel_that_does_not_tell_leaves_all(
+        self, tmp_path: Path, content: str | None
+    ) -> None:
+        if content is not None:
+            write(tmp_path, {"proc/stat": content})
+
+        assert CoreWatch(tmp_path).count_free() == 4

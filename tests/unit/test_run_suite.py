@@ -812,6 +812,35 @@ class TestRunner:
 
         return outcomes, "\n".join(lines)
 
+    @pytest.mark.parametrize(
+        "num_jobs,given,expected",
+        [(1, None, "None"), (2, None, "3"), (2, "5", "5"), (9, None, "1")],
+    )
+    def test_commands_share_cores(
+        self,
+        num_jobs: int,
+        given: str | None,
+        expected: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("warmup_plugin.suite.runner.count_cores", lambda: 7)
+
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+        if given is not None:
+            monkeypatch.setenv("OMP_NUM_THREADS", given)
+
+        file = tmp_path / "threads"
+
+        program = "import os, sys; open(sys.argv[1], 'w').write(str(os.environ.get('OMP_NUM_THREADS')))"
+
+        step = Step("a", tmp_path / "a", [str(file)], is_complete=file.is_file)
+
+        Runner([step], num_jobs=num_jobs, program=[sys.executable, "-c", program]).run()
+
+        assert file.read_text() == expected
+
     def test_failure_stops_only_what_needs_it(self, tmp_path: Path) -> None:
         a = self.make_step(tmp_path, "a", "fail")
         b = self.make_step(tmp_path, "b", needs=[a])

@@ -53,6 +53,7 @@ from warmup_plugin.console import (
     install_log_filter,
     name_keys,
 )
+from warmup_plugin.cores import CoreWatch
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fairseq2_doors import (
     checked_once,
@@ -60,6 +61,7 @@ from warmup_plugin.fairseq2_doors import (
     handled_errors,
     structure_recipe_config,
 )
+from warmup_plugin.threads import limited_threads
 
 ConfigT = TypeVar("ConfigT")
 
@@ -87,6 +89,8 @@ class RecipeRunner(Generic[ConfigT]):
         self._recipe = recipe
         self._config_kls = config_kls
         self._config: ConfigT | None = None
+
+        self._cores = CoreWatch()
 
         self.resolver = self._create_resolver()
         """Knows what the recipe will know, such as the asset cards of its config."""
@@ -149,7 +153,9 @@ class RecipeRunner(Generic[ConfigT]):
         """
         install_log_filter()
 
-        if cast(Any, config).common.metric_recorders.wandb.enabled:
+        common = cast(Any, config).common
+
+        if common.metric_recorders.wandb.enabled:
             # It is put off till now, and so are its errors.
             import_module("wandb")
 
@@ -165,6 +171,7 @@ class RecipeRunner(Generic[ConfigT]):
                 hide_start_warning(),
                 handled_errors(self.resolver, no_exit_on_error),
                 checked_once(config),
+                limited_threads(self._cores, common.torch.num_threads),
             ):
                 # Closed by `2>&-`, it is no terminal either.
                 run(self._recipe, config, out, no_rich=no_rich or not os.isatty(2))

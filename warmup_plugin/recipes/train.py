@@ -64,6 +64,7 @@ from warmup_plugin.recipes.train_arguments import TrainArguments, read_train_arg
 from warmup_plugin.recipes.train_config import TrainConfig
 from warmup_plugin.runs.run_dir import RunDir
 from warmup_plugin.terminal import get_arguments, guard
+from warmup_plugin.threads import CrowdWarning
 from warmup_plugin.tokenizers.codec import TextCodec
 
 
@@ -177,7 +178,12 @@ class TranslationTrainRecipe(Recipe):
 
         is_first_rank = gangs.root.rank == 0
 
+        crowd = CrowdWarning() if gangs.device.type == "cpu" else None
+
         def on_step(step_nr: int) -> None:
+            if crowd is not None:
+                crowd.check()
+
             # A validation may have replaced the best checkpoint.
             if is_first_rank and every is not None and step_nr % every == 1 % every:
                 run_dir.write_card()

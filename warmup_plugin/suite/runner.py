@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from enum import Enum
 from types import FrameType
 from typing import BinaryIO, Final, final
 
+from warmup_plugin.cores import count_cores
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_to_append
 from warmup_plugin.processes import handled_signals
@@ -213,8 +215,20 @@ class Runner:
         log.write(f"# {datetime.now():%F %T}  {shlex.join(args)}\n".encode())
         log.flush()
 
+        env = dict(os.environ)
+
+        if self._num_jobs > 1:
+            # Threads that share a core wait for each other.
+            env.setdefault(
+                "OMP_NUM_THREADS", str(max(1, count_cores() // self._num_jobs))
+            )
+
         popen = subprocess.Popen(
-            args, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            args,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
         )
 
         self._pending.remove(step)
