@@ -70,8 +70,15 @@ def limited_threads(watch: CoreWatch, num_threads: int | None) -> Iterator[None]
 class CrowdWarning:
     """Warns once if others begin to use the cores of this process."""
 
-    def __init__(self) -> None:
-        self._watch: CoreWatch | None = CoreWatch() if is_alone() else None
+    def __init__(self, device: torch.device) -> None:
+        """
+        :param device: What this process computes with; only a CPU is watched.
+        """
+        self._watch: CoreWatch | None = None
+
+        if device.type == "cpu" and is_alone():
+            self._watch = CoreWatch()
+
         self._last_time = time.monotonic()
 
     def check(self) -> None:
@@ -86,4 +93,4 @@ class CrowdWarning:
         if num_threads > num_free:
             self._watch = None
 
-            log.warning("Other processes have begun to use the cores that the {} threads of this one compute with, which makes it many times slower; stop it (Ctrl-C saves) and resume with `OMP_NUM_THREADS={}`.", num_threads, num_free)  # fmt: skip
+            log.warning("Other processes have begun to use the cores that the {} threads of this one compute with, which may make it many times slower; with `OMP_NUM_THREADS={}` it would not wait for them, and a training may be stopped and resumed with that.", num_threads, num_free)  # fmt: skip

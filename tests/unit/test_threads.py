@@ -12,6 +12,7 @@ import pytest
 import torch
 from fairseq2.logging import log
 
+from tests.common import device
 from warmup_plugin import threads
 from warmup_plugin.cores import CoreWatch
 from warmup_plugin.threads import CrowdWarning, limited_threads
@@ -103,7 +104,7 @@ class TestCrowdWarning:
 
         torch.set_num_threads(4)
 
-        warning = CrowdWarning()
+        warning = CrowdWarning(device)
 
         def check(seconds: float) -> None:
             now[0] += seconds
@@ -142,4 +143,12 @@ class TestCrowdWarning:
 
         monkeypatch.setattr(threads, "CoreWatch", refuse)
 
-        CrowdWarning().check()
+        CrowdWarning(device).check()
+
+    def test_gpu_does_not_wait_for_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse() -> None:
+            raise AssertionError("nothing is watched")
+
+        monkeypatch.setattr(threads, "CoreWatch", refuse)
+
+        CrowdWarning(torch.device("cuda")).check()

@@ -29,6 +29,7 @@ from warmup_plugin.errors import WarmupError
 from warmup_plugin.gathering import gather_objects
 from warmup_plugin.recipes.line_progress import LineProgress
 from warmup_plugin.recipes.line_sinks import LineSink, Record
+from warmup_plugin.threads import CrowdWarning
 
 
 @final
@@ -95,11 +96,15 @@ class LineTask(Task):
             if progress is not None:
                 progress.advance(num_lines)
 
+        crowd = CrowdWarning(self._gangs.device)
+
         with progress or nullcontext():
             if is_first:
                 advance(self._skip_done())
 
             while True:
+                crowd.check()
+
                 chunk, error, is_last = self._read_chunk()
 
                 records, line_error = self._process_share(chunk, advance)

@@ -178,11 +178,10 @@ class TranslationTrainRecipe(Recipe):
 
         is_first_rank = gangs.root.rank == 0
 
-        crowd = CrowdWarning() if gangs.device.type == "cpu" else None
+        crowd = CrowdWarning(gangs.device)
 
         def on_step(step_nr: int) -> None:
-            if crowd is not None:
-                crowd.check()
+            crowd.check()
 
             # A validation may have replaced the best checkpoint.
             if is_first_rank and every is not None and step_nr % every == 1 % every:
