@@ -15,17 +15,23 @@ _FAMILIES: Final = ("t5", "nllb", "llama", "qwen")
 
 
 def find_family(
-    name: str | None, resolver: DependencyResolver | None = None
+    name: str | None,
+    resolver: DependencyResolver | None = None,
+    *,
+    section: str = "model",
 ) -> ModelFamily:
     """
     Returns a fairseq2 model family.
 
     :param resolver: That of a recipe; ``None`` for that of the process.
+    :param section: Of the config that names it.
 
     :raises WarmupError: If it is not registered.
     """
     if name is None:
-        raise WarmupError("No model is given; set `model.family` or `model.name`.")
+        raise WarmupError(
+            f"No model is given; set `{section}.family` or `{section}.name`."
+        )
 
     if resolver is None:
         resolver = get_dependency_resolver()
@@ -34,15 +40,19 @@ def find_family(
 
     if family is None:
         raise WarmupError(
-            f"`model.family` is `{name}`, which is not a known model family; use {', '.join(f'`{n}`' for n in _FAMILIES)} or another one of fairseq2."
+            f"`{section}.family` is `{name}`, which is not a known model family; use {', '.join(f'`{n}`' for n in _FAMILIES)} or another one of fairseq2."
         )
 
     return family
 
 
-def get_arch_config(family: ModelFamily, arch: str) -> object:
+def get_arch_config(
+    family: ModelFamily, arch: str, *, section: str = "model"
+) -> object:
     """
     Returns the config of an architecture.
+
+    :param section: Of the config that names it.
 
     :raises WarmupError: If the family has none of that name.
     """
@@ -52,7 +62,7 @@ def get_arch_config(family: ModelFamily, arch: str) -> object:
         known = ", ".join(f"`{name}`" for name in sorted(family.get_archs()))
 
         raise WarmupError(
-            f"`model.arch` is `{arch}`, which is not a known architecture of `{family.name}`; use one of {known}."
+            f"`{section}.arch` is `{arch}`, which is not a known architecture of `{family.name}`; use one of {known}."
         )
 
     return config

@@ -145,6 +145,8 @@ def complete_config(
             path=config.model.path,
             config_overrides=config.model.config_overrides,
         )
+    elif config.reference_model is not None:
+        _check_model("reference_model", config.reference_model)
 
     config.warmup = _complete_warmup(resolver, config)
 
@@ -184,8 +186,7 @@ def _complete_model(
 
         section.config_overrides = {**fitting, **overrides}
 
-    if section.name is None:
-        _check_model(section)
+    _check_model("model", section)
 
 
 def _fit_model(
@@ -214,18 +215,24 @@ def _fit_model(
     return {name: value for name, value in fitting.items() if name in known}
 
 
-def _check_model(section: ModelSection) -> None:
+def _check_model(key: str, section: ModelSection | ReferenceModelSection) -> None:
     """
+    :param key: Of the section.
+
     :raises WarmupError: If the settings of the model do not fit each other.
     """
-    family = find_family(section.family)
+    # Its card knows.
+    if section.name is not None:
+        return
+
+    family = find_family(section.family, section=key)
 
     config: object
 
     if section.arch is None:
         config = cast(Any, family.config_kls)()
     else:
-        config = get_arch_config(family, section.arch)
+        config = get_arch_config(family, section.arch, section=key)
 
     converter = create_value_converter()
 
@@ -237,7 +244,7 @@ def _check_model(section: ModelSection) -> None:
         converter.structure(merged, type(config))
     except (StructureError, TypeError, ValueError) as ex:
         raise WarmupError(
-            f"`model.config_overrides` cannot be read: {describe_causes(ex)}"
+            f"`{key}.config_overrides` cannot be read: {describe_causes(ex)}"
         ) from None
 
     check_model(merged)

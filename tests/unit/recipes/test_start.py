@@ -418,6 +418,20 @@ class TestNewRun:
             ({"dataset__directions": "{src-nope: {}}"}, "no data of the direction"),
             ({"model__path": "nope"}, "`model.path` is `nope`, which does not exist"),
             (
+                {"reference_model": "{path: ., family: nllb, arch: nope}"},
+                "`reference_model.arch` is `nope`, which is not a known architecture of",
+            ),
+            (
+                {"reference_model": "{path: ., family: nope}"},
+                "`reference_model.family` is `nope`, which is not a known model family",
+            ),
+            (
+                {
+                    "reference_model": "{path: ., family: nllb, config_overrides: {nope: 1}}"
+                },
+                "`reference_model.config_overrides` cannot be read",
+            ),
+            (
                 {"reference_model": "{path: nope, family: nllb}"},
                 "`reference_model.path` is `nope`, which does not exist",
             ),
