@@ -17,7 +17,7 @@ PACKAGE: Final = ROOT / "warmup_plugin"
 # From the bottom. A room is a module or a folder of the package.
 ROOMS: Final = (
     *("errors", "parsing", "blank", "files", "terminal", "presets"),
-    *("cores", "heap", "processes"),
+    *("cores", "threads", "heap", "processes"),
     *("fairseq2_doors", "transformers_doors"),
     *(
         "collapse",
