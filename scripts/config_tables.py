@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Final,
+    Literal,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 from fairseq2.utils.structured import StandardValueConverter
@@ -32,6 +41,12 @@ class Row:
     meaning: str
 
     is_fairseq2: bool
+
+
+_OTHERWISE: Final = {
+    "common.torch.num_threads": "The threads that PyTorch computes with on a CPU, unless `OMP_NUM_THREADS` says; `null` for as many as there are cores that other processes leave free ([training](training.md#threads))."
+}
+"""What is not as fairseq2 documents it."""
 
 
 def iter_fields(config: object) -> Iterator[tuple[str, object, object]]:
@@ -56,7 +71,7 @@ def make_row(config: object, name: str, key: str, hint: object, value: object) -
         key,
         kind,
         default,
-        to_markdown(get_field_docs(kls).get(name, "")),
+        to_markdown(_OTHERWISE.get(key) or get_field_docs(kls).get(name, "")),
         is_of_fairseq2(get_field_owner(kls, name)),
     )
 

@@ -307,7 +307,10 @@ class CTranslate2:
 
         self._job = job
 
-        folder = tempfile.mkdtemp(prefix="bench_generate-")
+        # Deleted with this object.
+        self._folder = tempfile.TemporaryDirectory(prefix="bench_generate-")
+
+        folder = self._folder.name
 
         twin = _create_twin(job)
 

@@ -12,6 +12,7 @@ CTranslate2 has run beside it.
 from __future__ import annotations
 
 import ctypes
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -163,6 +164,9 @@ class _Worker:
         self._outputs: dict[int, list[int]] = {}
 
     def start(self) -> None:
+        # The terminal sends it to all processes; the one that waits for us ends us.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
         torch.set_num_threads(self._num_threads)
 
         # As `translate` does; the others have it too.

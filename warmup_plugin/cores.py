@@ -9,14 +9,18 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, final
 
+THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
+"""The environment variable that says how many threads libraries take."""
+
 _ROOT: Final = Path("/")
 
-_MIN_WATCH_TIME: Final = 0.2
-"""In seconds."""
+_MIN_WATCH_TIME: Final = 0.06
+"""In seconds: some of the hundredths that the kernel counts in."""
 
 
 def count_cores(root: Path = _ROOT) -> int:
@@ -108,6 +112,11 @@ def _read_quota(folder: Path) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
+def share_cores(num_sharing: int) -> int:
+    """Returns how many cores each of some processes gets; at least 1."""
+    return max(1, count_cores() // num_sharing)
+
+
 @final
 class CoreWatch:
     """
@@ -130,15 +139,15 @@ class CoreWatch:
         Counts the cores that others have left since the last call, or since the beginning;
         at least 1.
 
-        Who runs with a lower priority (``nice``) leaves its core to us. Where the kernel
-        does not tell, all cores are free.
+        Children of this process are no others, nor is who has a lower priority (``nice``)
+        than this one. Where the kernel does not tell, all cores are free; who shares the
+        quota of a container is not seen.
         """
         num_cores = count_cores(self._root)
 
         last = self._last
 
         if last is not None:
-            # The kernel counts in hundredths of a second.
             time.sleep(max(0.0, _MIN_WATCH_TIME - (time.monotonic() - last.time)))
 
         self._last = self._measure()
@@ -156,31 +165,71 @@ class CoreWatch:
         return max(1, min(num_cores, num_free))
 
     def _measure(self) -> _Load | None:
-        own = time.process_time()
+        # Of `user nice system idle iowait irq softirq …`.
+        columns = [0, 2, 5, 6]
 
         try:
+            ticks = os.sysconf("SC_CLK_TCK")
+
+            # Others of low priority are in the way of who has one too.
+            if os.getpriority(os.PRIO_PROCESS, 0) > 0:
+                columns.append(1)
+
+            own = time.process_time() + self._read_children(ticks)
+
             lines = (self._root / "proc/stat").read_text(encoding="utf-8").splitlines()
 
             cpus = {f"cpu{idx}" for idx in os.sched_getaffinity(0)}
 
-            ticks = os.sysconf("SC_CLK_TCK")
-
-            counts = [
-                [int(value) for value in values]
+            loads = [
+                sum(int(values[i]) for i in columns)
                 for name, *values in map(str.split, lines)
                 if name in cpus
             ]
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, IndexError, AttributeError):
             return None
 
         # A container may name them otherwise.
-        if not counts:
+        if len(loads) != len(cpus):
             return None
 
-        # Of `user nice system idle iowait irq softirq …`.
-        busy = sum(sum(count[i] for i in (0, 2, 5, 6)) for count in counts)
+        return _Load(time.monotonic(), sum(loads) / ticks, own, len(loads))
 
-        return _Load(time.monotonic(), busy / ticks, own, len(counts))
+    def _read_children(self, ticks: int) -> float:
+        """Returns the seconds that the children of this process have computed."""
+        times = os.times()
+
+        # Of those that have ended.
+        seconds = times.children_user + times.children_system
+
+        for file in (self._root / "proc/self/task").glob("*/children"):
+            with suppress(OSError, ValueError, IndexError):
+                for pid in file.read_text(encoding="utf-8").split():
+                    stat = (self._root / "proc" / pid / "stat").read_text("utf-8")
+
+                    # A name may hold anything.
+                    fields = stat.rpartition(")")[2].split()
+
+                    seconds += sum(map(int, fields[11:15])) / ticks
+
+        return seconds
+
+
+_watch: CoreWatch | None = None
+
+
+def watch_cores() -> CoreWatch:
+    """
+    Returns the watch of this process, which the first call creates.
+
+    The earlier that is, the less has to be waited for what the watch sees.
+    """
+    global _watch
+
+    if _watch is None:
+        _watch = CoreWatch()
+
+    return _watch
 
 
 @dataclass(frozen=True)
@@ -193,5 +242,6 @@ class _Load:
     """Of all processes."""
 
     own: float
+    """Of this one and its children."""
 
     num_cores: int

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final, final
 
-from warmup_plugin.cores import count_cores
+from warmup_plugin.cores import THREADS_VARIABLE, share_cores
 from warmup_plugin.errors import WarmupError
 
 _POLL_SECONDS: Final = 0.05
@@ -91,10 +91,8 @@ def run_processes(command: str, argv: Sequence[str], num_processes: int) -> int:
 
     :returns: The exit status of the first that failed; 0 if none has.
     """
-    num_threads = max(1, count_cores() // num_processes)
-
     shared = {
-        "OMP_NUM_THREADS": str(num_threads),
+        THREADS_VARIABLE: str(share_cores(num_processes)),
         **os.environ,
         _MARK: str(num_processes),
         "WORLD_SIZE": str(num_processes),

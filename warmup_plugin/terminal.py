@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from errno import EDQUOT, EFBIG, ENOSPC
 from typing import Final, TextIO
 
+from warmup_plugin.cores import watch_cores
 from warmup_plugin.errors import WarmupError
 
 # All but tab and line feed: control characters, marks and overrides of direction,
@@ -85,6 +86,9 @@ def guard(command: Callable[[], int], argv: Sequence[str] = ()) -> int:
         check_streams()
 
         check_arguments(argv)
+
+        # Before it imports what takes a second.
+        watch_cores()
 
         status = command()
 

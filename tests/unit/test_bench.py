@@ -646,6 +646,14 @@ class TestBenchGenerate:
 
         assert outputs[0] == outputs[1] == outputs[2]
 
+    @pytest.mark.parametrize("name", generation_systems.WARMUP_SYSTEMS)
+    def test_outputs_behind_warmups_are_as_long(self, name: str) -> None:
+        job = generation_systems.create_random_job(TINY, 5)
+
+        outputs = generation_systems.create_system(name, job, device, 1, 1)(job.sources)
+
+        assert [len(output) for output in outputs] == [job.fixed_len] * 5
+
     def test_systems_of_8_bits_write_nearly_the_same(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from warmup_plugin.cores import CoreWatch, count_cores, find_cpu_quota
+from warmup_plugin import cores
+from warmup_plugin.cores import CoreWatch, count_cores, find_cpu_quota, watch_cores
 
 V1 = "9:name=systemd:/\n8:pids:/\n4:cpu,cpuacct:{}\n3:cpuset:/\n0::/\n"
 
@@ -158,6 +159,10 @@ class TestCoreWatch:
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
         monkeypatch.setattr(time, "sleep", lambda _: None)
 
+        self.niceness = 0
+
+        monkeypatch.setattr(os, "getpriority", lambda *_: self.niceness)
+
         self.hundred = os.sysconf("SC_CLK_TCK")
 
     def write_load(self, root: Path, **loads: list[float]) -> Path:
@@ -201,15 +206,80 @@ class TestCoreWatch:
         assert watch.count_free() == expected
 
     def test_call_looks_at_time_since_last_one(self, tmp_path: Path) -> None:
-        watch = CoreWatch(self.write_load(tmp_path, cpu2=[0.0], cpu3=[0.0]))
+        idle = {"cpu4": [0.0], "cpu5": [0.0]}
 
-        self.write_load(tmp_path, cpu2=[0.5], cpu3=[1.0])
+        watch = CoreWatch(self.write_load(tmp_path, cpu2=[0.0], cpu3=[0.0], **idle))
 
-        assert watch.count_free() == 1
+        self.write_load(tmp_path, cpu2=[0.5], cpu3=[1.0], **idle)
 
-        self.write_load(tmp_path, cpu2=[1.0], cpu3=[1.0])
+        assert watch.count_free() == 3
+
+        self.write_load(tmp_path, cpu2=[1.0], cpu3=[1.0], **idle)
+
+        assert watch.count_free() == 4
+
+    def test_who_is_nice_minds_others_who_are(self, tmp_path: Path) -> None:
+        self.niceness = 10
+
+        names = ["cpu2", "cpu3", "cpu4", "cpu5"]
+
+        watch = CoreWatch(self.write_load(tmp_path, **{name: [0.0] for name in names}))
+
+        self.write_load(tmp_path, cpu2=[0, 0.5], cpu3=[0, 1.0], cpu4=[1.0], cpu5=[0.0])
 
         assert watch.count_free() == 2
+
+    def test_children_are_no_others(self, tmp_path: Path) -> None:
+        def write_child(seconds: float) -> None:
+            ticks = int(seconds * self.hundred)
+
+            stat = f"77 (a) b) S 1 1 1 0 -1 0 0 0 0 0 {ticks} 0 0 0 20 0 1\n"
+
+            files = {"proc/self/task/5/children": "77 78 ", "proc/77/stat": stat}
+
+            write(tmp_path, files)
+
+        names = ["cpu2", "cpu3", "cpu4", "cpu5"]
+
+        write_child(0.0)
+
+        watch = CoreWatch(self.write_load(tmp_path, **{name: [0.0] for name in names}))
+
+        write_child(1.0)
+
+        self.write_load(tmp_path, cpu2=[0.5], cpu3=[1.0], cpu4=[1.0], cpu5=[0.0])
+
+        assert watch.count_free() == 3
+
+    def test_call_waits_until_there_is_something_to_see(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waits: list[float] = []
+
+        now = [0.0]
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+
+            now[0] += seconds
+
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(time, "process_time", lambda: 0.0)
+        monkeypatch.setattr(time, "sleep", sleep)
+
+        names = ["cpu2", "cpu3", "cpu4", "cpu5"]
+
+        watch = CoreWatch(self.write_load(tmp_path, **{name: [0.0] for name in names}))
+
+        now[0] = 0.01
+
+        assert watch.count_free() == 4
+
+        now[0] += 1.0
+
+        watch.count_free()
+
+        assert waits == [pytest.approx(0.05), 0.0]
 
     def test_quota_is_less_than_what_is_free(self, tmp_path: Path) -> None:
         files = {
@@ -228,7 +298,18 @@ class TestCoreWatch:
 
         assert watch.count_free() == 2
 
-    @pytest.mark.parametrize("content", [None, "", "cpu  1 2\n", "cpu2 x\n"])
+    def test_process_has_one_watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cores, "_watch", None)
+
+        watch = watch_cores()
+
+        # One that begins only now would have to wait.
+        assert watch_cores() is watch
+
+    @pytest.mark.parametrize(
+        "content",
+        [None, "", "cpu  1 2\n", "cpu2 x\n", "cpu2 1 2\n", "cpu2 9 9 9 9 9 9 9 9\n"],
+    )
     def test_kernel_that_does_not_tell_leaves_all(
         self, tmp_path: Path, content: str | None
     ) -> None:

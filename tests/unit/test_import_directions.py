@@ -16,8 +16,8 @@ PACKAGE: Final = ROOT / "warmup_plugin"
 
 # From the bottom. A room is a module or a folder of the package.
 ROOMS: Final = (
-    *("errors", "parsing", "blank", "files", "terminal", "presets"),
-    *("cores", "threads", "heap", "processes"),
+    *("errors", "parsing", "blank", "files", "cores", "terminal", "presets"),
+    *("threads", "heap", "processes"),
     *("fairseq2_doors", "transformers_doors"),
     *(
         "collapse",

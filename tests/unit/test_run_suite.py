@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import psutil  # type: ignore[import-untyped]
@@ -814,7 +815,7 @@ class TestRunner:
 
     @pytest.mark.parametrize(
         "num_jobs,given,expected",
-        [(1, None, "None"), (2, None, "3"), (2, "5", "5"), (9, None, "1")],
+        [(1, None, "7"), (2, None, "3"), (2, "5", "5"), (9, None, "1")],
     )
     def test_commands_share_cores(
         self,
@@ -824,7 +825,9 @@ class TestRunner:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("warmup_plugin.suite.runner.count_cores", lambda: 7)
+        free = SimpleNamespace(count_free=lambda: 7)
+
+        monkeypatch.setattr("warmup_plugin.suite.runner.watch_cores", lambda: free)
 
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -835,11 +838,23 @@ class TestRunner:
 
         program = "import os, sys; open(sys.argv[1], 'w').write(str(os.environ.get('OMP_NUM_THREADS')))"
 
-        step = Step("a", tmp_path / "a", [str(file)], is_complete=file.is_file)
+        def run(*further: str) -> str:
+            file.unlink(missing_ok=True)
 
-        Runner([step], num_jobs=num_jobs, program=[sys.executable, "-c", program]).run()
+            step = Step(
+                "a", tmp_path / "a", [str(file), *further], is_complete=file.is_file
+            )
 
-        assert file.read_text() == expected
+            Runner(
+                [step], num_jobs=num_jobs, program=[sys.executable, "-c", program]
+            ).run()
+
+            return file.read_text()
+
+        assert run() == expected
+
+        # The environment would outdo it.
+        assert run("common.torch.num_threads=3") == str(given)
 
     def test_failure_stops_only_what_needs_it(self, tmp_path: Path) -> None:
         a = self.make_step(tmp_path, "a", "fail")

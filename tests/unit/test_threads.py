@@ -34,7 +34,7 @@ def watch(num_free: int) -> CoreWatch:
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(threads, "count_cores", lambda: 8)
 
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
 
     num_threads = torch.get_num_threads()
@@ -70,7 +70,12 @@ class TestLimitedThreads:
 
     @pytest.mark.parametrize(
         "name,num_threads",
-        [("OMP_NUM_THREADS", None), ("LOCAL_WORLD_SIZE", None), (None, 2)],
+        [
+            ("OMP_NUM_THREADS", None),
+            ("LOCAL_WORLD_SIZE", None),
+            ("SLURM_NTASKS", None),
+            (None, 2),
+        ],
     )
     def test_who_says_how_many_gets_them(
         self, name: str | None, num_threads: int | None, monkeypatch: pytest.MonkeyPatch
@@ -84,6 +89,15 @@ class TestLimitedThreads:
             assert torch.get_num_threads() == 2
 
             assert os.environ.get("OMP_NUM_THREADS") != "5"
+
+    def test_full_disk_is_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: object, **options: object) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(threads, "show", refuse)
+
+        with limited_threads(watch(3), None):
+            assert torch.get_num_threads() == 3
 
 
 class TestCrowdWarning:
@@ -113,6 +127,15 @@ class TestCrowdWarning:
 
         # As many as there are cores.
         check(61.0)
+
+        # More than there are, which is not the fault of others.
+        crowd.num_free = 8
+
+        torch.set_num_threads(9)
+
+        check(61.0)
+
+        torch.set_num_threads(4)
 
         assert not lines
 

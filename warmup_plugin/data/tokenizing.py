@@ -23,7 +23,7 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from warmup_plugin.cores import count_cores
+from warmup_plugin.cores import share_cores
 from warmup_plugin.data.corpus import (
     Corpus,
     CorpusReport,
@@ -52,7 +52,7 @@ def count_processes(num_sharing: int = 1) -> int:
     if sys.platform != "linux":
         return 1
 
-    return max(1, count_cores() // num_sharing)
+    return share_cores(num_sharing)
 
 
 def encode_sources(

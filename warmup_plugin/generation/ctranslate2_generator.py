@@ -277,20 +277,12 @@ class CTranslate2Generator:
                 for group in found
             ]
 
-        # The library knows one minimum for all, and counts what is begun.
-        parts: dict[tuple[int, int], list[int]] = {}
-
-        for row, limit in enumerate(limits):
-            if limit > 0:
-                min_len = 0 if min_lens is None else min_lens[row]
-
-                key = (min_len, len(begun[row]) if min_len > 0 else 0)
-
-                parts.setdefault(key, []).append(row)
-
         found: list[list[list[int]]] = [[[]] for _ in sources]
 
-        for (min_len, _), rows in parts.items():
+        def write_all(rows: Sequence[int], min_len: int) -> None:
+            if not rows:
+                return
+
             groups = write(rows, max(limits[row] for row in rows), min_len)
 
             for row, group in zip(rows, groups):
@@ -303,6 +295,26 @@ class CTranslate2Generator:
                         [group] = write([row], limits[row], min_len)
 
                 found[row] = group
+
+        if min_lens is None:
+            min_lens = [0] * len(sources)
+
+        rows = [row for row, limit in enumerate(limits) if limit > 0]
+
+        # By greedy search only what comes out too short is another with a minimum.
+        write_all([r for r in rows if beam_size == 1 or min_lens[r] == 0], 0)
+
+        # The library knows one minimum for all, and may count what is begun.
+        parts: dict[tuple[int, int], list[int]] = {}
+
+        for row in rows:
+            if min(map(len, found[row])) < min_lens[row]:
+                num_begun = 0 if self._is_decoder_only else len(begun[row])
+
+                parts.setdefault((min_lens[row], num_begun), []).append(row)
+
+        for (min_len, _), part in parts.items():
+            write_all(part, min_len)
 
         return found
 

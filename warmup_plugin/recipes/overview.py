@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import device
 from torch.nn import Module
 
@@ -70,7 +71,14 @@ def _describe_model(
 
     processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
 
-    return f"Model: {name}; {num:,} parameters{trained}; {dtype}; {processes} on {device.type}."
+    where = device.type
+
+    if device.type == "cpu":
+        where += f", {torch.get_num_threads()} thread(s) each"
+
+    return (
+        f"Model: {name}; {num:,} parameters{trained}; {dtype}; {processes} on {where}."
+    )
 
 
 def _describe_criterion(config: TrainConfig, smooths_loss: bool) -> str:

@@ -53,7 +53,7 @@ from warmup_plugin.console import (
     install_log_filter,
     name_keys,
 )
-from warmup_plugin.cores import CoreWatch
+from warmup_plugin.cores import watch_cores
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.fairseq2_doors import (
     checked_once,
@@ -89,8 +89,6 @@ class RecipeRunner(Generic[ConfigT]):
         self._recipe = recipe
         self._config_kls = config_kls
         self._config: ConfigT | None = None
-
-        self._cores = CoreWatch()
 
         self.resolver = self._create_resolver()
         """Knows what the recipe will know, such as the asset cards of its config."""
@@ -171,7 +169,7 @@ class RecipeRunner(Generic[ConfigT]):
                 hide_start_warning(),
                 handled_errors(self.resolver, no_exit_on_error),
                 checked_once(config),
-                limited_threads(self._cores, common.torch.num_threads),
+                limited_threads(watch_cores(), common.torch.num_threads),
             ):
                 # Closed by `2>&-`, it is no terminal either.
                 run(self._recipe, config, out, no_rich=no_rich or not os.isatty(2))

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import final
 
+import torch
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.composition import register_reference_model
@@ -294,7 +295,12 @@ class TranslationTrainRecipe(Recipe):
             ):
                 log.info("{}", line)
 
-            run_dir.write_versions({"num_processes": gangs.root.size})
+            run_dir.write_versions(
+                {
+                    "num_processes": gangs.root.size,
+                    "num_threads": torch.get_num_threads(),
+                }
+            )
 
             trainer.register_checkpoint_save_hook(lambda args: run_dir.write_card())
 

@@ -19,7 +19,7 @@ from enum import Enum
 from types import FrameType
 from typing import BinaryIO, Final, final
 
-from warmup_plugin.cores import count_cores
+from warmup_plugin.cores import THREADS_VARIABLE, watch_cores
 from warmup_plugin.errors import WarmupError
 from warmup_plugin.files import open_to_append
 from warmup_plugin.processes import handled_signals
@@ -98,6 +98,10 @@ class Runner:
         self._pending = list(steps)
         self._num_steps = len(steps)
         self._num_jobs = num_jobs
+
+        # The same for all, whose times are compared.
+        self._num_threads = max(1, watch_cores().count_free() // num_jobs)
+
         self._program = program or (sys.executable, "-m", "warmup_plugin")
         self._say = say
         self._running: list[_Process] = []
@@ -217,11 +221,9 @@ class Runner:
 
         env = dict(os.environ)
 
-        if self._num_jobs > 1:
-            # Threads that share a core wait for each other.
-            env.setdefault(
-                "OMP_NUM_THREADS", str(max(1, count_cores() // self._num_jobs))
-            )
+        # It would not listen to a key of its config.
+        if not any("common.torch.num_threads" in arg for arg in command):
+            env.setdefault(THREADS_VARIABLE, str(self._num_threads))
 
         popen = subprocess.Popen(
             args,

@@ -18,7 +18,7 @@ class TaskSection(ComponentSection[TextTask]):
     known = ("translation", "summarization", "multiple_choice")
 
     name: str = "translation"
-    """The registered name: `translation`, `summarization` or `multiple_choice`. It sets ``dataset.prompt``, ``validation.metrics``, ``validation.labels``, ``tokenizer.source_lang`` and ``tokenizer.target_lang`` where they are ``None``, and ``regime.score_metric`` where it is `task`."""
+    """The registered name: `translation`, `summarization` or `multiple_choice`. It sets ``dataset.prompt``, ``validation.metrics``, ``validation.labels``, ``tokenizer.source_lang``, ``tokenizer.target_lang`` and some of ``generation`` where they are ``None``, and ``regime.score_metric`` where it is `task`."""
 
     config: object = None
     """The settings of the task; ``None`` for its defaults."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,3 +81,58 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(WarmupError, match="pip install 'ctranslate2>=4.6'"):
         import_ctranslate2()
+
+
+class TestWrite:
+    """What the library is asked for, where outputs have their fewest tokens."""
+
+    @pytest.mark.parametrize(
+        ("is_decoder_only", "beam_size", "expected"),
+        [
+            # All first, then what is too short, of equal beginnings together.
+            (False, 1, [("abcd", 0), ("ac", 2), ("b", 2)]),
+            (True, 1, [("abcd", 0), ("abc", 2)]),
+            # Beams that end too early are in the way of others from the first step on.
+            (False, 2, [("d", 0), ("ac", 2), ("b", 2)]),
+        ],
+    )
+    def test_minimum_is_asked_for_where_it_matters(
+        self, is_decoder_only: bool, beam_size: int, expected: list[tuple[str, int]]
+    ) -> None:
+        generator = CTranslate2Generator.__new__(CTranslate2Generator)
+
+        calls: list[tuple[str, int]] = []
+
+        def call_engine(
+            sources: list[list[str]],
+            begun: list[list[str]],
+            limit: int,
+            min_len: int,
+            **options: Any,
+        ) -> list[list[list[str]]]:
+            calls.append(("".join(source[0] for source in sources), min_len))
+
+            return [[["x"] * max(min_len, 1)] for _ in sources]
+
+        generator.__dict__.update(
+            _is_decoder_only=is_decoder_only,
+            _names=["x", "EOS"],
+            _indices={"x": 0, "EOS": 1},
+            _call_engine=call_engine,
+            _layout=SimpleNamespace(unk_idx=None),
+        )
+
+        found = generator._write(
+            [["a"], ["b"], ["c"], ["d"], ["e"]],
+            [["w"], ["w", "w"], ["w"], ["w"], ["w"]],
+            # The last one has no room.
+            [3, 3, 3, 3, 0],
+            end_idx=1,
+            banned=[],
+            min_lens=[2, 2, 2, 0, 0],
+            beam_size=beam_size,
+        )
+
+        assert calls == expected
+
+        assert [len(group[0]) for group in found] == [2, 2, 2, 1, 0]

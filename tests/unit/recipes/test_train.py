@@ -449,7 +449,7 @@ class TestRunDirectory:
             "% of the tokens of train, sources (src) are unknown to the tokenizer, such as 'ß': ",
             *(
                 "Model: nllb transformer_test; ",
-                " parameters; float32; 1 process on cpu.",
+                f" parameters; float32; 1 process on cpu, {torch.get_num_threads()} thread(s) each.",
             ),
             "Criterion: sft; label smoothing 0.1, which the loss shown of training includes.",
             *("Training: 4 steps (", f"Logs: {out / 'logs' / 'rank_0.log'} (with"),
