@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -142,26 +142,25 @@ def measure_memory(step: Callable[[], object]) -> float | None:
 
 
 @final
+@dataclass
 class _Worker:
     """Holds what that process has."""
 
-    def __init__(
-        self,
-        name: str,
-        device: torch.device,
-        num_threads: int,
-        clock: Callable[[], float],
-    ) -> None:
-        self._name = name
-        self._device = device
-        self._num_threads = num_threads
-        self._clock = clock
+    _name: str
 
-        self._system: System | None = None
-        self._sources: list[list[int]] = []
-        self._plan: list[list[int]] = []
+    _device: torch.device
 
-        self._outputs: dict[int, list[int]] = {}
+    _num_threads: int
+
+    _clock: Callable[[], float]
+
+    _system: System | None = field(default=None, init=False)
+
+    _sources: list[list[int]] = field(default_factory=list, init=False)
+
+    _plan: list[list[int]] = field(default_factory=list, init=False)
+
+    _outputs: dict[int, list[int]] = field(default_factory=dict, init=False)
 
     def start(self) -> None:
         # The terminal sends it to all processes; the one that waits for us ends us.

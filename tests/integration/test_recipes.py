@@ -202,7 +202,7 @@ class TestTwoProcesses:
 
             output = run(self.train(start, out, *args))
 
-            assert "; 2 processes on cpu.\n" in output
+            assert "; 2 processes on cpu, 1 thread(s) each.\n" in output
 
             # By one process of the first run.
             assert output.count("tokenising, once") == (2 if out == first else 0)
